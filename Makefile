@@ -1,0 +1,44 @@
+# make demo    go the whole road on handwritten digits
+# make test    run the tests
+# make lint    check style and types
+# make clean   remove .venv, caches and builds (never data or runs)
+#
+# Each makes .venv first if it is missing or older than the files that say what belongs in it.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+demo: $(STAMP)
+	@$(VENV)/bin/dreamshard demo
+
+# Two processes on two cores; one thread each, or they would wait for one another. Tests that start
+# Ray share one process (--dist loadgroup).
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pyright
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "dreamshard needs Python 3.11 or newer, and $(PYTHON) is not." >&2; \
+	  echo "Name another one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(PY) || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing dreamshard and what it needs into $(VENV) (the first time takes minutes) ..."
+	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,67 @@
+"""Explain a loss that is not finite: damaged features, or training that diverged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distill.optim import learning_rate
+from dreamshard.errors import DataError, DreamshardError
+from storage.rows import read_rows
+
+if TYPE_CHECKING:
+    from distill.config import TrainConfig
+    from distill.data import TrainingSet
+
+MAX_LISTED = 8
+
+
+def explain(
+    step: int,
+    index: np.ndarray,
+    *,
+    terms: Mapping[str, float],
+    training_set: TrainingSet,
+    config: TrainConfig,
+) -> DreamshardError:
+    """Look at the batch of the failed step and word what is wrong with it.
+
+    Args:
+        step: the first step that failed on any rank.
+        index: int64 (N,), sample numbers of this rank's batch in that step.
+        terms: this rank's loss terms and gradient norm in that step.
+        training_set: where the samples are from.
+        config: of the run.
+
+    Returns:
+        A DataError that names the samples whose features are not finite, or a DreamshardError that
+        names the batch.
+    """
+    snapshot = training_set.snapshot
+    index = np.sort(index)
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    for level in training_set.levels:
+        values = read_rows(snapshot, level.name, index).reshape(len(index), -1)
+        broken = index[~np.isfinite(values.astype(np.float32)).all(axis=1)]
+        if len(broken):
+            return DataError(
+                f"step {step}: {figures}, because level {level.name} is not finite in samples "
+                f"{_names(training_set, broken)}. Run `dreamshard verify {snapshot.url}`, then "
+                "encode them again."
+            )
+    rate = learning_rate(step, steps=config.steps, config=config.optimizer)
+    return DreamshardError(
+        f"step {step}: {figures} at a learning rate of {rate:.3g}, with finite features. Its "
+        f"batch was samples {_names(training_set, index)}. Lower optimizer.lr or optimizer.clip, "
+        "or warm up longer (optimizer.warmup); the last checkpoint is from before."
+    )
+
+
+def _names(training_set: TrainingSet, index: np.ndarray) -> str:
+    shown = index[:MAX_LISTED]
+    keys = training_set.snapshot.keys
+    text = ", ".join(f"{number} ({keys[number]})" for number in shown.tolist())
+    more = len(index) - len(shown)
+    return f"{text} and {more} more" if more else text

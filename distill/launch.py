@@ -1,0 +1,106 @@
+"""Start a training process: device, number format, ranks; and end it cleanly."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dreamshard.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from distill.config import TrainConfig
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Join the other ranks, if a launcher started any, on the device and format asked for.
+
+    Raises:
+        ConfigError: a device or format this machine has not, a batch the ranks cannot share, or
+            batch norm that this device cannot synchronise; all at once.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Whatever ran in this process before (another stage of a demo) may have chosen otherwise.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        hint = "Try --device auto."
+        raise ConfigError(Problem("device", "'cuda'", "cpu, as no CUDA device is visible", hint))
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+    )
+    kind = accelerator.device.type
+    problems = [
+        _precision_problem(config, kind=kind),
+        _batch_problem(config.batch_size, processes=accelerator.num_processes),
+        _batchnorm_problem(config, kind=kind, processes=accelerator.num_processes),
+    ]
+    found = [problem for problem in problems if problem is not None]
+    if found:
+        stop_accelerator(accelerator)
+        raise ConfigError(found)
+    return accelerator
+
+
+def stop_accelerator(accelerator: Accelerator) -> None:
+    """Leave the process group, if there is one."""
+    accelerator.end_training()
+
+
+def place(method: nn.Module, *, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Bring a method to its device and memory order, with synchronised batch norm where asked."""
+    several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+    if several_gpus and config.sync_batchnorm != "off":
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # replaces the layers inside
+    order = torch.channels_last if config.channels_last else torch.contiguous_format
+    method.to(accelerator.device, memory_format=order)  # pyright: ignore[reportCallIssue]
+
+
+def seed_step(seed: int, *, step: int, rank: int) -> None:
+    """Seed PyTorch for one step of one rank, so that a resumed run draws the same numbers."""
+    digest = hashlib.blake2b(f"train/{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def native_bf16(kind: str) -> bool:
+    """Tell whether a device computes in bfloat16, rather than imitating it slowly.
+
+    Args:
+        kind: "cpu" or "cuda".
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+
+
+def _precision_problem(config: TrainConfig, *, kind: str) -> Problem | None:
+    if config.precision == "bf16" and not native_bf16(kind):
+        allowed = f"fp32, as this {kind} only imitates bf16, slowly"
+        return Problem("precision", "'bf16'", allowed, "Try --precision fp32.")
+    return None
+
+
+def _batch_problem(batch_size: int, *, processes: int) -> Problem | None:
+    share, rest = divmod(batch_size, processes)
+    if rest == 0 and share > 0:
+        return None
+    below, above = batch_size - rest, batch_size - rest + processes
+    near = " or ".join(str(value) for value in (below, above) if value > 0)
+    allowed = (
+        f"a multiple of the {processes} processes ({batch_size} = {processes} x {share} + {rest})"
+    )
+    return Problem("batch_size", str(batch_size), allowed, f"Try --batch_size {near}.")
+
+
+def _batchnorm_problem(config: TrainConfig, *, kind: str, processes: int) -> Problem | None:
+    if config.sync_batchnorm == "on" and processes > 1 and kind == "cpu":
+        allowed = "auto or off on CPUs, where PyTorch cannot synchronise batch norm"
+        return Problem("sync_batchnorm", "'on'", allowed, "Try --sync_batchnorm auto.")
+    return None

@@ -1,0 +1,149 @@
+"""Feature distillation: whitened regression and attention transfer (DreamTeacher, section 3.1).
+
+Shapes: B samples, C channels, h and w cells of one level's map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WhitenAxes = Literal["c", "chw"]
+AttentionForm = Literal["norm", "squared", "mean"]
+
+# Far below the variance of any feature map in use, so that scaling a teacher leaves the loss alone.
+WHITEN_EPS = 1e-6
+
+
+def whiten(features: Tensor, *, axes: WhitenAxes = "c", eps: float = WHITEN_EPS) -> Tensor:
+    """Normalise a teacher's map to zero mean and unit variance, without parameters.
+
+    W(f) = (f - mean(f)) / sqrt(var(f) + eps), the biased variance, as LayerNorm has it.
+
+    Args:
+        features: (B, C, h, w), any floating dtype; worked on in float32.
+        axes: "c" takes mean and variance over the channels of each position, "chw" over the whole
+            map of each sample. The paper says "LayerNorm" and names no axes.
+        eps: added to the variance.
+
+    Returns:
+        float32 (B, C, h, w).
+
+    Source: DreamTeacher, equation 1 (the whitening operator W).
+    """
+    features = features.float()
+    if axes == "chw":
+        return F.layer_norm(features, features.shape[1:], eps=eps)
+    per_position = features.permute(0, 2, 3, 1)
+    return F.layer_norm(per_position, per_position.shape[-1:], eps=eps).permute(0, 3, 1, 2)
+
+
+def whitened_mse(student: Tensor, teacher: Tensor, *, axes: WhitenAxes = "c") -> Tensor:
+    """Return the mean squared error between a student's map and the whitened teacher's.
+
+    L_MSE = mean over B, C, h, w of (f_student - W(f_teacher))^2. Only the teacher's side is
+    whitened, and no gradient reaches it. The mean over elements, rather than their sum, is what
+    puts this term on the scale of 10 times the attention term.
+
+    Args:
+        student: (B, C, h, w), the regressor's output.
+        teacher: (B, C, h, w), the recorded features.
+        axes: see `whiten`.
+
+    Returns:
+        float32 scalar.
+
+    Source: DreamTeacher, equation 1, one level's term.
+    """
+    return F.mse_loss(student.float(), whiten(teacher.detach(), axes=axes))
+
+
+def attention_map(features: Tensor, *, power: float = 2.0) -> Tensor:
+    """Return where in the map the energy is, as one unit vector per sample.
+
+    Q = sum over C of |f|^power, flattened over space, divided by its L2 norm.
+
+    Args:
+        features: (B, C, h, w).
+        power: the exponent p.
+
+    Returns:
+        float32 (B, h*w); a map that is zero everywhere stays zero.
+
+    Source: DreamTeacher, equation 2 (vec(F_sum^p) and its normalisation).
+    """
+    features = features.float()
+    energy = features.square() if power == 2.0 else features.abs().pow(power)
+    return F.normalize(energy.sum(dim=1).flatten(1), dim=1)
+
+
+def attention_transfer(
+    student: Tensor, teacher: Tensor, *, power: float = 2.0, form: AttentionForm = "norm"
+) -> Tensor:
+    """Return the distance between a student's and a teacher's attention maps.
+
+    With d = Q_student - Q_teacher, per sample: "norm" is ||d||_2 (DreamTeacher's formula),
+    "squared" is ||d||_2^2, "mean" is the mean of d^2 over cells (the form of Zagoruyko's code,
+    about a hundred times smaller). Then the mean over samples. The teacher's map is taken raw,
+    not whitened, so that this term restores the spatial energy that whitening removes. Scaling
+    either map by a constant changes nothing.
+
+    Args:
+        student: (B, C, h, w), the regressor's output.
+        teacher: (B, C', h, w), the recorded features; the channel counts may differ.
+        power: the exponent p of `attention_map`.
+        form: which distance.
+
+    Returns:
+        float32 scalar.
+
+    Source: DreamTeacher, equation 2, one level's term.
+    """
+    target = attention_map(teacher.detach(), power=power)
+    difference = attention_map(student, power=power) - target
+    if form == "norm":
+        return torch.linalg.vector_norm(difference, dim=1).mean()
+    squares = difference.square()
+    return squares.sum(dim=1).mean() if form == "squared" else squares.mean()
+
+
+def feature_loss(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    *,
+    mse_weight: float = 1.0,
+    attention_weight: float = 10.0,
+    whiten_axes: WhitenAxes = "c",
+    attention_power: float = 2.0,
+    attention_form: AttentionForm = "norm",
+) -> dict[str, Tensor]:
+    """Return DreamTeacher's feature loss over all levels, with its two terms.
+
+    loss = mse_weight * (1/L) sum_l L_MSE(l) + attention_weight * (1/L) sum_l L_AT(l).
+
+    Args:
+        student: level name to the regressor's output, (B, C_l, h_l, w_l).
+        teacher: level name to the recorded features of the same shape.
+        mse_weight: weight of the whitened regression.
+        attention_weight: weight of attention transfer; 10 in the paper.
+        whiten_axes: see `whiten`.
+        attention_power: see `attention_map`.
+        attention_form: see `attention_transfer`.
+
+    Returns:
+        float32 scalars "loss", "mse" and "at", the last two unweighted.
+
+    Source: DreamTeacher, equation 3.
+    """
+    mse = [whitened_mse(student[name], teacher[name], axes=whiten_axes) for name in student]
+    attention = [
+        attention_transfer(student[name], teacher[name], power=attention_power, form=attention_form)
+        for name in student
+    ]
+    mse_mean, at_mean = torch.stack(mse).mean(), torch.stack(attention).mean()
+    loss = mse_weight * mse_mean + attention_weight * at_mean
+    return {"loss": loss, "mse": mse_mean, "at": at_mean}

@@ -1,0 +1,95 @@
+"""DreamTeacher: regress a generative teacher's features from a student's pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distill.losses.feature import feature_loss
+from distill.methods.base import Method
+from distill.regressor import FeatureRegressor
+from distill.students import output_shapes
+from dreamshard.errors import ConfigError, Problem
+from storage.schema import Level
+
+if TYPE_CHECKING:
+    from distill.config import DreamTeacherConfig
+    from distill.students import Student
+
+
+class DreamTeacher(Method):
+    """Feature distillation: student, regressor and loss as one module.
+
+    Args:
+        config: the method's settings.
+        student: the backbone that is kept; its strides are those of the levels.
+        levels: the teacher's levels to regress, feature maps all.
+        image_size: (H, W) in pixels.
+        seed: of the regressor's initialisation.
+
+    Raises:
+        ConfigError: a level's map is not of the student's resolution; both sides are listed.
+
+    Source: DreamTeacher, section 3.1.
+    """
+
+    def __init__(
+        self,
+        config: DreamTeacherConfig,
+        *,
+        student: Student,
+        levels: Sequence[Level],
+        image_size: tuple[int, int],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.student = student
+        shapes = output_shapes(student, image_size=image_size)
+        _check_resolutions(shapes, strides=student.strides, levels=levels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.regressor = FeatureRegressor(
+                student.channels,
+                strides=student.strides,
+                levels={level.name: (level.stride, level.shape[0]) for level in levels},
+                map_size=shapes[-1][1:],
+                width=config.width,
+                scales=config.pool_scales,
+            )
+
+    def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss terms of one batch.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            targets: level name to the recorded features (B, C, h, w).
+
+        Returns:
+            float32 scalars "loss" (to minimise), "mse" and "at" (unweighted).
+        """
+        return feature_loss(
+            self.regressor(self.student(images)),
+            targets,
+            mse_weight=self.config.mse_weight,
+            attention_weight=self.config.attention_weight,
+            whiten_axes=self.config.whiten_axes,
+            attention_power=self.config.attention_power,
+            attention_form=self.config.attention_form,
+        )
+
+
+def _check_resolutions(
+    shapes: Sequence[tuple[int, int, int]], *, strides: Sequence[int], levels: Sequence[Level]
+) -> None:
+    """Compare the maps' sizes; strides alone do not tell (an odd image size, another padding)."""
+    sizes = dict(zip(strides, (shape[1:] for shape in shapes), strict=True))
+    if all(tuple(level.shape[1:]) == sizes[level.stride] for level in levels):
+        return
+    theirs = ", ".join(f"{lv.name} {'x'.join(map(str, lv.shape[1:]))}" for lv in levels)
+    ours = ", ".join(f"stride {s} {h}x{w}" for s, (h, w) in sizes.items())
+    hint = "Choose levels of the student's resolutions, or a student of the levels'."
+    raise ConfigError(Problem("data.levels", f"maps {theirs}", f"the student's maps {ours}", hint))

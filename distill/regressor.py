@@ -1,0 +1,113 @@
+"""The feature regressor: a PPM on the deepest map, an FPN down to the finest, one head per level.
+
+Discarded after training. Shapes: B samples, C channels; stride s means a map of (H/s, W/s) cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PPM_SCALES = (1, 2, 3, 6)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution that keeps the resolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class PyramidPooling(nn.Module):
+    """Mix a map with its averages over 1x1, 2x2, ... regions, so that each cell sees the image.
+
+    Source: DreamTeacher, section 3.1 (PPM); its inside follows UPerNet: pool, 1x1 convolution,
+    bilinear back to size, concatenate, 3x3 convolution.
+    """
+
+    def __init__(self, channels: int, *, width: int, scales: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = tuple(scales)
+        self.branches = nn.ModuleList(ConvBlock(channels, width, kernel=1) for _ in self.scales)
+        self.fuse = ConvBlock(channels + width * len(self.scales), width, kernel=3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, width, h, w)."""
+        size = features.shape[-2:]
+        pooled = [
+            F.interpolate(
+                branch(F.adaptive_avg_pool2d(features, scale)), size=size, mode="bilinear"
+            )
+            for scale, branch in zip(self.scales, self.branches, strict=True)
+        ]
+        return self.fuse(torch.cat([features, *pooled], dim=1))
+
+
+def fitting_scales(scales: Sequence[int], *, map_size: tuple[int, int]) -> tuple[int, ...]:
+    """Return the pooling scales that a map has cells for, the coarsest always among them.
+
+    A 4x4 map takes 1, 2 and 3 of (1, 2, 3, 6): six regions over four cells would only repeat them.
+    """
+    return tuple(scale for scale in scales if scale <= min(map_size)) or (min(scales),)
+
+
+class FeatureRegressor(nn.Module):
+    """Predict every teacher level from a student's pyramid.
+
+    Args:
+        channels: the student's channels, finest map first.
+        strides: the student's strides, finest first; one map each.
+        levels: level name to (stride, channels); several levels may share a stride.
+        map_size: (h, w) of the student's deepest map, which bounds the pooling scales.
+        width: channels inside the regressor; 256 in the paper.
+        scales: regions per side of the pyramid pooling; those the map has no cells for are left
+            out. An empty list leaves the pooling out (plain FPN).
+
+    Source: DreamTeacher, section 3.1 and appendix (regressor).
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        strides: Sequence[int],
+        levels: Mapping[str, tuple[int, int]],
+        map_size: tuple[int, int],
+        width: int = 256,
+        scales: Sequence[int] = PPM_SCALES,
+    ) -> None:
+        super().__init__()
+        deepest = channels[-1]
+        if scales:
+            fitting = fitting_scales(scales, map_size=map_size)
+            self.top: nn.Module = PyramidPooling(deepest, width=width, scales=fitting)
+        else:
+            self.top = ConvBlock(deepest, width, kernel=1)
+        self.laterals = nn.ModuleList(ConvBlock(c, width, kernel=1) for c in channels[:-1])
+        # The pooled top has its 3x3 already (UPerNet); a plain FPN smooths its top as well.
+        smoothed = channels[:-1] if scales else channels
+        self.smooths = nn.ModuleList(ConvBlock(width, width, kernel=3) for _ in smoothed)
+        # A level's name has dots, which a module's name may not have: heads are kept in a list.
+        self.level_names = tuple(levels)
+        self.level_maps = tuple(tuple(strides).index(stride) for stride, _ in levels.values())
+        self.heads = nn.ModuleList(nn.Conv2d(width, out, 1) for _, out in levels.values())
+
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Map the student's pyramid, finest first, to {level name: (B, C_level, h, w)}."""
+        merged = [self.top(features[-1])]
+        for lateral, feature in zip(reversed(self.laterals), reversed(features[:-1]), strict=True):
+            above = F.interpolate(merged[0], size=feature.shape[-2:], mode="nearest")
+            merged.insert(0, lateral(feature) + above)
+        for index, smooth in enumerate(self.smooths):
+            merged[index] = smooth(merged[index])
+        return {
+            name: head(merged[index])
+            for name, index, head in zip(self.level_names, self.level_maps, self.heads, strict=True)
+        }

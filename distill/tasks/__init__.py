@@ -1,0 +1,3 @@
+"""Evaluation tasks: each judges several representations of the same images by one procedure."""
+
+TASKS = {"few_label": "distill.tasks.few_label:FewLabel"}

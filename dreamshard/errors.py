@@ -1,0 +1,114 @@
+"""Say what went wrong, what was allowed and what to do next; map each kind to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+INTERRUPTED = 130  # 128 + SIGINT, the shell's own convention
+OPTIONAL_MODULES = frozenset(
+    "PIL accelerate datasets diffusers gcsfs huggingface_hub jinja2 matplotlib ray s3fs safetensors "
+    "sklearn timm torch torchvision webdataset".split()
+)
+"""Modules that only some commands need; the base installation goes without them."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Describe one thing that is wrong with a value the user gave.
+
+    Args:
+        key: dotted key of the setting, or the path of the file.
+        got: what was found there.
+        allowed: what would have been accepted.
+        hint: a full sentence that says what to do next.
+    """
+
+    key: str
+    got: str
+    allowed: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.key}: got {self.got}, allowed {self.allowed}."
+        return f"{text} {self.hint}" if self.hint else text
+
+
+class DreamshardError(Exception):
+    """Report a failure that the user can act on; shown without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(DreamshardError):
+    """Report everything that is wrong with a configuration, in one go.
+
+    Args:
+        problems: one problem or several; plain strings are taken as full sentences.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: Problem | str | Sequence[Problem | str]) -> None:
+        if isinstance(problems, (Problem, str)):
+            problems = (problems,)
+        self.problems: tuple[Problem | str, ...] = tuple(problems)
+        super().__init__(self.problems)  # keeps the error picklable across Ray
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return str(self.problems[0])
+        lines = [f"{len(self.problems)} problems in the configuration:"]
+        lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
+        return "\n".join(lines)
+
+
+class DataError(DreamshardError):
+    """Report data that is missing, damaged, or not what its manifest says."""
+
+    exit_code = 3
+
+
+class TeacherError(DreamshardError):
+    """Report a teacher that cannot be loaded or cannot do what is asked of it."""
+
+    exit_code = 4
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Run a script's main and turn its errors into exit codes.
+
+    Args:
+        main: takes the arguments, returns an exit code or None for success.
+        argv: arguments without the program's name; `--debug` shows tracebacks.
+
+    Returns:
+        0 on success, else the error's exit code (1 other, 2 configuration, 3 data, 4 teacher,
+        130 interrupted). Errors that are not the user's keep their traceback: they are raised.
+    """
+    try:
+        return main(argv) or 0
+    except DreamshardError as error:
+        return _fail(f"error: {error}", error.exit_code, argv)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL_MODULES:
+            raise
+        hint = "Install what this command needs: pip install 'dreamshard[all]'."
+        return _fail(f"error: the package {error.name} is not installed. {hint}", 1, argv)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED, argv)
+    except BrokenPipeError:
+        # The reader of our output is gone (`dreamshard ls | head`): not an error. Point stdout
+        # elsewhere, or the interpreter complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _fail(text: str, exit_code: int, argv: Sequence[str]) -> int:
+    if "--debug" in argv:
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+    return exit_code

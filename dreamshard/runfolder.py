@@ -1,0 +1,128 @@
+"""Make every run folder explain itself: command, configuration, environment, metrics, next step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreamshard.config import dump_yaml, to_dict
+from dreamshard.errors import ConfigError, Problem
+from dreamshard.redact import redact, redact_command
+from dreamshard.versions import all_versions
+
+FILES = {
+    "command.txt": "the command of every start of this run, newest last",
+    "config.resolved.yaml": "the whole configuration; give it back with --config",
+    "environment.json": "machine, versions and environment variables (secrets left out)",
+    "metrics.jsonl": "one JSON object per logged step",
+    "stats.json": "the run's figures as a whole",
+    "report.html": "the report, for a browser",
+}
+_ENVIRONMENT = re.compile(
+    r"^(ACCELERATE|CUDA|DREAMSHARD|HF|MASTER|MKL|NCCL|NUMBA|OMP|PYTHON|RAY|SLURM|TORCH)_"
+    r"|^((LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|HOSTNAME|VIRTUAL_ENV)$"
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that nobody ever sees half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def environment() -> dict[str, object]:
+    """Describe this process's machine, versions and relevant environment variables."""
+    variables = {key: value for key, value in os.environ.items() if _ENVIRONMENT.search(key)}
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": all_versions(),
+        "variables": redact(dict(sorted(variables.items()))),
+    }
+
+
+def _plain(value: object) -> object:
+    """Turn numpy scalars into Python's, and NaN and infinities into strings, for strict JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    item = getattr(value, "item", None)
+    value = item() if callable(item) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+class RunFolder:
+    """Keep the record of one run; make it in one process only (rank 0, the driver).
+
+    Args:
+        path: folder of the run, made if missing; a rerun into it adds to its history.
+        config: the run's configuration dataclass.
+        command: the command line, `sys.argv` if None.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+
+    def __init__(
+        self, path: str | Path, *, config: object, command: Sequence[str] | None = None
+    ) -> None:
+        self.path = Path(path)
+        line = redact_command(sys.argv if command is None else command)
+        history = self.path / "command.txt"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            before = history.read_text(encoding="utf-8") if history.exists() else ""
+            stamp = time.strftime("# %Y-%m-%d %H:%M:%S")
+            write_text(history, f"{before}{stamp}\n{line}\n")
+        except OSError as error:
+            hint = "Choose another folder for the run, or change its permissions."
+            problem = Problem(
+                str(self.path), error.strerror or str(error), "a folder to write to", hint
+            )
+            raise ConfigError(problem) from error
+        write_text(self.path / "config.resolved.yaml", dump_yaml(redact(to_dict(config))))
+        write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    def log(self, **metrics: float | str) -> None:
+        """Append one line to metrics.jsonl, with the `time` in seconds since 1970.
+
+        Numbers may be numpy's; NaN and infinities are written as text, which float() reads.
+        """
+        line = {"time": round(time.time(), 3)} | {key: _plain(v) for key, v in metrics.items()}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def stats(self, **values: object) -> None:
+        """Merge figures into stats.json; a name given again is replaced."""
+        file = self.path / "stats.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        merged = known | {key: _plain(value) for key, value in values.items()}
+        write_text(file, json.dumps(merged, indent=2) + "\n")
+
+    def finish(self, next_command: str) -> None:
+        """Write README.txt: what each file is, and the command to type next."""
+        names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        width = max(map(len, names))
+        lines = [f"{name:<{width}}  {FILES.get(name, '')}".rstrip() for name in names]
+        listing = "\n".join(line for line in lines if not line.startswith("README.txt"))
+        text = f"Next:\n  {next_command}\n\nIn this folder:\n{listing}\n"
+        write_text(self.path / "README.txt", text)

@@ -1,0 +1,44 @@
+"""Know what dreamshard depends on and which versions are installed, without importing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import metadata
+
+BASE = (
+    *("numpy", "pyarrow", "zarr", "numcodecs", "fsspec", "numba", "xxhash"),
+    *("pydantic", "jsonargparse", "docstring-parser", "PyYAML", "rich"),
+)
+"""Distributions of the base installation; a test holds this equal to pyproject.toml."""
+EXTRAS = {
+    "pipeline": (
+        *("torch", "ray", "diffusers", "accelerate", "safetensors", "huggingface_hub"),
+        *("scikit-learn", "pillow", "torchvision"),
+    ),
+    "distill": (
+        *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub"),
+        "scikit-learn",
+    ),
+    "report": ("matplotlib", "Jinja2", "pillow"),
+    "hf": ("datasets",),
+    "tar": ("webdataset",),
+    "remote": ("s3fs", "gcsfs"),
+}
+"""Extra -> the distributions it adds."""
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the version of each named distribution that is installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def all_versions() -> dict[str, str]:
+    """Return the versions of dreamshard and of everything it can make use of."""
+    optional = dict.fromkeys(name for names in EXTRAS.values() for name in names)
+    return package_versions(["dreamshard", *BASE, *optional])

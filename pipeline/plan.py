@@ -1,0 +1,123 @@
+"""Say what a run will make before anything is spent: units, bytes, hours. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from storage.codec import array_specs
+from storage.schema import Level, Recipe
+
+UNIT_BYTES = 128 << 20
+"""Aim per unit: large enough that a commit costs nothing, small enough to lose without regret."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to make."""
+
+    num_samples: int
+    """Samples of the dataset after rounding up to whole units, or to the end of the source."""
+    samples_per_unit: int
+    bytes_per_sample: dict[str, int]
+    """Stored bytes of one sample, by array."""
+
+    @property
+    def num_units(self) -> int:
+        """Count the units, the partial one at the end included."""
+        return math.ceil(self.num_samples / self.samples_per_unit)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole dataset, manifest aside."""
+        return self.num_samples * sum(self.bytes_per_sample.values())
+
+    def count(self, unit: int) -> int:
+        """Count the samples of a unit."""
+        return min(self.samples_per_unit, self.num_samples - unit * self.samples_per_unit)
+
+    def units(self) -> Iterator[tuple[int, int]]:
+        """Yield (unit, count) in order."""
+        for unit in range(self.num_units):
+            yield unit, self.count(unit)
+
+
+def bytes_per_sample(
+    levels: Sequence[Level],
+    *,
+    codecs: Mapping[str, str],
+    image_size: tuple[int, int],
+    has_labels: bool,
+    has_masks: bool,
+) -> dict[str, int]:
+    """Give the stored bytes of one sample, by array name."""
+    specs = array_specs(
+        Recipe("plan", {}, {"codecs": dict(codecs)}),
+        levels,
+        image_size=image_size,
+        images=True,
+        labels=has_labels,
+        masks=has_masks,
+    )
+    return {spec.name: spec.row_bytes for spec in specs}
+
+
+def default_codecs(levels: Sequence[Level]) -> dict[str, str]:
+    """Choose how each level is stored: numbers with a fraction as float16, others as they are."""
+    return {level.name: "float16" if "float" in level.dtype else "raw" for level in levels}
+
+
+def choose_samples_per_unit(sample_bytes: int, *, micro_batch: int) -> int:
+    """Size a unit at about 128 MB, in whole micro-batches; depends on the recipe alone."""
+    batches = UNIT_BYTES // max(1, sample_bytes * micro_batch)
+    return max(1, batches) * micro_batch
+
+
+def make_plan(
+    wanted: int, *, available: int | None, samples_per_unit: int, sizes: dict[str, int]
+) -> Plan:
+    """Round a request up to whole units, but not beyond the end of the source.
+
+    Args:
+        wanted: samples asked for.
+        available: samples of the source; None for a generator.
+        samples_per_unit: samples of a whole unit.
+        sizes: stored bytes of one sample, by array.
+    """
+    count = math.ceil(wanted / samples_per_unit) * samples_per_unit
+    return Plan(count if available is None else min(count, available), samples_per_unit, sizes)
+
+
+def describe(plan: Plan, *, rate: float = 0.0) -> str:
+    """Write a plan as a table; hours and bandwidth at a rate in img/s, if one is given."""
+    lines = [
+        f"samples   {plan.num_samples:,}",
+        f"shards    {plan.num_units:,} of {plan.samples_per_unit:,} samples",
+        "bytes     per sample         total",
+    ]
+    width = max(len(name) for name in (*plan.bytes_per_sample, "all arrays"))
+    for name, size in plan.bytes_per_sample.items():
+        lines.append(f"  {name:<{width}} {size:>10,} {format_bytes(size * plan.num_samples):>12}")
+    total = sum(plan.bytes_per_sample.values())
+    lines.append(f"  {'all arrays':<{width}} {total:>10,} {format_bytes(plan.total_bytes):>12}")
+    if rate > 0:
+        lines.append(f"time      {plan.num_samples / rate / 3600:,.2f} h at {rate:,.4g} img/s")
+        lines.append(f"write     {format_bytes(rate * total)}/s")
+    return "\n".join(lines)
+
+
+def format_bytes(count: float) -> str:
+    """Write a count of bytes with a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:,.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} PB"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a plan: `dreamshard plan [encode | synthesize] --config FILE [--rate N]`."""
+    from pipeline.plan_command import plan
+
+    return plan(argv)

@@ -1,0 +1,83 @@
+"""`dreamshard plan`: read a config as encode or synthesize would, and print what it would make."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field
+
+from dreamshard.config import load_config
+from pipeline.config import EncodeConfig, SynthesizeConfig
+
+Rate = Annotated[float, Field(ge=0)]
+
+
+@dataclass(kw_only=True)
+class EncodePlanConfig(EncodeConfig):
+    """Show what `dreamshard encode` would make of the same settings."""
+
+    rate: Rate = 0.0
+    """Images per second of the whole cluster, for hours and bandwidth; 0 leaves them out."""
+
+
+@dataclass(kw_only=True)
+class SynthesizePlanConfig(SynthesizeConfig):
+    """Show what `dreamshard synthesize` would make of the same settings."""
+
+    rate: Rate = 0.0
+    """Images per second of the whole cluster, for hours and bandwidth; 0 leaves them out."""
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Print the plan; the teacher's weights are not loaded and nothing is written but the root."""
+    words = list(argv)
+    verb = words.pop(0) if words[:1] in (["encode"], ["synthesize"]) else _guess(words)
+    cls = EncodePlanConfig if verb == "encode" else SynthesizePlanConfig
+    description = "Show samples, shards, bytes and hours before anything is spent."
+    config = load_config(cls, words, prog="dreamshard plan", description=description)
+    from pipeline.lookup import look_up
+    from pipeline.paths import settle_paths
+    from pipeline.plan import describe
+    from pipeline.resolve import resolve
+
+    config = settle_paths(config)
+    request = resolve(config)
+    found = look_up(config, request)
+    missing = found.dataset.missing(request.plan.num_samples) if found else None
+    lines = [
+        describe(request.plan, rate=config.rate),
+        f"dataset   {config.root}/{request.recipe.folder}",
+    ]
+    if found is not None and missing is not None:
+        made = request.plan.num_units - len(missing)
+        state = "complete" if found.complete else f"{made:,} of {request.plan.num_units:,} shards"
+        lines.append(f"there     {state}: {found.reason}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _guess(argv: Sequence[str]) -> str:
+    """Tell from the settings whether they are for encode: those of images are."""
+    for words in (argv, *_files(argv)):
+        for word in words:
+            name = word.removeprefix("--").partition("=")[0].partition(".")[0]
+            if name in ("source", "image"):
+                return "encode"
+    return "synthesize" if any(word.startswith("--config") for word in argv) else "encode"
+
+
+def _files(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the top-level keys of each config file that can be read; others are not its business."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name == "--config":
+            try:
+                content = yaml.safe_load(Path(value or after).read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError, UnicodeDecodeError):
+                continue
+            yield [str(key) for key in content] if isinstance(content, dict) else []

@@ -1,0 +1,1 @@
+"""The parts of teacher pretraining; `pipeline/pretrain.py` is the script."""

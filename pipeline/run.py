@@ -1,0 +1,158 @@
+"""MAIN PATH 1: a config becomes committed shards. It reads from top to bottom.
+
+resolve -> look-up in the catalog -> dataset -> cluster -> actors -> units -> manifest -> summary
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from secrets import token_hex
+
+from dreamshard.errors import DataError
+from dreamshard.progress import Progress, stage
+from dreamshard.runfolder import RunFolder
+from pipeline.actor import Job
+from pipeline.books import Books, check_invalid, counts
+from pipeline.cluster import Cluster, cluster, worker_env
+from pipeline.config import PipelineConfig
+from pipeline.driver import Driver, Outcome, Task
+from pipeline.lookup import Found, create, look_up
+from pipeline.paths import settle_paths
+from pipeline.plan import Plan, format_bytes
+from pipeline.resolve import Request, num_cpus, resolve
+from pipeline.signals import StopSignal
+from storage.dataset import Dataset
+
+INTERRUPTED = 130
+
+
+def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
+    """Make the dataset that a config asks for, or what is missing of it.
+
+    Args:
+        config: an EncodeConfig or a SynthesizeConfig.
+        command: the command line, to be recorded and repeated.
+
+    Returns:
+        Exit code: 0 all there, 3 units were left out, 130 stopped on request.
+
+    Raises:
+        ConfigError, DataError, TeacherError: see `dreamshard.errors`.
+    """
+    config = settle_paths(config)
+    request = resolve(config)
+    found = look_up(config, request)
+    if found is not None and found.complete:
+        return _already_there(config, request, found)
+
+    folder = RunFolder(config.run_dir, config=config, command=command)
+    dataset = found.dataset if found else create(config, request)
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
+    with dataset.lease(run_id):  # sweeps up after runs that died
+        dataset.grow(request.plan.num_samples)
+        outcome, books = _make_missing(config, request, dataset, folder=folder, run_id=run_id)
+        dataset.roll_up(final=True)
+    folder.stats(**books.stats(), quarantined=len(outcome.quarantined))
+    return _summarise(outcome, books, folder=folder, command=command)
+
+
+def _make_missing(
+    config: PipelineConfig, request: Request, dataset: Dataset, *, folder: RunFolder, run_id: str
+) -> tuple[Outcome, Books]:
+    """Start actors and drive them over the units that are not committed."""
+    plan, pins = request.plan, dataset.pins
+    missing = dataset.missing(plan.num_samples)
+    stage(
+        f"{request.input.mode}: {plan.num_samples:,} samples, {len(missing):,} of "
+        f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
+        f"{format_bytes(plan.total_bytes)} in {dataset.url}"
+    )
+    job = Job(
+        url=dataset.url,
+        run_id=run_id,
+        teacher=config.teacher,
+        image_size=request.spec.image_size,
+        seed=config.seed,
+        fsync=config.fsync,
+    )
+    wanted = config.actors or max(1, num_cpus() // pins.threads)
+    with cluster(
+        config.ray,
+        num_cpus=wanted * pins.threads,
+        num_gpus=wanted * config.gpus_per_actor,
+    ) as there:
+        from pipeline.workers import RayWorkers  # imports Ray
+
+        with (
+            StopSignal() as stopping,
+            RayWorkers(
+                job,
+                request.input,
+                count=min(_actors(config, there, threads=pins.threads), len(missing)),
+                num_cpus=pins.threads,
+                num_gpus=config.gpus_per_actor,
+                env_vars=worker_env(pins.threads),
+            ) as workers,
+            Progress(
+                request.input.mode, total=plan.num_samples, initial=counts(dataset)[0]
+            ) as progress,
+        ):
+            books = Books(dataset, plan, config.max_invalid_share, folder, progress)
+            driver = Driver(workers, config.max_attempts, books.take, stopping)
+            return driver.run(_tasks(missing.tolist(), plan)), books
+
+
+def _tasks(missing: Sequence[int], plan: Plan) -> Iterator[Task]:
+    return (Task(unit, plan.count(unit)) for unit in missing)
+
+
+def _actors(config: PipelineConfig, there: Cluster, *, threads: int) -> int:
+    return config.actors or there.room(num_cpus=threads, num_gpus=config.gpus_per_actor)
+
+
+def _already_there(config: PipelineConfig, request: Request, found: Found) -> int:
+    url = found.dataset.url
+    committed, invalid = counts(found.dataset)
+    check_invalid(
+        invalid,
+        num_samples=committed,
+        max_share=config.max_invalid_share,
+        examples=[],
+        url=url,
+    )
+    sys.stdout.write(
+        f"already there: {committed:,} samples ({request.wanted:,} asked for), nothing to make\n"
+        f"  {found.reason}\nnext: dreamshard inspect {shlex.quote(url)}\n"
+    )
+    return 0
+
+
+def _summarise(outcome: Outcome, books: Books, *, folder: RunFolder, command: Sequence[str]) -> int:
+    """Say what was made, what was not, and what to type next."""
+    stats, url = books.stats(), books.dataset.url
+    again = shlex.join(command)
+    following = f"dreamshard inspect {shlex.quote(url)}"
+    lines = [
+        f"made {books.made:,} samples in {stats['seconds']:,.1f} s "
+        f"({stats['img_per_s']:,.4g} img/s, {format_bytes(books.bytes)}); "
+        f"{books.samples:,} of {books.plan.num_samples:,} are there, {books.invalid:,} unusable",
+        f"  {url}",
+    ]
+    if outcome.interrupted:
+        following = again
+        lines.append("stopped as asked; what is committed stays, and the same command goes on")
+    folder.finish(following)
+    sys.stdout.write("\n".join([*lines, f"run folder: {folder.path}", f"next: {following}\n"]))
+    sys.stdout.flush()
+    if outcome.interrupted:
+        return INTERRUPTED
+    if outcome.quarantined:
+        listed = "".join(f"\n  {unit}: {why}" for unit, why in sorted(outcome.quarantined.items()))
+        raise DataError(
+            f"{url}: {len(outcome.quarantined)} units could not be made and are left out; the same "
+            f"command tries them again:{listed}"
+        )
+    return 0

@@ -1,0 +1,1 @@
+"""Image sources: one file per family, behind the interface in `pipeline/images.py`."""

@@ -1,0 +1,233 @@
+"""The teacher protocol: what the pipeline may know about a network that it records.
+
+A teacher is a class with three parts:
+
+- `describe(config, mode=..., image_size=...)` answers what it would record, from small files only
+  (a JSON of the architecture, never the weights on a device), so that every mistake in a request is
+  found before a model loads or Ray starts;
+- its constructor `(config, mode=..., image_size=..., seed=..., pins=...)` loads the network;
+- `encode(images, indices)` and `synthesize(indices)` run it on exactly one padded micro-batch.
+
+To add one: write a class of this shape in its own file and enter it in `TEACHERS`, or name it in
+the config as `kind: my_module:MyTeacher`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol, cast
+
+import numpy as np
+from pydantic import Field
+
+from dreamshard.errors import ConfigError, Problem, TeacherError
+from storage.schema import FeatureBatch, Level, Pins
+
+Mode = Literal["encode", "synthesize"]
+Scalar = str | int | float | bool | None
+
+TEACHERS: dict[str, str] = {
+    "noise": "pipeline.teachers.noise:NoiseTeacher",
+    "diffusers": "pipeline.teachers.diffusion:DiffusionTeacher",
+}
+"""Short name -> `module:Class`. Modules are imported only when a config names them."""
+
+
+@dataclass(kw_only=True)
+class TeacherConfig:
+    """Which network to run and which of its features to record."""
+
+    kind: str = "diffusers"
+    """Teacher family: noise | diffusers, or an import path `module:Class` of your own."""
+    path: str = ""
+    """Folder, file or URL of the weights; unused by families without weights."""
+    levels: list[str] = field(default_factory=lambda: ["s2", "s4", "s8"])
+    """Levels to record: tap names of this teacher (`up.1`, `mid`) or strides in pixels (s2 ...
+    s32)."""
+    timesteps: list[Annotated[int, Field(ge=0)]] = field(default_factory=list)
+    """Diffusion steps t at which to record, 0 .. steps of the model - 1; empty for other
+    families."""
+    draws: Annotated[int, Field(ge=1, le=64)] = 1
+    """Independent noise draws per image and step, each recorded as its own level (count)."""
+    pool: Literal["none", "gap"] = "none"
+    """Record whole maps (none) or their mean over space (gap)."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the teacher's forward pass; records are float16 either way."""
+    settings: dict[str, Scalar] = field(default_factory=dict)
+    """Further settings of this family, by name; `describe` lists those it knows."""
+
+    def problems(self) -> list[Problem]:
+        """List what is wrong whatever the family."""
+        found = []
+        for key, values in (("levels", self.levels), ("timesteps", self.timesteps)):
+            if len(set(values)) < len(values):
+                found.append(Problem(key, str(values), "every entry once", "Remove the repeats."))
+        if not self.levels:
+            found.append(
+                Problem("levels", "[]", "at least one level", "Try --teacher.levels [s4].")
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """What a teacher would record for a request; everything a recipe needs to know about it."""
+
+    levels: tuple[Level, ...]
+    """Levels in the order recorded, names resolved (no aliases)."""
+    image_size: tuple[int, int]
+    """Height and width in pixels of the images it takes or makes."""
+    fingerprint: dict[str, object]
+    """JSON-able identity: kind, digest of the weights, digest of the architecture."""
+    mode_settings: dict[str, object]
+    """JSON-able settings of this mode with defaults filled in: all that changes a recorded byte."""
+    has_labels: bool = False
+    """Whether `synthesize` gives class labels."""
+    licence: str = "unknown"
+    """Licence of the weights, as recorded beside them; kept with the dataset."""
+
+
+class Teacher(Protocol):
+    """A loaded network. Both calls get exactly `pins.micro_batch` rows and keep their order.
+
+    Rows may be padding (a repeated index, a black image); the caller drops what they give. The
+    result depends on `(seed, index, draw)` and the image alone: never on the order of calls or on
+    global state.
+    """
+
+    levels: tuple[Level, ...]
+    image_size: tuple[int, int]
+    fingerprint: dict[str, object]
+
+    def encode(self, images: np.ndarray, indices: np.ndarray) -> FeatureBatch:
+        """Record the features of given images.
+
+        Args:
+            images: uint8 (N, H, W, 3), RGB, already at `image_size`.
+            indices: int64 (N,), the samples' places in the dataset; they select the noise.
+
+        Returns:
+            `index` and `levels`, one array (N, *level.shape) of `level.dtype` per level; the caller
+            supplies key, image, label and mask.
+        """
+        ...
+
+    def synthesize(self, indices: np.ndarray) -> FeatureBatch:
+        """Draw samples from the generator and record the features on the way.
+
+        Args:
+            indices: int64 (N,), the samples' places in the dataset; they select the latents.
+
+        Returns:
+            `index`, `image` uint8 (N, H, W, 3), `levels`, and `label` where the generator has
+            classes.
+        """
+        ...
+
+
+class TeacherClass(Protocol):
+    """The class side of a teacher: what it can do, told without loading it."""
+
+    modes: tuple[Mode, ...]
+    """Of encode and synthesize, those it supports."""
+
+    def __call__(
+        self,
+        config: TeacherConfig,
+        *,
+        mode: Mode,
+        image_size: tuple[int, int] | None,
+        seed: int,
+        pins: Pins,
+    ) -> Teacher:
+        """Load the network; arguments as those of `load_teacher`."""
+        ...
+
+    def describe(
+        self, config: TeacherConfig, *, mode: Mode, image_size: tuple[int, int] | None
+    ) -> TeacherSpec:
+        """Resolve a request without loading weights.
+
+        Args:
+            config: the request.
+            mode: encode or synthesize.
+            image_size: height and width asked for, in pixels; None for the teacher's own.
+
+        Raises:
+            ConfigError: with every problem found, keys as in `TeacherConfig` (`levels`,
+            `timesteps`,
+                `settings.steps`), each listing what exists.
+        """
+        ...
+
+
+def teacher_class(kind: str) -> TeacherClass:
+    """Find the class behind a `kind`: a short name of `TEACHERS` or `module:Class`."""
+    target = TEACHERS.get(kind, kind)
+    module_name, _, class_name = target.partition(":")
+    if not class_name:
+        close = difflib.get_close_matches(kind, TEACHERS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "Or give an import path module:Class."
+        raise ConfigError(Problem("kind", kind, " | ".join(TEACHERS) + " | module:Class", hint))
+    try:
+        return cast(TeacherClass, getattr(importlib.import_module(module_name), class_name))
+    except (ImportError, AttributeError) as error:
+        what = f"{target} ({error})"
+        hint = "Check the spelling and that the module is on PYTHONPATH."
+        if kind in TEACHERS:
+            hint = "Install what it needs: pip install 'dreamshard[pipeline]'."
+        raise ConfigError(Problem("kind", what, "a class that can be imported", hint)) from error
+
+
+def describe_teacher(
+    config: TeacherConfig, *, mode: Mode, image_size: tuple[int, int] | None = None
+) -> TeacherSpec:
+    """Answer what a teacher would record, before anything is loaded or spent.
+
+    Raises:
+        ConfigError: every problem of the request, keys starting with `teacher.`.
+    """
+    try:
+        cls = teacher_class(config.kind)
+        if mode not in cls.modes:
+            allowed = f"{' | '.join(cls.modes)} for this teacher"
+            raise ConfigError(Problem("kind", f"{config.kind} for {mode}", allowed))
+        return cls.describe(config, mode=mode, image_size=image_size)
+    except ConfigError as error:
+        raise ConfigError([_under("teacher", problem) for problem in error.problems]) from error
+
+
+def load_teacher(
+    config: TeacherConfig,
+    *,
+    mode: Mode,
+    seed: int,
+    pins: Pins,
+    image_size: tuple[int, int] | None = None,
+) -> Teacher:
+    """Load a teacher's weights, ready to run micro-batches of `pins.micro_batch` rows.
+
+    Raises:
+        ConfigError: as `describe_teacher`.
+        TeacherError: if its files are missing, damaged or do not fit the architecture.
+    """
+    spec = describe_teacher(config, mode=mode, image_size=image_size)
+    teacher = teacher_class(config.kind)(
+        config, mode=mode, image_size=image_size, seed=seed, pins=pins
+    )
+    if teacher.levels != spec.levels or teacher.fingerprint != spec.fingerprint:
+        raise TeacherError(
+            f"teacher.path: {config.path or config.kind} is not what was described before loading "
+            f"(levels {[level.name for level in teacher.levels]}, expected "
+            f"{[level.name for level in spec.levels]}). Did its files change during the run?"
+        )
+    return teacher
+
+
+def _under(prefix: str, problem: Problem | str) -> Problem | str:
+    if isinstance(problem, str):
+        return f"{prefix}: {problem}"
+    return dataclasses.replace(problem, key=f"{prefix}.{problem.key}")

@@ -1,0 +1,109 @@
+"""`dreamshard.load_teacher(path, **settings)`: a teacher in one line, for notebooks and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreamshard.errors import ConfigError, Problem
+from pipeline.teachers.base import Mode, Scalar, Teacher, TeacherConfig, teacher_class
+from pipeline.teachers.families import find_family
+from storage.schema import Pins
+
+USUAL_STRIDES = ("s4", "s8", "s16", "s32")
+USUAL_TIMESTEP = 150
+"""DreamTeacher's noise level for general images (appendix, table 17)."""
+
+
+def open_teacher(
+    path: str | Path,
+    *,
+    kind: str = "diffusers",
+    levels: Sequence[str] | None = None,
+    timesteps: Sequence[int] | None = None,
+    draws: int = 1,
+    pool: str = "none",
+    mode: Mode = "encode",
+    image_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+    micro_batch: int = 16,
+    compute_dtype: str = "float32",
+    device: str = "cpu",
+    threads: int = 1,
+    **settings: Scalar,
+) -> Teacher:
+    """Load a teacher from a folder or a checkpoint.
+
+    Args:
+        path: folder of save_pretrained, or an official checkpoint file.
+        kind: teacher family, or `module:Class` of your own.
+        levels: taps or strides (`s8`); None for those of strides 4, 8, 16 and 32 it has.
+        timesteps: noise levels to record at; None for 150, DreamTeacher's general choice.
+        draws: independent noise draws per image, each a level of its own.
+        pool: none or gap.
+        mode: encode or synthesize.
+        image_size: pixels; for guided-diffusion checkpoints also the official flag of that name.
+        seed: selects the noise.
+        micro_batch: rows per call; diffusion teachers take any number.
+        compute_dtype: float32, bfloat16 or float16.
+        device: cpu or cuda.
+        threads: CPU threads; 0 leaves torch's number alone.
+        settings: further settings, for guided-diffusion checkpoints by the official flags' names.
+
+    Returns:
+        a teacher (`levels`, `image_size`, `fingerprint`, `encode`, `synthesize`); diffusion
+        teachers also have `schedule`, `denoise` and `activations`, for looking inside.
+
+    Raises:
+        ConfigError: a setting is unknown, contradicts the weights, or is needed and missing.
+        TeacherError: the files are damaged, hostile or of no known network.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if kind == "diffusers" and (levels is None or timesteps is None):
+        usual, last = _usual(Path(path), settings, size)
+        levels = usual if levels is None else levels
+        timesteps = [min(USUAL_TIMESTEP, last)] if timesteps is None else timesteps
+    config = TeacherConfig(
+        kind=kind,
+        path=str(path),
+        timesteps=list(timesteps or ()),
+        draws=draws,
+        pool=pool,  # type: ignore[arg-type]
+        compute_dtype=compute_dtype,  # type: ignore[arg-type]
+        settings=dict(settings),
+    )
+    if levels is not None:
+        config.levels = list(levels)
+    _check_choices(config, device)
+    pins = Pins(
+        micro_batch=micro_batch, compute_dtype=compute_dtype, device=device, threads=threads
+    )
+    cls = teacher_class(kind)
+    return cls(config, mode=mode, image_size=size, seed=seed, pins=pins)
+
+
+def _usual(
+    path: Path, settings: dict[str, Scalar], size: tuple[int, int] | None
+) -> tuple[list[str], int]:
+    """Return the levels to take when none are named, and the last timestep."""
+    family, path = find_family(path)
+    known = {name: value for name, value in settings.items() if name in family.SETTINGS}
+    try:
+        description = family.describe(path, {**family.SETTINGS, **known}, size)
+    except ConfigError:  # reported by the teacher, together with every other problem
+        return list(USUAL_STRIDES), USUAL_TIMESTEP
+    usual = [name for name in USUAL_STRIDES if name in description.aliases]
+    return usual or list(description.aliases), len(description.schedule) - 1
+
+
+def _check_choices(config: TeacherConfig, device: str) -> None:
+    found: list[Problem | str] = list(config.problems())
+    for name, value, allowed in (
+        ("pool", config.pool, ("none", "gap")),
+        ("compute_dtype", config.compute_dtype, ("float32", "bfloat16", "float16")),
+        ("device", device.partition(":")[0], ("cpu", "cuda")),
+    ):
+        if value not in allowed:
+            found.append(Problem(name, str(value), " | ".join(allowed)))
+    if found:
+        raise ConfigError(found)

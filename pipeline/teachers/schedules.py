@@ -1,0 +1,199 @@
+"""Noise schedules: how an image is mixed with noise at a timestep, what the output means.
+
+Everything here is float64 numpy on scalars; it multiplies torch tensors and numpy arrays alike,
+so this module needs neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dreamshard.errors import TeacherError
+
+Array = Any
+"""A numpy array or a torch tensor."""
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "trained_betas")
+PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "edm")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Describe a forward process `x_t = signal[t] x_0 + noise[t] eps` and the network's target.
+
+    Args:
+        signal: float64 (T,), factor of the clean image at each timestep.
+        noise: float64 (T,), factor of the standard normal noise at each timestep.
+        prediction: what the network predicts, one of `PREDICTIONS`.
+        time: float64 (T,), what the network is told at each timestep.
+        sigma_data: EDM only, standard deviation of the data the preconditioning assumes.
+        shift: flow only, how a sampling grid leans towards noise (1 = evenly spaced).
+        offset: added to 'leading' sampling timesteps (`steps_offset` of a scheduler config).
+
+    Source: DDPM (Ho et al. 2020) eq. 4; EDM (Karras et al. 2022) table 1; rectified flow.
+    """
+
+    signal: np.ndarray
+    noise: np.ndarray
+    prediction: str
+    time: np.ndarray
+    sigma_data: float = 0.5
+    shift: float = 1.0
+    offset: int = 0
+
+    def __len__(self) -> int:
+        return len(self.signal)
+
+    @property
+    def alphas_cumprod(self) -> np.ndarray:
+        """Return the squared signal factors, float64 (T,): the paper's alpha bar."""
+        return self.signal**2
+
+    def add_noise(self, x0: Array, eps: Array, timestep: int) -> Array:
+        """Mix a clean image with noise; x0 and eps have the same shape and any float dtype."""
+        return float(self.signal[timestep]) * x0 + float(self.noise[timestep]) * eps
+
+    def model_input(self, x_t: Array, timestep: int) -> Array:
+        """Scale a noisy image the way the network expects it (EDM's c_in; else unchanged)."""
+        if self.prediction != "edm":
+            return x_t
+        return x_t * (1.0 / math.hypot(float(self.noise[timestep]), self.sigma_data))
+
+    def predict(self, x_t: Array, output: Array, timestep: int) -> tuple[Array, Array]:
+        """Turn the network's output at a timestep into its estimates of (x_0, eps)."""
+        return self.predict_at(
+            x_t, output, signal=float(self.signal[timestep]), noise=float(self.noise[timestep])
+        )
+
+    def predict_at(
+        self, x_t: Array, output: Array, *, signal: float, noise: float
+    ) -> tuple[Array, Array]:
+        """Do what `predict` does, for a noise level given by its two factors."""
+        if self.prediction == "epsilon":
+            gain = 1.0 / max(signal, 1e-12)
+            return gain * x_t - (gain * noise) * output, output
+        if self.prediction == "v_prediction":
+            return signal * x_t - noise * output, signal * output + noise * x_t
+        if self.prediction == "flow_prediction":
+            return x_t - noise * output, x_t + signal * output
+        if self.prediction == "edm":
+            total = noise**2 + self.sigma_data**2
+            skip, out = self.sigma_data**2 / total, noise * self.sigma_data / math.sqrt(total)
+            output = skip * x_t + out * output
+        return output, (x_t - signal * output) * (1.0 / max(noise, 1e-12))
+
+
+def linear_betas(steps: int, start: float, end: float) -> np.ndarray:
+    """Return evenly spaced betas, float64 (steps,)."""
+    return np.linspace(start, end, steps, dtype=np.float64)
+
+
+def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
+    """Return betas of the cosine schedule, float64 (steps,).
+
+    Source: Nichol and Dhariwal 2021, eq. 17, with their cap of 0.999.
+    """
+    u = np.arange(steps + 1, dtype=np.float64) / steps
+    bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - bar[1:] / bar[:-1], max_beta)
+
+
+def scaled_linear_betas(steps: int, start: float, end: float) -> np.ndarray:
+    """Return betas whose square roots are evenly spaced, float64 (steps,) (latent diffusion)."""
+    return np.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=np.float64) ** 2
+
+
+def from_betas(
+    betas: np.ndarray, *, prediction: str = "epsilon", zero_snr: bool = False, offset: int = 0
+) -> Schedule:
+    """Build a variance-preserving schedule from betas, float64 (T,).
+
+    Args:
+        zero_snr: rescale so that the last timestep is pure noise (Lin et al. 2023, algorithm 1).
+    """
+    bar = np.cumprod(1.0 - np.asarray(betas, dtype=np.float64))
+    if zero_snr:
+        root = np.sqrt(bar)
+        bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    time = np.arange(len(bar), dtype=np.float64)
+    return Schedule(np.sqrt(bar), np.sqrt(1 - bar), prediction, time, offset=offset)
+
+
+def flow(steps: int = 1000, *, time_scale: float = 1000.0, shift: float = 1.0) -> Schedule:
+    """Build a rectified-flow schedule: timestep t mixes `(1 - t/steps) x_0 + t/steps eps`.
+
+    Timesteps are 0..steps inclusive, and mean the noise share in thousandths whatever the
+    sampler's shift, which only moves the sampling grid.
+    """
+    sigma = np.arange(steps + 1, dtype=np.float64) / steps
+    return Schedule(1 - sigma, sigma, "flow_prediction", sigma * time_scale, shift=shift)
+
+
+def edm(
+    steps: int = 1000,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    sigma_data: float = 0.5,
+) -> Schedule:
+    """Build an EDM schedule: timestep 0 is sigma_min, the last one sigma_max, spaced by rho.
+
+    Source: Karras et al. 2022, eq. 5 and table 1 (preconditioning).
+    """
+    ramp = np.linspace(0, 1, steps, dtype=np.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigma = (low + ramp * (high - low)) ** rho
+    return Schedule(np.ones(steps), sigma, "edm", np.log(sigma) / 4, sigma_data=sigma_data)
+
+
+def from_config(config: Mapping[str, Any], *, where: str = "scheduler_config.json") -> Schedule:
+    """Build the schedule a diffusers scheduler config describes.
+
+    Args:
+        config: the parsed scheduler_config.json of any DDPM, DDIM, PNDM, DPM-Solver, EDM or
+            flow-matching scheduler; missing fields take DDPMScheduler's defaults.
+        where: the file's name, for messages.
+
+    Raises: TeacherError for a beta schedule or prediction type that is not known.
+    """
+    kind, steps = str(config.get("_class_name", "")), int(config.get("num_train_timesteps", 1000))
+    if "FlowMatch" in kind:
+        return flow(steps, shift=float(config.get("shift", 1.0)))
+    if kind.startswith("EDM"):
+        names = ("sigma_min", "sigma_max", "rho", "sigma_data")
+        return edm(steps, **{name: float(config[name]) for name in names if name in config})
+    prediction = str(config.get("prediction_type", "epsilon"))
+    name = str(config.get("beta_schedule", "linear"))
+    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    if prediction not in ("epsilon", "sample", "v_prediction"):
+        raise TeacherError(
+            f"{where}: prediction_type: got {prediction!r}, "
+            "allowed epsilon, sample, v_prediction. Correct the file."
+        )
+    if config.get("trained_betas") is not None:
+        betas = np.asarray(config["trained_betas"], dtype=np.float64)
+    elif name == "linear":
+        betas = linear_betas(steps, start, end)
+    elif name == "scaled_linear":
+        betas = scaled_linear_betas(steps, start, end)
+    elif name in ("squaredcos_cap_v2", "cosine"):
+        betas = cosine_betas(steps)
+    elif name == "sigmoid":
+        betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps, dtype=np.float64)))
+    else:
+        raise TeacherError(
+            f"{where}: beta_schedule: got {name!r}, allowed {', '.join(BETA_SCHEDULES)}. "
+            "Correct the file, or store the betas themselves as trained_betas."
+        )
+    return from_betas(
+        betas,
+        prediction=prediction,
+        zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
+        offset=int(config.get("steps_offset", 0)),
+    )

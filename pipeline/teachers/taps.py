@@ -1,0 +1,149 @@
+"""Taps: the places in a network where features are recorded, and the hooks that record them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+STRIDES = (1, 2, 4, 8, 16, 32, 64)
+"""Strides that have an alias (`s4`), in image pixels per cell."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Name one recordable output of a network.
+
+    Args:
+        name: what users ask for, e.g. `up.1`.
+        module: dotted path of the module whose output it is.
+        channels: of the map.
+        stride: image pixels per cell of the map.
+        item: which element of the output, for modules that return several.
+        grid: cells (height, width) to fold a token sequence (N, T, C) into; None for maps.
+    """
+
+    name: str
+    module: str
+    channels: int
+    stride: int
+    item: int = 0
+    grid: tuple[int, int] | None = None
+
+    def shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
+        """Return (C, H, W) of the map for an image of (height, width) pixels."""
+        if self.grid is not None:
+            return (self.channels, *self.grid)
+        return (self.channels, image_size[0] // self.stride, image_size[1] // self.stride)
+
+    def to_map(self, output: Any) -> Tensor:
+        """Turn the module's output into a map (N, C, H, W), without copying where possible."""
+        if isinstance(output, (tuple, list)):
+            output = output[self.item]
+        if self.grid is None:
+            return output
+        rows, _, channels = output.shape
+        output = output[:, -self.grid[0] * self.grid[1] :]  # text tokens, if any, come first
+        return output.transpose(1, 2).reshape(rows, channels, *self.grid)
+
+
+def table(
+    taps: Iterable[Tap], image_size: tuple[int, int]
+) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return name -> (shape per sample, stride), as `request.expand_levels` takes it."""
+    return {tap.name: (tap.shape(image_size), tap.stride) for tap in taps}
+
+
+def stride_aliases(defaults: Iterable[Tap]) -> dict[str, str]:
+    """Return `s<stride>` -> tap name; of several with one stride the last wins."""
+    found = {tap.stride: tap.name for tap in defaults}
+    return {f"s{stride}": found[stride] for stride in STRIDES if stride in found}
+
+
+class _Enough(Exception):
+    """Stop a forward pass: everything asked for has been recorded."""
+
+
+class Recorder:
+    """Record the outputs of some modules of a network, running no more of it than they need.
+
+    Args:
+        root: the network; `taps` name its submodules.
+        taps: what to record. Hooks stay on the modules for the recorder's life.
+    """
+
+    def __init__(self, root: nn.Module, taps: Sequence[Tap]) -> None:
+        self._found: dict[str, Tensor] | None = None
+        self._wanted = len({tap.name for tap in taps})
+        self._stop = True
+        self._hooks = [
+            root.get_submodule(tap.module).register_forward_hook(self._hook(tap)) for tap in taps
+        ]
+
+    def _hook(self, tap: Tap) -> Callable[..., None]:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._found is None:
+                return
+            self._found[tap.name] = tap.to_map(output)
+            # The last wanted module ends the pass; the rest of the decoder is never computed.
+            if self._stop and len(self._found) == self._wanted:
+                raise _Enough
+
+        return record
+
+    def run(
+        self, call: Callable[[], Tensor], *, stop: bool = True
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Call the network and return what its taps gave.
+
+        Args:
+            call: runs one forward pass.
+            stop: end the pass once every tap is recorded; False to get the output too.
+
+        Returns:
+            tap name -> map (N, C, H, W), and the network's output (None when stopped early).
+        """
+        self._found, self._stop = {}, stop
+        output = None
+        with contextlib.suppress(_Enough):
+            output = call()
+        found, self._found = self._found, None
+        return found, output
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def costs(network: Any, taps: Sequence[Tap], x: torch.Tensor, time: torch.Tensor) -> dict[str, int]:
+    """Count the floating-point operations needed to reach each tap.
+
+    Args:
+        network: callable on (x, time) with a `module`; on the meta device nothing is computed.
+
+    Returns:
+        tap name -> operations for x's batch, with the whole network under the name "output".
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    found: dict[str, int] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda *_: found.__setitem__(name, counter.get_total_flops())
+
+    hooks = [
+        network.module.get_submodule(tap.module).register_forward_hook(hook(tap.name))
+        for tap in taps
+    ]
+    with counter:
+        network(x, time)
+    for handle in hooks:
+        handle.remove()
+    return {**found, "output": counter.get_total_flops()}

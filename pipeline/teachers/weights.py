@@ -1,0 +1,205 @@
+"""Read weights without executing anything in them, and say in one line what is wrong with them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamshard.errors import TeacherError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SAFE, PICKLED = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
+WRAPPERS = ("ema", "state_dict", "model_state_dict", "model")
+"""Keys under which training scripts keep the state dict, the averaged weights first."""
+NAMED = 10
+"""How many missing or surplus keys a message lists."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises: TeacherError if the file is missing or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TeacherError(f"{path}: not found. Give a folder saved by save_pretrained.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TeacherError(f"{path}: not readable as JSON ({error}). Fetch it again.") from error
+    if not isinstance(value, dict):
+        raise TeacherError(f"{path}: got a JSON {type(value).__name__}, allowed an object.")
+    return value
+
+
+def find_weights(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[Path, ...]:
+    """Find a diffusers model's weight files: safetensors (whole or in parts), else .bin.
+
+    Raises: TeacherError if there are none, or a part named in the index is missing.
+    """
+    for suffix in (*SAFE, ".bin"):
+        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if whole.is_file():
+            return (whole,)
+        if index.is_file():
+            parts = sorted(set(dict(read_json(index).get("weight_map", {})).values()))
+            for part in parts:
+                if not (folder / part).is_file():
+                    raise TeacherError(f"{folder / part}: missing part of {index.name}.")
+            return tuple(folder / part for part in parts)
+    variants = sorted(path.name for path in folder.glob(f"{stem}*"))
+    hint = f" Found only {', '.join(variants)}: rename the one you want." if variants else ""
+    raise TeacherError(f"{folder}: no {stem}.safetensors or .bin.{hint or ' Is it the folder?'}")
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of the files' contents, in order; a file is hashed once per process."""
+    parts = []
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise TeacherError(f"{path}: cannot be read ({error.strerror}).") from error
+        parts.append(_digest_one(str(path.resolve()), status.st_size, status.st_mtime_ns))
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_one(path: str, _size: int, _mtime: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Read one state dict from one file or several parts.
+
+    Raises: TeacherError for a file that is missing, truncated, of unknown format, or that would
+        execute code on loading.
+    """
+    state: dict[str, Tensor] = {}
+    for path in files:
+        state.update(_read_safetensors(path) if path.suffix in SAFE else _read_pickled(path))
+    return state
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of one file's tensors, without reading their values where possible.
+
+    Raises: TeacherError, as `read`.
+    """
+    if path.suffix not in SAFE:
+        state = _read_pickled(path, device="meta")
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: BaseException) -> TeacherError:
+    return TeacherError(f"{path}: damaged or truncated ({_first_line(error)}). Fetch it again.")
+
+
+def _read_pickled(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    import argparse
+    import pickle
+
+    import torch
+
+    try:
+        # Training files of the DiT family carry their arguments; a Namespace only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            value = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise TeacherError(f"{path}: not found.") from None
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)|class (?:`)?([\w.]+)", str(error))
+        wants = f" (it asks for {name[1] or name[2]})" if name else ""
+        raise TeacherError(
+            f"{path}: refused: loading it would run code{wants}, or it is not a file of plain "
+            "tensors. Nothing was run. Convert it to safetensors where you trust it."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _damaged(path, error) from error
+    return plain_state(value, where=str(path))
+
+
+def plain_state(value: object, *, where: str) -> dict[str, Tensor]:
+    """Unwrap a training file down to its state dict, averaged weights first.
+
+    Raises: TeacherError if no dict of tensors is inside.
+    """
+    import torch
+
+    for _ in range(3):
+        if not isinstance(value, Mapping):
+            break
+        if value and all(isinstance(item, torch.Tensor) for item in value.values()):
+            return {str(key).removeprefix("module."): item for key, item in value.items()}
+        value = next((value[name] for name in WRAPPERS if name in value), None)
+    raise TeacherError(
+        f"{where}: holds no state dict (a dict of tensors, plain or under {', '.join(WRAPPERS)})."
+    )
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Put weights into a module, which may be on the meta device; every key and shape must fit.
+
+    Raises: TeacherError naming the first ten missing, surplus or misshapen keys, or the first
+        tensor with values that are not finite.
+    """
+    own = module.state_dict()
+    complaints = []
+    for what, keys in (
+        ("missing", [key for key in own if key not in state]),
+        ("surplus", [key for key in state if key not in own]),
+        (
+            "of another shape",
+            [
+                f"{key} {tuple(state[key].shape)} not {tuple(own[key].shape)}"
+                for key in own
+                if key in state and state[key].shape != own[key].shape
+            ],
+        ),
+    ):
+        if keys:
+            more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+            complaints.append(f"{len(keys)} keys {what}: {', '.join(keys[:NAMED])}{more}")
+    if complaints:
+        raise TeacherError(
+            f"{where}: the weights do not fit the architecture; {'; '.join(complaints)}. "
+            "Check the config or the flags against the file."
+        )
+    refuse_not_finite(state, where=where)
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def refuse_not_finite(state: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuse weights that hold NaN or infinity, by the name of the first such tensor."""
+    for key, tensor in state.items():
+        # One pass and one number: a NaN or an infinity anywhere makes the sum not finite.
+        if tensor.is_floating_point() and not bool(tensor.double().sum().isfinite()):
+            raise TeacherError(f"{where}: {key} has values that are not finite. Fetch it again.")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -1,0 +1,1 @@
+"""Keep features: schema, commits, manifests, stores and readers (needs neither torch nor Ray)."""

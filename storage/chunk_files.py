@@ -1,0 +1,142 @@
+"""Know where each row of a snapshot lies, and open its chunk files after checking their size.
+
+A chunk file holds `samples_per_unit` rows of one array as raw little-endian C-order bytes, so a row
+is found by arithmetic alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from dreamshard.errors import DataError
+
+_Opened = TypeVar("_Opened")
+
+
+class ReadableSnapshot(Protocol):
+    """Say what a reader needs to know of a dataset at one version."""
+
+    @property
+    def url(self) -> str:
+        """Where the dataset is, for messages."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Samples, valid or not."""
+        ...
+
+    @property
+    def samples_per_unit(self) -> int:
+        """Rows of every chunk file."""
+        ...
+
+    @property
+    def valid(self) -> Any:  # an ndarray: pyright does not see through a cached_property
+        """Mask, bool (num_samples,), False where readers skip the sample."""
+        ...
+
+    @property
+    def holes(self) -> Sequence[int]:
+        """Units that are not there."""
+        ...
+
+    @property
+    def array_names(self) -> Sequence[str]:
+        """Names of all arrays: levels, and `image` and `label` where kept."""
+        ...
+
+    def array_spec(self, name: str, /) -> tuple[np.dtype, tuple[int, ...]]:
+        """Return an array's dtype and per-sample shape."""
+        ...
+
+    def chunk_path(self, name: str, unit: int, /) -> str:
+        """Return the local path of an array's chunk file."""
+        ...
+
+
+class ChunkFiles:
+    """Find rows of several arrays, and open the files they are in.
+
+    Args:
+        names: arrays to read; no other array's file is touched.
+        max_open: files that may be open at a time; one unit's always may.
+    """
+
+    def __init__(self, snapshot: ReadableSnapshot, names: Sequence[str], max_open: int) -> None:
+        self.snapshot, self.names = snapshot, list(names)
+        specs = [snapshot.array_spec(name) for name in names]
+        sizes = [np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in specs]
+        self.row_bytes = np.array(sizes, np.uint64)
+        self.units = -(-snapshot.num_samples // snapshot.samples_per_unit)
+        self.max_units = max(1, max_open // max(1, len(self.names)))
+        self.fits = self.units <= self.max_units
+
+    def open(self, array: int, unit: int) -> tuple[int, int]:
+        """Open a chunk file, return its descriptor and size.
+
+        Raises:
+            DataError: if it is missing, unreadable, or not exactly as long as its rows.
+        """
+        path = self.snapshot.chunk_path(self.names[array], unit).removeprefix("file://")
+        want = self.snapshot.samples_per_unit * int(self.row_bytes[array])
+        mend = f"Run `dreamshard verify --repair {self.snapshot.url}`."
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise DataError(f"{path}: got {why}, allowed a chunk of {want} bytes. {mend}") from None
+        size = os.fstat(descriptor).st_size
+        if size != want:
+            os.close(descriptor)
+            raise DataError(f"{path}: got {size} bytes, allowed exactly {want}. {mend}")
+        return descriptor, size
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the unit and the row within it of each sample."""
+        if samples.size and (samples.min() < 0 or samples.max() >= self.snapshot.num_samples):
+            raise DataError(
+                f"{self.snapshot.url}: got sample {samples.min()} to {samples.max()}, allowed "
+                f"0..{self.snapshot.num_samples - 1}."
+            )
+        return np.divmod(samples, self.snapshot.samples_per_unit)
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Ask the kernel to read sample ranges; it does so in the background."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        per_unit = self.snapshot.samples_per_unit
+        for first, stop in ranges:
+            for unit in range(first // per_unit, -(-stop // per_unit)):
+                low = max(first - unit * per_unit, 0)
+                rows = min(stop - unit * per_unit, per_unit) - low
+                for array, size in enumerate(self.row_bytes.tolist()):
+                    descriptor, _size = self.open(array, unit)
+                    will_need = os.POSIX_FADV_WILLNEED
+                    os.posix_fadvise(descriptor, low * size, rows * size, will_need)
+                    os.close(descriptor)
+
+
+class OpenUnits(OrderedDict[int, _Opened]):
+    """Keep the most recently used units open; whoever still uses an older one keeps it alive."""
+
+    def use(
+        self, units: Iterable[int], open_unit: Callable[[int], _Opened], limit: int
+    ) -> list[_Opened]:
+        """Return what belongs to each unit, opening what is missing, then close the oldest."""
+        used = []
+        for unit in units:
+            opened = self.get(unit)
+            if opened is None:
+                opened = self[unit] = open_unit(unit)
+            self.move_to_end(unit)
+            used.append(opened)
+        while len(self) > limit:
+            self.popitem(last=False)
+        return used

@@ -1,0 +1,319 @@
+"""A dataset: the one door to everything a folder of feature shards can do.
+
+dataset = Dataset.create(root, recipe, levels=..., image_size=..., pins=..., extra={})
+dataset.grow(num_samples)
+with dataset.lease(run_id):
+    for unit in dataset.missing(num_samples):
+        with dataset.unit_writer(unit, count=..., run_id=run_id) as writer:
+            writer.write(0, batch)
+            writer.commit()
+    dataset.roll_up(final=True)
+snapshot = dataset.snapshot()
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dreamshard.errors import DataError
+from storage import description, leases, ledger
+from storage.codec import ArraySpec
+from storage.commits import Commit, latest_version, read_commit, withdraw
+from storage.description import Description, library_versions, read_description
+from storage.files import STAGING, open_files
+from storage.leases import Lease
+from storage.pinning import pin_latest, pin_version
+from storage.schema import Level, Pins, Recipe
+from storage.snapshot import Snapshot
+from storage.writer import UnitWriter
+from storage.zarr_store import ZarrStore
+
+STORES = {"zarr": ZarrStore}
+_REQUESTS = "requests"
+_CHECK_SHARE = 0.02  # of the time may go into looking whether there is enough to roll up
+
+log = logging.getLogger(__name__)
+
+__all__ = ["STORES", "Dataset", "Snapshot", "UnitWriter"]
+
+
+class Dataset:
+    """Keep feature shards in one folder: made unit by unit, by any number of runs at once.
+
+    Attributes:
+        url: the dataset's folder.
+        recipe: what decides its bytes.
+        levels: what is recorded of each sample.
+        image_size: height and width in pixels.
+        pins: how every forward is run; fixed at creation.
+        samples_per_unit: samples of one unit.
+        arrays: the arrays stored, by name.
+        store: where the units' files are.
+    """
+
+    def __init__(self, url: str, about: Description, *, fsync: bool = True) -> None:
+        self.files = open_files(url)
+        self.url, self.about, self.fsync = self.files.url, about, fsync
+        self.recipe, self.levels, self.pins = about.recipe, about.levels, about.pins
+        self.image_size, self.samples_per_unit = about.image_size, about.recipe.samples_per_unit
+        self.arrays: dict[str, ArraySpec] = {spec.name: spec for spec in about.arrays}
+        format_name = str(self.recipe.layout.get("format", "zarr"))
+        if format_name not in STORES:
+            raise DataError(
+                f"{self.url}: layout.format: got {format_name!r:.40}, allowed {sorted(STORES)}."
+            )
+        self.store = STORES[format_name](
+            self.files, about.arrays, samples_per_unit=self.samples_per_unit
+        )
+        self._next_check = 0.0
+
+    @classmethod
+    def create(
+        cls,
+        root: str,
+        recipe: Recipe,
+        *,
+        levels: Sequence[Level],
+        image_size: tuple[int, int],
+        pins: Pins,
+        extra: Mapping[str, object] | None = None,
+        images: bool = True,
+        labels: bool = False,
+        masks: bool = False,
+        fsync: bool = True,
+    ) -> Dataset:
+        """Make the dataset of a recipe under a root, or return the one that is there.
+
+        Args:
+            root: folder of datasets.
+            recipe: what decides the dataset's bytes, and its folder's name.
+            levels: what is recorded of each sample.
+            image_size: height and width in pixels.
+            pins: how every forward is to be run.
+            extra: JSON values to keep in `dataset.json`; `licence` is the weights' licence.
+            images: store the images.
+            labels: store the labels as an array too; the manifest has them in any case.
+            masks: store the masks.
+            fsync: flush what is written to disk.
+
+        Returns:
+            The dataset; its pins are those it was first created with.
+
+        Raises:
+            DataError: if another dataset is in that folder, or the root cannot be written.
+        """
+        rest = dict(extra or {})
+        wanted = Description(
+            recipe=recipe,
+            levels=tuple(levels),
+            image_size=(int(image_size[0]), int(image_size[1])),
+            pins=pins,
+            images=images,
+            labels=labels,
+            masks=masks,
+            licence=str(rest.pop("licence", "unknown")),
+            extra=rest,
+            libraries=library_versions(),
+        )
+        url = f"{open_files(root).url}/{recipe.folder}"
+        dataset = cls(url, wanted, fsync=fsync)
+        made = dataset.files.write(description.KEY, wanted.to_json(), if_absent=True, fsync=fsync)
+        dataset.files.prune(STAGING)
+        if not made:
+            dataset = cls.open(url, fsync=fsync)
+            dataset._check_same(wanted)
+        dataset._resize()
+        return dataset
+
+    @classmethod
+    def open(cls, url: str, *, fsync: bool = True) -> Dataset:
+        """Open a dataset by its folder.
+
+        Raises:
+            DataError: if there is none, it is damaged, or of a newer format.
+        """
+        return cls(url, read_description(open_files(url)), fsync=fsync)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.url!r})"
+
+    def requested(self) -> int:
+        """Return how many samples were requested so far."""
+        return max(self._ends(), default=0)
+
+    def grow(self, num_samples: int) -> None:
+        """Request samples: the arrays cover the largest number ever requested.
+
+        Args:
+            num_samples: samples wanted in all; fewer than before changes nothing.
+        """
+        if num_samples > self.requested():
+            self._request(num_samples)
+        self._resize()
+
+    def missing(self, num_samples: int, *, book: ledger.Ledger | None = None) -> np.ndarray:
+        """List the units to make so that the first `num_samples` samples are there.
+
+        Args:
+            num_samples: samples wanted in all.
+            book: what is known of the units, where it was read already.
+
+        Returns:
+            int64, ascending.
+        """
+        return ledger.missing_units(
+            self.files,
+            book or ledger.read_ledger(self.files),
+            num_samples=num_samples,
+            samples_per_unit=self.samples_per_unit,
+            ends=self._ends(),
+        )
+
+    def committed(self) -> dict[int, Commit]:
+        """Read the commit records of all units that are done: one small file each."""
+        book = ledger.read_ledger(self.files)
+        rows = book.current.take(book.holds)
+        pairs = zip(rows.unit.tolist(), rows.version.tolist(), strict=True)
+        return {unit: read_commit(self.files, unit, version) for unit, version in pairs}
+
+    def commit_of(self, unit: int) -> Commit | None:
+        """Return a unit's commit record, None if it is not done."""
+        version, holds = latest_version(self.files, unit)
+        return read_commit(self.files, unit, version) if holds else None
+
+    def unit_writer(self, unit: int, *, count: int, run_id: str) -> UnitWriter:
+        """Start to write a unit.
+
+        Args:
+            unit: its number.
+            count: samples it will have; fewer than `samples_per_unit` only at the source's end.
+            run_id: name of the run, whose lease guards the temporary files.
+        """
+        unit, count = int(unit), int(count)
+        if unit < 0 or not 1 <= count <= self.samples_per_unit:
+            raise DataError(
+                f"{self.url}: got unit {unit} of {count} samples, allowed 1.."
+                f"{self.samples_per_unit} samples from unit 0 on."
+            )
+        first = unit * self.samples_per_unit
+        if count < self.samples_per_unit and first + count not in self._ends():
+            self._request(first + count)  # so that this unit is known to be partial
+            self._resize()
+        return UnitWriter(
+            self.files,
+            self.store.open_unit(unit, run_id=run_id),
+            recipe=self.recipe,
+            levels={level.name: level for level in self.levels},
+            arrays=self.arrays,
+            unit=unit,
+            first=first,
+            count=count,
+            run_id=run_id,
+            fsync=self.fsync,
+        )
+
+    def roll_up(self, *, final: bool = False) -> int:
+        """Move commits into manifest parts; cheap to call often.
+
+        Args:
+            final: move all there are, at the end of a run; else only once they fill a part.
+
+        Returns:
+            How many commits were moved.
+        """
+        started = time.monotonic()
+        if not final and started < self._next_check:
+            return 0
+        moved = ledger.roll_up(
+            self.files, samples_per_unit=self.samples_per_unit, final=final, fsync=self.fsync
+        )
+        self.files.prune(f"{STAGING}/put")
+        now = time.monotonic()
+        self._next_check = now + (now - started) / _CHECK_SHARE
+        return moved
+
+    def lease(self, run_id: str) -> Lease:
+        """Return a context manager that keeps this run's temporary files its own while it lives."""
+        return Lease(self.files, run_id, sweep=self.sweep)
+
+    def sweep(self) -> int:
+        """Remove what dead runs left behind; return how many files that were."""
+        return leases.sweep(self.files, restore=self._restore)
+
+    def invalidate(self, unit: int, *, reason: str = "damaged") -> bool:
+        """Withdraw a unit, so that the next run makes it again, and only it.
+
+        Returns:
+            Whether it was done before.
+        """
+        version, holds = latest_version(self.files, unit)
+        return holds and withdraw(self.files, unit, version, reason=reason)
+
+    def snapshot(self, version: str | None = None) -> Snapshot:
+        """Show what is committed now, or what an earlier snapshot's version names.
+
+        Raises:
+            DataError: if that version cannot be shown any more.
+        """
+        requested = self.requested()
+        if version is None:
+            pinned = pin_latest(
+                self.files, samples_per_unit=self.samples_per_unit, requested=requested
+            )
+        else:
+            pinned = pin_version(self.files, version, samples_per_unit=self.samples_per_unit)
+            requested = pinned.num_samples
+        return Snapshot(
+            self.files,
+            pinned.table,
+            version=pinned.version,
+            num_samples=pinned.num_samples,
+            requested=requested,
+            samples_per_unit=self.samples_per_unit,
+            levels=self.levels,
+            arrays=list(self.arrays.values()),
+            chunk_key=self.store.array_key,
+            parts=pinned.parts,
+            pending=pinned.pending,
+        )
+
+    def _ends(self) -> list[int]:
+        names = [name.removesuffix(".json") for name in self.files.names(_REQUESTS)]
+        return [int(name) for name in names if name.isdecimal() and len(name) < 19]
+
+    def _request(self, num_samples: int) -> None:
+        record = {"num_samples": num_samples, "time": time.time()}
+        key = f"{_REQUESTS}/{num_samples:015d}.json"
+        self.files.write(key, json.dumps(record).encode(), if_absent=True, fsync=self.fsync)
+
+    def _resize(self) -> None:
+        """Bring the arrays' shape to what is requested; of two runs the larger request stays."""
+        while self.store.num_samples() != (wanted := self.requested()):
+            self.store.resize(wanted, fsync=self.fsync)
+        self.files.prune(f"{STAGING}/put")
+
+    def _restore(self, unit: int) -> int:
+        """Put a unit in order after a run died while it moved the unit's files."""
+        commit = self.commit_of(unit)
+        if commit is None:
+            removed = sum(self.files.remove(key) for key in self.store.unit_keys(unit))
+            self.store.prune(unit)
+            return removed
+        if not self.store.holds(commit):
+            self.invalidate(unit, reason="a run died while it replaced the unit")
+        return 0
+
+    def _check_same(self, wanted: Description) -> None:
+        differences = self.about.differences(wanted)
+        if differences:
+            raise DataError(
+                f"{self.url}: got a dataset that differs in {', '.join(differences)} from the one "
+                "asked for, allowed the same. Choose another root, or another name."
+            )
+        if self.pins != wanted.pins:
+            log.info("%s keeps the pins it was created with: %s", self.url, self.pins)

@@ -1,0 +1,184 @@
+"""A snapshot: what a dataset held at one moment; later commits do not change what it shows.
+
+Its version is `<samples>-<parts>-<digest>`: the samples it serves, the manifest parts it was read
+from, and a digest over the data digests of its units. A checkpoint stores that text, and
+`Dataset.snapshot(version=...)` gives the same samples again, however much was added since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from dreamshard.errors import DataError
+from storage.codec import ArraySpec
+from storage.commits import Commit
+from storage.files import Files
+from storage.ledger import UnitTable
+from storage.manifest import read_samples, sample_rows
+from storage.schema import Level
+
+
+class Snapshot:
+    """Show a dataset's committed samples as they were when it was opened.
+
+    Attributes:
+        url: the dataset's folder.
+        version: text that names this snapshot for good.
+        num_samples: samples served: those requested so far, up to the last committed unit.
+        requested: samples requested so far.
+        levels: what is recorded of each sample.
+        units: int64, ascending: the committed units.
+        counts: int64: the samples of each of them.
+        holes: ascending: units below `num_samples` that are missing or cut short.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        table: UnitTable,
+        *,
+        version: str,
+        num_samples: int,
+        requested: int,
+        samples_per_unit: int,
+        levels: Sequence[Level],
+        arrays: Sequence[ArraySpec],
+        chunk_key: Callable[[str, int], str],
+        parts: int,
+        pending: Sequence[Commit],
+    ) -> None:
+        self._files, self._table, self._chunk_key = files, table, chunk_key
+        self._parts, self._pending = parts, tuple(pending)
+        self._arrays = {spec.name: spec for spec in arrays}
+        self.url, self.version = files.url, version
+        self.num_samples, self.requested = num_samples, requested
+        self.samples_per_unit, self.levels = samples_per_unit, tuple(levels)
+        self.units, self.counts, self.digests = table.unit, table.count, table.digest
+        self.holes = self._find_holes()
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __repr__(self) -> str:
+        return f"Snapshot({self.url!r}, version={self.version!r}, holes={len(self.holes)})"
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Names of the stored arrays."""
+        return tuple(self._arrays)
+
+    def array_spec(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+        """Return an array's dtype and shape per sample.
+
+        Raises:
+            DataError: if there is no such array.
+        """
+        if name not in self._arrays:
+            raise DataError(
+                f"{self.url}: got array {name!r:.80}, allowed {', '.join(self._arrays)}."
+            )
+        return self._arrays[name].dtype, self._arrays[name].shape
+
+    def chunk_path(self, name: str, unit: int) -> str:
+        """Return the local path of the file with an array's rows of a unit, raw and padded."""
+        self.array_spec(name)
+        return self._files.path(self._chunk_key(name, unit))
+
+    @cached_property
+    def num_valid(self) -> int:
+        """Samples that are there and usable."""
+        return int(self.valid.sum())
+
+    @property
+    def num_invalid(self) -> int:
+        """Samples that are there and could not be used; read from the units, so always cheap."""
+        return int(self._table.invalid.sum())
+
+    @cached_property
+    def valid(self) -> np.ndarray:
+        """Mask, bool (num_samples,): False for samples that were unusable or are in a hole."""
+        mask = np.zeros(self.num_samples, bool)
+        size = self.samples_per_unit
+        whole = self.counts == size
+        full = mask[: self.num_samples // size * size].reshape(-1, size)
+        full[self.units[whole & (self.units < len(full))]] = True
+        for unit, count in self._rest(whole, len(full)):
+            mask[unit * size : unit * size + count] = True
+        if self._table.invalid.any():
+            for rows in self._rows(("index", "unit", "version", "valid"), invalid_only=True):
+                mask[rows["index"].to_numpy()] = rows["valid"].to_numpy()
+        mask.flags.writeable = False
+        return mask
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels, int64 (num_samples,): the source's labels, -1 where there is none."""
+        labels = np.full(self.num_samples, -1, np.int64)
+        for rows in self._rows(("index", "unit", "version", "valid", "label")):
+            labels[rows["index"].to_numpy()] = rows["label"].to_numpy()
+        labels.flags.writeable = False
+        return labels
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The source's own names of the samples, "" in holes; read when first asked for."""
+        keys = [""] * self.num_samples
+        for rows in self._rows(("index", "unit", "version", "valid", "key")):
+            for index, key in zip(rows["index"].to_pylist(), rows["key"].to_pylist(), strict=True):
+                keys[index] = key
+        return keys
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """Why samples are not valid, by index."""
+        found: dict[int, str] = {}
+        columns = ("index", "unit", "version", "valid", "error")
+        for rows in self._rows(columns, invalid_only=True):
+            for row in rows.to_pylist():
+                found.pop(row["index"], None)
+                if not row["valid"]:
+                    found[row["index"]] = row["error"] or ""
+        return found
+
+    def _rest(self, whole: np.ndarray, num_full: int) -> list[tuple[int, int]]:
+        """List (unit, samples served) of units that are partial or cut by num_samples."""
+        rows = np.flatnonzero(~whole | (self.units >= num_full))
+        first = self.units[rows] * self.samples_per_unit
+        served = np.minimum(self.counts[rows], self.num_samples - first)
+        return list(zip(self.units[rows].tolist(), served.tolist(), strict=True))
+
+    def _find_holes(self) -> tuple[int, ...]:
+        size = self.samples_per_unit
+        needed = np.minimum(size, self.num_samples - np.arange(-(-self.num_samples // size)) * size)
+        have = np.zeros(len(needed), np.int64)
+        have[self.units] = self.counts
+        return tuple(np.flatnonzero(have < needed).tolist())
+
+    def _rows(self, columns: Sequence[str], *, invalid_only: bool = False) -> Iterator[pa.Table]:
+        """Yield the rows of this snapshot's units; of rows of one index the last one counts.
+
+        Args:
+            columns: what to read; `index`, `unit` and `version` are needed to choose.
+            invalid_only: pass over valid rows, but for those that replace others.
+        """
+        for table in read_samples(self._files, columns=columns, parts=self._parts):
+            yield self._choose(table, invalid_only=invalid_only)
+        for commit in self._pending:
+            rows = sample_rows([commit]).select(list(columns))
+            yield self._choose(rows, invalid_only=invalid_only)
+
+    def _choose(self, table: pa.Table, *, invalid_only: bool) -> pa.Table:
+        index, unit, version = (
+            table[name].to_numpy().astype(np.int64) for name in ("index", "unit", "version")
+        )
+        row = np.minimum(np.searchsorted(self.units, unit), max(0, len(self.units) - 1))
+        keep = (index >= 0) & (index < self.num_samples) & (index // self.samples_per_unit == unit)
+        if len(self.units):
+            keep &= (self.units[row] == unit) & (version <= self._table.version[row])
+        if invalid_only:
+            keep &= ~table["valid"].to_numpy() | (version > 0)
+        return table.filter(pa.array(keep))

@@ -1,0 +1,82 @@
+"""What every distillation method must do, by its table."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import StudentConfig, TrainConfig
+from distill.methods import METHODS, build_method
+from distill.methods.base import Method
+from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS, make_batch
+
+
+@pytest.fixture(params=sorted(METHODS))
+def method(request: pytest.FixtureRequest) -> Method:
+    student = StudentConfig(
+        name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 12, 16]}
+    )
+    config = TrainConfig(method=request.param, student=student)
+    training_set: Any = SimpleNamespace(
+        levels=tuple(sorted(LEVELS, key=lambda level: level.stride)),
+        strides=(2, 4),
+        dataset=SimpleNamespace(image_size=IMAGE_SIZE),
+    )
+    return build_method(config, training_set=training_set)
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    rows = make_batch(np.arange(16))
+    assert rows.image is not None
+    images = torch.from_numpy(rows.image).permute(0, 3, 1, 2) / 127.5 - 1
+    return images, {name: torch.from_numpy(v).float() for name, v in rows.levels.items()}
+
+
+def test_twenty_steps_of_sgd_lower_the_loss(method: Method, batch) -> None:
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(21):
+        loss = method(*batch)["loss"]
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_terms_are_finite_float32_scalars(method: Method, batch) -> None:
+    terms = method(*batch)
+    assert "loss" in terms
+    for value in terms.values():
+        assert value.shape == () and value.dtype == torch.float32 and torch.isfinite(value)
+
+
+def test_every_parameter_gets_a_gradient(method: Method, batch) -> None:
+    # DistributedDataParallel waits for ever for one that does not.
+    method(*batch)["loss"].backward()
+    assert [name for name, p in method.named_parameters() if p.grad is None] == []
+
+
+def test_the_student_is_a_part_of_it_and_learns(method: Method, batch) -> None:
+    method(*batch)["loss"].backward()
+    gradients = [p.grad for p in method.student.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    assert any((g != 0).any() for g in gradients if g is not None)
+
+
+def test_memory_order_changes_nothing(method: Method, batch) -> None:
+    images, targets = batch
+    method.eval()
+    plain = method(images, targets)["loss"]
+    last = torch.channels_last
+    method.to(memory_format=last)  # pyright: ignore[reportCallIssue]
+    other = method(
+        images.to(memory_format=last),
+        {name: value.to(memory_format=last) for name, value in targets.items()},
+    )["loss"]
+    torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-5)

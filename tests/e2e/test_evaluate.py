@@ -1,0 +1,129 @@
+"""From recorded digits to the probe table, with the teacher that has no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.config import (
+    DataConfig,
+    DreamTeacherConfig,
+    EvaluateConfig,
+    StudentConfig,
+    TrainConfig,
+)
+from distill.evaluate import evaluate
+from distill.tasks.few_label import FewLabelConfig
+from distill.train import train
+from dreamshard.errors import ConfigError, DataError
+from pipeline.images import ImageConfig, SourceConfig, open_source
+from pipeline.inputs import ImageInput
+from pipeline.teachers.base import TeacherConfig, load_teacher
+from storage.dataset import Dataset
+from storage.schema import Pins, Recipe
+
+TEACHER = TeacherConfig(kind="noise", levels=["s4", "s2"], settings={"channels": 4})
+PINS = Pins(micro_batch=32, compute_dtype="float32", device="cpu", threads=1)
+SIZE = (16, 16)
+
+
+def record_digits(root: Path, *, count: int = 64) -> Dataset:
+    """Record digits with the noise teacher, without Ray."""
+    teacher = load_teacher(TEACHER, mode="encode", seed=0, pins=PINS, image_size=SIZE)
+    source = ImageInput(
+        open_source(SourceConfig()), config=ImageConfig(size=16), image_size=SIZE, seed=0
+    )
+    recipe = Recipe(
+        name="digits",
+        content={"teacher": teacher.fingerprint, "image": source.image_rule()},
+        layout={"format": "zarr", "samples_per_unit": count, "codecs": {}},
+    )
+    dataset = Dataset.create(
+        str(root), recipe, levels=teacher.levels, image_size=SIZE, pins=PINS, fsync=False
+    )
+    dataset.grow(count)
+    with dataset.unit_writer(0, count=count, run_id="test") as writer:
+        for work in source.works(0, count, micro_batch=PINS.micro_batch):
+            writer.write(work.offset, source.forward(teacher, work))
+        writer.commit()
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a training run on a few recorded digits."""
+    root = tmp_path_factory.mktemp("digits")
+    config = TrainConfig(
+        run_dir=str(root / "train"),
+        steps=4,
+        batch_size=16,
+        log_every=2,
+        save_every=4,
+        device="cpu",
+        data=DataConfig(dataset=record_digits(root / "data").url),
+        student=StudentConfig(
+            name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [4, 6, 8]}
+        ),
+        dreamteacher=DreamTeacherConfig(width=8),
+    )
+    train(config)
+    return root / "train"
+
+
+def settings(run_dir: Path, **changes: Any) -> EvaluateConfig:
+    chosen: dict[str, Any] = {
+        "run_dir": str(run_dir.parent / "evaluate"),
+        "student": str(run_dir),
+        "teacher": TEACHER,
+        "image": ImageConfig(size=16),
+        "micro_batch": 128,
+        "few_label": FewLabelConfig(shots=[1, 5], draws=3, selection_draws=1, strengths=[10.0]),
+    }
+    return EvaluateConfig(**(chosen | changes))
+
+
+def test_the_table_compares_four_representations(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = evaluate(settings(run_dir))
+    written = json.loads((run_dir.parent / "evaluate" / "results.json").read_text("utf-8"))
+    assert written == json.loads(json.dumps(results))
+    names = ["pixels", "teacher", "random student", "distilled student"]
+    assert list(results["few_label"]["rows"]) == names
+    assert list(results["few_label"]["paired"]) == names[:3]
+    assert results["images"] == {"train": 1297, "heldout": 500}
+    # Levels of stride 2 and 4: the student's 6 + 8 channels, the teacher's 4 + 4.
+    assert results["dimensions"] == dict(zip(names, (768, 8, 14, 14), strict=True))
+    rows = results["few_label"]["rows"]
+    assert rows["pixels"]["5"]["mean"] > 70, "pixels of digits are worth a lot"
+    assert rows["teacher"]["5"]["mean"] < 25, "noise is worth nothing"
+    assert rows["random student"] != rows["distilled student"]
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names) and "±" in shown
+
+
+def test_another_teacher_is_refused(run_dir: Path) -> None:
+    other = TeacherConfig(kind="noise", levels=["s4", "s2"], settings={"channels": 8})
+    with pytest.raises(ConfigError, match=r"teacher\.path"):
+        evaluate(settings(run_dir, teacher=other))
+    fewer = TeacherConfig(kind="noise", levels=["s4"], settings={"channels": 4})
+    with pytest.raises(ConfigError, match=r"teacher\.levels: got a teacher that records b4"):
+        evaluate(settings(run_dir, teacher=fewer))
+
+
+def test_no_student_is_refused_before_anything_is_made(run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no trained student"):
+        evaluate(settings(run_dir, student=str(tmp_path), run_dir=str(tmp_path / "evaluate")))
+    assert not (tmp_path / "evaluate").exists()
+
+
+def test_images_without_labels_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
+    unlabelled = SourceConfig(kind="folder", path=str(tmp_path))
+    with pytest.raises(DataError, match="without labels"):
+        evaluate(settings(run_dir, heldout_images=unlabelled, baselines=[]))

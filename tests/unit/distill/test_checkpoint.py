@@ -1,0 +1,180 @@
+"""Checkpoints are whole or not there; a run goes on only as itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from distill import checkpoint
+from distill.checkpoint import (
+    TrainState,
+    checkpoints,
+    load_checkpoint,
+    read_state,
+    resume_point,
+    save_checkpoint,
+    trim_metrics,
+)
+from dreamshard.errors import ConfigError, DataError
+
+FRESH = TrainState(config={"seed": 0, "optimizer": {"lr": 0.1}, "keep": 2}, content_key="a")
+
+
+def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    for _ in range(steps):
+        module(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return module, optimizer
+
+
+def save(run_dir: Path, *steps: int, keep: int = 9) -> None:
+    module, optimizer = trained()
+    for step in steps:
+        state = replace(FRESH, step=step, position=8 * step)
+        save_checkpoint(run_dir, state, model=module, optimizer=optimizer, keep=keep)
+
+
+def test_weights_and_optimiser_come_back_exactly(tmp_path: Path) -> None:
+    module, optimizer = trained()
+    path = save_checkpoint(tmp_path, FRESH, model=module, optimizer=optimizer, keep=1)
+    other, other_optimizer = trained(steps=1)
+    load_checkpoint(path, model=other, optimizer=other_optimizer)
+    for network, stepper in ((module, optimizer), (other, other_optimizer)):
+        torch.manual_seed(1)
+        network(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        stepper.step()
+    ours, theirs = module.state_dict(), other.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    weight = other[0].weight  # type: ignore[index]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4, 10, 100, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "checkpoint-000010",
+        "checkpoint-000100",
+    ]
+
+
+def test_a_death_while_writing_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.torch, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 4)
+    state, last = resume_point(tmp_path, fresh=FRESH)
+    assert state.step == 2 and last == tmp_path / "checkpoint-000002"
+    monkeypatch.undo()
+    save(tmp_path, 4)
+    assert not list(tmp_path.glob(".*")), "the half-written folder is gone"
+
+
+def test_a_run_begins_at_the_start_or_goes_on_at_its_last_checkpoint(tmp_path: Path) -> None:
+    assert resume_point(tmp_path, fresh=FRESH) == (FRESH, None)
+    save(tmp_path, 2, 4)
+    state, last = resume_point(tmp_path, fresh=FRESH)
+    assert (state.step, state.position) == (4, 32)
+    assert last is not None and last.name == "checkpoint-000004"
+
+
+def test_the_snapshot_of_the_first_start_is_kept(tmp_path: Path) -> None:
+    module, optimizer = trained()
+    began = replace(FRESH, step=2, snapshot="64-1-abc")
+    save_checkpoint(tmp_path, began, model=module, optimizer=optimizer, keep=1)
+    state, _ = resume_point(tmp_path, fresh=replace(FRESH, snapshot="96-2-def"))
+    assert state.snapshot == "64-1-abc"
+
+
+def test_other_settings_are_named_with_two_ways_out(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    changed = replace(FRESH, config={"seed": 1, "optimizer": {"lr": 0.2}, "keep": 2})
+    with pytest.raises(ConfigError) as caught:
+        resume_point(tmp_path, fresh=changed)
+    text = str(caught.value)
+    assert "optimizer.lr: 0.1 there, 0.2 asked for" in text
+    assert "seed: 0 there, 1 asked for" in text
+    assert "--run_dir" in text and "--restart true" in text
+    assert resume_point(tmp_path, fresh=changed, restart=True) == (changed, None)
+
+
+def test_settings_that_decide_nothing_may_change(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    state, _ = resume_point(tmp_path, fresh=replace(FRESH, config=FRESH.config | {"keep": 7}))
+    assert state.step == 2 and state.config["keep"] == 7
+
+
+def test_another_dataset_is_another_run(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    with pytest.raises(ConfigError, match=r"data\.dataset"):
+        resume_point(tmp_path, fresh=replace(FRESH, content_key="b"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    save(tmp_path, 2)
+    path = tmp_path / "checkpoint-000002"
+    if damage == "cut":
+        (path / name).write_bytes((path / name).read_bytes()[:20])
+    else:
+        (path / name).unlink()
+    module, optimizer = trained()
+    with pytest.raises(DataError, match="checkpoint-000002.*Delete that folder"):
+        read_state(path)
+        load_checkpoint(path, model=module, optimizer=optimizer)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    other = nn.Conv2d(3, 5, 3)
+    with pytest.raises(DataError, match="checkpoint-000002"):
+        load_checkpoint(
+            tmp_path / "checkpoint-000002",
+            model=other,
+            optimizer=torch.optim.AdamW(other.parameters()),
+        )
+
+
+def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
+    import os
+    import pickle
+
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    save(tmp_path, 2)
+    path = tmp_path / "checkpoint-000002"
+    (path / "optimizer.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    module, optimizer = trained()
+    with pytest.raises(DataError, match="holds more than tensors"):
+        load_checkpoint(path, model=module, optimizer=optimizer)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) for step in (10, 20, 30)]
+    path.write_text("\n".join(lines) + '\n{"step": 4', encoding="utf-8")
+    trim_metrics(path, step=20)
+    steps = [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert steps == [10, 20]
+    trim_metrics(tmp_path / "absent.jsonl", step=0)

@@ -1,0 +1,58 @@
+"""What is refused before anything starts, and the per-step seed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from distill import launch
+from dreamshard.errors import ConfigError
+
+
+def test_bf16_is_refused_where_it_is_only_imitated(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "native_bf16", lambda kind: False)
+    with pytest.raises(ConfigError, match=r"precision: got 'bf16', allowed fp32"):
+        launch.start_accelerator(configure(precision="bf16"))
+
+
+def test_a_missing_gpu_is_named(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device: got 'cuda'.*--device auto"):
+        launch.start_accelerator(configure(device="cuda"))
+
+
+def test_a_batch_that_the_ranks_cannot_share_shows_the_arithmetic(configure) -> None:
+    problem = launch._batch_problem(65, processes=2)
+    assert str(problem) == (
+        "batch_size: got 65, allowed a multiple of the 2 processes (65 = 2 x 32 + 1). "
+        "Try --batch_size 64 or 66."
+    )
+    assert launch._batch_problem(64, processes=2) is None
+    assert "Try --batch_size 4." in str(launch._batch_problem(3, processes=4))
+
+
+def test_batch_norm_across_cpus_is_refused(configure) -> None:
+    config = configure(sync_batchnorm="on")
+    assert launch._batchnorm_problem(config, kind="cpu", processes=2) is not None
+    assert launch._batchnorm_problem(config, kind="cpu", processes=1) is None
+    assert launch._batchnorm_problem(config, kind="cuda", processes=2) is None
+
+
+def test_a_steps_random_numbers_depend_on_seed_step_and_rank() -> None:
+    def draw(seed: int, step: int, rank: int) -> float:
+        launch.seed_step(seed, step=step, rank=rank)
+        return torch.rand(()).item()
+
+    assert draw(0, 5, 1) == draw(0, 5, 1)
+    assert len({draw(0, 5, 1), draw(0, 5, 0), draw(0, 6, 1), draw(1, 5, 1)}) == 4
+
+
+def test_placing_keeps_the_memory_order_asked_for(configure) -> None:
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    module = torch.nn.Conv2d(3, 4, 3)
+    launch.place(module, config=configure(), accelerator=accelerator)  # type: ignore[arg-type]
+    assert module.weight.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,54 @@
+"""Learning rate per step, and which parameters decay."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from distill.config import OptimizerConfig
+from distill.optim import build_optimizer, learning_rate, set_learning_rate
+
+CONFIG = OptimizerConfig(lr=2.0, warmup=0.1, floor=0.01)
+
+
+def test_warm_up_is_linear_and_reaches_the_peak() -> None:
+    rates = [learning_rate(step, steps=100, config=CONFIG) for step in range(1, 11)]
+    assert rates == pytest.approx([0.2 * step for step in range(1, 11)])
+
+
+def test_cosine_passes_its_middle_and_ends_at_the_floor() -> None:
+    assert learning_rate(55, steps=100, config=CONFIG) == pytest.approx(2.0 * (0.01 + 0.99 / 2))
+    assert learning_rate(100, steps=100, config=CONFIG) == pytest.approx(0.02)
+
+
+def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
+    config = OptimizerConfig(lr=2.0, warmup=0.0)
+    assert 1.99 < learning_rate(1, steps=1000, config=config) < 2.0
+    assert learning_rate(1, steps=1, config=config) == pytest.approx(0.02)
+
+
+def test_only_kernels_and_matrices_decay() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(module, OptimizerConfig(weight_decay=0.05))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    expected = {name: 0.05 if p.ndim > 1 else 0.0 for name, p in module.named_parameters()}
+    assert {name: decay[id(p)] for name, p in module.named_parameters()} == expected
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", "AdamW"), ("sgd", "SGD"), ("lamb", "Lamb")])
+def test_optimisers_by_name_with_their_settings(name: str, kind: str) -> None:
+    config = OptimizerConfig(betas=[0.8, 0.9], name=name)
+    optimizer = build_optimizer(nn.Linear(2, 2), config)
+    group = optimizer.param_groups[0]
+    assert type(optimizer).__name__ == kind
+    if name == "sgd":
+        assert group["momentum"] == 0.8 and not group["nesterov"]
+    else:
+        assert tuple(group["betas"]) == (0.8, 0.9)
+
+
+def test_setting_the_rate_keeps_a_groups_own_scale() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerConfig())
+    optimizer.param_groups[0]["lr_scale"] = 0.5
+    set_learning_rate(optimizer, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]

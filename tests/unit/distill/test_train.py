@@ -1,0 +1,150 @@
+"""The training run in this process: starting, finishing, going on, refusing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import DataConfig, OptimizerConfig, StudentConfig
+from distill.export import load_student
+from distill.train import train
+from dreamshard.errors import ConfigError, DataError, DreamshardError
+from storage.dataset import Dataset
+from tests.unit.distill.small_data import add_units, make_dataset
+
+
+def metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    text = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def weights(run_dir: str | Path) -> dict[str, torch.Tensor]:
+    return load_student(Path(run_dir))[0].state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_everything_that_explains_it(configure, dataset: Dataset) -> None:
+    config = configure()
+    folder = train(config)
+    run_dir = Path(config.run_dir)
+    assert folder == run_dir / "student"
+    names = {path.name for path in run_dir.iterdir()}
+    assert names >= {"command.txt", "config.resolved.yaml", "environment.json", "metrics.jsonl"}
+    assert names >= {"stats.json", "README.txt", "student", "checkpoint-000002"}
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {"loss", "mse", "at", "grad_norm", "lr", "img_per_s", "wait_percent"} <= set(lines[0])
+    stats = json.loads((run_dir / "stats.json").read_text(encoding="utf-8"))
+    assert stats["loss"] == lines[-1]["loss"]
+    assert f"dreamshard evaluate --student {run_dir}" in (run_dir / "README.txt").read_text()
+    student, card = load_student(run_dir)
+    assert card.levels == ["up.1.t100", "up.0.t100"]
+    assert card.provenance["snapshot"] == dataset.snapshot().version
+    assert student.strides == (2, 4) and not student.training
+
+
+def test_the_same_run_twice_gives_the_same_weights(configure, tmp_path: Path) -> None:
+    train(configure(run_dir=str(tmp_path / "a")))
+    train(configure(run_dir=str(tmp_path / "b")))
+    train(configure(run_dir=str(tmp_path / "c"), seed=1))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_a_finished_run_is_reused(configure, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configure()
+    train(config)
+    stamp = (Path(config.run_dir) / "student" / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    train(config)
+    assert "is finished (4 steps), its student is reused" in capsys.readouterr().err
+    assert (Path(config.run_dir) / "student" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_finished_run_of_other_settings_is_refused(configure) -> None:
+    train(configure())
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 5 asked for"):
+        train(configure(seed=5))
+    train(configure(seed=5, restart=True))
+    assert [line["step"] for line in metrics(configure().run_dir)] == [1, 2, 3, 4]
+
+
+def test_losing_the_end_of_a_run_costs_only_that(configure, tmp_path: Path) -> None:
+    import shutil
+
+    config = configure()
+    train(config)
+    whole, lines, run_dir = weights(config.run_dir), metrics(config.run_dir), Path(config.run_dir)
+    shutil.rmtree(run_dir / "student")  # died between the last checkpoint and the export
+    train(config)
+    assert same(whole, weights(run_dir))
+    shutil.rmtree(run_dir / "student")  # died before the last checkpoint
+    shutil.rmtree(run_dir / "checkpoint-000004")
+    train(config)
+    assert same(whole, weights(run_dir))
+    again = metrics(run_dir)
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+
+
+def test_a_dataset_that_grew_does_not_change_a_run_under_way(configure, tmp_path: Path) -> None:
+    import shutil
+
+    small = make_dataset(tmp_path / "data", num_samples=32)
+    config = configure(data=DataConfig(dataset=small.url))
+    train(config)
+    whole, run_dir = weights(config.run_dir), Path(config.run_dir)
+    shutil.rmtree(run_dir / "student")
+    shutil.rmtree(run_dir / "checkpoint-000004")
+    add_units(small, num_samples=64)
+    train(config)
+    assert same(whole, weights(run_dir))
+    train(configure(data=DataConfig(dataset=small.url), restart=True))
+    assert not same(whole, weights(run_dir)), "a new run takes the dataset as it is now"
+
+
+def test_a_student_without_the_strides_is_refused_with_both_sides(configure) -> None:
+    student = StudentConfig(name="convnext_atto")
+    expected = r"stride 2, 4 for student 'convnext_atto', .*4 \(40 channels\), 8 \(80 channels\)"
+    with pytest.raises(ConfigError, match=expected):
+        train(configure(student=student))
+    assert not Path(configure().run_dir).exists()
+
+
+def test_features_that_are_not_finite_are_named(configure, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", num_samples=16)
+    snapshot = dataset.snapshot()
+    path, (dtype, shape) = snapshot.chunk_path("up.0.t100", 0), snapshot.array_spec("up.0.t100")
+    rows = np.memmap(path, dtype, mode="r+", shape=(16, *shape))
+    rows[[5, 9], 0] = np.nan  # what a failing disk may do
+    rows.flush()
+    data = DataConfig(dataset=dataset.url)
+    with pytest.raises(DataError) as caught:
+        train(configure(data=data, batch_size=16, log_every=2, save_every=2))
+    text = str(caught.value)
+    assert "step 1: loss nan" in text and "up.0.t100 is not finite" in text
+    assert "5 (box-5), 9 (box-9)" in text
+    assert not list(Path(configure().run_dir).glob("checkpoint-*"))
+
+
+def test_a_diverging_run_names_step_and_batch(configure) -> None:
+    optimizer = OptimizerConfig(name="sgd", lr=1e30, clip=0, warmup=0.0)
+    with pytest.raises(DreamshardError) as caught:
+        train(configure(optimizer=optimizer))
+    assert type(caught.value) is DreamshardError
+    assert "with finite features" in str(caught.value) and "(box-" in str(caught.value)
+
+
+def test_holes_need_a_flag(configure, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", num_samples=64)
+    dataset.invalidate(1)
+    with pytest.raises(DataError, match="allow_holes"):
+        train(configure(data=DataConfig(dataset=dataset.url)))
+    train(configure(data=DataConfig(dataset=dataset.url, allow_holes=True)))

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dreamshard import doctor
+from dreamshard.doctor import Check
+
+
+def test_json_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.main(["--json", "--root", str(tmp_path)])
+    report = json.loads(capsys.readouterr().out)
+    names = [check["name"] for check in report["checks"]]
+    assert {"python", "packages: base", "random streams", "cpu", "memory", "ray", "disk"} <= {
+        *names
+    }
+    disk = report["checks"][names.index("disk")]
+    assert "MB/s" in disk["value"] and not list(tmp_path.iterdir())
+    assert report["versions"]["numpy"] and report["next"]
+
+
+def test_table_ends_with_the_next_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = [
+        Check("gpus", "none", "note"),
+        Check("ray", "not installed", "note", "Install Ray."),
+        Check("disk", "full", "fail", "Free some space."),
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda root: checks)
+    assert doctor.main([]) == 1
+    out = capsys.readouterr().out
+    assert "fail  disk  full" in out
+    assert out.endswith("Next: disk: Free some space.\n")
+    monkeypatch.setattr(doctor, "examine", lambda root: checks[:1])
+    assert doctor.main([]) == 0
+    assert "nothing to fix" in capsys.readouterr().out
+
+
+def test_disk_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert doctor.check_disk(tmp_path / "file" / "root").status == "fail"
+
+
+def test_missing_extras_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "package_versions", lambda names: {})
+    checks = {check.name: check for check in doctor.check_packages()}
+    assert checks["packages: base"].status == "fail"
+    assert checks["packages: distill"].advice == "Install it: pip install 'dreamshard[distill]'."
+    assert doctor.check_ray().status == "note"
+
+
+@pytest.mark.parametrize(("mode", "status"), [(None, "note"), ("token", "ok"), ("disabled", "ok")])
+def test_ray_authentication_left_open_is_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str | None, status: str
+) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("x")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "package_versions", lambda names: {"ray": "2.60.0"})
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    check = doctor.check_ray()
+    assert check.status == status and ("RAY_AUTH_MODE" in check.advice) == (mode is None)
+
+
+def test_other_random_streams_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_random().status == "ok"
+    monkeypatch.setattr(doctor.rng, "is_golden", lambda: False)
+    assert doctor.check_random().status == "fail"

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dreamshard.errors import ConfigError, DataError
+from pipeline import pretrain as script
+from pipeline.images import ImageConfig, SourceConfig, open_source
+from pipeline.pretrain_config import ObjectiveConfig, PretrainConfig, UNetConfig
+from pipeline.pretraining import objective, state
+from pipeline.pretraining.data import TrainingImages
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def tiny(out: Path, **changes: object) -> PretrainConfig:
+    """A run of under a second."""
+    values: dict[str, object] = {
+        "out": str(out),
+        "image": ImageConfig(size=16, views=2, flip="random"),
+        "unet": UNetConfig(block_out_channels=[8, 8], norm_num_groups=4),
+        "steps": 4,
+        "batch_size": 4,
+        "warmup_steps": 1,
+        "num_samples": 4,
+        "sample_steps": 2,
+        "threads": 1,
+        "checkpoint_every": 2,
+        "device": "cpu",
+    }
+    return PretrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / state.WEIGHTS)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Kill the run when it begins the given step."""
+    original = script._Run._step
+
+    def stopped(self: object, number: int, batch: object) -> object:
+        if number == step:
+            raise Interrupted
+        return original(self, number, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(script._Run, "_step", stopped)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    unet = UNetConfig(block_out_channels=[8, 8], norm_num_groups=4, dropout=dropout)
+    script.pretrain(tiny(tmp_path / "whole", unet=unet))
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        with pytest.raises(Interrupted):
+            script.pretrain(tiny(tmp_path / "broken", unet=unet))
+    assert (tmp_path / "broken" / "run" / "checkpoint.pt").exists()
+    assert not (tmp_path / "broken" / state.WEIGHTS).exists()
+    script.pretrain(tiny(tmp_path / "broken", unet=unet))
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    lines = (tmp_path / "broken" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 4
+
+
+def test_the_result_is_a_teacher(tmp_path: Path) -> None:
+    from pipeline.teachers.base import TeacherConfig, describe_teacher, load_teacher
+    from storage.schema import Pins
+
+    folder = script.pretrain(tiny(tmp_path / "t", licence="CC0-1.0"))
+    config = TeacherConfig(path=str(folder), levels=["s1", "s2"], timesteps=[10])
+    assert describe_teacher(config, mode="encode").licence == "CC0-1.0"
+    pins = Pins(micro_batch=2, compute_dtype="float32", device="cpu", threads=1)
+    teacher = load_teacher(config, mode="encode", seed=0, pins=pins)
+    batch = teacher.encode(np.zeros((2, 16, 16, 3), np.uint8), np.arange(2))
+    assert batch.levels["up.0.t10"].shape == (2, 8, 8, 8)
+    card = json.loads((folder / "teacher_card.json").read_text())
+    assert card["steps"] == 4 and card["data"]["kind"] == "digits" and card["parameters"] > 1000
+    assert (folder / "samples.png").stat().st_size > 0
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    assert UNet2DModel.from_pretrained(folder, use_safetensors=True).sample_size == 16
+    assert DDPMScheduler.from_pretrained(folder / "scheduler").config["num_train_timesteps"] == 1000
+
+
+def test_a_trained_teacher_is_reused_and_another_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.pretrain(tiny(tmp_path / "t"))
+    before = (tmp_path / "t" / state.WEIGHTS).stat().st_mtime_ns
+    script.pretrain(tiny(tmp_path / "t", num_samples=9, licence="other"))
+    assert (tmp_path / "t" / state.WEIGHTS).stat().st_mtime_ns == before
+    assert "already trained (4 steps): reused" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--overwrite true"):
+        script.pretrain(tiny(tmp_path / "t", seed=1))
+    script.pretrain(tiny(tmp_path / "t", seed=1, overwrite=True))
+    assert (tmp_path / "t" / state.WEIGHTS).stat().st_mtime_ns != before
+
+
+def test_a_checkpoint_of_other_settings_or_damaged_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        with pytest.raises(Interrupted):
+            script.pretrain(tiny(tmp_path / "t"))
+    with pytest.raises(ConfigError, match="other settings"):
+        script.pretrain(tiny(tmp_path / "t", lr=0.5))
+    file = tmp_path / "t" / "run" / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match="damaged"):
+        script.pretrain(tiny(tmp_path / "t"))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow", "edm"])
+def test_every_objective_learns(kind: str) -> None:
+    """The network's best output is its target: x_0 comes back through the schedule."""
+    schedule = objective.schedule_for(kind, "cosine", 100)
+    x0, eps = torch.rand(6, 3, 4, 4) * 2 - 1, torch.randn(6, 3, 4, 4)
+    levels = objective.draw_levels(schedule, seed=0, positions=range(6))
+    batch = objective.example(schedule, x0, eps, levels, min_snr=5.0)
+    assert float(objective.loss_of(batch.target, batch)) == 0
+    assert batch.weight.shape == (6,) and bool((batch.weight >= 0).all())
+    for row in range(6):
+        signal, noise = float(levels.signal[row]), float(levels.noise[row])
+        x_t = signal * x0[row] + noise * eps[row]
+        found, _ = schedule.predict_at(x_t, batch.target[row], signal=signal, noise=noise)
+        torch.testing.assert_close(found, x0[row], atol=5e-3, rtol=5e-3)
+
+
+def test_min_snr_weighs_as_in_the_paper() -> None:
+    levels = objective.NoiseLevels(
+        signal=np.sqrt([0.5, 0.99]), noise=np.sqrt([0.5, 0.01]), time=np.array([1.0, 0.0])
+    )
+    x = torch.zeros(2, 3, 2, 2)
+    for kind, expected in (
+        ("epsilon", [1.0, 5 / 99]),
+        ("v_prediction", [0.5, 5 / 100]),
+        ("sample", [1.0, 5.0]),
+    ):
+        schedule = objective.schedule_for(kind, "linear", 1000)
+        found = objective.example(schedule, x, x, levels, min_snr=5.0).weight
+        assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_come_by_position() -> None:
+    source = open_source(SourceConfig())
+    plain = TrainingImages(source, config=ImageConfig(size=16), seed=0)
+    samples = np.array([3, 3, 9])
+    images, labels = plain.batch(samples, [0, 1, 2])
+    assert labels is not None and labels.shape == (3,)
+    assert np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
+    viewed = TrainingImages(source, config=ImageConfig(size=16, views=2), seed=0)
+    first, _ = viewed.batch(samples, [0, 1, 2])
+    assert not np.array_equal(first[0], first[1])
+    again, _ = viewed.batch(samples[1:], [1, 2])
+    assert np.array_equal(first[1:], again)
+
+
+def test_damaged_images_never_come_up(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("a", "b", "c"):
+        Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"not a picture")
+    source = open_source(SourceConfig(kind="folder", path=str(tmp_path)))
+    images = TrainingImages(source, config=ImageConfig(size=8), seed=0)
+    assert images.valid.tolist() == [True, False, True]
+    images._kept = None  # as if too large to keep
+    found, _ = images.batch(np.array([0, 1, 2]), [0, 1, 2])
+    assert (found == 200).all()
+
+
+def test_class_conditional_training(tmp_path: Path) -> None:
+    folder = script.pretrain(tiny(tmp_path / "t", class_conditional=True, steps=2))
+    assert json.loads((folder / "config.json").read_text())["num_class_embeds"] == 10
+
+
+def test_adm_like_networks_and_edm(tmp_path: Path) -> None:
+    unet = UNetConfig(
+        block_out_channels=[8, 16], norm_num_groups=4, attention_levels=[1],
+        time_scale_shift="scale_shift", resampling="resnet",
+    )  # fmt: skip
+    config = tiny(tmp_path / "t", unet=unet, steps=2, objective=ObjectiveConfig(kind="edm"))
+    folder = script.pretrain(config)
+    found = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert found["_class_name"] == "EDMEulerScheduler"
+
+
+def test_problems_are_found_before_anything_is_loaded() -> None:
+    config = PretrainConfig(
+        image=ImageConfig(size=18), steps=10, warmup_steps=10,
+        unet=UNetConfig(block_out_channels=[8, 12], attention_levels=[5]),
+    )  # fmt: skip
+    keys = [problem.key for problem in config.problems()]
+    assert keys == ["warmup_steps"]
+    config.image.size = 17
+    assert "image.size" in [problem.key for problem in config.problems()]
+    unet = [problem.key for problem in config.unet.problems()]
+    assert unet == ["norm_num_groups", "attention_levels"]
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    config = PretrainConfig(steps=100, warmup_steps=10, lr=1.0, floor=0.1)
+    rates = [script.learning_rate(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.1 <= rates[-1] < 0.11
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; sys.argv = ['x', '--help']\n"
+        "try:\n"
+        "    from pipeline.pretrain import main\n"
+        "    main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'diffusers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stderr.strip() == "[]"
+    assert "Peak learning rate" in result.stdout
+
+
+def test_two_processes_see_the_batches_of_one(tmp_path: Path) -> None:
+    """Gradients are averaged over the same global batch: equal up to rounding."""
+    yaml = tmp_path / "c.yaml"
+    yaml.write_text(
+        "image: {size: 16}\nunet: {block_out_channels: [8, 8], norm_num_groups: 4}\n"
+        "steps: 3\nbatch_size: 4\nwarmup_steps: 1\nnum_samples: 1\nsample_steps: 1\n"
+        "threads: 1\ndevice: cpu\n"
+    )
+    script_path = str(ROOT / "pipeline" / "pretrain.py")
+    rest = [script_path, "--config", str(yaml), "--out"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, start in (
+        ("one", [sys.executable]),
+        ("two", [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]),
+    ):
+        out = str(tmp_path / name)
+        done = subprocess.run([*start, *rest, out], capture_output=True, text=True, env=quiet)
+        assert done.returncode == 0, done.stderr
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
