@@ -10,6 +10,8 @@ WORKERS ?= 2
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Errors only; no bytecode for the thousands of modules that are never imported.
+PIP_FLAGS := -qq --disable-pip-version-check --no-compile
 
 .PHONY: help demo test lint clean
 .DELETE_ON_ERROR:
@@ -36,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Name another one: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(PY) || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing dreamshard and what it needs into $(VENV) (the first time takes minutes) ..."
-	@$(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[all,dev]"
+	@$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[all,dev]"
 	@touch $@
 
 clean:

@@ -86,7 +86,7 @@ class RunLog:
             self._config,
             self._accelerator.num_processes,
         )
-        weights = sum(weight.numel() for weight in student.parameters()) / 1e6
+        weights = sum(weight.numel() for weight in student.parameters())
         levels = ", ".join(
             f"{lv.name} {'x'.join(map(str, lv.shape))}" for lv in training_set.levels
         )
@@ -95,7 +95,7 @@ class RunLog:
         start = f", going on at step {self._start}" if self._start else ""
         if self.record is not None:
             stage(
-                f"train: {config.student.name} ({weights:.2f} M weights) on {levels}; {samples}; "
+                f"train: {config.student.name} ({weights:,} weights) on {levels}; {samples}; "
                 f"{config.steps:,} steps of {config.batch_size}{share}{start}"
             )
 
@@ -128,7 +128,8 @@ class RunLog:
                 on any of them; see `distill.guard`.
         """
         figures = self._means()
-        seconds = time.perf_counter() - self._line_time
+        now = time.perf_counter()
+        seconds = now - self._line_time
         count = len(self._steps)
         figures["img_per_s"] = count * self._config.batch_size / seconds
         figures["wait_percent"] = 100 * (waited_s - self._waited_s) / seconds
@@ -140,7 +141,7 @@ class RunLog:
         }
         self._progress.update(0, **shown, wait=f"{figures['wait_percent']:.1f} %")
         self._steps.clear()
-        self._line_time, self._waited_s = time.perf_counter(), waited_s
+        self._line_time, self._waited_s = now, waited_s
 
     def _means(self) -> dict[str, float]:
         names = list(self._steps[0][2])

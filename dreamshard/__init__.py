@@ -75,5 +75,5 @@ def load_teacher(
         seed=seed,
         micro_batch=micro_batch,
         device=device,
-        **settings,
+        **settings,  # pyright: ignore[reportArgumentType]
     )

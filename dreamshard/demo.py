@@ -30,8 +30,11 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "digits"
 """Beside the package, in a checkout as in an installation."""
 STAGES = ("pretrain", "encode", "train", "evaluate", "report")
 FAST: Mapping[str, Sequence[str]] = {
-    "pretrain": "--steps 12 --warmup_steps 2 --num_samples 9 --sample_steps 4".split(),
-    "encode": "--samples 512".split(),
+    "pretrain": (
+        "--steps 12 --warmup_steps 2 --num_samples 9 --sample_steps 4 "
+        "--unet.block_out_channels [16,16,16]"
+    ).split(),
+    "encode": "--samples 256".split(),
     "train": "--steps 12 --log_every 2 --save_every 12".split(),
     "evaluate": "--few_label.draws 2 --few_label.selection_draws 1 --few_label.shots [1,5]".split(),
 }
@@ -149,6 +152,8 @@ class Demo:
         self.index["dataset"] = dataset if "://" in dataset else str(Path(dataset).absolute())
         code = self.run("report", self.out, [str(self.out)])
         if not code:
+            self.index.setdefault("finished", []).append(train.name)
+            self.keep()
             self.say_goodbye(time.monotonic() - began, path=path)
         return code
 
@@ -213,12 +218,12 @@ class Demo:
         return folder, self.run("train", folder, [*settings, "--run_dir", str(folder)])
 
     def next_train(self) -> Path:
-        """Return the folder to train in: the last one until it is evaluated, then a new one."""
+        """Return the folder to train in: the last one until it is in a report, then a new one."""
         prefix = f"train{self.options.suffix}-"
         found = [path.name[len(prefix) :] for path in self.out.glob(f"{prefix}*")]
         last = max((int(number) for number in found if number.isdigit()), default=0)
         folder = self._train_folder(last)
-        if last and not (folder / "evaluate" / RESULTS).exists():
+        if last and folder.name not in self.index.get("finished", []):
             return folder
         return self._train_folder(last + 1)
 

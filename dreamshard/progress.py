@@ -71,9 +71,9 @@ class Progress:
             return self
         if is_interactive():
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
             )
             self._bar = RichProgress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import secrets
@@ -68,6 +69,7 @@ def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[
     address = config.address or os.environ.get("RAY_ADDRESS")
     _set_environment(config, joining=address is not None)
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
         yield _describe("the session's own")
@@ -77,7 +79,7 @@ def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[
             ray.init(address=address, **_LOGGING)
         else:
             _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus)
-    except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
+    except (ConnectionError, RayError, RuntimeError) as error:
         hint = (
             "Start one with `ray start --head`, or leave it empty to run without a cluster. "
             f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'unset')} here: it must be what "
@@ -136,10 +138,10 @@ def _set_environment(config: RayConfig, *, joining: bool) -> None:
         # user demands a token.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     if "ray" in sys.modules and before != os.environ and not sys.modules["ray"].is_initialized():
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        Config.initialize("")  # as Ray does when it changes the mode itself
-        AuthenticationTokenLoader.instance().reset_cache()
+        core = importlib.import_module("ray._raylet")
+        core.Config.initialize("")  # as Ray does when it changes the mode itself
+        if hasattr(core, "AuthenticationTokenLoader"):
+            core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _describe(where: str) -> Cluster:

@@ -276,5 +276,5 @@ def _digest(records: dict[int, Record]) -> bytes:
     for record in records.values():
         digest.update(record.key.encode())
         for part in (record.data, record.mask):
-            digest.update(b"\0" if part is None else part)
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else part or b"\0")
     return digest.digest()

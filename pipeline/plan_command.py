@@ -72,7 +72,7 @@ def _guess(argv: Sequence[str]) -> str:
 
 
 def _files(argv: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the top-level keys of each config file that can be read; others are not its business."""
+    """Yield the top-level keys of each config file that can be read, and of no other."""
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         name, _, value = word.partition("=")
         if name == "--config":

@@ -81,7 +81,7 @@ class PretrainConfig:
     """Train a diffusion teacher on your own images."""
 
     out: str = "teachers/my-teacher"
-    """Folder for the teacher, in the layout of diffusers; one there already is reused if it fits."""
+    """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""
     run_dir: str = ""
     """Folder for the record and the checkpoint of this run; empty for <out>/run."""
     overwrite: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import exceptions as ray_errors
@@ -152,7 +152,7 @@ class RayWorkers:
     def _take_result(self, slot: _Slot, reference: Any) -> list[Event]:
         task = slot.tasks[reference]
         try:
-            record = ray.get(reference)
+            record = cast("dict[str, object]", ray.get(reference))
         except ray_errors.RayTaskError as error:
             del slot.tasks[reference]
             slot.alone = False
@@ -161,7 +161,7 @@ class RayWorkers:
             lost = list(slot.tasks.values())
             log.warning("an actor died (%s); starting another", _brief(error))
             self._replace(slot)
-            return [Lost(each, alone=len(lost) == 1, error=error) for each in lost]
+            return [*(Lost(each, alone=len(lost) == 1, error=error) for each in lost)]
         del slot.tasks[reference]
         slot.alone = False
         return [Done(task, record)]

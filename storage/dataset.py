@@ -22,13 +22,14 @@ import numpy as np
 
 from dreamshard.errors import DataError
 from storage import description, leases, ledger
-from storage.codec import ArraySpec
+from storage.bases import learned_part, put_basis, with_basis
+from storage.codec import ArraySpec, Codec, codec_for
 from storage.commits import Commit, latest_version, read_commit, withdraw
 from storage.description import Description, library_versions, read_description
 from storage.files import STAGING, open_files
 from storage.leases import Lease
 from storage.pinning import pin_latest, pin_version
-from storage.schema import Level, Pins, Recipe
+from storage.schema import FeatureBatch, Level, Pins, Recipe
 from storage.snapshot import Snapshot
 from storage.writer import UnitWriter
 from storage.zarr_store import ZarrStore
@@ -70,6 +71,7 @@ class Dataset:
         self.store = STORES[format_name](
             self.files, about.arrays, samples_per_unit=self.samples_per_unit
         )
+        self._codecs: dict[str, Codec] = {}
         self._next_check = 0.0
 
     @classmethod
@@ -186,6 +188,42 @@ class Dataset:
         version, holds = latest_version(self.files, unit)
         return read_commit(self.files, unit, version) if holds else None
 
+    def codec(self, level: str) -> Codec:
+        """Return a level's codec; a learned one with its basis, once that was fitted.
+
+        Raises:
+            DataError: if there is no such level, or the basis is damaged.
+        """
+        if level not in self._codecs:
+            found = {item.name: item for item in self.levels}.get(level)
+            if found is None:
+                names = ", ".join(item.name for item in self.levels)
+                raise DataError(f"{self.url}: got level {level!r:.80}, allowed {names}.")
+            codec = with_basis(self.files, found, codec_for(self.recipe, found))
+            learned = learned_part(codec)
+            if learned is not None and learned.basis is None:
+                return codec  # another process may fit it any moment
+            self._codecs[level] = codec
+        return self._codecs[level]
+
+    def unfitted(self) -> list[str]:
+        """Name the levels whose codecs must be fitted before the first unit is written."""
+        learned = {level.name: learned_part(self.codec(level.name)) for level in self.levels}
+        return [name for name, part in learned.items() if part is not None and part.basis is None]
+
+    def fit(self, batch: FeatureBatch) -> None:
+        """Fit the codecs that need it to some samples, once; the first fit is the one that stays.
+
+        Args:
+            batch: samples at fixed indices that stand for all (their keys and images are not
+                used); rows that are not valid are left out.
+        """
+        for level in self.levels:
+            if level.name in self.unfitted():
+                values = batch.levels[level.name][np.asarray(batch.valid, bool)]
+                put_basis(self.files, level, self.codec(level.name), values, fsync=self.fsync)
+        self.files.prune(f"{STAGING}/put")
+
     def unit_writer(self, unit: int, *, count: int, run_id: str) -> UnitWriter:
         """Start to write a unit.
 
@@ -207,7 +245,7 @@ class Dataset:
         return UnitWriter(
             self.files,
             self.store.open_unit(unit, run_id=run_id),
-            recipe=self.recipe,
+            codecs={level.name: self.codec(level.name) for level in self.levels},
             levels={level.name: level for level in self.levels},
             arrays=self.arrays,
             unit=unit,
@@ -277,7 +315,8 @@ class Dataset:
             samples_per_unit=self.samples_per_unit,
             levels=self.levels,
             arrays=list(self.arrays.values()),
-            chunk_key=self.store.array_key,
+            codec_of=self.codec,
+            store=self.store,
             parts=pinned.parts,
             pending=pinned.pending,
         )

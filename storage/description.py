@@ -149,7 +149,7 @@ def read_description(files: Files) -> Description:
     where = files.path(KEY)
     try:
         return Description.from_json(files.read(KEY, limit=MAX_BYTES), where=where)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise DataError(
             f"{files.url}: got no dataset (no {KEY} in it). `dreamshard ls` lists the datasets "
             "under a root."

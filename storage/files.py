@@ -92,10 +92,15 @@ class LocalFiles:
         except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
-            raise DataError(
-                f"{self.path(key)}: cannot {verb}: {error.strerror or error}. What is committed "
-                "stays whole; make room or fix the permissions and run the same command again."
-            ) from error
+            if verb in ("read", "list"):
+                hint = "Check the path, its permissions and the disk."
+            else:
+                hint = (
+                    "What is committed stays whole; make room or fix the permissions and run the "
+                    "same command again."
+                )
+            reason = error.strerror or error
+            raise DataError(f"{self.path(key)}: cannot {verb}: {reason}. {hint}") from error
 
     def path(self, key: str) -> str:
         """Return the local path of a key."""
@@ -108,11 +113,12 @@ class LocalFiles:
             FileNotFoundError: if there is none.
             DataError: if it is longer than `limit` bytes or cannot be read.
         """
+        if (size := self.size(key)) is None:
+            raise FileNotFoundError(self.path(key))
+        if size > limit:
+            raise DataError(f"{self.path(key)}: got {size} bytes, allowed {limit}.")
         with self.explain("read", key), open(self.path(key), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise DataError(f"{self.path(key)}: got {size} bytes, allowed {limit}.")
-            return file.read()
+            return file.read(limit)
 
     def size(self, key: str) -> int | None:
         """Return a file's bytes, or None where there is no such file."""

@@ -183,7 +183,9 @@ def _pending(files: Files, unit: np.ndarray, version: np.ndarray) -> list[tuple[
     sizes = np.bincount(blocks[version == 0], minlength=int(blocks.max(initial=-1)) + 1)
     full = sizes == BLOCK_UNITS
     loose = (version > 0) | ~full[blocks]  # the others' folders are not listed
-    known = set(zip(unit[loose].tolist(), version[loose].tolist(), strict=True))
+    # A void record matters no more, and may be damaged: it is not to be read again.
+    known = set(list_records(files, "commits/withdrawn"))
+    known.update(zip(unit[loose].tolist(), version[loose].tolist(), strict=True))
     found: list[tuple[int, int]] = []
     for name in files.names("commits"):
         if name == "revised":
@@ -207,8 +209,7 @@ def roll_up(files: Files, *, samples_per_unit: int, final: bool, fsync: bool = T
         ledger = read_ledger(files)
         if ledger.parts:
             finish_part(files, ledger.parts - 1, fsync=fsync)
-        void = set(list_records(files, "commits/withdrawn"))  # their records may be damaged
-        take = [record for record in ledger.pending if record not in void][:limit]
+        take = ledger.pending[:limit]
         if not take or (len(take) < limit and not final):
             return moved
         commits = [read_commit(files, unit, version) for unit, version in take]

@@ -9,6 +9,7 @@ from the unit part and the commit records, and is made again if a run died betwe
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -57,7 +58,6 @@ SAMPLE_SCHEMA = pa.schema(
         ("label", pa.int64()),
     ]
 )
-_REPETITIVE = ["unit", "version", "count", "bytes", "host", "run_id", "error", "label"]
 STATE_COLUMNS = ("unit", "version", "count", "bytes", "invalid", "digest")
 
 
@@ -95,10 +95,9 @@ def read_units(
     if count > MAX_PARTS:
         raise DataError(f"{files.url}/manifest: got {count} parts, allowed {MAX_PARTS}.")
     keys = [units_key(part) for part in range(count)]
+    read = functools.partial(read_parquet, files, schema=UNIT_SCHEMA, columns=columns)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        tables = list(
-            pool.map(lambda k: read_parquet(files, k, UNIT_SCHEMA, columns=columns), keys)
-        )
+        tables = list(pool.map(read, keys))
     empty = pa.schema([UNIT_SCHEMA.field(name) for name in columns]).empty_table()
     return pa.concat_tables([empty, *tables])
 
@@ -111,7 +110,7 @@ def read_samples(files: Files, *, columns: Sequence[str], parts: int) -> Iterato
             tables = _sample_tables(files, _commits_of(files, part))
             yield pa.concat_tables([SAMPLE_SCHEMA.empty_table(), *tables]).select(list(columns))
         else:
-            yield read_parquet(files, key, SAMPLE_SCHEMA, columns=columns)
+            yield read_parquet(files, key, schema=SAMPLE_SCHEMA, columns=columns)
 
 
 def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence[str]) -> pa.Table:
@@ -167,10 +166,12 @@ def check_part(files: Files, part: int, *, quick: bool = False) -> str:
     Raises:
         DataError: if one of its files, or a commit record, is damaged.
     """
-    units = read_parquet(files, units_key(part), UNIT_SCHEMA, columns=UNIT_SCHEMA.names)
+    units = read_parquet(files, units_key(part), schema=UNIT_SCHEMA, columns=UNIT_SCHEMA.names)
     if files.size(samples_key(part)) is None:
         return "" if part == num_parts(files, strict=False) - 1 else "got no sample table"
-    samples = read_parquet(files, samples_key(part), SAMPLE_SCHEMA, columns=SAMPLE_SCHEMA.names)
+    samples = read_parquet(
+        files, samples_key(part), schema=SAMPLE_SCHEMA, columns=SAMPLE_SCHEMA.names
+    )
     if quick:
         return ""
     commits = _commits_of(files, part)
@@ -215,7 +216,7 @@ def _unit_row(commit: Commit) -> dict[str, object]:
 
 
 def _commits_of(files: Files, part: int) -> list[Commit]:
-    units = read_parquet(files, units_key(part), UNIT_SCHEMA, columns=("unit", "version"))
+    units = read_parquet(files, units_key(part), schema=UNIT_SCHEMA, columns=("unit", "version"))
     pairs = zip(units["unit"].to_pylist(), units["version"].to_pylist(), strict=True)
     return [read_commit(files, unit, version) for unit, version in pairs]
 
@@ -276,9 +277,8 @@ def _put_tables(
     """Write a Parquet file under a temporary key and put it if absent."""
     sink = files.create(files.temporary())
     try:
-        with pq.ParquetWriter(
-            _SinkFile(sink), schema, compression="zstd", use_dictionary=_REPETITIVE
-        ) as writer:
+        file = _SinkFile(sink)
+        with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
             for table in tables:
                 writer.write_table(table)
         sink.seal(fsync=fsync)

@@ -7,19 +7,20 @@ from, and a digest over the data digests of its units. A checkpoint stores that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
-from storage.codec import ArraySpec
+from storage.codec import ArraySpec, Codec
 from storage.commits import Commit
 from storage.files import Files
 from storage.ledger import UnitTable
 from storage.manifest import read_samples, sample_rows
 from storage.schema import Level
+from storage.stores import Store
 
 
 class Snapshot:
@@ -47,11 +48,13 @@ class Snapshot:
         samples_per_unit: int,
         levels: Sequence[Level],
         arrays: Sequence[ArraySpec],
-        chunk_key: Callable[[str, int], str],
+        codec_of: Callable[[str], Codec],
+        store: Store,
         parts: int,
         pending: Sequence[Commit],
     ) -> None:
-        self._files, self._table, self._chunk_key = files, table, chunk_key
+        self._files, self._table, self._store = files, table, store
+        self._codec_of = codec_of
         self._parts, self._pending = parts, tuple(pending)
         self._arrays = {spec.name: spec for spec in arrays}
         self.url, self.version = files.url, version
@@ -84,9 +87,46 @@ class Snapshot:
         return self._arrays[name].dtype, self._arrays[name].shape
 
     def chunk_path(self, name: str, unit: int) -> str:
-        """Return the local path of the file with an array's rows of a unit, raw and padded."""
+        """Return the local path of the file with an array's rows of a unit."""
         self.array_spec(name)
-        return self._files.path(self._chunk_key(name, unit))
+        return self._files.path(self._store.array_key(name, unit))
+
+    def components(self, name: str) -> tuple[str, ...]:
+        """Name the arrays that a level is stored as, its own first; any other array is itself."""
+        self.array_spec(name)
+        return tuple(n for n, spec in self._arrays.items() if name in (n, spec.level))
+
+    def codec(self, level: str) -> Codec:
+        """Return a level's codec, ready to decode.
+
+        Raises:
+            DataError: if there is no such level, or its codec's basis is damaged.
+        """
+        return self._codec_of(level)
+
+    def codec_name(self, level: str) -> str:
+        """Return the name of a level's codec; `raw` for an array that is no level."""
+        return self._codec_of(level).name if level in self._level_names else "raw"
+
+    def decode(self, name: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Turn stored rows into values.
+
+        Args:
+            name: a level, or another array.
+            arrays: rows (N, *shape) of each of its components, by name.
+
+        Returns:
+            float32 (N, *level.shape) where the codec stores no plain numbers, else the rows.
+        """
+        level = self._level_names.get(name)
+        codec = None if level is None else self.codec(name)
+        if level is None or codec is None or codec.exact:
+            return arrays[name]
+        return codec.decode(level, arrays)
+
+    @cached_property
+    def _level_names(self) -> dict[str, Level]:
+        return {level.name: level for level in self.levels}
 
     @cached_property
     def num_valid(self) -> int:

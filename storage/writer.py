@@ -12,19 +12,19 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
+from storage.bases import basis_digests
 from storage.codec import (
     IMAGE,
     LABEL,
     MASK,
     ArraySpec,
-    codec_for,
+    Codec,
     explain_nonfinite,
-    has_nonfinite,
 )
 from storage.commits import MAX_ERROR_CHARS, Commit
 from storage.files import Files
 from storage.publish import Staged, publish
-from storage.schema import FeatureBatch, Level, Recipe
+from storage.schema import FeatureBatch, Level
 
 _BLOCK_BYTES = 1 << 20  # small enough that check and digest find the bytes in the cache
 _SMALL_BYTES = 1 << 18  # below this a second thread costs more than it saves
@@ -32,6 +32,10 @@ _SMALL_BYTES = 1 << 18  # below this a second thread costs more than it saves
 
 class UnitFiles(Protocol):
     """What a store does for the files of one unit."""
+
+    def begin(self, batch: FeatureBatch) -> None:
+        """Be told of the samples whose rows are appended next, to each array once."""
+        ...
 
     def append(self, name: str, rows: np.ndarray) -> None:
         """Append encoded rows to one array."""
@@ -54,6 +58,7 @@ class UnitWriter:
     Args:
         files: the dataset's files.
         unit_files: where the store puts this unit.
+        codecs: how each level is encoded, by its name; learned ones fitted.
         arrays: the arrays the dataset stores, by name.
         first: index of the unit's first sample.
         count: samples the unit will have.
@@ -65,7 +70,7 @@ class UnitWriter:
         files: Files,
         unit_files: UnitFiles,
         *,
-        recipe: Recipe,
+        codecs: Mapping[str, Codec],
         levels: Mapping[str, Level],
         arrays: Mapping[str, ArraySpec],
         unit: int,
@@ -75,7 +80,8 @@ class UnitWriter:
         fsync: bool = True,
     ) -> None:
         self._files, self._unit_files, self._fsync = files, unit_files, fsync
-        self._recipe, self._levels, self._arrays = recipe, levels, arrays
+        self._codecs, self._levels, self._arrays = codecs, levels, arrays
+        self._bases = basis_digests(codecs)
         self.unit, self.first, self.count, self.run_id = unit, first, count, run_id
         self.rows = 0
         self._digests = {name: xxhash.xxh3_128() for name in arrays}
@@ -107,7 +113,11 @@ class UnitWriter:
         try:
             self._check(offset, batch)
             valid = np.asarray(batch.valid, bool)
+            self._unit_files.begin(batch)
             for name, values in self._inputs(batch):
+                if not valid.all() and name != LABEL:
+                    values = values.copy()
+                    values[~valid] = 0
                 for array, rows in self._encode(name, values).items():
                     self._put(name, values, self._arrays[array], rows, valid)
         except Exception:
@@ -164,7 +174,7 @@ class UnitWriter:
             invalid=self._invalid,
             errors=self._errors,
             labels=self._labels if any(label != -1 for label in self._labels) else None,
-            extra=extra,
+            extra={**extra, "bases": self._bases} if self._bases else extra,
         )
 
     def abort(self) -> None:
@@ -223,7 +233,7 @@ class UnitWriter:
         """Turn one input into the arrays it is stored as."""
         if name in self._levels:
             level = self._levels[name]
-            return codec_for(self._recipe, level).encode(level, values)
+            return self._codecs[name].encode(level, values)
         dtype = self._arrays[name].dtype
         if values.dtype.kind not in "iu" or (name != LABEL and values.dtype != dtype):
             raise DataError(f"unit {self.unit}: {name}: got {values.dtype}, allowed {dtype}.")
@@ -241,15 +251,11 @@ class UnitWriter:
 
         Rows that are not valid become fill values (labels stay: they are the source's, not ours).
         """
+        finite, encoded = True, rows
         if not valid.all() and name != LABEL:
-            values, rows = values.copy(), rows.copy()
-            values[~valid] = 0
-            rows[~valid] = 0
-            finite = not has_nonfinite(rows)
-            encoded = rows.copy()
+            finite = not spec.has_nonfinite(encoded)
+            rows = encoded.copy()
             rows[~valid] = spec.fill
-        else:
-            finite, encoded = True, rows
         writing = self._start_write(spec, rows)
         try:
             finite &= self._digest(spec, rows, check=encoded is rows)
@@ -276,6 +282,6 @@ class UnitWriter:
         digest, finite = self._digests[spec.name], True
         for start in range(0, len(flat), step):
             block = flat[start : start + step]
-            finite = finite and not (check and has_nonfinite(block))
+            finite = finite and not (check and spec.has_nonfinite(block))
             digest.update(block.view(np.uint8).data)
         return finite

@@ -12,16 +12,20 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO, cast
 
 import numpy as np
 import xxhash
 
-from storage.codec import ArraySpec, has_nonfinite
+from dreamshard.errors import DataError
+from storage.codec import ArraySpec
+from storage.codecs.lossless import compress, decompress, zarr_codec
 from storage.commits import Commit
 from storage.files import Files, Sink
 from storage.leases import run_folder
 from storage.owners import owner
 from storage.publish import Staged
+from storage.schema import FeatureBatch
 
 GROUP = "data.zarr"
 _PAD_BYTES = 1 << 20
@@ -119,26 +123,36 @@ class ZarrStore:
             return "got no file"
         if os.path.islink(self.files.path(key)):
             return "got a link, allowed a file"
-        if size != self.file_bytes(name):
+        if size != self.file_bytes(name) and not self.arrays[name].compression:
             return f"got {size} bytes, allowed {self.file_bytes(name)}"
         return ""
 
     def _content_problem(self, name: str, key: str, commit: Commit) -> str:
         spec, valid, state, finite = self.arrays[name], commit.valid, xxhash.xxh3_128(), True
-        rows = max(1, _READ_BYTES // spec.row_bytes)
+        rows = commit.count if spec.compression else max(1, _READ_BYTES // spec.row_bytes)
         try:
             with open(self.files.path(key), "rb", buffering=0) as file:
                 for start in range(0, commit.count, rows):
                     some = min(rows, commit.count - start)
-                    block = np.fromfile(file, spec.dtype, some * math.prod(spec.shape))
+                    block = self._rows(name, key, cast("BinaryIO", file), some)
                     state.update(block.view(np.uint8).data)
                     good = block.reshape(-1, *spec.shape)[valid[start : start + some]]
-                    finite = finite and not has_nonfinite(good)
-        except (OSError, ValueError) as error:
+                    finite = finite and not spec.has_nonfinite(good)
+        except (OSError, ValueError, DataError) as error:
             return f"cannot be read: {error}"
         if state.hexdigest() != commit.digests[name]:
             return f"got digest {state.hexdigest()}, allowed {commit.digests[name]}"
         return "" if finite else "got NaN or infinity in a valid sample"
+
+    def _rows(self, name: str, key: str, file: BinaryIO, count: int) -> np.ndarray:
+        """Read the next rows of a file, all of them where it is compressed."""
+        spec = self.arrays[name]
+        if not spec.compression:
+            return np.fromfile(file, spec.dtype, count * math.prod(spec.shape))
+        chunk = np.empty(self.samples_per_unit * math.prod(spec.shape), spec.dtype)
+        data = self.files.read(key, limit=2 * chunk.nbytes + (1 << 16))
+        decompress(spec, data, chunk, where=self.files.path(key))
+        return chunk[: count * math.prod(spec.shape)]
 
     def prune(self, unit: int) -> None:
         """Remove the empty folders of a unit whose files are gone."""
@@ -157,9 +171,16 @@ class ZarrUnit:
         self._store, self._unit = store, unit
         self._prefix = f"{run_folder(run_id)}/{unit:09d}~{owner()}~{next(_counter)}"
         self._sinks: dict[str, Sink] = {}
+        self._held: dict[str, list[np.ndarray]] = {}
+
+    def begin(self, batch: FeatureBatch) -> None:
+        """Keys and labels are in the commit record: nothing of them is needed here."""
 
     def append(self, name: str, rows: np.ndarray) -> None:
         """Append encoded rows (n, *shape) to one array."""
+        if self._store.arrays[name].compression:  # compressed whole, by `finish`
+            self._held.setdefault(name, []).append(rows.copy())
+            return
         if name not in self._sinks:
             self._sinks[name] = self._store.files.create(f"{self._prefix}.{name}")
         self._sinks[name].write(_bytes_of(rows))
@@ -171,6 +192,10 @@ class ZarrUnit:
         for name, spec in self._store.arrays.items():
             for rows in _padding(spec, missing):
                 self.append(name, rows)
+            if spec.compression:
+                chunk = np.concatenate(self._held.pop(name))
+                self._sinks[name] = self._store.files.create(f"{self._prefix}.{name}")
+                self._sinks[name].write(compress(spec, chunk))
             sink = self._sinks[name]
             final = self._store.array_key(name, self._unit)
             staged[name] = Staged(sink.key, final, sink.seal(fsync=fsync))
@@ -211,7 +236,7 @@ def _array_metadata(spec: ArraySpec, num_samples: int, samples_per_unit: int) ->
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": "NaN" if math.isnan(spec.fill) else spec.fill,
-        "codecs": [bytes_codec],
+        "codecs": [bytes_codec, *([zarr_codec(spec)] if spec.compression else [])],
         "attributes": dict(spec.attributes),
         "dimension_names": ["sample", *_dimension_names(spec)],
         "storage_transformers": [],
@@ -220,7 +245,7 @@ def _array_metadata(spec: ArraySpec, num_samples: int, samples_per_unit: int) ->
 
 def _dimension_names(spec: ArraySpec) -> Sequence[str]:
     known: Mapping[int, tuple[str, ...]] = {1: ("channel",), 3: ("channel", "height", "width")}
-    if not spec.level:
+    if not spec.level:  # an image, labels or masks
         return ("height", "width", "rgb")[: len(spec.shape)]
     rank = len(spec.shape)
     return known.get(rank, tuple(f"d{axis}" for axis in range(rank)))

@@ -163,33 +163,45 @@ class FewLabel:
         from rich.console import Console
         from rich.table import Table
 
-        header, lines = table(result)
-        shown = Table(*header, title=self.describe(), title_justify="left")
-        for line in lines:
-            shown.add_row(*line)
-        Console().print(shown)
+        console = Console()
+        for title, (header, lines) in (
+            ("% correct on held-out images, mean ± std over label draws", accuracy_table(result)),
+            ("gain in points, draw by draw", gain_table(result)),
+        ):
+            shown = Table(*header, title=title, title_justify="left")
+            for line in lines:
+                shown.add_row(*line)
+            console.print(shown)
 
 
-def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Lay a result out as text: the header, then one row per representation.
+TextTable = tuple[list[str], list[list[str]]]
 
-    Differences of the subject to each baseline follow their row's accuracies.
-    """
+
+def accuracy_table(result: Mapping[str, Any]) -> TextTable:
+    """Lay out accuracies as text: the header, then one row per representation."""
     rows = result["rows"]
     shots = list(next(iter(rows.values())))
     header = ["representation", *[f"{n} label{'s' if n != '1' else ''}/class" for n in shots]]
-    header += [f"{result['subject']} better by ({n})" for n in shots]
-    lines = []
-    for name, cells in rows.items():
-        line = [name, *[f"{cells[n]['mean']:.1f} ± {cells[n]['std']:.1f}" for n in shots]]
-        for n in shots:
-            if name == result["subject"]:
-                line.append("")
-                continue
-            pair = result["paired"][name][n]
-            line.append(f"{pair['mean']:+.1f} ({pair['wins']}/{pair['ties']}/{pair['losses']})")
-        lines.append(line)
+    lines = [
+        [name, *[f"{cells[n]['mean']:.1f} ± {cells[n]['std']:.1f}" for n in shots]]
+        for name, cells in rows.items()
+    ]
     return header, lines
+
+
+def gain_table(result: Mapping[str, Any]) -> TextTable:
+    """Lay out the subject's gain over each baseline as text, with the draws it won."""
+    paired = result["paired"]
+    shots = list(next(iter(result["rows"].values())))
+    lines = []
+    for name, cells in paired.items():
+        line = [f"over {name}"]
+        for n in shots:
+            cell = cells[n]
+            draws = cell["wins"] + cell["ties"] + cell["losses"]
+            line.append(f"{cell['mean']:+.1f} (won {cell['wins']} of {draws})")
+        lines.append(line)
+    return [result["subject"], *[f"{n} label{'s' if n != '1' else ''}" for n in shots]], lines
 
 
 def _paired(subject: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:

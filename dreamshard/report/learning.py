@@ -10,6 +10,7 @@ from dreamshard.report.material import Material, rate_of, seconds_of
 from dreamshard.report.page import Chart, Missing, Row, Section, Table, missing, plural
 from dreamshard.report.runs import is_number
 
+LOSS_NAMES = {"at": "attention transfer", "mse": "whitened regression"}
 NOT_A_LOSS = frozenset("step time lr img_per_s wait_percent grad_norm".split())
 
 
@@ -22,7 +23,7 @@ def losses(material: Material) -> Section:
             continue
         names = {key for line in run.metrics() for key, value in line.items() if is_number(value)}
         ordered = sorted(names - NOT_A_LOSS, key=lambda name: (name != "loss", name))
-        lines = {name: run.curve(name) for name in ordered[:5]}
+        lines = {LOSS_NAMES.get(name, name): run.curve(name) for name in ordered[:5]}
         if any(lines.values()):
             curves[title] = {name: points for name, points in lines.items() if points}
     if not curves:

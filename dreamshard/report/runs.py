@@ -110,7 +110,7 @@ def format_bytes(count: int) -> str:
     return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
 
 
-def folder_tree(folder: Path, *, max_entries: int = 7, max_depth: int = 5) -> str:
+def folder_tree(folder: Path, *, max_entries: int = 7, max_depth: int = 4) -> str:
     """Draw a folder as a tree with the size of every file and the total of every folder.
 
     Args:
@@ -136,14 +136,27 @@ def _branches(
         shown, hidden = entries[: max_entries - 1], entries[max_entries - 1 :]
     for number, entry in enumerate(shown):
         last = number == len(shown) - 1 and not hidden
-        is_folder = entry.is_dir() and not entry.is_symlink()
-        name = f"{entry.name}/" if is_folder else entry.name
+        entry, name = _chain(entry)
+        is_folder = name.endswith("/")
         lines.append((f"{indent}{'└── ' if last else '├── '}{name}", _size(entry)))
         if is_folder and depth > 1:
             below = indent + ("    " if last else "│   ")
             _branches(entry, below, lines, max_entries=max_entries, depth=depth - 1)
     if hidden:
         lines.append((f"{indent}└── … {len(hidden)} more", sum(map(_size, hidden))))
+
+
+def _chain(entry: Path) -> tuple[Path, str]:
+    """Follow folders that hold one thing alone; return the last and the names on the way."""
+    name = entry.name
+    while entry.is_dir() and not entry.is_symlink():
+        name += "/"
+        inside = list(entry.iterdir())
+        if len(inside) != 1:
+            break
+        entry = inside[0]
+        name += entry.name
+    return entry, name
 
 
 def _natural(name: str) -> Sequence[str | int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
         hint = "pip install 'dreamshard[pipeline]'."
         problem = Problem("source.kind", f"digits ({error})", "scikit-learn installed", hint)
         raise ConfigError(problem) from error
-    data = load_digits()
+    data: Any = load_digits()
     scans = np.round(data.images * (255 / 16)).astype(np.uint8)
     large = [Image.fromarray(scan).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for scan in scans]
     grey = np.stack([np.asarray(image) for image in large])

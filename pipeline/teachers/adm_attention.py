@@ -21,7 +21,14 @@ class OfficialAttention:
     def __init__(self, *, new_order: bool) -> None:
         self._new_order = new_order
 
-    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
         """Attend; called by `Attention.forward` with a map (N, C, H, W)."""
         import torch
         from torch.nn import functional as F

@@ -90,9 +90,8 @@ def complete(flags: Flags, layout: AdmLayout) -> Flags:
     if flags["image_size"] is None:
         problems.append(Problem("settings.image_size", "nothing", "pixels", hint))
         flags["image_size"] = 2 ** (len(layout.widths) - 1)
-    problems += _type_problems(flags)
-    if not problems:
-        problems += _head_problems(flags, layout, hint)
+    wrong_types = _type_problems(flags)
+    problems += wrong_types or _head_problems(flags, layout, hint)
     if problems:
         raise ConfigError(problems)
     return flags

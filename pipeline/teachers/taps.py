@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 STRIDES = (1, 2, 4, 8, 16, 32, 64)
@@ -121,14 +120,16 @@ class Recorder:
             hook.remove()
 
 
-def costs(network: Any, taps: Sequence[Tap], x: torch.Tensor, time: torch.Tensor) -> dict[str, int]:
+def costs(call: Callable[[], object], root: nn.Module, taps: Sequence[Tap]) -> dict[str, int]:
     """Count the floating-point operations needed to reach each tap.
 
     Args:
-        network: callable on (x, time) with a `module`; on the meta device nothing is computed.
+        call: runs the network once; on the meta device nothing is computed.
+        root: the network's module.
+        taps: places in it.
 
     Returns:
-        tap name -> operations for x's batch, with the whole network under the name "output".
+        tap name -> operations, with those of the whole pass under the name "output".
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -138,12 +139,9 @@ def costs(network: Any, taps: Sequence[Tap], x: torch.Tensor, time: torch.Tensor
     def hook(name: str) -> Callable[..., None]:
         return lambda *_: found.__setitem__(name, counter.get_total_flops())
 
-    hooks = [
-        network.module.get_submodule(tap.module).register_forward_hook(hook(tap.name))
-        for tap in taps
-    ]
+    hooks = [root.get_submodule(t.module).register_forward_hook(hook(t.name)) for t in taps]
     with counter:
-        network(x, time)
+        call()
     for handle in hooks:
         handle.remove()
     return {**found, "output": counter.get_total_flops()}

@@ -73,10 +73,10 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "train"
 
 
-def settings(run_dir: Path, **changes: Any) -> EvaluateConfig:
+def settings(trained: Path, **changes: Any) -> EvaluateConfig:
     chosen: dict[str, Any] = {
-        "run_dir": str(run_dir.parent / "evaluate"),
-        "student": str(run_dir),
+        "run_dir": str(trained.parent / "evaluate"),
+        "student": str(trained),
         "teacher": TEACHER,
         "image": ImageConfig(size=16),
         "micro_batch": 128,

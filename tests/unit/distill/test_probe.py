@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill.tasks.few_label import Features, FewLabel, FewLabelConfig, table
+from distill.tasks.few_label import Features, FewLabel, FewLabelConfig, accuracy_table, gain_table
 from distill.tasks.probe import choose_strength, label_draws, probe_accuracy, standardise
 from dreamshard.errors import DataError
 
@@ -133,17 +133,13 @@ def test_gains_are_paired_by_draw(result: dict) -> None:
     assert gain["mean"] == pytest.approx(expected.mean()) and gain["wins"] == 4
 
 
-def test_the_table_shows_means_and_gains(result: dict) -> None:
-    header, lines = table(result)
-    assert header == [
-        "representation",
-        "1 label/class",
-        "5 labels/class",
-        "good better by (1)",
-        "good better by (5)",
-    ]
-    assert [line[0] for line in lines] == ["poor", "same", "good"]
-    assert "±" in lines[0][1] and lines[1][4] == "+0.0 (0/4/0)" and lines[2][3:] == ["", ""]
+def test_tables_show_means_and_gains(result: dict) -> None:
+    header, lines = accuracy_table(result)
+    assert header == ["representation", "1 label/class", "5 labels/class"]
+    assert [line[0] for line in lines] == ["poor", "same", "good"] and "±" in lines[0][1]
+    header, lines = gain_table(result)
+    assert header == ["good", "1 label", "5 labels"]
+    assert lines[1] == ["over same", "+0.0 (won 0 of 4)", "+0.0 (won 0 of 4)"]
 
 
 def test_too_few_images_of_a_class_are_named() -> None:

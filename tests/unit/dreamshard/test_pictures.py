@@ -12,7 +12,7 @@ from dreamshard.pictures import feature_rgb, image_grid
 
 
 def features(seed: int = 0, *, count: int = 4, channels: int = 12) -> np.ndarray:
-    """Make maps whose few directions of variation have different strengths and one long tail each."""
+    """Make maps with three directions of variation, of different strength, one long tail each."""
     rng = np.random.default_rng(seed)
     scores = rng.exponential(size=(count, 6, 6, 3)) * np.array([9.0, 3.0, 1.0])
     mixed = scores @ rng.normal(size=(3, channels))

@@ -1,0 +1,245 @@
+"""Measure the offline pipeline against the same teacher in a bare loop without storage.
+
+    python benchmarks/pipeline.py                      # stand-in teacher, 1 and 2 actors
+    python benchmarks/pipeline.py --unet teachers/digits   # and a real diffusion UNet
+
+Stand-in: the noise teacher, 40 ms per batch of 32 (a GPU that is busy while its CPU is not), records of
+0.36 MB. Bare loop: the same class in an actor process with the same threads, fed prepared images from
+memory, its results dropped. Rounds are interleaved (bare, pipeline, bare, ...); a ratio is that of a round
+to the mean of the bare rounds around it, and the median over rounds is given. Time counts from the first
+unit handed out, teachers loaded, to the last commit. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from pipeline.actor import Job
+from pipeline.cluster import cluster, worker_env
+from pipeline.config import EncodeConfig, RayConfig
+from pipeline.driver import Driver, Task
+from pipeline.images import ImageConfig, SourceConfig
+from pipeline.lookup import create
+from pipeline.resolve import Request, resolve
+from pipeline.teachers.base import TeacherConfig, load_teacher
+from storage.dataset import Dataset
+
+STAND_IN = TeacherConfig(
+    kind="noise", levels=["s2", "s4", "s8"], settings={"channels": 528, "delay_s": 0.040}
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    name: str
+    config: EncodeConfig
+    actors: int
+    units: int
+
+
+class Bare:
+    """The teacher in a loop, in an actor of its own: no reading, no writing."""
+
+    def __init__(self, config: EncodeConfig, request: Request) -> None:
+        import torch
+
+        torch.set_num_threads(request.pins.threads)
+        self.teacher = load_teacher(
+            config.teacher,
+            mode="encode",
+            seed=config.seed,
+            pins=request.pins,
+            image_size=request.spec.image_size,
+        )
+        works = request.input.works(0, 32 * 4, micro_batch=request.pins.micro_batch)
+        self.images = [work.images for work in works]
+
+    def loop(self, batches: int) -> float:
+        started = time.perf_counter()
+        for number in range(batches):
+            images = self.images[number % len(self.images)]
+            self.teacher.encode(images, np.arange(len(images)) + number * len(images))
+        return time.perf_counter() - started
+
+
+class Bench:
+    """The actors of one case, kept warm between rounds."""
+
+    def __init__(self, case: Case, folder: Path) -> None:
+        import ray
+
+        from pipeline.workers import RayWorkers
+
+        self.case, self.folder = case, folder
+        self.request = resolve(case.config)
+        self.dataset = self._dataset()
+        pins = self.request.pins
+        self.samples = case.units * self.request.plan.samples_per_unit
+        job = Job(
+            url=self.dataset.url,
+            run_id="bench",
+            teacher=case.config.teacher,
+            image_size=self.request.spec.image_size,
+            seed=0,
+            fsync=case.config.fsync,
+        )
+        environment = worker_env(pins.threads)
+        self.workers = RayWorkers(
+            job,
+            self.request.input,
+            count=case.actors,
+            num_cpus=0.1,
+            num_gpus=0,
+            env_vars=environment,
+        )
+        options = {"num_cpus": 0.1, "runtime_env": {"env_vars": environment}}
+        bare = ray.remote(Bare).options(**options)
+        self.bare = [bare.remote(case.config, self.request) for _ in range(case.actors)]
+        while self.workers.num_ready < case.actors:
+            self.workers.wait(1.0)
+        self.bare_rate(4 * case.actors)
+
+    def _dataset(self) -> Dataset:
+        dataset = create(self.case.config, self.request)
+        dataset.grow(self.request.plan.num_samples)
+        return dataset
+
+    def bare_rate(self, batches: int | None = None) -> float:
+        import ray
+
+        micro_batch = self.request.pins.micro_batch
+        each = (batches or self.samples // micro_batch) // self.case.actors
+        seconds = max(ray.get([actor.loop.remote(each) for actor in self.bare]))
+        return each * self.case.actors * micro_batch / seconds
+
+    def pipeline_rate(self) -> tuple[float, dict[str, float]]:
+        shutil.rmtree(self.dataset.url)
+        self.dataset = self._dataset()
+        totals = {"teacher_s": 0.0, "write_wait_s": 0.0}
+
+        def count(event: Any) -> None:
+            for name in totals:
+                totals[name] += event.record[name]
+
+        per_unit = self.request.plan.samples_per_unit
+        driver = Driver(self.workers, max_attempts=1, on_done=count)
+        with self.dataset.lease("bench"):
+            started = time.perf_counter()
+            driver.run(Task(unit, per_unit) for unit in range(self.case.units))
+            seconds = time.perf_counter() - started
+        return self.samples / seconds, totals
+
+    def close(self) -> None:
+        import ray
+
+        self.workers.__exit__()
+        for actor in self.bare:
+            ray.kill(actor)
+        shutil.rmtree(self.dataset.url, ignore_errors=True)
+
+
+def measure(case: Case, folder: Path, rounds: int) -> dict[str, object]:
+    bench = Bench(case, folder)
+    bare, made, busy = [bench.bare_rate()], [], []
+    for _ in range(rounds):
+        rate, totals = bench.pipeline_rate()
+        made.append(rate)
+        busy.append(totals["teacher_s"] * rate / bench.samples / case.actors)
+        bare.append(bench.bare_rate())
+    bench.close()
+    ratios = [rate / ((bare[i] + bare[i + 1]) / 2) for i, rate in enumerate(made)]
+    row = sum(bench.request.plan.bytes_per_sample.values())
+    result: dict[str, object] = {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "pipeline_img_per_s": round(statistics.median(made), 1),
+        "bare_img_per_s": round(statistics.median(bare), 1),
+        "teacher_busy_share": round(statistics.median(busy), 3),
+        "samples_per_round": bench.samples,
+        "bytes_per_sample": row,
+        "actors": case.actors,
+        "threads_per_actor": case.config.threads_per_actor,
+        "fsync": case.config.fsync,
+    }
+    print(f"{case.name}: {json.dumps(result)}", flush=True)
+    return result
+
+
+def cases(folder: Path, unet: str, units: int) -> list[Case]:
+    def config(name: str, teacher: TeacherConfig, **changes: Any) -> EncodeConfig:
+        values: dict[str, Any] = {
+            "name": name,
+            "root": str(folder),
+            "teacher": teacher,
+            "source": SourceConfig(split="all"),
+            "image": ImageConfig(size=32, views=64),
+            "samples_per_unit": 352,
+            "ray": RayConfig(),
+            **changes,
+        }
+        return EncodeConfig(**values)
+
+    found = [
+        Case("standin_1_actor", config("one", STAND_IN), 1, units),
+        Case("standin_1_actor_nofsync", config("onex", STAND_IN, fsync=False), 1, units),
+        Case("standin_2_actors", config("two", STAND_IN), 2, 2 * units),
+        Case("standin_2_actors_nofsync", config("twox", STAND_IN, fsync=False), 2, 2 * units),
+    ]
+    if unet:
+        teacher = TeacherConfig(path=unet, levels=["s1", "s2", "s4"], timesteps=[50])
+        image = ImageConfig(size=16, views=64)
+        one = config("unet", teacher, image=image, threads_per_actor=2, samples_per_unit=512)
+        two = config("unets", teacher, image=image, samples_per_unit=512)
+        found += [Case("unet_1x2_threads", one, 1, 8), Case("unet_2x1_thread", two, 2, 8)]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--unet", default="", help="folder of a diffusion teacher to measure, too")
+    parser.add_argument("--rounds", type=int, default=5, help="pipeline rounds per case (count)")
+    parser.add_argument("--units", type=int, default=12, help="units per round and actor (count)")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--folder", default="", help="where to write; a temporary one by default")
+    parser.add_argument("--out", default="", help="file for the result, besides the last line")
+    options = parser.parse_args()
+    folder = Path(options.folder or tempfile.mkdtemp(prefix="dreamshard-bench-"))
+    results: dict[str, Any] = {}
+    with cluster(RayConfig(), num_cpus=4, num_gpus=0):
+        for case in cases(folder, options.unet, options.units):
+            if options.only in case.name:
+                results[case.name] = measure(case, folder, options.rounds)
+    if not options.folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    summary = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "load_1min": round(os.getloadavg()[0], 2),
+        **{name: result["ratio"] for name, result in results.items()},
+        "cases": results,
+    }
+    line = json.dumps(summary)
+    if options.out:
+        Path(options.out).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The same checks for every teacher: shapes, types, determinism, no dependence on order or company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamshard.errors import ConfigError
+from pipeline.teachers import (
+    TEACHERS,
+    Mode,
+    Teacher,
+    TeacherConfig,
+    describe_teacher,
+    load_teacher,
+    teacher_class,
+)
+from storage.schema import Pins, canonical_json
+
+MICRO_BATCH = 4
+INDICES = np.array([7, 2, 1000, 3])
+IMAGES = np.random.default_rng(0).integers(0, 256, (MICRO_BATCH, 16, 16, 3), dtype=np.uint8)
+
+
+def noise(folder: Path) -> TeacherConfig:
+    return TeacherConfig(kind="noise", levels=["s2", "w"], timesteps=[5, 10], draws=2)
+
+
+def diffusers(folder: Path) -> TeacherConfig:
+    pytest.importorskip("diffusers")
+    import torch
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    ).save_pretrained(folder)
+    DDPMScheduler().save_pretrained(folder / "scheduler")
+    return TeacherConfig(
+        kind="diffusers",
+        path=str(folder),
+        levels=["s1", "s2"],
+        timesteps=[5, 10],
+        draws=2,
+        settings={"steps": 2},
+    )
+
+
+# A new entry of TEACHERS joins with one small example of itself.
+EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {"noise": noise, "diffusers": diffusers}
+Load = Callable[..., Teacher]
+
+
+def test_every_teacher_has_an_example() -> None:
+    assert set(EXAMPLES) == set(TEACHERS)
+
+
+@pytest.fixture(scope="module", params=TEACHERS)
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    return EXAMPLES[request.param](tmp_path_factory.mktemp(request.param))
+
+
+def load(config: TeacherConfig, mode: Mode, *, seed: int = 0, micro_batch: int = 4) -> Teacher:
+    pins = Pins(micro_batch, config.compute_dtype, "cpu", 1)
+    return load_teacher(config, mode=mode, seed=seed, pins=pins, image_size=(16, 16))
+
+
+@pytest.fixture(scope="module")
+def teacher(config: TeacherConfig) -> Teacher:
+    return load(config, "encode")
+
+
+@pytest.fixture(scope="module", params=["encode", "synthesize"])
+def mode(request: pytest.FixtureRequest, config: TeacherConfig) -> Mode:
+    if request.param not in teacher_class(config.kind).modes:
+        pytest.skip(f"{config.kind} does not {request.param}")
+    return request.param
+
+
+def act(teacher: Teacher, mode: Mode, rows: np.ndarray, images: np.ndarray = IMAGES):
+    if mode == "encode":
+        return teacher.encode(images[rows], INDICES[rows])
+    return teacher.synthesize(INDICES[rows])
+
+
+ALL = np.arange(MICRO_BATCH)
+
+
+def test_it_is_what_it_said(config: TeacherConfig, teacher: Teacher) -> None:
+    spec = describe_teacher(config, mode="encode", image_size=(16, 16))
+    assert teacher.levels == spec.levels and teacher.image_size == spec.image_size == (16, 16)
+    assert teacher.fingerprint == spec.fingerprint and "kind" in spec.fingerprint
+    canonical_json([spec.fingerprint, spec.mode_settings])
+    names = [level.name for level in spec.levels]
+    assert len(set(names)) == len(names)
+    assert {level.timestep for level in spec.levels} == {5, 10}
+    assert {level.draw for level in spec.levels} == {0, 1}
+
+
+def test_shapes_and_types(config: TeacherConfig, mode: Mode) -> None:
+    teacher = load(config, mode)
+    batch = act(teacher, mode, ALL)
+    assert np.array_equal(batch.index, INDICES)
+    assert set(batch.levels) == {level.name for level in teacher.levels}
+    for level in teacher.levels:
+        values = batch.levels[level.name]
+        assert values.shape == (MICRO_BATCH, *level.shape)
+        assert values.dtype == np.dtype(level.dtype)
+        assert np.isfinite(values).all() and values.std() > 0
+        if level.stride:
+            assert level.shape[1:] == (16 // level.stride, 16 // level.stride)
+    if mode == "synthesize":
+        assert batch.image is not None and batch.image.dtype == np.uint8
+        assert batch.image.shape == (MICRO_BATCH, 16, 16, 3)
+
+
+def test_the_seed_and_the_index_decide_and_nothing_else(config: TeacherConfig, mode: Mode) -> None:
+    first, second = load(config, mode), load(config, mode)
+    act(second, mode, np.array([1, 1, 2, 2]))  # what came before does not matter
+    before = act(first, mode, ALL)
+    after = act(second, mode, ALL)
+    for name, values in before.levels.items():
+        assert np.array_equal(values, after.levels[name])
+    other = act(load(config, mode, seed=1), mode, ALL)
+    assert all(not np.array_equal(v, other.levels[name]) for name, v in before.levels.items())
+
+
+def test_the_order_of_rows_does_not_matter(config: TeacherConfig, mode: Mode) -> None:
+    teacher = load(config, mode)
+    straight, turned = act(teacher, mode, ALL), act(teacher, mode, ALL[::-1])
+    for name, values in straight.levels.items():
+        np.testing.assert_allclose(values, turned.levels[name][::-1], atol=2e-3, rtol=2e-3)
+
+
+def test_draws_timesteps_and_images_differ(teacher: Teacher) -> None:
+    batch = teacher.encode(IMAGES, INDICES)
+    for values in batch.levels.values():
+        assert not np.array_equal(values[0], values[1])
+    tap = teacher.levels[0].tap
+    same = [level.name for level in teacher.levels if level.tap == tap]
+    maps = [batch.levels[name] for name in same]
+    assert len(maps) == 4
+    assert all(not np.array_equal(maps[0], each) for each in maps[1:])
+
+
+def test_the_input_is_left_alone(teacher: Teacher) -> None:
+    images, indices = IMAGES.copy(), INDICES.copy()
+    teacher.encode(images, indices)
+    assert np.array_equal(images, IMAGES) and np.array_equal(indices, INDICES)
+
+
+def test_its_mistakes_are_told_before_it_loads(config: TeacherConfig) -> None:
+    changed = TeacherConfig(
+        kind=config.kind,
+        path=config.path,
+        levels=["s2", "nowhere"],
+        timesteps=[5, 1200],
+        settings={**config.settings, "no_such_setting": 1},
+    )
+    with pytest.raises(ConfigError) as error:
+        describe_teacher(changed, mode="encode", image_size=(16, 16))
+    text = str(error.value)
+    assert "teacher.timesteps: got 1200, allowed 0..999" in text
+    assert "teacher.levels: got nowhere, allowed" in text
+    assert "teacher.settings.no_such_setting" in text
+
+
+def test_unknown_kinds() -> None:
+    with pytest.raises(ConfigError, match="Did you mean noise"):
+        describe_teacher(TeacherConfig(kind="nois"), mode="encode")
+    with pytest.raises(ConfigError, match="teacher.kind: got no_such_module:Thing"):
+        describe_teacher(TeacherConfig(kind="no_such_module:Thing"), mode="encode")
+
+
+def test_a_class_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = "pipeline.teachers.noise:NoiseTeacher"
+    own = load(TeacherConfig(kind=kind, levels=["s4"]), "encode")
+    short = load(TeacherConfig(kind="noise", levels=["s4"]), "encode")
+    name = own.levels[0].name
+    left, right = own.encode(IMAGES, INDICES), short.encode(IMAGES, INDICES)
+    assert np.array_equal(left.levels[name], right.levels[name])

@@ -1,0 +1,132 @@
+"""The actor's parts without Ray: units made in turn, writes beside the teacher, errors that surface."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+from dreamshard.errors import DataError, TeacherError
+from pipeline.actor import QUEUE_DEPTH, Job, ShardActor, WriterThread
+from pipeline.config import EncodeConfig
+from pipeline.images import ImageConfig
+from pipeline.lookup import create
+from pipeline.resolve import resolve
+from pipeline.teachers.base import TeacherConfig
+from storage.dataset import Dataset, UnitWriter
+from storage.schema import FeatureBatch
+
+
+def actor(tmp_path: Path, *, delay_s: float = 0.0) -> tuple[ShardActor, Dataset]:
+    teacher = TeacherConfig(
+        kind="noise", levels=["s2"], settings={"channels": 4, "delay_s": delay_s}
+    )
+    config = EncodeConfig(
+        root=str(tmp_path),
+        teacher=teacher,
+        image=ImageConfig(size=16),
+        samples_per_unit=32,
+        micro_batch=8,
+        fsync=False,
+    )
+    request = resolve(config)
+    dataset = create(config, request)
+    dataset.grow(1297)
+    job = Job(
+        url=dataset.url, run_id="r", teacher=teacher, image_size=(16, 16), seed=0, fsync=False
+    )
+    made = ShardActor(job, request.input)
+    assert set(made.load()) == {"host", "pid"}
+    return made, dataset
+
+
+def test_a_unit_is_committed_and_told_in_brief(tmp_path: Path) -> None:
+    made, dataset = actor(tmp_path)
+    record = made.make(3, 32)
+    assert (record["unit"], record["count"], record["invalid"], record["errors"]) == (3, 32, 0, [])
+    commit = dataset.committed()[3]
+    assert commit.bytes == record["bytes"] and len(commit.input_digest) == 32
+    assert commit.first == 96 and all(key.startswith("digits-") for key in commit.keys)
+    assert len(str(record)) < 500  # features do not travel
+
+
+def test_two_units_at_once_overlap(tmp_path: Path) -> None:
+    made, dataset = actor(tmp_path, delay_s=0.05)
+    started = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(made.make, [0, 1], [32, 32]))
+    # Eight micro-batches of 0.05 s on the one teacher thread, never two at a time.
+    assert 0.4 <= time.monotonic() - started
+    assert set(dataset.committed()) == {0, 1}
+
+
+class Writer:
+    """A unit writer that takes its time, or fails."""
+
+    def __init__(self, *, gate: threading.Event | None = None, fails: bool = False) -> None:
+        self.gate, self.fails = gate, fails
+        self.offsets: list[int] = []
+
+    def write(self, offset: int, batch: FeatureBatch) -> None:
+        if self.gate is not None:
+            self.gate.wait(5)
+        if self.fails:
+            raise DataError("disk: no space left")
+        self.offsets.append(offset)
+
+
+def batch() -> FeatureBatch:
+    return FeatureBatch(np.zeros(1, np.int64), ["k"], np.ones(1, bool), None, {})
+
+
+def test_the_writer_thread_keeps_order_and_bounds_memory() -> None:
+    gate = threading.Event()
+    writer = Writer(gate=gate)
+    sink = WriterThread(cast(UnitWriter, writer))
+    put: list[int] = []
+
+    def fill() -> None:
+        for offset in range(20):
+            sink.put(offset, batch())
+            put.append(offset)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    time.sleep(0.2)
+    assert len(put) <= QUEUE_DEPTH + 1
+    gate.set()
+    thread.join()
+    sink.close()
+    assert writer.offsets == list(range(20)) and sink.waited_s > 0.1
+
+
+def test_a_write_that_fails_surfaces_and_blocks_nobody() -> None:
+    sink = WriterThread(cast(UnitWriter, Writer(fails=True)))
+    with pytest.raises(DataError, match="no space"):
+        for offset in range(50):
+            sink.put(offset, batch())
+    sink.stop()
+    sink = WriterThread(cast(UnitWriter, Writer(fails=True)))
+    sink.put(0, batch())
+    with pytest.raises(DataError, match="no space"):
+        sink.close()
+
+
+def test_out_of_memory_names_the_setting_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, dataset = actor(tmp_path)
+
+    def starve(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(made._input, "forward", starve)
+    with pytest.raises(TeacherError, match="micro_batch: got 8, too much for the memory"):
+        made.make(0, 32)
+    assert not dataset.committed()
+    assert not [path for path in Path(dataset.url).rglob("staging/r/*") if path.is_file()]

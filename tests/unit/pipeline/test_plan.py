@@ -1,0 +1,79 @@
+"""Units and bytes, by arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.plan import (
+    UNIT_BYTES,
+    bytes_per_sample,
+    choose_samples_per_unit,
+    default_codecs,
+    describe,
+    format_bytes,
+    make_plan,
+)
+from storage.schema import Level
+
+MAP = Level("up.1.t100", "feature", "up.1", 100, 0, "none", 2, (64, 8, 8), "float16")
+IDS = Level("ids", "soft_label", "ids", -1, 0, "none", 0, (5,), "int64")
+
+
+def test_bytes_of_a_sample() -> None:
+    codecs = default_codecs([MAP, IDS])
+    assert codecs == {"up.1.t100": "float16", "ids": "raw"}
+    sizes = bytes_per_sample(
+        [MAP, IDS], codecs=codecs, image_size=(16, 16), has_labels=True, has_masks=True
+    )
+    assert sizes == {"image": 768, "label": 8, "mask": 256, "up.1.t100": 8192, "ids": 40}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "available", "num_samples", "units", "last"),
+    [
+        (1000, None, 1200, 4, 300),
+        (1, None, 300, 1, 300),
+        (1000, 1000, 1000, 4, 100),
+        (900, 1000, 900, 3, 300),
+        (901, 1000, 1000, 4, 100),
+    ],
+)
+def test_requests_round_up_to_units_but_not_beyond_the_source(
+    wanted: int, available: int | None, num_samples: int, units: int, last: int
+) -> None:
+    plan = make_plan(wanted, available=available, samples_per_unit=300, sizes={"x": 2})
+    assert (plan.num_samples, plan.num_units, plan.count(units - 1)) == (num_samples, units, last)
+    assert plan.total_bytes == 2 * num_samples
+
+
+@given(
+    wanted=st.integers(1, 10**6),
+    extra=st.integers(0, 10**6) | st.none(),
+    per_unit=st.integers(1, 5000),
+)
+def test_units_cover_every_sample_once(wanted: int, extra: int | None, per_unit: int) -> None:
+    available = None if extra is None else wanted + extra
+    plan = make_plan(wanted, available=available, samples_per_unit=per_unit, sizes={"x": 1})
+    assert plan.num_samples >= wanted
+    whole = (plan.num_units - 1) * per_unit
+    assert 1 <= plan.count(plan.num_units - 1) == plan.num_samples - whole <= per_unit
+    more = make_plan(wanted + per_unit, available=None, samples_per_unit=per_unit, sizes={})
+    assert more.count(0) == per_unit
+
+
+@given(st.integers(1, 10**9), st.integers(1, 4096))
+def test_units_are_sized_in_bytes(sample_bytes: int, micro_batch: int) -> None:
+    count = choose_samples_per_unit(sample_bytes, micro_batch=micro_batch)
+    assert count % micro_batch == 0
+    assert count * sample_bytes <= UNIT_BYTES or count == micro_batch
+    assert (count + micro_batch) * sample_bytes > UNIT_BYTES
+
+
+def test_the_table() -> None:
+    plan = make_plan(1000, available=None, samples_per_unit=500, sizes={"image": 768, "b8": 8192})
+    text = describe(plan, rate=100.0)
+    assert "samples   1,000" in text and "shards    2 of 500 samples" in text
+    assert "8.96 MB" in text and "0.00 h at 100 img/s" in text and "896 kB/s" in text
+    assert format_bytes(0) == "0 B" and format_bytes(5e15) == "5.0 PB"
