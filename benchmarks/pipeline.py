@@ -3,11 +3,12 @@
     python benchmarks/pipeline.py                      # stand-in teacher, 1 and 2 actors
     python benchmarks/pipeline.py --unet teachers/digits   # and a real diffusion UNet
 
-Stand-in: the noise teacher, 40 ms per batch of 32 (a GPU that is busy while its CPU is not), records of
-0.36 MB. Bare loop: the same class in an actor process with the same threads, fed prepared images from
-memory, its results dropped. Rounds are interleaved (bare, pipeline, bare, ...); a ratio is that of a round
-to the mean of the bare rounds around it, and the median over rounds is given. Time counts from the first
-unit handed out, teachers loaded, to the last commit. The last line is one JSON object.
+Stand-in: the noise teacher, 40 ms per batch of 32 (a GPU that is busy while its CPU is not),
+records of 0.36 MB. Bare loop: the same class in an actor process with the same threads, fed
+prepared images from memory (or none: the stand-in synthesizes), its results dropped. Rounds are
+interleaved (bare, pipeline, bare, ...); a ratio is that of a round to the mean of the bare rounds
+around it, and the median over rounds is given. Time counts from the first unit handed out, teachers
+loaded, to the last commit. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,11 +28,9 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-
 from pipeline.actor import Job
 from pipeline.cluster import cluster, worker_env
-from pipeline.config import EncodeConfig, RayConfig
+from pipeline.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
 from pipeline.driver import Driver, Task
 from pipeline.images import ImageConfig, SourceConfig
 from pipeline.lookup import create
@@ -49,7 +48,7 @@ class Case:
     """One comparison."""
 
     name: str
-    config: EncodeConfig
+    config: PipelineConfig
     actors: int
     units: int
 
@@ -57,25 +56,25 @@ class Case:
 class Bare:
     """The teacher in a loop, in an actor of its own: no reading, no writing."""
 
-    def __init__(self, config: EncodeConfig, request: Request) -> None:
+    def __init__(self, config: PipelineConfig, request: Request) -> None:
         import torch
 
         torch.set_num_threads(request.pins.threads)
         self.teacher = load_teacher(
             config.teacher,
-            mode="encode",
+            mode=request.input.mode,
             seed=config.seed,
             pins=request.pins,
             image_size=request.spec.image_size,
         )
-        works = request.input.works(0, 32 * 4, micro_batch=request.pins.micro_batch)
-        self.images = [work.images for work in works]
+        size = request.pins.micro_batch
+        self.input = request.input
+        self.works = list(request.input.works(0, 4 * size, micro_batch=size))
 
     def loop(self, batches: int) -> float:
         started = time.perf_counter()
         for number in range(batches):
-            images = self.images[number % len(self.images)]
-            self.teacher.encode(images, np.arange(len(images)) + number * len(images))
+            self.input.forward(self.teacher, self.works[number % len(self.works)])
         return time.perf_counter() - started
 
 
@@ -183,31 +182,31 @@ def measure(case: Case, folder: Path, rounds: int) -> dict[str, object]:
 
 
 def cases(folder: Path, unet: str, units: int) -> list[Case]:
-    def config(name: str, teacher: TeacherConfig, **changes: Any) -> EncodeConfig:
-        values: dict[str, Any] = {
-            "name": name,
-            "root": str(folder),
-            "teacher": teacher,
-            "source": SourceConfig(split="all"),
-            "image": ImageConfig(size=32, views=64),
-            "samples_per_unit": 352,
-            "ray": RayConfig(),
-            **changes,
-        }
-        return EncodeConfig(**values)
+    def stand_in(name: str, *, fsync: bool = True) -> SynthesizeConfig:
+        return SynthesizeConfig(
+            name=name, root=str(folder), teacher=STAND_IN, samples=10**6, fsync=fsync
+        )
+
+    def digits(name: str, threads: int) -> EncodeConfig:
+        return EncodeConfig(
+            name=name,
+            root=str(folder),
+            teacher=TeacherConfig(path=unet, levels=["s1", "s2", "s4"], timesteps=[50]),
+            source=SourceConfig(split="all"),
+            image=ImageConfig(size=16, views=8),
+            samples_per_unit=512,
+            threads_per_actor=threads,
+        )
 
     found = [
-        Case("standin_1_actor", config("one", STAND_IN), 1, units),
-        Case("standin_1_actor_nofsync", config("onex", STAND_IN, fsync=False), 1, units),
-        Case("standin_2_actors", config("two", STAND_IN), 2, 2 * units),
-        Case("standin_2_actors_nofsync", config("twox", STAND_IN, fsync=False), 2, 2 * units),
+        Case("standin_1_actor", stand_in("one"), 1, units),
+        Case("standin_1_actor_nofsync", stand_in("onex", fsync=False), 1, units),
+        Case("standin_2_actors", stand_in("two"), 2, 2 * units),
+        Case("standin_2_actors_nofsync", stand_in("twox", fsync=False), 2, 2 * units),
     ]
     if unet:
-        teacher = TeacherConfig(path=unet, levels=["s1", "s2", "s4"], timesteps=[50])
-        image = ImageConfig(size=16, views=64)
-        one = config("unet", teacher, image=image, threads_per_actor=2, samples_per_unit=512)
-        two = config("unets", teacher, image=image, samples_per_unit=512)
-        found += [Case("unet_1x2_threads", one, 1, 8), Case("unet_2x1_thread", two, 2, 8)]
+        found.append(Case("unet_1_actor_2_threads", digits("unet", 2), 1, 8))
+        found.append(Case("unet_2_actors_1_thread", digits("unets", 1), 2, 16))
     return found
 
 

@@ -139,6 +139,10 @@ class ShardBatches:
         self._reader.close()
 
 
+BATCHES = {"shards": ShardBatches}
+"""Sources of batches by `data.kind`; all are built and used alike."""
+
+
 def open_training_set(config: DataConfig) -> TrainingSet:
     """Find the dataset at its latest version, choose the levels, and refuse what does not fit.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import io
+import itertools
 import json
 import os
 import shlex
@@ -34,7 +35,7 @@ FAST: Mapping[str, Sequence[str]] = {
         "--steps 12 --warmup_steps 2 --num_samples 9 --sample_steps 4 "
         "--unet.block_out_channels [16,16,16]"
     ).split(),
-    "encode": "--samples 256".split(),
+    "encode": "--samples 256 --samples_per_unit 256".split(),
     "train": "--steps 12 --log_every 2 --save_every 12".split(),
     "evaluate": "--few_label.draws 2 --few_label.selection_draws 1 --few_label.shots [1,5]".split(),
 }
@@ -134,9 +135,8 @@ class Demo:
     def go(self) -> int:
         """Run every stage; stop at the first that fails and return its exit code."""
         suffix, seed = self.options.suffix, ("--seed", str(self.options.seed))
-        teacher, encode = self.out / f"teacher{suffix}", self.out / f"encode{suffix}"
-        began = time.monotonic()
-        code = self.run("pretrain", teacher / "run", ["--out", str(teacher), *seed])
+        began, encode = time.monotonic(), self.out / f"encode{suffix}"
+        teacher, code = self.pretrain(seed)
         path = ["--teacher.path", str(teacher)]
         named = [*path, "--root", self.options.root, "--run_dir", str(encode), *seed]
         code = code or self.run("encode", encode, named)
@@ -204,18 +204,36 @@ class Demo:
         stage(f"{number} {verb}: {'done' if worked else 'reused'}, {format_duration(seconds)}")
         return 0
 
+    def pretrain(self, settings: Sequence[str]) -> tuple[Path, int]:
+        """Train or reuse a teacher; return its folder and the exit code."""
+        for number in itertools.count(1):
+            name = f"teacher{self.options.suffix}" + (f"-{number}" if number > 1 else "")
+            folder = self.out / name
+            code = self.try_run("pretrain", folder / "run", ["--out", str(folder), *settings])
+            if code is not None:
+                return folder, code
+        raise AssertionError("counted to the end")
+
     def train(self, settings: Sequence[str]) -> tuple[Path, int]:
         """Train in the folder whose turn it is; return it and the exit code."""
-        folder = self.next_train()
+        first = self.next_train()
+        for number in itertools.count(int(first.name.rpartition("-")[2])):
+            folder = self._train_folder(number)
+            code = self.try_run("train", folder, [*settings, "--run_dir", str(folder)])
+            if code is not None:
+                return folder, code
+        raise AssertionError("counted to the end")
+
+    def try_run(self, verb: str, folder: Path, settings: Sequence[str]) -> int | None:
+        """Run a stage; return its exit code, or None if its folder holds other settings' run."""
         begun = _started(folder) is not None
         try:
-            return folder, self.run("train", folder, [*settings, "--run_dir", str(folder)])
-        except ConfigError as error:
+            return self.run(verb, folder, settings)
+        except ConfigError:
             if not begun:
                 raise
-            stage(f"{folder} stays as it is, a new training starts: {error}")
-        folder = self._train_folder(int(folder.name.rpartition("-")[2]) + 1)
-        return folder, self.run("train", folder, [*settings, "--run_dir", str(folder)])
+            stage(f"{folder} was made with other settings: it is kept, and a new one is made")
+            return None
 
     def next_train(self) -> Path:
         """Return the folder to train in: the last one until it is in a report, then a new one."""

@@ -14,9 +14,9 @@ import numpy as np
 def feature_rgb(features: np.ndarray, *, percentile: float = 1.0) -> np.ndarray:
     """Show feature maps as colours: their first three principal components as red, green and blue.
 
-    One basis is fitted over all cells of all images given, so equal colours mean equal features within
-    one call. Each component is stretched between its percentiles; its sign is chosen so that the longer
-    tail is bright, which makes the picture the same on every machine.
+    One basis is fitted over all cells of all images given, so equal colours mean equal features
+    within one call. Each component is stretched between its percentiles; its sign is chosen so that
+    the longer tail is bright, which makes the picture the same on every machine.
 
     Args:
         features: floating (N, C, H, W). Cells with a value that is not finite become mid grey.
@@ -50,7 +50,7 @@ def _principal_scores(cells: np.ndarray) -> np.ndarray:
 
 
 def _stretch(scores: np.ndarray, percentile: float) -> np.ndarray:
-    """Map each column between its lower and upper percentile to uint8 0..255; a flat column to 128."""
+    """Map each column from between its percentiles to uint8 0..255; a flat column to 128."""
     low, high = np.percentile(scores, [percentile, 100 - percentile], axis=0)
     span = high - low
     flat = span <= 1e-12 * max(1.0, float(np.abs(scores).max()))

@@ -16,6 +16,7 @@ from typing import Any
 from dreamshard.errors import ConfigError, Problem
 from pipeline.config import RayConfig
 
+EMBEDDED = "embedded"
 OBJECT_STORE_BYTES = 256 << 20
 """Of an embedded cluster: only the list of the source goes through it, never a feature."""
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -90,7 +91,7 @@ def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[
         got = f"{address or 'embedded'} ({type(error).__name__}: {error})"
         raise ConfigError(Problem("ray.address", got, "a running Ray cluster", hint)) from error
     try:
-        yield _describe(address or "embedded")
+        yield _describe(address or EMBEDDED)
     finally:
         ray.shutdown()
 

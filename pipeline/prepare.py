@@ -102,10 +102,10 @@ def jitter(
     shift = (right * config.shift * width, down * config.shift * height)
     scale = 1 + size * config.scale
     angle = math.radians(turn * config.rotate)
-    pad = math.ceil(max(width, height) * (0.5 + config.shift) / (1 - config.scale))
-    border = ((pad, pad), (pad, pad), (0, 0))
-    array = np.asarray(image)
-    padded = Image.fromarray(np.pad(array, border[: array.ndim], mode="edge"))
+    # As far out as a corner can come from.
+    reach = math.hypot(width, height) / (2 * (1 - config.scale)) + math.hypot(*shift)
+    pad = max(0, math.ceil(reach - min(width, height) / 2) + 2)
+    padded = Image.fromarray(_extend(np.asarray(image), pad))
     # Pillow maps output pixel centres to input: x = a u + b v + c. Inverse of rotate, scale, shift.
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     centre_x, centre_y = width / 2 + shift[0], height / 2 + shift[1]
@@ -144,6 +144,12 @@ def prepare(
         if config.flip == "random" and draws[4] < 0.5:
             fitted = fitted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(fitted, np.uint8)
+
+
+def _extend(array: np.ndarray, pad: int) -> np.ndarray:
+    """Repeat the edge `pad` times on every side; np.pad takes ten times as long."""
+    rows, columns = (np.arange(-pad, size + pad).clip(0, size - 1) for size in array.shape[:2])
+    return array.take(rows, axis=0).take(columns, axis=1)
 
 
 def _open(data: bytes | np.ndarray | None) -> Image.Image:

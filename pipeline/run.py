@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from secrets import token_hex
 
-from dreamshard.errors import DataError
+from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder
 from pipeline.actor import Job
 from pipeline.books import Books, check_invalid, counts
-from pipeline.cluster import Cluster, cluster, worker_env
+from pipeline.cluster import EMBEDDED, Cluster, cluster, worker_env
 from pipeline.config import PipelineConfig
 from pipeline.driver import Driver, Outcome, Task
 from pipeline.lookup import Found, create, look_up
@@ -86,19 +86,21 @@ def _make_missing(
     ) as there:
         from pipeline.workers import RayWorkers  # imports Ray
 
+        count = min(_actors(config, there, threads=pins.threads), len(missing))
         with (
             StopSignal() as stopping,
-            RayWorkers(
-                job,
-                request.input,
-                count=min(_actors(config, there, threads=pins.threads), len(missing)),
-                num_cpus=pins.threads,
-                num_gpus=config.gpus_per_actor,
-                env_vars=worker_env(pins.threads),
-            ) as workers,
             Progress(
                 request.input.mode, total=plan.num_samples, initial=counts(dataset)[0]
             ) as progress,
+            RayWorkers(
+                job,
+                request.input,
+                count=count,
+                num_cpus=pins.threads,
+                num_gpus=config.gpus_per_actor,
+                env_vars=worker_env(pins.threads),
+                on_ready=lambda ready: progress.update(0, actors=f"{ready}/{count}"),
+            ) as workers,
         ):
             books = Books(dataset, plan, config.max_invalid_share, folder, progress)
             driver = Driver(workers, config.max_attempts, books.take, stopping)
@@ -110,6 +112,11 @@ def _tasks(missing: Sequence[int], plan: Plan) -> Iterator[Task]:
 
 
 def _actors(config: PipelineConfig, there: Cluster, *, threads: int) -> int:
+    """Decide how many actors to keep; a cluster of our own must have the GPUs for one."""
+    if there.where == EMBEDDED and config.gpus_per_actor > there.num_gpus:
+        hint = "Join a cluster with --ray.address, or run on the CPU with --gpus_per_actor 0."
+        got, allowed = str(config.gpus_per_actor), f"{there.num_gpus:g} at most on this machine"
+        raise ConfigError(Problem("gpus_per_actor", got, allowed, hint))
     return config.actors or there.room(num_cpus=threads, num_gpus=config.gpus_per_actor)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from pipeline.inputs import Input
 
 MAX_FAILED_STARTS = 3
 """Actors in a row that died before they were ready: then the run ends with the last one's error."""
+PATIENCE_S = 60.0
+"""Time without any actor after which the user is told what the cluster has (and again)."""
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class RayWorkers:
         count: actors to keep.
         num_cpus, num_gpus: per actor.
         env_vars: environment of the actor processes.
+        on_ready: called with the number of actors whose teacher is loaded, whenever it changes.
     """
 
     def __init__(
@@ -53,8 +57,9 @@ class RayWorkers:
         num_cpus: float,
         num_gpus: float,
         env_vars: dict[str, str],
+        on_ready: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._job = job
+        self._job, self._on_ready = job, on_ready
         self._source = ray.put(source)
         self._class = ray.remote(ShardActor).options(
             num_cpus=num_cpus,
@@ -65,6 +70,7 @@ class RayWorkers:
         )
         self.reserved = 0
         self._failed_starts = 0
+        self._patience_ends = time.monotonic() + PATIENCE_S
         self._slots = [self._start() for _ in range(count)]
 
     def __enter__(self) -> RayWorkers:
@@ -101,6 +107,8 @@ class RayWorkers:
             time.sleep(timeout_s)
             return []
         ready, _ = ray.wait(list(owners), num_returns=1, timeout=timeout_s)
+        if not ready:
+            self._complain_if_idle()
         if ready:
             ready, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
         events: list[Event] = []
@@ -148,6 +156,7 @@ class RayWorkers:
         else:
             self._failed_starts = 0
             slot.starting = None
+            self._on_ready(self.num_ready)
 
     def _take_result(self, slot: _Slot, reference: Any) -> list[Event]:
         task = slot.tasks[reference]
@@ -166,6 +175,17 @@ class RayWorkers:
         slot.alone = False
         return [Done(task, record)]
 
+    def _complain_if_idle(self) -> None:
+        if self.num_ready or time.monotonic() < self._patience_ends:
+            return
+        self._patience_ends = time.monotonic() + PATIENCE_S
+        log.warning(
+            "no actor is ready yet; the cluster has %s free of %s. Each needs --threads_per_actor "
+            "CPUs and --gpus_per_actor GPUs",
+            ray.available_resources(),
+            ray.cluster_resources(),
+        )
+
     def _replace(self, slot: _Slot) -> None:
         ray.kill(
             slot.handle
@@ -173,6 +193,7 @@ class RayWorkers:
         fresh = self._start()
         slot.handle, slot.starting, slot.alone = fresh.handle, fresh.starting, False
         slot.tasks = {}
+        self._on_ready(self.num_ready)
 
 
 def _cause(error: ray_errors.RayError) -> Exception:

@@ -65,4 +65,14 @@ def open_chunks(
         problems.append(Problem("max_open", str(max_open), "1 or more"))
     if problems:
         raise ConfigError(problems)
+    opener = getattr(snapshot, "open_chunks", None)
+    if opener is not None:
+        return opener(names, access=access, max_open=max_open)
+    return open_raw(snapshot, names, access=access, max_open=max_open)
+
+
+def open_raw(
+    snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int
+) -> Chunks:
+    """Return a way to copy rows out of chunk files of raw bytes."""
     return (MappedChunks if access == "map" else PreadChunks)(snapshot, names, max_open)

@@ -40,6 +40,20 @@ def codec_for(recipe: Recipe, level: Level) -> Codec:
     return codec
 
 
+def image_packing(recipe: Recipe) -> str:
+    """Return how images are packed: `png` in format tar unless layout.images is `npy`, else "".
+
+    Raises:
+        DataError: if the layout says anything else.
+    """
+    if recipe.layout.get("format") != "tar":
+        return ""
+    images = recipe.layout.get("images", "png")
+    if images not in ("png", "npy"):
+        raise DataError(f"layout.images: got {images!r:.40}, allowed png, npy.")
+    return "png" if images == "png" else ""
+
+
 def array_specs(
     recipe: Recipe,
     levels: Sequence[Level],
@@ -52,7 +66,8 @@ def array_specs(
     """List all arrays a dataset stores, in the order they are written."""
     specs: list[ArraySpec] = []
     if images:
-        specs.append(ArraySpec(IMAGE, np.dtype(np.uint8), (*image_size, 3), 0))
+        packing = image_packing(recipe)
+        specs.append(ArraySpec(IMAGE, np.dtype(np.uint8), (*image_size, 3), 0, compression=packing))
     if labels:
         specs.append(ArraySpec(LABEL, np.dtype("<i8"), (), -1))
     if masks:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -31,10 +31,12 @@ from storage.leases import Lease
 from storage.pinning import pin_latest, pin_version
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 from storage.snapshot import Snapshot
+from storage.stores import Store
+from storage.tar_store import TarStore
 from storage.writer import UnitWriter
 from storage.zarr_store import ZarrStore
 
-STORES = {"zarr": ZarrStore}
+STORES: dict[str, Callable[..., Store]] = {"tar": TarStore, "zarr": ZarrStore}
 _REQUESTS = "requests"
 _CHECK_SHARE = 0.02  # of the time may go into looking whether there is enough to roll up
 
@@ -68,7 +70,7 @@ class Dataset:
             raise DataError(
                 f"{self.url}: layout.format: got {format_name!r:.40}, allowed {sorted(STORES)}."
             )
-        self.store = STORES[format_name](
+        self.store: Store = STORES[format_name](
             self.files, about.arrays, samples_per_unit=self.samples_per_unit
         )
         self._codecs: dict[str, Codec] = {}

@@ -252,11 +252,15 @@ def _new_rows(files: Files, commit: Commit) -> pa.Table:
 
 
 class _SinkFile(io.RawIOBase):
-    """Let pyarrow write into a sink."""
+    """Let pyarrow write into a sink.
+
+    After a failure it takes all that comes: pyarrow's writer writes once more when it is collected,
+    and nobody can answer to an error raised there.
+    """
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
-        self._sink, self._position = sink, 0
+        self._sink, self._position, self._failed = sink, 0, False
 
     def writable(self) -> bool:
         return True
@@ -266,7 +270,10 @@ class _SinkFile(io.RawIOBase):
 
     def write(self, data: object) -> int:
         view = memoryview(cast("bytes", data)).cast("B")
-        self._sink.write(view)
+        if not self._failed:
+            self._failed = True
+            self._sink.write(view)
+            self._failed = False
         self._position += len(view)
         return len(view)
 

@@ -29,7 +29,7 @@ class _MappedUnit:
         descriptor, size = files.open(array, unit)
         try:
             populate = getattr(mmap, "MAP_POPULATE", 0)  # one call in place of a fault per 64 KiB
-            if populate and not (files.fits and _in_memory(descriptor, size)):
+            if populate and not (files.fits and in_memory(descriptor, size)):
                 populate = 0  # would read the whole file from disk, perhaps for one row
             flags = mmap.MAP_SHARED | populate
             return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ)
@@ -87,7 +87,7 @@ class MappedChunks:
             self._open.clear()
 
 
-def _in_memory(descriptor: int, size: int) -> bool:
+def in_memory(descriptor: int, size: int) -> bool:
     """Say whether a file's pages seem to be cached, by asking a few of them without waiting."""
     no_wait = getattr(os, "RWF_NOWAIT", None)
     if no_wait is None:

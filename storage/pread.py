@@ -38,9 +38,7 @@ class PreadChunks:
             with self._lock:
                 files = self._open.use([unit], self._open_unit, self._files.max_units)[0]
             for file, view, size in zip(files, views, sizes, strict=True):
-                _read_exactly(
-                    file.descriptor, view[number * size : (number + 1) * size], row * size
-                )
+                read_exactly(file.descriptor, view[number * size : (number + 1) * size], row * size)
 
     def _open_unit(self, unit: int) -> list[_OpenFile]:
         arrays = range(len(self._files.names))
@@ -52,7 +50,12 @@ class PreadChunks:
             self._open.clear()
 
 
-def _read_exactly(descriptor: int, target: memoryview, offset: int) -> None:
+def read_exactly(descriptor: int, target: memoryview, offset: int) -> None:
+    """Fill memory from an open file, from an offset on.
+
+    Raises:
+        DataError: if the file ends before that.
+    """
     done = 0
     while done < len(target):
         count = os.preadv(descriptor, [target[done:]], offset + done)

@@ -136,7 +136,8 @@ def claim(
 class _Watch:
     """Watch the other claims on a unit; one that stays unchanged for CLAIM_TTL_S is dead.
 
-    Judged by this process's own clock, so that hosts need not agree on the time.
+    Judged by the file system's clock where the claim was old already, and by this process's own
+    from then on, so that hosts need not agree on the time.
     """
 
     def __init__(self, files: Files, unit: int, own: str) -> None:
@@ -162,8 +163,10 @@ class _Watch:
         modified = self._files.modified(f"{CLAIMS}/{name}")
         if dead or modified is None:
             return False
-        first = self._seen.setdefault((name, modified), time.monotonic())
-        return time.monotonic() - first < CLAIM_TTL_S
+        if (name, modified) not in self._seen:
+            age = max(0.0, self._files.now() - modified)
+            self._seen[name, modified] = time.monotonic() - age
+        return time.monotonic() - self._seen[name, modified] < CLAIM_TTL_S
 
 
 def _move(files: Files, staged: Mapping[str, Staged], *, fsync: bool) -> None:

@@ -24,7 +24,8 @@ class Batch:
     Args:
         position: stream position of the global batch's first sample.
         index: int64 (N,), the samples' numbers in the dataset.
-        levels: arrays (N, *level shape) by level name.
+        levels: arrays by name, as stored: (N, *level shape) by level name where the codec keeps
+            plain numbers; quantised levels have their scales beside them (`<level>.scale`).
         image: uint8 (N, H, W, 3), or None where not asked for.
         label: int64 (N,), -1 = none, or None where not asked for.
     """
@@ -54,7 +55,8 @@ class BatchReader:
 
     Args:
         snapshot: what to read; samples with `valid` False are skipped.
-        levels: names of the levels to read; may be empty.
+        levels: names of the levels to read; may be empty. `components` says which arrays of a
+            batch each is stored as, `snapshot.codec_name(level)` by which codec.
         batch_size: samples per GLOBAL batch, 1 or more, a multiple of world_size.
         rank, world_size: rank r of R takes samples [r*b/R, (r+1)*b/R) of every global batch of b.
         seed, shuffle, block_samples, window_blocks: the order, see `PositionStream`;
@@ -102,8 +104,10 @@ class BatchReader:
         _check(share, depth=depth, prefetch=prefetch, threads=threads)
         _check_whole(snapshot, allow_holes)
         self.levels, self.batch_size, self.position = tuple(levels), batch_size, start
+        self.components = {name: _components(snapshot, name) for name in levels}
+        self.arrays = tuple(dict.fromkeys(part for c in self.components.values() for part in c))
         self._images, self._labels = images, labels
-        names = list(dict.fromkeys([*levels, *["image"] * images, *["label"] * labels]))
+        names = list(dict.fromkeys([*self.arrays, *["image"] * images, *["label"] * labels]))
         self._chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
         self.stream = _open_stream(snapshot, seed, shuffle, block_samples, window_blocks)
         filler = Filler(
@@ -144,7 +148,7 @@ class BatchReader:
         return Batch(
             position=position,
             index=slot.index,
-            levels={name: arrays[name] for name in self.levels},
+            levels={name: arrays[name] for name in self.arrays},
             image=arrays["image"] if self._images else None,
             label=arrays["label"] if self._labels else None,
         )
@@ -166,6 +170,14 @@ class BatchReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _components(snapshot: ReadableSnapshot, name: str) -> tuple[str, ...]:
+    """Name the arrays a level is stored as; one that does not exist is refused later, with all."""
+    components = getattr(snapshot, "components", None)
+    if components is None or name not in snapshot.array_names:
+        return (name,)
+    return components(name)
 
 
 def _open_stream(

@@ -17,6 +17,7 @@ def read_rows(
     name: str,
     indices: Sequence[int] | np.ndarray,
     *,
+    decode: bool = True,
     max_open: int = 64,
 ) -> np.ndarray:
     """Return rows of one array, in the order asked for.
@@ -26,21 +27,29 @@ def read_rows(
         name: a level, "image" or "label".
         indices: sample numbers, any order, repeats allowed, each in 0..num_samples-1. Rows of
             samples that are not valid hold whatever was stored.
+        decode: turn a level that is stored by a quantising codec into float32 values; without it
+            its rows come as they are stored. Plain numbers always do.
         max_open: chunk files kept mapped at most.
 
     Returns:
-        (N, *per-sample shape) of the array's dtype, memory of its own.
+        (N, *per-sample shape), memory of its own.
 
     Raises:
         ConfigError: if the array does not exist.
         DataError: if an index is out of range, or a chunk file is missing or damaged.
     """
     samples = np.asarray(indices, np.int64).reshape(-1)
-    chunks = open_chunks(snapshot, [name], access="map", max_open=max_open)
-    dtype, shape = snapshot.array_spec(name)
-    out = np.empty((len(samples), *shape), dtype)
+    components = getattr(snapshot, "components", None)
+    known = decode and components is not None and name in snapshot.array_names
+    names = list(components(name)) if known and components is not None else [name]
+    chunks = open_chunks(snapshot, names, access="map", max_open=max_open)
+    specs = [snapshot.array_spec(part) for part in names]
+    out = [np.empty((len(samples), *shape), dtype) for dtype, shape in specs]
     for first in range(0, len(samples), _AT_ONCE):
         rows = slice(first, first + _AT_ONCE)
-        chunks.copy(samples[rows], [out[rows]])
+        chunks.copy(samples[rows], [target[rows] for target in out])
     chunks.close()
-    return out
+    decoder = getattr(snapshot, "decode", None) if known else None
+    if decoder is None:
+        return out[0]
+    return decoder(name, dict(zip(names, out, strict=True)))

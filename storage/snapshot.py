@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
+from storage.chunks import Access, Chunks
 from storage.codec import ArraySpec, Codec
 from storage.commits import Commit
 from storage.files import Files
@@ -90,6 +91,10 @@ class Snapshot:
         """Return the local path of the file with an array's rows of a unit."""
         self.array_spec(name)
         return self._files.path(self._store.array_key(name, unit))
+
+    def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
+        """Return what copies rows of some arrays; `storage.chunks.open_chunks` calls it."""
+        return self._store.open_chunks(self, names, access=access, max_open=max_open)
 
     def components(self, name: str) -> tuple[str, ...]:
         """Name the arrays that a level is stored as, its own first; any other array is itself."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from dreamshard.errors import DataError
 from storage import manifest
-from storage.commits import read_commit, record_key
+from storage.bases import basis_digests
+from storage.commits import Commit, read_commit, record_key
 from storage.dataset import Dataset
 from storage.files import STAGING
 from storage.ledger import Ledger, read_ledger
 
-_FOLDERS = {"dataset.json", "commits", "manifest", "requests", STAGING}
+_FOLDERS = {"dataset.json", "codecs", "commits", "manifest", "requests", STAGING}
 _BATCH_UNITS = 256  # units handed to the threads at a time, so that memory stays flat
 
 
@@ -155,7 +156,7 @@ def _check_unit(dataset: Dataset, unit: int, version: int, *, quick: bool) -> Ch
         commit = read_commit(dataset.files, unit, version)
     except DataError as error:
         return unit, 0, 0, 0, [(record, str(error))]
-    problems = [(record, text) for text in _record_problems(dataset, unit, commit.first)]
+    problems = [(record, text) for text in _record_problems(dataset, commit)]
     if set(commit.digests) != set(dataset.arrays):
         problems.append((record, f"got digests of {sorted(commit.digests)}, allowed all arrays'"))
     else:
@@ -166,9 +167,17 @@ def _check_unit(dataset: Dataset, unit: int, version: int, *, quick: bool) -> Ch
     return unit, commit.bytes, commit.count, len(commit.invalid), problems
 
 
-def _record_problems(dataset: Dataset, unit: int, first: int) -> Iterator[str]:
-    if first != unit * dataset.samples_per_unit:
-        yield f"got first index {first}, allowed {unit * dataset.samples_per_unit}"
+def _record_problems(dataset: Dataset, commit: Commit) -> Iterator[str]:
+    first = commit.unit * dataset.samples_per_unit
+    if commit.first != first:
+        yield f"got first index {commit.first}, allowed {first}"
+    try:
+        bases = basis_digests({level.name: dataset.codec(level.name) for level in dataset.levels})
+    except DataError as error:
+        yield str(error)
+        return
+    if bases != commit.extra.get("bases", {}):
+        yield f"got codec bases {commit.extra.get('bases', {})!r:.120}, allowed {bases}"
 
 
 def _strays(dataset: Dataset, book: Ledger) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -113,13 +114,7 @@ class UnitWriter:
         try:
             self._check(offset, batch)
             valid = np.asarray(batch.valid, bool)
-            self._unit_files.begin(batch)
-            for name, values in self._inputs(batch):
-                if not valid.all() and name != LABEL:
-                    values = values.copy()
-                    values[~valid] = 0
-                for array, rows in self._encode(name, values).items():
-                    self._put(name, values, self._arrays[array], rows, valid)
+            self._put(batch, valid)
         except Exception:
             self.abort()
             raise
@@ -239,41 +234,57 @@ class UnitWriter:
             raise DataError(f"unit {self.unit}: {name}: got {values.dtype}, allowed {dtype}.")
         return {name: np.ascontiguousarray(values, dtype)}
 
-    def _put(
-        self,
-        name: str,
-        values: np.ndarray,
-        spec: ArraySpec,
-        rows: np.ndarray,
-        valid: np.ndarray,
-    ) -> None:
-        """Write rows, and at the same time check and digest them.
+    def _put(self, batch: FeatureBatch, valid: np.ndarray) -> None:
+        """Encode a batch and write it; check and digest it while it is being written.
 
         Rows that are not valid become fill values (labels stay: they are the source's, not ours).
         """
-        finite, encoded = True, rows
-        if not valid.all() and name != LABEL:
-            finite = not spec.has_nonfinite(encoded)
-            rows = encoded.copy()
-            rows[~valid] = spec.fill
-        writing = self._start_write(spec, rows)
+        self._unit_files.begin(batch)
+        writing: list[Future[None]] = []
+        checks: list[Callable[[], None]] = []
         try:
-            finite &= self._digest(spec, rows, check=encoded is rows)
+            for name, values in self._inputs(batch):
+                masked = name != LABEL and not valid.all()
+                if masked:
+                    values = values.copy()
+                    values[~valid] = 0
+                for array, encoded in self._encode(name, values).items():
+                    spec, rows = self._arrays[array], encoded
+                    if masked:
+                        rows = encoded.copy()
+                        rows[~valid] = spec.fill
+                    writing += self._start_write(spec, rows)
+                    checks.append(partial(self._check_rows, name, spec, values, encoded, rows))
+            for check in checks:
+                check()
         finally:
-            if writing is not None:
-                writing.result()
-        if not finite:
+            wait(writing)
+        for future in writing:
+            future.result()
+
+    def _check_rows(
+        self,
+        name: str,
+        spec: ArraySpec,
+        values: np.ndarray,
+        encoded: np.ndarray,
+        rows: np.ndarray,
+    ) -> None:
+        """Digest rows; refuse what is not finite before fill values came in."""
+        finite = rows is encoded or not spec.has_nonfinite(encoded)
+        if not self._digest(spec, rows, check=rows is encoded) or not finite:
             raise explain_nonfinite(
                 name, values=values, encoded=encoded, first_row=self.rows, unit=self.unit
             )
 
-    def _start_write(self, spec: ArraySpec, rows: np.ndarray) -> Future[None] | None:
-        if rows.nbytes < _SMALL_BYTES:
+    def _start_write(self, spec: ArraySpec, rows: np.ndarray) -> list[Future[None]]:
+        """Write rows, by the thread that does so beside this one unless they are very few."""
+        if self._thread is None and rows.nbytes < _SMALL_BYTES:
             self._unit_files.append(spec.name, rows)
-            return None
+            return []
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="unit-write")
-        return self._thread.submit(self._unit_files.append, spec.name, rows)
+        return [self._thread.submit(self._unit_files.append, spec.name, rows)]
 
     def _digest(self, spec: ArraySpec, rows: np.ndarray, *, check: bool) -> bool:
         """Digest rows block by block, and say whether they are finite if asked to check."""

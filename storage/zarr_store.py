@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 import xxhash
@@ -26,6 +26,10 @@ from storage.leases import run_folder
 from storage.owners import owner
 from storage.publish import Staged
 from storage.schema import FeatureBatch
+
+if TYPE_CHECKING:
+    from storage.chunk_files import ReadableSnapshot
+    from storage.chunks import Access, Chunks
 
 GROUP = "data.zarr"
 _PAD_BYTES = 1 << 20
@@ -79,6 +83,18 @@ class ZarrStore:
         for key, value in [*((f"{name}/", node) for name, node in nodes.items()), ("", group)]:
             data = json.dumps(value, indent=1).encode()
             self.files.write(f"{GROUP}/{key}zarr.json", data, fsync=fsync)
+
+    def open_chunks(
+        self, snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int
+    ) -> Chunks:
+        """Return what copies rows out of the chunk files; compressed ones are decoded whole."""
+        from storage.chunks import open_raw
+        from storage.packed_chunks import PackedChunks
+
+        specs = [self.arrays[name] for name in names]
+        if any(spec.compression for spec in specs):
+            return PackedChunks(snapshot, names, specs)
+        return open_raw(snapshot, names, access=access, max_open=max_open)
 
     def num_samples(self) -> int | None:
         """Return the number of samples the metadata is for, None where it is not whole."""

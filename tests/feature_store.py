@@ -56,6 +56,7 @@ def make_dataset(
     *,
     recipe: Recipe | None = None,
     levels: tuple[Level, ...] = LEVELS,
+    masks: bool = True,
     fsync: bool = False,
 ) -> Dataset:
     return Dataset.create(
@@ -66,7 +67,7 @@ def make_dataset(
         pins=PINS,
         extra={"licence": "test"},
         labels=True,
-        masks=True,
+        masks=masks,
         fsync=fsync,
     )
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class DreamTeacher(Method):
     """Feature distillation: student, regressor and loss as one module.
 
+    Noise draws of one feature map share one prediction, whose regression is best at their mean.
+
     Args:
         config: the method's settings.
         student: the backbone that is kept; its strides are those of the levels.
@@ -50,12 +52,14 @@ class DreamTeacher(Method):
         self.student = student
         shapes = output_shapes(student, image_size=image_size)
         _check_resolutions(shapes, strides=student.strides, levels=levels)
+        heads = {(lv.tap, lv.timestep, lv.pool): lv for lv in reversed(levels)}
+        self.head_of = {lv.name: heads[lv.tap, lv.timestep, lv.pool].name for lv in levels}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.regressor = FeatureRegressor(
                 student.channels,
                 strides=student.strides,
-                levels={level.name: (level.stride, level.shape[0]) for level in levels},
+                levels={head.name: (head.stride, head.shape[0]) for head in heads.values()},
                 map_size=shapes[-1][1:],
                 width=config.width,
                 scales=config.pool_scales,
@@ -71,8 +75,9 @@ class DreamTeacher(Method):
         Returns:
             float32 scalars "loss" (to minimise), "mse" and "at" (unweighted).
         """
+        predicted = self.regressor(self.student(images))
         return feature_loss(
-            self.regressor(self.student(images)),
+            {level: predicted[head] for level, head in self.head_of.items()},
             targets,
             mse_weight=self.config.mse_weight,
             attention_weight=self.config.attention_weight,

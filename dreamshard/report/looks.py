@@ -21,7 +21,7 @@ INPUTS = 40
 
 
 def inputs(material: Material) -> Section:
-    """Show the first images of the dataset."""
+    """Show images of the dataset, evenly spaced."""
     section = Section(name="inputs", title="The images that went in")
     snapshot = _snapshot(material)
     if snapshot is None:
@@ -29,11 +29,12 @@ def inputs(material: Material) -> Section:
         return section
     from storage.rows import read_rows
 
-    rows = np.flatnonzero(snapshot.valid)[:INPUTS]
+    rows = np.flatnonzero(snapshot.valid)
+    rows = rows[np.linspace(0, len(rows) - 1, min(INPUTS, len(rows))).astype(int)]
     images = read_rows(snapshot, "image", rows)
     height, width = images.shape[1:3]
     section.text = (
-        f"The first {len(rows)} of {snapshot.num_valid:,} images, {height} × {width} pixels. "
+        f"{len(rows)} of {snapshot.num_valid:,} images, {height} × {width} pixels. "
         "No label is used before the probe at the end."
     )
     png = image_grid(images, columns=20, cell_px=max(40, width))

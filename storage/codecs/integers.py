@@ -143,7 +143,7 @@ class Int4Codec(Codec):
 
 def pack(whole: np.ndarray) -> np.ndarray:
     """Pack values 0..15, uint8 (..., W), two a byte: uint8 (..., ceil(W / 2))."""
-    packed = np.ascontiguousarray(whole[..., 0::2])
+    packed = whole[..., 0::2].copy()
     high = whole[..., 1::2]
     packed[..., : high.shape[-1]] |= high << 4
     return packed

@@ -6,6 +6,7 @@ before the first unit is written, and named by its digest in every commit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -65,7 +66,7 @@ class LowRankCodec(Codec):
         self._inner_level(level)
         check_float(level, values, self.name)
         vectors = _vectors(level, values).transpose(0, 2, 1).reshape(-1, level.shape[0])
-        step = -(-len(vectors) // MAX_FIT_VECTORS)
+        step = max(1, -(-len(vectors) // MAX_FIT_VECTORS))
         vectors = vectors[::step].astype(np.float64)
         if not len(vectors) or not np.isfinite(vectors).all():
             raise DataError(
@@ -147,4 +148,6 @@ class LowRankCodec(Codec):
 
 def _vectors(level: Level, values: np.ndarray) -> np.ndarray:
     """See values as float32 (N, C, positions)."""
-    return values.reshape(len(values), level.shape[0], -1).astype(np.float32, copy=False)
+    positions = math.prod(level.shape[1:])
+    flat = values.reshape(len(values), level.shape[0], positions)
+    return flat.astype(np.float32, copy=False)

@@ -56,3 +56,15 @@ def test_placing_keeps_the_memory_order_asked_for(configure) -> None:
     module = torch.nn.Conv2d(3, 4, 3)
     launch.place(module, config=configure(), accelerator=accelerator)  # type: ignore[arg-type]
     assert module.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bf16_trains_in_float32_losses_and_weights(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "native_bf16", lambda kind: True)  # slow here, but right
+    from distill.export import load_student
+    from distill.train import train
+
+    config = configure(precision="bf16", steps=2)
+    student, _ = load_student(train(config))
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in student.parameters())

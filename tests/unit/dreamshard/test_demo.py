@@ -190,7 +190,15 @@ def test_a_training_of_other_settings_is_left_alone(
     stages.failures["train"] = ConfigError("run_dir: holds a run of other settings")
     assert demo.main([]) == 0
     assert index()["runs"]["train"] == "train-002"
-    assert "a new training starts: run_dir: holds a run of other" in capsys.readouterr().err
+    assert "train-001 was made with other settings: it is kept" in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_settings_is_left_alone(stages: Stages) -> None:
+    demo.main([])
+    stages.failures["pretrain"] = ConfigError("out: holds a teacher of other settings")
+    assert demo.main([]) == 0
+    assert stages.settings("encode")["--teacher.path"] == "runs/demo/teacher-2"
+    assert index()["runs"]["pretrain"] == "teacher-2/run"
 
 
 def test_a_wrong_setting_is_not_tried_twice(stages: Stages) -> None:

@@ -1,0 +1,128 @@
+"""Turn stored codes into features on the training device: fewer bytes to read and to copy there.
+
+B samples, C channels, R components, h and w cells. What `storage.codecs` stores, this decodes the
+same way, in torch: codes go to the device as they are stored, and become floats there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.losses.feature import WHITEN_EPS, WhitenAxes, whiten
+from storage.codecs.base import Codec
+from storage.codecs.floats import BFloat16Codec
+from storage.codecs.integers import Int4Codec, Int8Codec
+from storage.codecs.lossless import CompressedCodec
+from storage.codecs.lowrank import LowRankCodec
+from storage.schema import Level
+
+if TYPE_CHECKING:
+    from storage.snapshot import Snapshot
+
+
+class Dequantiser:
+    """Decode one level's stored arrays.
+
+    Args:
+        level: whose arrays they are.
+        codec: how they are stored; a learned one with its basis.
+        device: where to decode; the basis is kept there.
+    """
+
+    def __init__(self, level: Level, codec: Codec, *, device: torch.device | str) -> None:
+        self.level, self.device = level, torch.device(device)
+        self._codec = codec.inner if isinstance(codec, CompressedCodec) else codec
+        inner = self._codec.inner if isinstance(self._codec, LowRankCodec) else self._codec
+        self._inner = inner
+        self._shape, self._basis, self._mean = level.shape, None, None
+        if isinstance(self._codec, LowRankCodec):
+            assert self._codec.basis is not None, (
+                "a dataset's codec is fitted before its first unit"
+            )
+            basis = torch.from_numpy(np.array(self._codec.basis, np.float32)).to(self.device)
+            self._mean, self._basis = basis[0], basis[1:]
+            self._shape = (self._codec.rank, *level.shape[1:])
+
+    def __call__(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
+        """Return the values, float32 (B, *level.shape) on the device.
+
+        Args:
+            arrays: rows of the level's arrays by their full names, such as `up.1.t100.scale`.
+        """
+        coefficients = self._decode(arrays)
+        if self._basis is None or self._mean is None:
+            return coefficients
+        return _expand(coefficients, self._basis, self._mean)
+
+    def whitened(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        axes: WhitenAxes = "c",
+        eps: float = WHITEN_EPS,
+    ) -> Tensor:
+        """Return what `whiten` makes of the values, float32 (B, C, h, w).
+
+        A low-rank level is centred over its channels by centring its basis once, which leaves one
+        pass for the variance.
+        """
+        coefficients = self._decode(arrays)
+        if self._basis is None or self._mean is None:
+            return whiten(coefficients, axes=axes, eps=eps)
+        if axes != "c":
+            return whiten(_expand(coefficients, self._basis, self._mean), axes=axes, eps=eps)
+        basis = self._basis - self._basis.mean(dim=1, keepdim=True)
+        centred = _expand(coefficients, basis, self._mean - self._mean.mean())
+        variance = centred.square().mean(dim=1, keepdim=True)
+        return centred.mul_(torch.rsqrt(variance + eps))
+
+    def _decode(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
+        """Return what the inner codec stores, float32 (B, *inner shape)."""
+        codes = self._to_device(arrays[self.level.name])
+        if isinstance(self._inner, Int8Codec):
+            return codes.float().mul_(self._per_group(arrays, "scale"))
+        if isinstance(self._inner, Int4Codec):
+            whole = _unpack(codes, self._shape[-1] if self._shape else 1)
+            whole = whole.reshape(len(codes), *self._shape)
+            values = whole.float().mul_(self._per_group(arrays, "scale"))
+            return values.add_(self._per_group(arrays, "offset"))
+        if isinstance(self._inner, BFloat16Codec):
+            return codes.view(torch.bfloat16).float()
+        return codes.to(torch.float32, copy=True)
+
+    def _per_group(self, arrays: Mapping[str, np.ndarray], part: str) -> Tensor:
+        values = self._to_device(arrays[f"{self.level.name}.{part}"]).float()
+        return values.reshape(*values.shape, *[1] * (len(self._shape) - 1))
+
+    def _to_device(self, rows: np.ndarray) -> Tensor:
+        if rows.dtype == np.uint16:  # torch knows few operations on it
+            rows = rows.view(np.int16)
+        return torch.from_numpy(rows).to(self.device)
+
+
+def open_dequantisers(
+    snapshot: Snapshot, levels: Mapping[str, Level], *, device: torch.device | str
+) -> dict[str, Dequantiser]:
+    """Return what decodes each of some levels of a dataset."""
+    return {
+        name: Dequantiser(level, snapshot.codec(name), device=device)
+        for name, level in levels.items()
+    }
+
+
+def _expand(coefficients: Tensor, basis: Tensor, mean: Tensor) -> Tensor:
+    """Combine components: (B, R, ...) by basis (R, C) and mean (C,) to (B, C, ...)."""
+    flat = coefficients.flatten(2) if coefficients.dim() > 2 else coefficients[..., None]
+    values = torch.baddbmm(mean[None, :, None], basis.t().expand(len(flat), -1, -1), flat)
+    return values.reshape(len(flat), basis.shape[1], *coefficients.shape[2:])
+
+
+def _unpack(packed: Tensor, width: int) -> Tensor:
+    """Undo the packing of two values a byte along the last axis; uint8 (..., width)."""
+    both = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+    return both[..., :width]

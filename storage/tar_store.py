@@ -1,0 +1,374 @@
+"""The exchange format: WebDataset tar shards, each with an offset index beside it.
+
+`shards/000000.tar` holds unit 0's samples in order: `<key>.png` or `<key>.image.npy`,
+`<key>.<array>.npy` for every other array, `<key>.json` last. `webdataset` and the `webdataset`
+builder of Hugging Face `datasets` read them as they are. Shards are not padded to full units.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from dreamshard.errors import DataError
+from storage.codec import ArraySpec
+from storage.commits import Commit
+from storage.files import Files, Sink
+from storage.leases import run_folder
+from storage.owners import owner
+from storage.publish import Staged
+from storage.schema import FeatureBatch
+from storage.tar_format import (
+    END,
+    MAX_NAME,
+    MemberHeader,
+    decode_png,
+    encode_png,
+    extension,
+    header,
+    json_member,
+    member_key,
+    npy_header,
+    padding,
+)
+from storage.tar_index import index_bytes, read_index, shard_bytes
+
+if TYPE_CHECKING:
+    from storage.chunk_files import ReadableSnapshot
+    from storage.chunks import Access, Chunks
+
+FOLDER = "shards"
+_ABOUT = f"{FOLDER}/index.json"
+_INDEX_CHARS = 16  # a key is at least the sample's number
+_ZEROS = memoryview(bytes(512))
+_counter = itertools.count()
+
+
+class TarStore:
+    """Lay a dataset's arrays out as WebDataset shards."""
+
+    def __init__(self, files: Files, arrays: Sequence[ArraySpec], *, samples_per_unit: int) -> None:
+        self.files, self.samples_per_unit = files, samples_per_unit
+        self.arrays = {spec.name: spec for spec in arrays}
+        for spec in arrays:
+            if spec.compression not in ("", "png"):
+                raise DataError(
+                    f"layout.codecs: array {spec.name}: got compression {spec.compression!r} in "
+                    "format 'tar', allowed none. Choose format 'zarr', or compress the shards."
+                )
+        longest = max([len(".json"), *(len(extension(spec)) for spec in arrays)])
+        self.key_room = MAX_NAME - longest
+        if self.key_room < _INDEX_CHARS:
+            raise DataError(
+                f"levels: got a name of {longest - 5} characters, allowed "
+                f"{MAX_NAME - _INDEX_CHARS - 5} in format 'tar'."
+            )
+
+    def array_key(self, name: str, unit: int) -> str:
+        """Return the key of the shard that holds a unit, whatever the array."""
+        return f"{FOLDER}/{unit:06d}.tar"
+
+    def index_key(self, unit: int) -> str:
+        """Return the key of a shard's index."""
+        return f"{FOLDER}/{unit:06d}.idx"
+
+    def unit_keys(self, unit: int) -> list[str]:
+        """List the files of a unit."""
+        return [self.array_key("", unit), self.index_key(unit)]
+
+    def metadata_keys(self) -> list[str]:
+        """List the files that are not part of a unit."""
+        return [_ABOUT]
+
+    def resize(self, num_samples: int, *, fsync: bool = True) -> None:
+        """Write down, for other tools, how many samples and shards there are to be."""
+        shards = -(-num_samples // self.samples_per_unit)
+        value = {
+            "format": "webdataset",
+            "num_samples": num_samples,
+            "samples_per_shard": self.samples_per_unit,
+            "url": f"{{000000..{max(0, shards - 1):06d}}}.tar",
+            "members": [extension(spec) for spec in self.arrays.values()] + [".json"],
+            "attributes": {name: dict(spec.attributes) for name, spec in self.arrays.items()},
+        }
+        self.files.write(_ABOUT, json.dumps(value, indent=1).encode(), fsync=fsync)
+
+    def num_samples(self) -> int | None:
+        """Return the number of samples that was written down last, None if there is none."""
+        try:
+            return int(json.loads(self.files.read(_ABOUT))["num_samples"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def open_chunks(
+        self, snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int
+    ) -> Chunks:
+        """Return what copies rows out of the shards, found by their indices."""
+        from storage.tar_chunks import TarChunks
+
+        return TarChunks(self, snapshot, names, access=access, max_open=max_open)
+
+    def read_index(self, unit: int) -> np.ndarray:
+        """Read a shard's index, int64 (2, arrays + 1, samples)."""
+        return read_index(
+            self.files,
+            self.index_key(unit),
+            members=len(self.arrays) + 1,
+            max_samples=self.samples_per_unit,
+        )
+
+    def holds(self, commit: Commit) -> bool:
+        """Say whether a unit's files are those that its commit record describes."""
+        return not self.problems(commit, quick=False)
+
+    def problems(self, commit: Commit, *, quick: bool) -> list[tuple[str, str]]:
+        """Check a shard: its size, and unless `quick` every byte of every member and the index."""
+        path = self.files.path(self.array_key("", commit.unit))
+        try:
+            table = self.read_index(commit.unit)
+        except DataError as error:
+            return [(self.files.path(self.index_key(commit.unit)), str(error).partition(": ")[2])]
+        size = self.files.size(self.array_key("", commit.unit))
+        if size is None or os.path.islink(path):
+            return [(path, "got no file" if size is None else "got a link, allowed a file")]
+        if size != shard_bytes(table) or table.shape[2] != commit.count:
+            wanted = f"{shard_bytes(table)} of {commit.count} samples"
+            return [(path, f"got {size} bytes of {table.shape[2]} samples, allowed {wanted}")]
+        if quick:
+            return []
+        problem = _Check(self, commit, table).run(path)
+        return [(path, problem)] if problem else []
+
+    def strays(self, done: set[int]) -> Iterator[str]:
+        """Yield the keys of units that are not done and yet have files."""
+        known = {os.path.basename(key) for unit in done for key in self.unit_keys(unit)}
+        for name in self.files.names(FOLDER):
+            if name not in known and f"{FOLDER}/{name}" != _ABOUT:
+                yield f"{FOLDER}/{name}"
+
+    def prune(self, unit: int) -> None:
+        """Leave the folder: units have none of their own."""
+
+    def open_unit(self, unit: int, *, run_id: str) -> TarUnit:
+        """Start the files of a unit, under names that carry the run."""
+        return TarUnit(self, unit, run_id=run_id)
+
+    def json_of(self, commit: Commit, row: int) -> bytes:
+        """Return the JSON member of one of a unit's samples."""
+        label = None if commit.labels is None else commit.labels[row]
+        return json_member(
+            index=commit.first + row,
+            key=commit.keys[row],
+            label=None if label in (None, -1) else label,
+            valid=row not in set(commit.invalid),
+            error=commit.errors.get(row),
+        )
+
+
+class TarUnit:
+    """Write one shard sample by sample, headers and buffers straight to the file."""
+
+    def __init__(self, store: TarStore, unit: int, *, run_id: str) -> None:
+        self._store, self._unit = store, unit
+        self._prefix = f"{run_folder(run_id)}/{unit:09d}~{owner()}~{next(_counter)}"
+        self._sinks: list[Sink] = []
+        self._batch: FeatureBatch | None = None
+        self._rows: dict[str, np.ndarray] = {}
+        self._tables: list[np.ndarray] = []
+        self._offset = 0
+        self._headers: dict[str, MemberHeader] = {}
+        self._data_at: dict[str, int] = {}  # bytes of an npy header before a row's data
+        for name, spec in store.arrays.items():
+            if spec.compression != "png":
+                prefix = npy_header(spec)
+                size = len(prefix) + spec.row_bytes
+                self._headers[name] = MemberHeader(extension(spec), size, prefix)
+                self._data_at[name] = len(prefix)
+
+    def begin(self, batch: FeatureBatch) -> None:
+        """Be told of the samples whose rows come next."""
+        self._batch, self._rows = batch, {}
+        if not self._store.arrays:
+            self._write()
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Take one array's rows (n, *shape); with the last array's the samples are written."""
+        self._rows[name] = rows
+        if len(self._rows) == len(self._store.arrays):
+            self._write()
+
+    def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
+        """End the archive, write the index, and close both."""
+        shard = self._sink("tar")
+        shard.write(END)
+        self._sinks.append(index := self._store.files.create(f"{self._prefix}.idx"))
+        index.write(index_bytes(np.concatenate(self._tables, axis=2)))
+        store, unit = self._store, self._unit
+        finals = {"tar": store.array_key("", unit), "idx": store.index_key(unit)}
+        return {
+            kind: Staged(sink.key, finals[kind], sink.seal(fsync=fsync))
+            for kind, sink in (("tar", shard), ("idx", index))
+        }
+
+    def discard(self) -> None:
+        """Close and remove whatever is still under a temporary name."""
+        for sink in self._sinks:
+            sink.close()
+            self._store.files.remove(sink.key)
+        self._sinks, self._rows, self._batch = [], {}, None
+
+    def _sink(self, kind: str) -> Sink:
+        if not self._sinks:
+            self._sinks.append(self._store.files.create(f"{self._prefix}.{kind}"))
+        return self._sinks[0]
+
+    def _write(self) -> None:
+        """Write the samples at hand: one gathered request, nothing copied."""
+        batch = self._batch
+        assert batch is not None, "begin comes before append"
+        members = len(self._store.arrays) + 1
+        table = np.empty((2, members, len(batch)), np.int64)
+        buffers: list[bytes | memoryview] = []
+        views = {name: memoryview(_flat(rows)) for name, rows in self._rows.items()}
+        for row in range(len(batch)):
+            self._write_sample(batch, row, views, table, buffers)
+        self._tables.append(table)
+        self._sink("tar").write_many(buffers)
+        self._rows = {}
+
+    def _write_sample(
+        self,
+        batch: FeatureBatch,
+        row: int,
+        views: dict[str, memoryview],
+        table: np.ndarray,
+        buffers: list[bytes | memoryview],
+    ) -> None:
+        index = int(batch.index[row])
+        key = member_key(index, str(batch.key[row]), room=self._store.key_room).encode("ascii")
+        key_sum, offset = sum(key), self._offset
+        for number, (name, spec) in enumerate(self._store.arrays.items()):
+            data: bytes | memoryview
+            if spec.compression == "png":
+                data = encode_png(self._rows[name][row])
+                front = header(key.decode("ascii") + extension(spec), len(data))
+            else:
+                data = views[name][row * spec.row_bytes : (row + 1) * spec.row_bytes]
+                front = self._headers[name](key, key_sum)
+            offset = _member(front, data, (row, number), offset, table, buffers)
+        label = None if batch.label is None else int(batch.label[row])
+        text = json_member(
+            index=index,
+            key=str(batch.key[row]),
+            label=None if label in (None, -1) else label,
+            valid=bool(batch.valid[row]),
+            error=batch.error.get(row) and str(batch.error[row])[:300],
+        )
+        front = header(key.decode("ascii") + ".json", len(text))
+        self._offset = _member(front, text, (row, -1), offset, table, buffers)
+
+
+class _Check:
+    """Compare a shard with what its commit record and its rows would make, byte by byte."""
+
+    def __init__(self, store: TarStore, commit: Commit, table: np.ndarray) -> None:
+        self._store, self._commit, self._table = store, commit, table
+        self._digests = {name: xxhash.xxh3_128() for name in store.arrays}
+        self._valid = commit.valid
+
+    def run(self, path: str) -> str:
+        """Return what is wrong, or ""."""
+        try:
+            with open(path, "rb") as file:
+                for row in range(self._commit.count):
+                    self._check_sample(path, file.read(self._span(row)), row)
+                if file.read(len(END) + 1) != END:
+                    return "got other bytes at its end"
+        except (OSError, DataError) as error:
+            return str(error).removeprefix(f"{path}: ")
+        for name, digest in self._digests.items():
+            if digest.hexdigest() != self._commit.digests[name]:
+                return f"{name}: got digest {digest.hexdigest()}"
+        return ""
+
+    def _span(self, row: int) -> int:
+        """Return the bytes of a sample's members, headers and padding included."""
+        offsets, sizes = self._table
+        end = [int(offsets[-1, r] + sizes[-1, r]) for r in ([row] if row == 0 else [row - 1, row])]
+        ends = [stop + padding(stop) for stop in end]
+        return ends[-1] - (ends[0] if row else 0)
+
+    def _check_sample(self, path: str, data: bytes, row: int) -> None:
+        commit, store = self._commit, self._store
+        room = store.key_room
+        key = member_key(commit.first + row, commit.keys[row], room=room)
+        start = int(self._table[0, 0, row]) - len(data)  # set right by the first member
+        at = 0
+        for number, (name, spec) in enumerate(store.arrays.items()):
+            size = int(self._table[1, number, row])
+            prefix = b"" if spec.compression == "png" else npy_header(spec)
+            front = header(key + extension(spec), size + len(prefix)) + prefix
+            start = int(self._table[0, 0, row]) - len(front) if number == 0 else start
+            body = self._member(path, data, at, front, size, name)
+            if start + at + len(front) != int(self._table[0, number, row]):
+                raise DataError(f"{path}: sample {row}, {name}: the index points elsewhere")
+            self._check_values(path, spec, body, row)
+            at += len(front) + size + padding(len(prefix) + size)
+        text = store.json_of(commit, row)
+        self._member(path, data, at, header(key + ".json", len(text)), len(text), "json")
+        if data[at + 512 : at + 512 + len(text)] != text:
+            raise DataError(f"{path}: sample {row}: its JSON differs from the commit record")
+
+    def _member(
+        self, path: str, data: bytes, at: int, front: bytes, size: int, name: str
+    ) -> memoryview:
+        if data[at : at + len(front)] != front:
+            got = data[at : at + MAX_NAME].rstrip(b"\0")
+            raise DataError(
+                f"{path}: got another header ({got!r:.110}) where {name} of "
+                f"{front[:MAX_NAME].rstrip(bytes(1))!r} should be"
+            )
+        stop = at + len(front) + size
+        if data[stop : stop + padding(stop)].strip(b"\0"):
+            raise DataError(f"{path}: got bytes that are not zero after {name}")
+        return memoryview(data)[at + len(front) : stop]
+
+    def _check_values(self, path: str, spec: ArraySpec, body: memoryview, row: int) -> None:
+        if spec.compression == "png":
+            image = decode_png(body, spec.shape, where=path)
+            self._digests[spec.name].update(image.data)
+            return
+        if len(body) != spec.row_bytes:
+            raise DataError(f"{path}: {spec.name}: got {len(body)} bytes, not {spec.row_bytes}")
+        self._digests[spec.name].update(body)
+        if self._valid[row] and spec.has_nonfinite(np.frombuffer(body, spec.dtype)):
+            raise DataError(f"{path}: {spec.name}: got NaN or infinity in a valid sample")
+
+
+def _member(
+    front: bytes,
+    data: bytes | memoryview,
+    where: tuple[int, int],
+    offset: int,
+    table: np.ndarray,
+    buffers: list[bytes | memoryview],
+) -> int:
+    """Add a member to the buffers and its data's place to the table; return the offset after it."""
+    row, number = where
+    start, size = offset + len(front), len(data)
+    table[0, number, row], table[1, number, row] = start, size
+    buffers += (front, data)
+    missing = padding(start + size)
+    if missing:
+        buffers.append(_ZEROS[:missing])
+    return start + size + missing
+
+
+def _flat(rows: np.ndarray) -> np.ndarray:
+    return rows.reshape(-1).view(np.uint8)
