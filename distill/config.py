@@ -153,6 +153,8 @@ class TrainConfig:
     """Optimiser and learning rate."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: CUDA where there is one."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads of a process (count); 0: PyTorch's own choice. Sums depend on their number."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward pass; bf16 only where the device computes in it."""
     channels_last: bool = True

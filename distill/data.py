@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.dequantise import open_dequantisers
 from dreamshard.errors import ConfigError, Problem
 from storage.catalog import find_dataset
 from storage.reader import BatchReader
@@ -89,13 +90,14 @@ class ShardBatches:
     ) -> None:
         self._device = device = accelerator.device
         self._order = torch.channels_last if config.channels_last else torch.contiguous_format
-        self._names = [level.name for level in training_set.levels]
+        by_name = {level.name: level for level in training_set.levels}
+        self._decoders = open_dequantisers(training_set.snapshot, by_name, device=device)
         per_channel = (1, 3, 1, 1)
         self._shift = torch.tensor([255 * m for m in student.mean], device=device).view(per_channel)
         self._scale = torch.tensor([255 * s for s in student.std], device=device).view(per_channel)
         self._reader = BatchReader(
             training_set.snapshot,
-            levels=self._names,
+            levels=list(by_name),
             batch_size=config.batch_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -127,10 +129,8 @@ class ShardBatches:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._order)
         images.sub_(self._shift).div_(self._scale)
         targets = {
-            name: torch.from_numpy(rows.levels[name])
-            .to(self._device)
-            .to(torch.float32, memory_format=self._order, copy=True)
-            for name in self._names
+            name: decode(rows.levels).to(memory_format=self._order)
+            for name, decode in self._decoders.items()
         }
         return Batch(images=images, targets=targets, index=rows.index.copy())
 

@@ -41,9 +41,7 @@ class Dequantiser:
         self._inner = inner
         self._shape, self._basis, self._mean = level.shape, None, None
         if isinstance(self._codec, LowRankCodec):
-            assert self._codec.basis is not None, (
-                "a dataset's codec is fitted before its first unit"
-            )
+            assert self._codec.basis is not None, "fitted before the first unit"
             basis = torch.from_numpy(np.array(self._codec.basis, np.float32)).to(self.device)
             self._mean, self._basis = basis[0], basis[1:]
             self._shape = (self._codec.rank, *level.shape[1:])

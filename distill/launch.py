@@ -28,6 +28,8 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
     # Whatever ran in this process before (another stage of a demo) may have chosen otherwise.
     AcceleratorState._reset_state(reset_partial_state=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     if config.device == "cuda" and not torch.cuda.is_available():
         hint = "Try --device auto."
         raise ConfigError(Problem("device", "'cuda'", "cpu, as no CUDA device is visible", hint))

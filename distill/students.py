@@ -170,15 +170,12 @@ def _construct(config: StudentConfig, *, out_indices: tuple[int, ...] | None) ->
         if config.name in STUDENTS or ":" in config.name:
             return load_part(config.name, table=STUDENTS)(out_indices=out_indices, **settings)
         return _construct_timm(config, settings=settings, out_indices=out_indices)
-    except (TypeError, ValueError, IndexError) as error:
-        raise ConfigError(
-            Problem(
-                "student.settings",
-                f"{config.settings} ({error})",
-                f"settings that {config.name!r} takes",
-                "See the network's constructor for their names.",
-            )
-        ) from error
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        key = "student.settings" if settings else "student.name"
+        got = f"{config.settings if settings else config.name!r} ({error})"
+        hint = "See the network's constructor for their names."
+        allowed = f"settings that {config.name!r} takes"
+        raise ConfigError(Problem(key, got, allowed, hint)) from error
     except (ImportError, AttributeError) as error:
         what = f"{config.name!r} ({error})"
         raise ConfigError(Problem("student.name", what, "module:Class to import")) from error
@@ -197,13 +194,21 @@ def _construct_timm(
         raise ConfigError(Problem("student.name", repr(config.name), allowed, hint))
     if out_indices is None:
         return timm.create_model(config.name, pretrained=False, **settings)
-    return timm.create_model(
-        config.name,
-        pretrained=config.pretrained,
-        features_only=True,
-        out_indices=out_indices,
-        **settings,
-    )
+    try:
+        return timm.create_model(
+            config.name,
+            pretrained=config.pretrained,
+            features_only=True,
+            out_indices=out_indices,
+            **settings,
+        )
+    except (OSError, RuntimeError) as error:
+        if not config.pretrained:
+            raise
+        reason = str(error).partition("\n")[0]
+        hint = "Try --student.pretrained false, or make the weights available to timm."
+        allowed = f"false, as the weights of {config.name!r} cannot be had ({reason})"
+        raise ConfigError(Problem("student.pretrained", "true", allowed, hint)) from error
 
 
 def _listing(values: Sequence[object]) -> str:

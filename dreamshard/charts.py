@@ -53,7 +53,7 @@ def loss_curves(
     Args:
         curves: {panel title: {line name: [(step, loss), ...]}}; panels and lines in drawing order.
     """
-    figure, panels = _figure(theme, width=4.6 * len(curves), height=3.0, columns=len(curves))
+    figure, panels = _figure(theme, width=4.6 * len(curves), height=3.3, columns=len(curves))
     for axes, (title, lines) in zip(panels, curves.items(), strict=True):
         values: list[float] = []
         for number, (name, points) in enumerate(lines.items()):
@@ -71,7 +71,7 @@ def loss_curves(
             _plain_log(axes)
         axes.set(title=title, xlabel="step", ylabel="loss")
         axes.set_xlim(left=0)
-        _legend(axes, theme, ncols=1 if len(lines) == 1 else 2)
+        _legend(axes, theme)
         _style(axes, theme, grid="both")
     return _png(figure)
 
@@ -239,9 +239,9 @@ def _style(axes: Axes, theme: Theme, *, grid: Literal["both", "x", "y"]) -> None
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Axes, theme: Theme, *, ncols: int) -> None:
+def _legend(axes: Axes, theme: Theme) -> None:
     legend = axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, ncols=ncols, fontsize=8.5
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, fontsize=8.5
     )
     for text in legend.get_texts():
         text.set_color(theme.text)

@@ -29,6 +29,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "ls": ("storage.commands:ls", "list the feature datasets under a folder or URL"),
     "inspect": ("storage.commands:inspect", "show what a feature dataset holds"),
     "verify": ("storage.commands:verify", "check a feature dataset against its digests"),
+    "export": (
+        "storage.export:main",
+        "copy a feature dataset into another format, codec or part",
+    ),
     "doctor": ("dreamshard.doctor:main", "check this machine and name the next thing to fix"),
 }
 """Verb -> (`module:function` of its main, what it does)."""

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from dreamshard.errors import TeacherError
+from dreamshard.errors import DataError, TeacherError
 from pipeline.inputs import Input, Work
 from pipeline.teachers.base import TeacherConfig, load_teacher
+from storage.bases import FIT_SAMPLES
 from storage.dataset import Dataset, UnitWriter
-from storage.schema import FeatureBatch
+from storage.schema import FeatureBatch, join_batches
 
 QUEUE_DEPTH = 4
 """Micro-batches computed and not yet written: bounds memory, rides out a slow write."""
@@ -62,8 +63,16 @@ class ShardActor:
         Raises:
             TeacherError, DataError, ConfigError: as those do.
         """
-        self._dataset = Dataset.open(self._job.url, fsync=self._job.fsync)
+        try:
+            self._dataset = Dataset.open(self._job.url, fsync=self._job.fsync)
+        except DataError as error:
+            raise DataError(
+                f"{error} (seen from an actor on {socket.gethostname()}: the root must be on "
+                "storage that all nodes of the cluster share)"
+            ) from error
         self._compute.submit(self._load_teacher).result()
+        if self._dataset.unfitted():
+            self._compute.submit(self._fit).result()
         return {"host": socket.gethostname(), "pid": os.getpid()}
 
     def make(self, unit: int, count: int) -> dict[str, object]:
@@ -116,6 +125,24 @@ class ShardActor:
         )
         if "torch" in sys.modules:
             _settle_torch(pins.threads)
+
+    def _fit(self) -> None:
+        """Fit learned codecs to micro-batches spread over the source: the same ones in any actor.
+
+        Every actor that finds none fits, all get the same, and the first one's stays.
+        """
+        micro_batch, total = self._dataset.pins.micro_batch, self._input.num_samples
+        available = FIT_SAMPLES if total is None else total
+        count = max(1, min(FIT_SAMPLES, available) // micro_batch)
+        starts = [n * (available // count) for n in range(count)]
+        batches = [
+            self._input.forward(self._teacher, work)
+            for start in starts
+            for work in self._input.works(
+                start, min(micro_batch, available - start), micro_batch=micro_batch
+            )
+        ]
+        self._dataset.fit(join_batches(batches))
 
     def _run_teacher(self, works: Iterator[Work], sink: WriterThread) -> Tally:
         """Compute a unit's micro-batches in order; on the one thread that runs the teacher."""

@@ -67,7 +67,8 @@ def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[
     Raises:
         ConfigError: nobody answers at the address, or authentication fails.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = config.address or os.environ.get("RAY_ADDRESS") or None
+    address = None if address == "local" else address
     _set_environment(config, joining=address is not None)
     import ray
     from ray.exceptions import RayError
@@ -105,6 +106,7 @@ def worker_env(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may sum in another order each time
     }
 
 

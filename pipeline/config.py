@@ -10,6 +10,7 @@ from pydantic import Field
 from dreamshard.errors import Problem
 from pipeline.images import ImageConfig, SourceConfig
 from pipeline.teachers.base import TeacherConfig
+from storage.codecs import ALLOWED, find_codec
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -44,6 +45,10 @@ class PipelineConfig:
     samples_per_unit: CountOrAuto = 0
     """Samples per shard (count); 0 for about 128 MB, a multiple of micro_batch. Part of the
     recipe."""
+    codec: str = "float16"
+    """How levels that hold floats are stored: float16, float32, bfloat16, int8, int4, or few
+    principal components such as lowrank16-int4; +zstd or +blosc for cold archives. Part of the
+    recipe."""
     seed: int = 0
     """Decides noise, latents and views; part of the recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -70,6 +75,8 @@ class PipelineConfig:
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
         found = []
+        if find_codec(self.codec) is None:
+            found.append(Problem("codec", repr(self.codec), ALLOWED, "Try --codec int8."))
         if self.device == "cuda" and self.gpus_per_actor == 0:
             hint = "Try --gpus_per_actor 1."
             found.append(Problem("gpus_per_actor", "0 with device cuda", "more than 0", hint))

@@ -124,12 +124,14 @@ class Driver:
         """
         outcome = Outcome()
         fresh = iter(tasks)
-        exhausted = False
+        asked = exhausted = False
         while True:
-            outcome.interrupted = outcome.interrupted or self.stopping()
-            if not outcome.interrupted:
+            asked = asked or self.stopping()
+            if not asked:
                 exhausted = self._hand_out(fresh)
-            if self._in_flight == 0 and (outcome.interrupted or (exhausted and not self._again)):
+            if self._in_flight == 0 and (asked or (exhausted and not self._again)):
+                left = bool(self._again) or next(fresh, None) is not None
+                outcome.interrupted = asked and left
                 return outcome
             for event in self.workers.wait(WAIT_S):
                 self._take(event, outcome)

@@ -63,9 +63,9 @@ def bytes_per_sample(
     return {spec.name: spec.row_bytes for spec in specs}
 
 
-def default_codecs(levels: Sequence[Level]) -> dict[str, str]:
-    """Choose how each level is stored: numbers with a fraction as float16, others as they are."""
-    return {level.name: "float16" if "float" in level.dtype else "raw" for level in levels}
+def default_codecs(levels: Sequence[Level], *, codec: str = "float16") -> dict[str, str]:
+    """Choose how each level is stored: numbers with a fraction by `codec`, others as they are."""
+    return {level.name: codec if "float" in level.dtype else "raw" for level in levels}
 
 
 def choose_samples_per_unit(sample_bytes: int, *, micro_batch: int) -> int:

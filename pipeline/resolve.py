@@ -114,7 +114,7 @@ def _describe(config: PipelineConfig) -> TeacherSpec:
 
 
 def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Request:
-    codecs = default_codecs(spec.levels)
+    codecs = default_codecs(spec.levels, codec=config.codec)
     sizes = bytes_per_sample(
         spec.levels,
         codecs=codecs,

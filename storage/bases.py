@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +12,7 @@ from storage.codecs.base import Codec
 from storage.codecs.lossless import CompressedCodec
 from storage.codecs.lowrank import LowRankCodec
 from storage.files import Files
+from storage.npy import read_npy, write_npy
 from storage.schema import Level
 
 FOLDER = "codecs"
@@ -45,9 +45,10 @@ def with_basis(files: Files, level: Level, codec: Codec) -> Codec:
     except FileNotFoundError:
         return codec
     try:
-        basis = np.load(io.BytesIO(data), allow_pickle=False)
+        shape = (1 + learned.rank, *level.shape[:1])
+        basis = read_npy(data, np.dtype("<f4"), shape)
         fitted = learned.fitted(level, basis)
-    except (ValueError, EOFError, OSError, DataError) as error:
+    except (ValueError, DataError) as error:
         raise DataError(
             f"{files.path(basis_key(level))}: got a damaged basis ({error!s:.200}). Without it the "
             "level cannot be decoded: make the dataset again under another name."
@@ -61,9 +62,8 @@ def put_basis(files: Files, level: Level, codec: Codec, values: np.ndarray, *, f
     """Fit a learned codec to values (N, *level.shape) and keep the basis, if there is none yet."""
     learned = learned_part(codec)
     if learned is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, learned.fit(level, values), allow_pickle=False)
-        files.write(basis_key(level), buffer.getvalue(), if_absent=True, fsync=fsync)
+        data = write_npy(learned.fit(level, values))
+        files.write(basis_key(level), data, if_absent=True, fsync=fsync)
 
 
 def basis_digests(codecs: Mapping[str, Codec]) -> dict[str, str]:

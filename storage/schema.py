@@ -137,6 +137,20 @@ class FeatureBatch:
         return len(self.index)
 
 
+def join_batches(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    """Return the samples of several batches as one: indices, keys, validity and levels."""
+    return FeatureBatch(
+        index=np.concatenate([batch.index for batch in batches]),
+        key=[key for batch in batches for key in batch.key],
+        valid=np.concatenate([batch.valid for batch in batches]),
+        image=None,
+        levels={
+            name: np.concatenate([batch.levels[name] for batch in batches])
+            for name in batches[0].levels
+        },
+    )
+
+
 @dataclass(frozen=True)
 class Pins:
     """Fix, once per dataset, how every forward is run, so that any actor gives the same bytes."""

@@ -6,7 +6,6 @@ shards; and what we read back is compared with what we would have written, never
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import struct
@@ -16,6 +15,7 @@ import numpy as np
 
 from dreamshard.errors import DataError
 from storage.codecs.base import ArraySpec
+from storage.npy import npy_header
 
 BLOCK = 512
 END = b"\0" * (2 * BLOCK)
@@ -64,7 +64,7 @@ def header(name: str, size: int) -> bytes:
         )
     filled = text.ljust(MAX_NAME, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size
     filled += b"00000000000\0"
-    rest = b"0" + b"\0" * 100 + b"ustar\x0000" + b"\0" * 64 + b"0000000\0" * 2 + b"\0" * 167
+    rest = b"0" + b"\0" * 100 + b"ustar\x0000" + b"\0" * 247
     checksum = sum(filled) + sum(rest) + 8 * 32
     return filled + b"%06o\0 " % checksum + rest
 
@@ -95,16 +95,9 @@ def padding(size: int) -> int:
     return -size % BLOCK
 
 
-def npy_header(spec: ArraySpec) -> bytes:
+def npy_front(spec: ArraySpec) -> bytes:
     """Return the header of an npy file with one row of an array; always the same for an array."""
-    buffer = io.BytesIO()
-    described = {
-        "descr": np.lib.format.dtype_to_descr(spec.dtype),
-        "fortran_order": False,
-        "shape": spec.shape,
-    }
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
+    return npy_header(spec.dtype, spec.shape)
 
 
 def json_member(
@@ -117,6 +110,17 @@ def json_member(
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png_front(height: int, width: int) -> bytes:
+    return _PNG + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+_IEND = _chunk(b"IEND", b"")
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """Return a PNG of an image, uint8 (H, W, 3); each row filtered by the one above it."""
     height, width, _ = image.shape
@@ -125,14 +129,8 @@ def encode_png(image: np.ndarray) -> bytes:
     lines[:, 0] = 2
     lines[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines.data, _PNG_LEVEL)),
-        (b"IEND", b""),
-    ]
-    return _PNG + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+    return (
+        _png_front(height, width) + _chunk(b"IDAT", zlib.compress(lines.data, _PNG_LEVEL)) + _IEND
     )
 
 
@@ -143,15 +141,11 @@ def decode_png(data: bytes | memoryview, shape: tuple[int, ...], *, where: str) 
         DataError: on anything else; no more memory is used than the image needs.
     """
     height, width, _ = shape
-    expected = struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0)
-    view = bytes(data)
+    view, front = bytes(data), _png_front(height, width)
     try:
-        if view[:8] != _PNG or view[8:29] != expected or not 0 < max(shape) <= _MAX_SIDE:
-            raise ValueError("not a PNG of ours of that size")
-        (length,) = struct.unpack(">I", view[33:37])
-        packed, check = view[41 : 41 + length], view[41 + length : 45 + length]
-        if len(packed) < length or zlib.crc32(view[37 : 41 + length]) != int.from_bytes(check):
-            raise ValueError("its checksum does not match")
+        packed = view[len(front) + 8 : -len(_IEND) - 4]
+        if max(shape) > _MAX_SIDE or view != front + _chunk(b"IDAT", packed) + _IEND:
+            raise ValueError("not a PNG of ours of that size, or a checksum that does not match")
         unpacker, size = zlib.decompressobj(), height * (1 + 3 * width)
         lines = np.frombuffer(unpacker.decompress(packed, size + 1), np.uint8)
         lines = lines.reshape(height, 1 + 3 * width)

@@ -6,12 +6,11 @@ the data of each member (an npy member's after its npy header; the JSON's as the
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 
 from dreamshard.errors import DataError
 from storage.files import Files
+from storage.npy import read_npy, write_npy
 from storage.tar_format import BLOCK, END, padding
 
 _NPY_HEADER = 128
@@ -19,9 +18,7 @@ _NPY_HEADER = 128
 
 def index_bytes(table: np.ndarray) -> bytes:
     """Return the file of a table, int64 (2, members, samples)."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(table, "<i8"), allow_pickle=False)
-    return buffer.getvalue()
+    return write_npy(table.astype("<i8"))
 
 
 def read_index(files: Files, key: str, *, members: int, max_samples: int) -> np.ndarray:
@@ -34,11 +31,10 @@ def read_index(files: Files, key: str, *, members: int, max_samples: int) -> np.
     mend = "Run `dreamshard verify --repair` on the dataset."
     try:
         data = files.read(key, limit=_NPY_HEADER + 16 * members * max_samples)
-        table = np.load(io.BytesIO(data), allow_pickle=False)
-        if table.dtype != np.dtype("<i8") or table.shape[:2] != (2, members) or table.ndim != 3:
-            raise ValueError(f"{table.dtype} {table.shape}")
-        if not 1 <= table.shape[2] <= max_samples:
-            raise ValueError(f"{table.shape[2]} samples, allowed 1..{max_samples}")
+        samples = (len(data) - _NPY_HEADER) // (16 * members)
+        if not 1 <= samples <= max_samples:
+            raise ValueError(f"{samples} samples, allowed 1..{max_samples}")
+        table = read_npy(data, np.dtype("<i8"), (2, members, samples))
         starts, sizes = table[0].T.ravel(), table[1].T.ravel()
         if (sizes < 0).any() or (starts < BLOCK).any() or int(starts.max()) >= 1 << 60:
             raise ValueError("offsets out of range")
@@ -46,7 +42,7 @@ def read_index(files: Files, key: str, *, members: int, max_samples: int) -> np.
             raise ValueError("members overlap")
     except FileNotFoundError:
         raise DataError(f"{where}: got no index beside the shard. {mend}") from None
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"{where}: got a damaged index ({error!s:.120}). {mend}") from None
     return table
 

@@ -34,7 +34,7 @@ from storage.tar_format import (
     header,
     json_member,
     member_key,
-    npy_header,
+    npy_front,
     padding,
 )
 from storage.tar_index import index_bytes, read_index, shard_bytes
@@ -186,7 +186,7 @@ class TarUnit:
         self._data_at: dict[str, int] = {}  # bytes of an npy header before a row's data
         for name, spec in store.arrays.items():
             if spec.compression != "png":
-                prefix = npy_header(spec)
+                prefix = npy_front(spec)
                 size = len(prefix) + spec.row_bytes
                 self._headers[name] = MemberHeader(extension(spec), size, prefix)
                 self._data_at[name] = len(prefix)
@@ -312,7 +312,7 @@ class _Check:
         at = 0
         for number, (name, spec) in enumerate(store.arrays.items()):
             size = int(self._table[1, number, row])
-            prefix = b"" if spec.compression == "png" else npy_header(spec)
+            prefix = b"" if spec.compression == "png" else npy_front(spec)
             front = header(key + extension(spec), size + len(prefix)) + prefix
             start = int(self._table[0, 0, row]) - len(front) if number == 0 else start
             body = self._member(path, data, at, front, size, name)
@@ -322,6 +322,8 @@ class _Check:
             at += len(front) + size + padding(len(prefix) + size)
         text = store.json_of(commit, row)
         self._member(path, data, at, header(key + ".json", len(text)), len(text), "json")
+        if (start + at + 512, len(text)) != tuple(self._table[:, -1, row].tolist()):
+            raise DataError(f"{path}: sample {row}, json: the index points elsewhere")
         if data[at + 512 : at + 512 + len(text)] != text:
             raise DataError(f"{path}: sample {row}: its JSON differs from the commit record")
 

@@ -166,7 +166,7 @@ class FewLabel:
         console = Console()
         for title, (header, lines) in (
             ("% correct on held-out images, mean ± std over label draws", accuracy_table(result)),
-            ("gain in points, draw by draw", gain_table(result)),
+            ("gain in points (label draws won)", gain_table(result)),
         ):
             shown = Table(*header, title=title, title_justify="left")
             for line in lines:
@@ -199,7 +199,7 @@ def gain_table(result: Mapping[str, Any]) -> TextTable:
         for n in shots:
             cell = cells[n]
             draws = cell["wins"] + cell["ties"] + cell["losses"]
-            line.append(f"{cell['mean']:+.1f} (won {cell['wins']} of {draws})")
+            line.append(f"{cell['mean']:+.1f} ({cell['wins']}/{draws})")
         lines.append(line)
     return [result["subject"], *[f"{n} label{'s' if n != '1' else ''}" for n in shots]], lines
 

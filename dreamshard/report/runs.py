@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -110,40 +111,48 @@ def format_bytes(count: int) -> str:
     return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
 
 
-def folder_tree(folder: Path, *, max_entries: int = 7, max_depth: int = 4) -> str:
+def folder_tree(folder: Path, *, max_entries: int = 12, max_alike: int = 4, depth: int = 4) -> str:
     """Draw a folder as a tree with the size of every file and the total of every folder.
 
     Args:
         folder: its root.
         max_entries: entries shown per folder; of longer ones the first, and a count of the rest.
-        max_depth: levels shown below the root.
+        max_alike: the same for entries whose names differ in numbers alone.
+        depth: levels shown below the root.
     """
     lines: list[tuple[str, int]] = [(f"{folder.name}/", _size(folder))]
-    _branches(folder, "", lines, max_entries=max_entries, depth=max_depth)
+
+    def branches(folder: Path, indent: str, depth: int) -> None:
+        shown = _shorten(folder, max_entries=max_entries, max_alike=max_alike)
+        for number, (entry, name, size) in enumerate(shown, 1):
+            last = number == len(shown)
+            lines.append((f"{indent}{'└── ' if last else '├── '}{name}", size))
+            if name.endswith("/") and depth > 1:
+                branches(entry, indent + ("    " if last else "│   "), depth - 1)
+
+    branches(folder, "", depth)
     width = max(len(text) for text, _ in lines)
     return "\n".join(f"{text:<{width}}  {format_bytes(size):>8}" for text, size in lines)
 
 
-def _branches(
-    folder: Path, indent: str, lines: list[tuple[str, int]], *, max_entries: int, depth: int
-) -> None:
+def _shorten(folder: Path, *, max_entries: int, max_alike: int) -> list[tuple[Path, str, int]]:
+    """List (place, name, bytes) of a folder's lines, the ends of long lists counted."""
     entries = sorted(
         (entry for entry in folder.iterdir() if not entry.name.startswith(".")),
         key=lambda entry: (not entry.is_dir(), _natural(entry.name)),
     )
-    shown, hidden = entries, entries[:0]
-    if len(entries) > max_entries:
-        shown, hidden = entries[: max_entries - 1], entries[max_entries - 1 :]
-    for number, entry in enumerate(shown):
-        last = number == len(shown) - 1 and not hidden
-        entry, name = _chain(entry)
-        is_folder = name.endswith("/")
-        lines.append((f"{indent}{'└── ' if last else '├── '}{name}", _size(entry)))
-        if is_folder and depth > 1:
-            below = indent + ("    " if last else "│   ")
-            _branches(entry, below, lines, max_entries=max_entries, depth=depth - 1)
-    if hidden:
-        lines.append((f"{indent}└── … {len(hidden)} more", sum(map(_size, hidden))))
+    lines: list[tuple[Path, str, int]] = []
+    for _, group in itertools.groupby(entries, key=lambda entry: re.sub(r"\d+", "0", entry.name)):
+        lines += _cut([(*_chain(entry), _size(entry)) for entry in group], max_alike)
+    return _cut(lines, max_entries)
+
+
+def _cut(lines: list[tuple[Path, str, int]], most: int) -> list[tuple[Path, str, int]]:
+    """Keep a list as it is, or its first entries and a line that counts the others."""
+    if len(lines) <= most:
+        return lines
+    rest = lines[most - 1 :]
+    return [*lines[: most - 1], (rest[0][0], f"… {len(rest)} more", sum(line[2] for line in rest))]
 
 
 def _chain(entry: Path) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""The same checks for every teacher: shapes, types, determinism, no dependence on order or company."""
+"""The same checks for every teacher: shapes, types, determinism; no dependence on order."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_tables_show_means_and_gains(result: dict) -> None:
     assert [line[0] for line in lines] == ["poor", "same", "good"] and "±" in lines[0][1]
     header, lines = gain_table(result)
     assert header == ["good", "1 label", "5 labels"]
-    assert lines[1] == ["over same", "+0.0 (won 0 of 4)", "+0.0 (won 0 of 4)"]
+    assert lines[1] == ["over same", "+0.0 (0/4)", "+0.0 (0/4)"]
 
 
 def test_too_few_images_of_a_class_are_named() -> None:

@@ -62,10 +62,32 @@ def test_settings_the_network_does_not_take_are_named() -> None:
         available_maps(StudentConfig(name="cifar_resnet", settings=settings))
 
 
+def test_a_weight_tag_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"student\.name: got 'resnet18\.nope' \(Invalid"):
+        available_maps(StudentConfig(name="resnet18.nope"))
+
+
 @pytest.mark.parametrize("key", ["features_only", "out_indices", "pretrained"])
 def test_settings_that_we_decide_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"student\.settings\.{key}"):
         available_maps(StudentConfig(name="resnet18", settings={key: 1}))
+
+
+def test_weights_that_cannot_be_had_are_an_error_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import timm
+
+    create = timm.create_model
+
+    def offline(name: str, *, pretrained: bool, **settings: object) -> torch.nn.Module:
+        if pretrained:
+            raise OSError("no connection")
+        return create(name, pretrained=False, **settings)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ConfigError, match=r"student\.pretrained: .*no connection"):
+        build_student(StudentConfig(name="resnet18", pretrained=True), strides=(4,), seed=0)
 
 
 def test_a_users_own_class_by_import_path() -> None:

@@ -88,22 +88,27 @@ def test_tree_shows_sizes_folders_first_numbers_in_order_and_cuts_long_lists(
     (root / "shards").mkdir(parents=True)
     for number in (10, 2, 1, 30, 4):
         (root / "shards" / f"{number}.bin").write_bytes(bytes(100))
+    (root / "shards" / "about.txt").write_bytes(bytes(7))
     (root / "a.txt").write_bytes(bytes(7))
     (root / ".hidden").write_bytes(bytes(1000))
     (root / "link").symlink_to(root / "a.txt")
     expected = [
-        "demo/",
-        "├── shards/",
-        "│   ├── 1.bin",
-        "│   ├── 2.bin",
-        "│   └── … 3 more",
-        "├── a.txt",
-        "└── link",
+        ("demo/", "1.5 kB"),
+        ("├── shards/", "507 B"),
+        ("│   ├── 1.bin", "100 B"),
+        ("│   ├── 2.bin", "100 B"),
+        ("│   ├── … 3 more", "300 B"),
+        ("│   └── about.txt", "7 B"),
+        ("├── a.txt", "7 B"),
+        ("└── link", "0 B"),
     ]
-    lines = folder_tree(root, max_entries=3).splitlines()
-    assert [line[:20].rstrip() for line in lines] == expected
-    assert [line.split("  ")[-1].strip() for line in lines] == [
-        *("1.5 kB", "500 B", "100 B", "100 B", "300 B", "7 B", "0 B"),
+    lines = folder_tree(root, max_alike=3).splitlines()
+    assert [(line[:20].rstrip(), line[20:].strip()) for line in lines] == expected
+    short = folder_tree(root, max_entries=2, max_alike=9).splitlines()
+    assert [line[:20].rstrip() for line in short][2:] == [
+        "│   ├── 1.bin",
+        "│   └── … 5 more",
+        "└── … 2 more",
     ]
 
 
@@ -112,8 +117,8 @@ def test_tree_stops_at_its_depth(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").touch()
     (tmp_path / "a" / "b" / "other").touch()
-    assert "b/" in folder_tree(tmp_path, max_depth=2)
-    assert "c/" not in folder_tree(tmp_path, max_depth=2)
+    assert "b/" in folder_tree(tmp_path, depth=2)
+    assert "c/" not in folder_tree(tmp_path, depth=2)
 
 
 def test_folders_that_hold_one_thing_share_its_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The actor's parts without Ray: units made in turn, writes beside the teacher, errors that surface."""
+"""The parts of an actor without Ray: units in turn, writes beside the teacher, errors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from storage.dataset import Dataset, UnitWriter
 from storage.schema import FeatureBatch
 
 
-def actor(tmp_path: Path, *, delay_s: float = 0.0) -> tuple[ShardActor, Dataset]:
+def actor(
+    tmp_path: Path, *, delay_s: float = 0.0, codec: str = "float16"
+) -> tuple[ShardActor, Dataset]:
     teacher = TeacherConfig(
         kind="noise", levels=["s2"], settings={"channels": 4, "delay_s": delay_s}
     )
     config = EncodeConfig(
         root=str(tmp_path),
         teacher=teacher,
+        codec=codec,
         image=ImageConfig(size=16),
         samples_per_unit=32,
         micro_batch=8,
@@ -130,3 +133,15 @@ def test_out_of_memory_names_the_setting_and_leaves_nothing(
         made.make(0, 32)
     assert not dataset.committed()
     assert not [path for path in Path(dataset.url).rglob("staging/r/*") if path.is_file()]
+
+
+def test_learned_codecs_are_fitted_once_before_the_first_unit(tmp_path: Path) -> None:
+    first, dataset = actor(tmp_path / "a", codec="lowrank2-int8")
+    assert dataset.unfitted() == []
+    again, other = actor(tmp_path / "b", codec="lowrank2-int8")
+    keys = [f"codecs/{level.name}.npy" for level in dataset.levels]
+    assert [dataset.files.read(key) for key in keys] == [other.files.read(key) for key in keys]
+    first.make(0, 32)
+    again.make(1, 32)
+    bases = [d.committed()[n].extra["bases"] for n, d in enumerate((dataset, other))]
+    assert bases[0] == bases[1]

@@ -122,6 +122,12 @@ def test_asked_to_stop_it_finishes_what_is_in_flight_and_hands_out_no_more() -> 
     assert sorted(done) == sorted(workers.submitted) and len(done) < 20
 
 
+def test_asked_to_stop_when_all_is_done_it_is_not_interrupted() -> None:
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "ok")
+    outcome, done = drive(workers, 4, stopping=lambda: len(workers.submitted) == 4)
+    assert not outcome.interrupted and sorted(done) == [0, 1, 2, 3]
+
+
 def test_tasks_are_drawn_as_they_are_needed() -> None:
     drawn = deque[int]()
 

@@ -130,8 +130,9 @@ def test_padding_is_dropped_after_the_teacher() -> None:
 def test_the_rule_leaves_out_what_has_no_effect(tmp_path: Path) -> None:
     source = ListSource([grey(0)])
     assert image_input(source).image_rule() == image_input(source, rotate=5).image_rule()
-    assert image_input(source, views=2).image_rule() != image_input(
-        source, views=2, rotate=5
-    ).image_rule()
+    assert (
+        image_input(source, views=2).image_rule()
+        != image_input(source, views=2, rotate=5).image_rule()
+    )
     Image.fromarray(grey(0)).save(tmp_path / "x.png")
     pickle.loads(pickle.dumps(image_input(source)))

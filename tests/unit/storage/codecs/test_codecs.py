@@ -82,6 +82,7 @@ def test_packing_loses_nothing(whole: np.ndarray) -> None:
     assert np.array_equal(unpack(packed, whole.shape[-1]), whole)
 
 
+@settings(deadline=None)
 @given(hnp.arrays("<f4", 30, elements=st.floats(width=32)))
 def test_bfloat16_rounds_as_torch_does(values: np.ndarray) -> None:
     import torch
