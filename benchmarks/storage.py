@@ -231,9 +231,11 @@ def run_reads(work: str, root: Path, rounds: int, memcpy: Memcpy, skipped: list[
                 skipped.append(f"{name} ({work}): {type(error).__name__}: {error!s:.120}")
                 del readers[name]
                 continue
-            if number:  # the first round warms caches and compiled code
-                found[name].append((speed, speed / max(before, memcpy())))
-        print(f"{work} round {number}/{rounds}", file=sys.stderr, flush=True)
+            beside = max(before, memcpy())
+            text = f"{work} {number}/{rounds} {name}: {speed:,.0f} MB/s, {speed / beside:.3f}"
+            print(text, file=sys.stderr, flush=True)
+            if number or rounds == 0:  # the first round warms caches and compiled code
+                found[name].append((speed, speed / beside))
     for reader in readers.values():
         if isinstance(reader, OurReader):
             reader.reader.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,11 +210,8 @@ def write_lmdb(root: Path, arrays: Arrays) -> None:
     import lmdb
 
     size = 2 * sum(rows.nbytes for rows in arrays.values()) + (1 << 28)
-    np.save(
-        root / "layout.npy",
-        np.array([(n, a.dtype.str, a.shape[1:]) for n, a in arrays.items()], dtype=object),
-        allow_pickle=True,
-    )
+    layout = [(name, rows.dtype.str, rows.shape[1:]) for name, rows in arrays.items()]
+    (root / "layout.json").write_text(json.dumps(layout))
     with lmdb.open(str(root), map_size=size, sync=False) as store:
         for index, row in enumerate(samples(arrays)):
             with store.begin(write=True) as transaction:
@@ -224,7 +222,7 @@ def write_lmdb(root: Path, arrays: Arrays) -> None:
 def read_lmdb(root: Path, batch: int, workers: int) -> Batches:
     import lmdb
 
-    layout = np.load(root / "layout.npy", allow_pickle=True)  # our own, written a moment ago
+    layout = json.loads((root / "layout.json").read_text())
     store = lmdb.open(str(root), readonly=True, lock=False, readahead=False)
     with store.begin(buffers=True) as transaction:
         count = transaction.stat()["entries"]
