@@ -63,6 +63,7 @@ def collate(rows: list[Arrays]) -> dict[str, Any]:
     return {
         name: torch.stack([torch.from_numpy(np.ascontiguousarray(row[name])) for row in rows])
         for name in rows[0]
+        if not name.startswith("__")  # webdataset adds its keys
     }
 
 
@@ -93,8 +94,8 @@ def read_webdataset(root: Path, batch: int, workers: int) -> Batches:
         return {name: np.array(value) for name, value in found.items()}
 
     stages = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False).repeat()
-    stages = stages.shuffle(64).decode().map(strip).batched(batch, collation_fn=collate)
-    loader = webdataset.WebLoader(stages, batch_size=None, num_workers=workers)
+    stages = stages.shuffle(64).decode().map(strip)
+    loader = webdataset.WebLoader(stages, batch_size=batch, num_workers=workers, collate_fn=collate)
     yield from loader
 
 
@@ -271,7 +272,7 @@ def write_safetensors(root: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save_file
 
     count = len(next(iter(arrays.values())))
-    step = max(1, count // 8)
+    step = max(1, count // 4)
     for start in range(0, count, step):
         part = {n: np.ascontiguousarray(r[start : start + step]) for n, r in arrays.items()}
         save_file(part, str(root / f"{start:09d}.safetensors"))

@@ -26,6 +26,7 @@ from dreamshard.progress import format_duration, stage
 from dreamshard.report.material import DEMO_INDEX as INDEX
 from dreamshard.report.material import RESULTS
 from dreamshard.report.runs import read_json
+from dreamshard.runfolder import write_text
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "digits"
 """Beside the package, in a checkout as in an installation."""
@@ -40,6 +41,15 @@ FAST: Mapping[str, Sequence[str]] = {
     "evaluate": "--few_label.draws 2 --few_label.selection_draws 1 --few_label.shots [1,5]".split(),
 }
 """What --fast changes: enough to see that every stage works, far too little to learn anything."""
+README = """\
+In this folder:
+report.html   what was made and what it is worth; open it in a browser
+demo.json     which of the folders below belong together, and their seconds
+teacher*/     the diffusion teacher, in the layout of diffusers, and the run that trained it
+datasets/     the teacher's features, committed shard by shard (`dreamshard ls`, `verify`)
+encode*/      the run that made them
+train*/       a training run: the student and, in evaluate/, what it is worth
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +260,6 @@ class Demo:
 
     def keep(self) -> None:
         """Write demo.json."""
-        from dreamshard.runfolder import write_text
-
         write_text(self.out / INDEX, json.dumps(self.index, indent=2) + "\n")
 
     def say_goodbye(self, seconds: float, *, path: Sequence[str]) -> None:
@@ -259,14 +267,15 @@ class Demo:
         results = self.out / self.index["runs"]["evaluate"] / RESULTS
         result = json.loads(results.read_text(encoding="utf-8"))
         recipe = shown(RECIPES / "synthesize.yaml")
-        following = ["dreamshard", "synthesize", "--config", recipe, *path]
-        following += ["--root", self.options.root]
+        words = ["dreamshard", "synthesize", "--config", recipe, *path]
+        following = shlex.join([*words, "--root", self.options.root])
+        write_text(self.out / "README.txt", f"Next:\n  {following}\n\n{README}")
         sys.stdout.write(
             f"\nLinear probes, % of the {result['images']['heldout']} held-out digits recognised\n"
             f"{probe_table(result['few_label'])}\n\n"
             f"time    {format_duration(seconds)}\n"
             f"report  {(self.out / 'report.html').resolve()}\n"
-            f"next    {shlex.join(following)}\n"
+            f"next    {following}\n"
         )
         sys.stdout.flush()
 

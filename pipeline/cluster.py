@@ -25,7 +25,9 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_COLOR_PREFIX": "0",
 }
-LOOPBACK = {
+EMBEDDED_ONLY = {
+    # Ray lowers the priority of its workers (nice 15); here they are the program the user started.
+    "RAY_worker_niceness": "0",
     # Ray's switch for desktop systems: with it, every server binds to 127.0.0.1 and nothing else.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Fixed ports by default, on which two clusters of one host would clash.
@@ -130,7 +132,7 @@ def _start_embedded(*, num_cpus: float, num_gpus: float) -> None:
 def _set_environment(config: RayConfig, *, joining: bool) -> None:
     """Decide what Ray reads from the environment, and read it again if Ray is imported already."""
     before = dict(os.environ)
-    for name, value in (QUIET if joining else QUIET | LOOPBACK).items():
+    for name, value in (QUIET if joining else QUIET | EMBEDDED_ONLY).items():
         os.environ.setdefault(name, value)
     if config.auth_mode is not None:
         os.environ["RAY_AUTH_MODE"] = config.auth_mode

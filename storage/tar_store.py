@@ -235,7 +235,7 @@ class TarUnit:
         members = len(self._store.arrays) + 1
         table = np.empty((2, members, len(batch)), np.int64)
         buffers: list[bytes | memoryview] = []
-        views = {name: memoryview(_flat(rows)) for name, rows in self._rows.items()}
+        views = {name: _flat(rows).data for name, rows in self._rows.items()}
         for row in range(len(batch)):
             self._write_sample(batch, row, views, table, buffers)
         self._tables.append(table)

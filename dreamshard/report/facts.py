@@ -37,7 +37,7 @@ def tiles(material: Material) -> list[Tile]:
 def made(material: Material) -> Section:
     """Show the folder tree and the facts of the dataset."""
     section = Section(name="made", title="What is on disk")
-    section.blocks.append(Block(folder_tree(material.folder)))
+    section.blocks.append(Block(folder_tree(material.folder, depth=3)))
     if material.dataset is None:
         section.text = f"No feature dataset was found: `{missing('', 'encode').command}` makes one."
         return section
@@ -78,8 +78,8 @@ def again(material: Material) -> Section:
     if not material.runs:
         section.missing = Missing("No run folder was found.", "dreamshard demo")
         return section
-    commands = "\n".join(run.commands[-1] for run in material.runs.values() if run.commands)
-    section.blocks.append(Block(commands, title="Commands"))
+    commands = [wrapped(run.commands[-1]) for run in material.runs.values() if run.commands]
+    section.blocks.append(Block("\n\n".join(commands), title="Commands"))
     section.blocks += [
         Block(run.config, title=f"{name}: the whole configuration", folded=True)
         for name, run in material.runs.items()
@@ -94,6 +94,11 @@ def again(material: Material) -> Section:
         text = "\n".join(f"{key}={value}" for key, value in variables.items())
         section.blocks.append(Block(text, title="Environment variables", folded=True))
     return section
+
+
+def wrapped(command: str) -> str:
+    """Break a long command into lines that a shell reads as one."""
+    return command if len(command) <= 100 else command.replace(" --", " \\\n    --")
 
 
 def stamp(material: Material) -> str:

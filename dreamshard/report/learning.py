@@ -45,8 +45,9 @@ def probe(material: Material) -> Section:
     rows, subject = material.probe["rows"], material.probe["subject"]
     draws = max(len(cell["accuracy"]) for row in rows.values() for cell in row.values())
     section.text = (
-        "A linear probe on frozen features, trained on a few labelled images per class and judged "
-        f"on images nobody has seen. Every representation gets the same {draws} draws of labels."
+        "A linear probe on frozen features, fitted on a few labelled images per class and judged "
+        "on images held out from everything. Every representation gets the same "
+        f"{draws} draws of labels."
     )
     accuracies = {
         name: {int(shots): cell["accuracy"] for shots, cell in row.items()}

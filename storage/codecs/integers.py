@@ -177,6 +177,6 @@ def _round_up(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         short = values.astype(_HALF)
         low = short.astype(np.float32) < values
-    if low.any():
-        short[low] = np.nextafter(short[low], np.float16(np.inf))
+        if low.any():
+            short[low] = np.nextafter(short[low], np.float16(np.inf))
     return short

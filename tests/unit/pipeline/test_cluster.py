@@ -61,6 +61,6 @@ def test_settings_of_the_user_stand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_joining_decides_nothing_that_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     told = environment(monkeypatch, RayConfig(), joining=True)
-    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *cluster.LOOPBACK} & set(told)
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *cluster.EMBEDDED_ONLY} & set(told)
     told = environment(monkeypatch, RayConfig(auth_mode="token"), joining=True)
     assert told["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in told
