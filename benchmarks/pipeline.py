@@ -194,7 +194,7 @@ def cases(folder: Path, unet: str, units: int) -> list[Case]:
             teacher=TeacherConfig(path=unet, levels=["s1", "s2", "s4"], timesteps=[50]),
             source=SourceConfig(split="all"),
             image=ImageConfig(size=16, views=8),
-            samples_per_unit=512,
+            samples_per_unit=256,
             threads_per_actor=threads,
         )
 
