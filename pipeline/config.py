@@ -43,8 +43,7 @@ class PipelineConfig:
     """Samples wanted (count), views included; rounded up to whole units; null for all of the
     source."""
     samples_per_unit: CountOrAuto = 0
-    """Samples per shard (count); 0 for about 128 MB, a multiple of micro_batch. Part of the
-    recipe."""
+    """Samples per shard (count); 0 for 64 to 128 MB of them. Part of the recipe."""
     codec: str = "float16"
     """How levels that hold floats are stored: float16, float32, bfloat16, int8, int4, or few
     principal components such as lowrank16-int4; +zstd or +blosc for cold archives. Part of the

@@ -128,7 +128,7 @@ class Driver:
         while True:
             asked = asked or self.stopping()
             if not asked:
-                exhausted = self._hand_out(fresh)
+                exhausted = self._hand_out(fresh) or exhausted
             if self._in_flight == 0 and (asked or (exhausted and not self._again)):
                 left = bool(self._again) or next(fresh, None) is not None
                 outcome.interrupted = asked and left

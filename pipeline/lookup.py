@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
+from dreamshard.errors import ConfigError, Problem
 from pipeline.config import PipelineConfig
 from pipeline.resolve import Request
 from storage import catalog
 from storage.dataset import Dataset
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,21 @@ def create(config: PipelineConfig, request: Request) -> Dataset:
         extra={"licence": request.spec.licence},
         fsync=config.fsync,
     )
+
+
+def check_pins(config: PipelineConfig, request: Request, dataset: Dataset) -> None:
+    """Say which settings have no effect because the dataset was begun with others.
+
+    Raises:
+        ConfigError: it was begun on GPUs, and no actor is to have one.
+    """
+    if dataset.pins != request.pins:
+        log.warning(
+            "%s keeps what it was begun with, so that all its shards are alike: %s",
+            dataset.url,
+            dataset.pins,
+        )
+    if dataset.pins.device == "cuda" and config.gpus_per_actor == 0:
+        allowed = f"more than 0: {dataset.url} was begun on GPUs"
+        hint = "Try --gpus_per_actor 1, or another --root."
+        raise ConfigError(Problem("gpus_per_actor", "0", allowed, hint))

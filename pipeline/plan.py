@@ -10,7 +10,7 @@ from storage.codec import array_specs
 from storage.schema import Level, Recipe
 
 UNIT_BYTES = 128 << 20
-"""Aim per unit: large enough that a commit costs nothing, small enough to lose without regret."""
+"""Most per unit: large enough that a commit costs nothing, small enough to lose without regret."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,12 @@ def default_codecs(levels: Sequence[Level], *, codec: str = "float16") -> dict[s
     return {level.name: codec if "float" in level.dtype else "raw" for level in levels}
 
 
-def choose_samples_per_unit(sample_bytes: int, *, micro_batch: int) -> int:
-    """Size a unit at about 128 MB, in whole micro-batches; depends on the recipe alone."""
-    batches = UNIT_BYTES // max(1, sample_bytes * micro_batch)
-    return max(1, batches) * micro_batch
+def choose_samples_per_unit(sample_bytes: int) -> int:
+    """Size a unit at 64 to 128 MB, a power of two: micro-batches fill it, whatever is pinned.
+
+    Depends on the recipe alone, so that a later request finds the same units.
+    """
+    return 1 << max(0, (UNIT_BYTES // max(1, sample_bytes)).bit_length() - 1)
 
 
 def make_plan(

@@ -122,9 +122,7 @@ def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Reques
         has_labels=inputs.has_labels,
         has_masks=inputs.has_masks,
     )
-    per_unit = config.samples_per_unit or choose_samples_per_unit(
-        sum(sizes.values()), micro_batch=config.micro_batch
-    )
+    per_unit = config.samples_per_unit or choose_samples_per_unit(sum(sizes.values()))
     wanted, available = config.samples, inputs.num_samples
     if available is not None and (wanted is None or wanted > available):
         if wanted is not None:

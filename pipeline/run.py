@@ -19,7 +19,7 @@ from pipeline.books import Books, check_invalid, counts
 from pipeline.cluster import EMBEDDED, Cluster, cluster, worker_env
 from pipeline.config import PipelineConfig
 from pipeline.driver import Driver, Outcome, Task
-from pipeline.lookup import Found, create, look_up
+from pipeline.lookup import Found, check_pins, create, look_up
 from pipeline.paths import settle_paths
 from pipeline.plan import Plan, format_bytes
 from pipeline.resolve import Request, num_cpus, resolve
@@ -48,13 +48,17 @@ def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
     if found is not None and found.complete:
         return _already_there(config, request, found)
 
-    folder = RunFolder(config.run_dir, config=config, command=command)
     dataset = found.dataset if found else create(config, request)
+    check_pins(config, request, dataset)
+    folder = RunFolder(config.run_dir, config=config, command=command)
+    folder.finish(shlex.join(command))  # what to type if this run ends early
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
     with dataset.lease(run_id):  # sweeps up after runs that died
         dataset.grow(request.plan.num_samples)
-        outcome, books = _make_missing(config, request, dataset, folder=folder, run_id=run_id)
-        dataset.roll_up(final=True)
+        try:
+            outcome, books = _make_missing(config, request, dataset, folder=folder, run_id=run_id)
+        finally:
+            dataset.roll_up(final=True)
     folder.stats(**books.stats(), quarantined=len(outcome.quarantined))
     return _summarise(outcome, books, folder=folder, command=command)
 

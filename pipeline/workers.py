@@ -187,9 +187,8 @@ class RayWorkers:
         )
 
     def _replace(self, slot: _Slot) -> None:
-        ray.kill(
-            slot.handle
-        )  # if it was only out of reach, it must not come back beside the new one
+        # If it was only out of reach, it must not come back beside the new one.
+        ray.kill(slot.handle)
         fresh = self._start()
         slot.handle, slot.starting, slot.alone = fresh.handle, fresh.starting, False
         slot.tasks = {}

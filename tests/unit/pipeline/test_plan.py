@@ -63,12 +63,11 @@ def test_units_cover_every_sample_once(wanted: int, extra: int | None, per_unit:
     assert more.count(0) == per_unit
 
 
-@given(st.integers(1, 10**9), st.integers(1, 4096))
-def test_units_are_sized_in_bytes(sample_bytes: int, micro_batch: int) -> None:
-    count = choose_samples_per_unit(sample_bytes, micro_batch=micro_batch)
-    assert count % micro_batch == 0
-    assert count * sample_bytes <= UNIT_BYTES or count == micro_batch
-    assert (count + micro_batch) * sample_bytes > UNIT_BYTES
+@given(st.integers(1, 10**9))
+def test_units_are_sized_in_bytes(sample_bytes: int) -> None:
+    count = choose_samples_per_unit(sample_bytes)
+    assert count.bit_count() == 1
+    assert count == 1 or UNIT_BYTES / 2 < count * sample_bytes <= UNIT_BYTES
 
 
 def test_the_table() -> None:

@@ -11,7 +11,7 @@ from dreamshard.errors import ConfigError
 from pipeline import paths
 from pipeline.config import EncodeConfig, PipelineConfig, SynthesizeConfig
 from pipeline.images import ImageConfig, SourceConfig
-from pipeline.lookup import create, look_up
+from pipeline.lookup import check_pins, create, look_up
 from pipeline.paths import settle_paths
 from pipeline.resolve import resolve
 from pipeline.teachers.base import TeacherConfig
@@ -102,6 +102,23 @@ def test_the_catalog_is_asked_first(tmp_path: Path) -> None:
     # One with fewer levels is not a place to add to: it would make levels nobody asked for.
     fewer = TeacherConfig(kind="noise", levels=["s2"], timesteps=[7])
     assert look_up(wanted, resolve(dataclasses.replace(wanted, teacher=fewer))) is None
+
+
+def test_pins_of_the_dataset_stay(tmp_path: Path, caplog) -> None:
+    wanted = config(tmp_path, fsync=False)
+    dataset = create(wanted, resolve(wanted))
+    check_pins(wanted, resolve(wanted), dataset)
+    assert not caplog.text
+    other = dataclasses.replace(wanted, micro_batch=8, threads_per_actor=2)
+    found = look_up(other, resolve(other))
+    assert found is not None and found.dataset.pins.micro_batch == 32
+    check_pins(other, resolve(other), found.dataset)
+    assert "keeps what it was begun with" in caplog.text
+    gpu = config(tmp_path, root=str(tmp_path / "gpu"), gpus_per_actor=0.5, fsync=False)
+    begun = create(gpu, resolve(gpu))
+    assert begun.pins.device == "cuda"
+    with pytest.raises(ConfigError, match="gpus_per_actor: got 0, allowed more than 0"):
+        check_pins(dataclasses.replace(gpu, gpus_per_actor=0.0), resolve(gpu), begun)
 
 
 def test_a_source_that_grew_extends_its_dataset(tmp_path: Path) -> None:
