@@ -50,10 +50,6 @@ class Store(Protocol):
         """Return (path, what is wrong) of each damaged file of a unit."""
         ...
 
-    def check_file(self, name: str, path: str, commit: Commit) -> str:
-        """Return what is wrong with a local file of one of a unit's arrays, "" if nothing is."""
-        ...
-
     def strays(self, done: set[int]) -> Iterator[str]:
         """Yield the keys of units that are not done and yet have files."""
         ...
