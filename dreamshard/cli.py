@@ -33,6 +33,9 @@ VERBS: dict[str, tuple[str, str]] = {
         "storage.export:main",
         "copy a feature dataset into another format, codec or part",
     ),
+    "gc": ("storage.collect_commands:gc", "list what may be removed under a folder, or remove it"),
+    "pin": ("storage.collect_commands:pin", "keep a feature dataset from being removed"),
+    "drop": ("storage.collect_commands:drop", "take samples out of a feature dataset"),
     "doctor": ("dreamshard.doctor:main", "check this machine and name the next thing to fix"),
 }
 """Verb -> (`module:function` of its main, what it does)."""

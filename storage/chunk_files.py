@@ -84,11 +84,12 @@ class ChunkFiles:
         Raises:
             DataError: if it is missing, unreadable, or not exactly as long as its rows.
         """
-        path = self.snapshot.chunk_path(self.names[array], unit).removeprefix("file://")
+        name = self.names[array]
+        path = self.snapshot.chunk_path(name, unit).removeprefix("file://")
         want = self.snapshot.samples_per_unit * int(self.row_bytes[array])
         mend = f"Run `dreamshard verify --repair {self.snapshot.url}`."
         try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            descriptor = open_again(lambda: self.snapshot.chunk_path(name, unit), path)
         except OSError as error:
             why = error.strerror or type(error).__name__
             raise DataError(f"{path}: got {why}, allowed a chunk of {want} bytes. {mend}") from None
@@ -121,6 +122,19 @@ class ChunkFiles:
                     will_need = os.POSIX_FADV_WILLNEED
                     os.posix_fadvise(descriptor, low * size, rows * size, will_need)
                     os.close(descriptor)
+
+
+def open_again(chunk_path: Callable[[], str], path: str) -> int:
+    """Open a file for reading; if it is gone, look whether it is to be had again.
+
+    A copy in the disk cache may go between being asked for and being opened.
+    """
+    for _ in range(4):
+        try:
+            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            path = chunk_path().removeprefix("file://")
+    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
 
 class OpenUnits(OrderedDict[int, _Opened]):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage import description, leases, ledger
+from storage import description, drops, leases, ledger
 from storage.bases import learned_part, put_basis, with_basis
 from storage.codec import ArraySpec, Codec, codec_for
 from storage.commits import Commit, latest_version, read_commit, withdraw
@@ -69,6 +69,11 @@ class Dataset:
         if format_name not in STORES:
             raise DataError(
                 f"{self.url}: layout.format: got {format_name!r:.40}, allowed {sorted(STORES)}."
+            )
+        if self.files.remote and format_name != "zarr":
+            raise DataError(
+                f"{self.url}: got format {format_name!r} on a remote root, allowed 'zarr'. Make it "
+                "in a local folder and copy that, or choose format zarr."
             )
         self.store: Store = STORES[format_name](
             self.files, about.arrays, samples_per_unit=self.samples_per_unit
@@ -294,6 +299,29 @@ class Dataset:
         version, holds = latest_version(self.files, unit)
         return holds and withdraw(self.files, unit, version, reason=reason)
 
+    def drop(self, keys: Sequence[str], *, reason: str) -> int:
+        """Take samples out of every later snapshot; their rows stay where they are.
+
+        A snapshot of an earlier version still shows them.
+
+        Args:
+            keys: the source's own names of the samples.
+            reason: why, for the record.
+
+        Returns:
+            How many samples were dropped that had not been before.
+
+        Raises:
+            DataError: if a key is no sample's; then nothing is dropped.
+        """
+        snapshot = self.snapshot()
+        found = drops.find_samples(snapshot.keys, keys, where=self.url)
+        before = {index for drop in snapshot.drops for index in drop.samples}
+        fresh = {index: key for index, key in found.items() if index not in before}
+        if fresh:
+            drops.add_drop(self.files, fresh, reason=reason, fsync=self.fsync)
+        return len(fresh)
+
     def snapshot(self, version: str | None = None) -> Snapshot:
         """Show what is committed now, or what an earlier snapshot's version names.
 
@@ -321,6 +349,7 @@ class Dataset:
             store=self.store,
             parts=pinned.parts,
             pending=pinned.pending,
+            drops=pinned.drops,
         )
 
     def _ends(self) -> list[int]:

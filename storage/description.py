@@ -6,7 +6,7 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 
@@ -17,6 +17,10 @@ from storage.schema import FORMAT_VERSION, Level, Pins, Recipe
 
 KEY = "dataset.json"
 MAX_BYTES = 16 << 20
+UPGRADES: dict[int, Callable[[dict], dict]] = {}
+"""By format version: what makes of such a description one of the next version. The recipe and its
+keys stay as they were written, so that a dataset keeps its name; the file itself is not changed."""
+
 _LIBRARIES = ("dreamshard", "numpy", "pyarrow", "zarr", "torch", "diffusers", "timm", "ray")
 
 
@@ -92,7 +96,9 @@ class Description:
             value = json.loads(data)
             if not isinstance(value, dict) or value.get("format") != "dreamshard":
                 raise ValueError("no dreamshard dataset")
-            _check_version(value.get("format_version"), where)
+            written = _check_version(value.get("format_version"), where)
+            for version in range(written, FORMAT_VERSION):
+                value = UPGRADES[version](value)
             return cls._from_value(value)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
@@ -168,7 +174,7 @@ def library_versions() -> Mapping[str, str]:
     return versions
 
 
-def _check_version(version: object, where: str) -> None:
+def _check_version(version: object, where: str) -> int:
     if type(version) is not int or version < 1:
         raise ValueError(f"format_version {version!r:.20}")
     if version > FORMAT_VERSION:
@@ -176,3 +182,4 @@ def _check_version(version: object, where: str) -> None:
             f"{where}: got format version {version}, allowed up to {FORMAT_VERSION}. Install a "
             "newer dreamshard to read it."
         )
+    return version

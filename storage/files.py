@@ -89,6 +89,12 @@ class LocalFiles:
         root: the folder; made when first written to.
     """
 
+    remote = False
+    """Whether files are objects of a store elsewhere, so that readers need local copies."""
+
+    poll_s = 0.01
+    """Seconds between two looks at what other runs do."""
+
     fault: Callable[[str, str], None] | None = None
     """Called as fault(step, key) before every step that changes something; tests raise from it."""
 
@@ -136,6 +142,16 @@ class LocalFiles:
             raise DataError(f"{self.path(key)}: got {size} bytes, allowed {limit}.")
         with self.explain("read", key), open(self.path(key), "rb", buffering=0) as file:
             return file.read(limit)
+
+    @contextlib.contextmanager
+    def fetched(self, key: str) -> Iterator[str]:
+        """Give the local path of a whole file, for as long as the context lasts."""
+        yield self.path(key)
+
+    def download(self, key: str, path: str) -> None:
+        """Copy a whole file to a local path."""
+        with self.explain("read", key):
+            shutil.copyfile(self.path(key), path)
 
     def size(self, key: str) -> int | None:
         """Return a file's bytes, or None where there is no such file."""
@@ -317,13 +333,16 @@ class LocalFiles:
             self.remove(lock)
 
 
-# What the other modules call the interface: an object store will join with the same methods.
+# What the other modules call the interface; `storage.remote_files.RemoteFiles` has it too.
 Files: TypeAlias = LocalFiles
 Sink: TypeAlias = LocalSink
 
 
 def open_files(url: str | Path) -> LocalFiles:
-    """Return the files of a dataset folder or root, given by path or `file://` URL.
+    """Return the files of a dataset folder or root, given by path or URL.
+
+    Args:
+        url: a path, `file://...`, or a folder of an object store such as `s3://bucket/folder`.
 
     Raises:
         DataError: for a URL of a kind that is not supported.
@@ -334,4 +353,6 @@ def open_files(url: str | Path) -> LocalFiles:
         return LocalFiles(os.path.expanduser(text))
     if scheme in ("file", "local"):
         return LocalFiles("/" + rest.lstrip("/"))
-    raise DataError(f"{text}: got a {scheme}:// URL, allowed a local path or file:// URL.")
+    from storage.remote_files import RemoteFiles
+
+    return RemoteFiles(text)

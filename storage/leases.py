@@ -18,7 +18,7 @@ from types import TracebackType
 from dreamshard.errors import DataError
 from storage.files import STAGING, Files
 from storage.owners import is_dead, owner
-from storage.publish import claim, dead_claims
+from storage.publish import CLAIMS, claim, dead_claims
 from storage.schema import check_name
 
 LEASE_TTL_S = 30.0
@@ -97,6 +97,17 @@ class Lease:
 def run_folder(run_id: str) -> str:
     """Return the folder of a run's temporary files."""
     return f"{STAGING}/{check_name(run_id, what='run_id')}"
+
+
+def has_live_run(files: Files) -> bool:
+    """Say whether a run, or another process that moves files, is at work on a dataset."""
+    names = files.names(STAGING)
+    leases = [f"{STAGING}/{name}" for name in names if name.endswith(_ENDING)]
+    if leases:
+        now = files.now()
+        if any(not _lapsed(files, lease, now) for lease in leases):
+            return True
+    return len(files.names(CLAIMS)) > len(dead_claims(files))
 
 
 def sweep(files: Files, *, restore: Callable[[int], int]) -> int:

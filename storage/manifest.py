@@ -121,7 +121,8 @@ def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence
     """
     wanted = pa.schema([schema.field(name) for name in columns])
     try:
-        with pq.ParquetFile(files.path(key), memory_map=False) as file:
+        source = pa.BufferReader(files.read(key)) if files.remote else files.path(key)
+        with pq.ParquetFile(source, memory_map=False) as file:
             table = file.read(columns=list(columns), use_threads=False)
         return table.select(list(columns)).cast(wanted)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

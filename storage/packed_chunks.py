@@ -6,11 +6,12 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot
+from storage.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot, open_again
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import decompress
 
@@ -60,7 +61,8 @@ class PackedChunks:
         path = self._snapshot.chunk_path(self._names[number], unit)
         mend = f"Run `dreamshard verify --repair {self._snapshot.url}`."
         try:
-            with open(path, "rb", buffering=0) as file:
+            again = partial(self._snapshot.chunk_path, self._names[number], unit)
+            with os.fdopen(open_again(again, path), "rb", buffering=0) as file:
                 found = os.fstat(file.fileno()).st_size
                 if not spec.compression and found != chunk.nbytes:
                     raise DataError(

@@ -11,10 +11,11 @@ import xxhash
 
 from dreamshard.errors import DataError
 from storage.commits import Commit, read_commit
+from storage.drops import Drop, count_drops, read_drops
 from storage.files import Files
 from storage.ledger import Ledger, UnitTable, read_ledger, read_rolled, withdrawn_rows
 
-_VERSION = re.compile(r"(\d{1,18})-(\d{1,9})-([0-9a-f]{16})")
+_VERSION = re.compile(r"(\d{1,18})-(\d{1,9})-([0-9a-f]{16})(?:-(\d{1,6}))?")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Pinned:
         parts: manifest parts that were read.
         pending: records that were in none of them.
         version: the text that names all this.
+        drops: records of dropped samples it goes by.
     """
 
     table: UnitTable
@@ -34,6 +36,7 @@ class Pinned:
     parts: int
     pending: tuple[Commit, ...]
     version: str
+    drops: tuple[Drop, ...] = ()
 
 
 def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned:
@@ -47,8 +50,10 @@ def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned
     end = int(table.unit[-1]) * samples_per_unit + int(table.count[-1]) if len(table) else 0
     num_samples = min(end, requested) if requested else end
     table = _below(table, num_samples, samples_per_unit)
-    version = f"{num_samples}-{ledger.parts}-{_digest(table)}"
-    return Pinned(table, num_samples, ledger.parts, pending, version)
+    count = count_drops(files)
+    version = f"{num_samples}-{ledger.parts}-{_digest(table)}" + (f"-{count}" if count else "")
+    drops = read_drops(files, count)
+    return Pinned(table, num_samples, ledger.parts, pending, version, drops)
 
 
 def pin_version(files: Files, version: str, *, samples_per_unit: int) -> Pinned:
@@ -70,7 +75,8 @@ def pin_version(files: Files, version: str, *, samples_per_unit: int) -> Pinned:
             table = _below(table, num_samples, samples_per_unit)
             if _digest(table) == digest:
                 _check_there(files, table, everything.latest(), ledger.holds)
-                return Pinned(table, num_samples, ledger.parts, pending, version)
+                drops = read_drops(files, int(match[4] or 0))
+                return Pinned(table, num_samples, ledger.parts, pending, version, drops)
     raise DataError(
         f"{files.url}: version: got {version!r}, which this dataset cannot show any more: units "
         "were made again with other content, or it is another dataset's. Open the latest one."

@@ -10,6 +10,8 @@ So the bytes on disk are those of the run whose record won, even if the runs com
 A claim dies with its process (same host), or when it has not changed for CLAIM_TTL_S. A run that
 was paused longer than that may wake up between two moves; it looks at the clock before each, and at
 the end winner and loser both check that the files are theirs and withdraw the unit if they differ.
+
+On an object store "moving" is sending, which may take long: the claim is renewed meanwhile.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +31,6 @@ from storage.owners import is_dead, owner
 
 CLAIMS = f"{STAGING}/claims"
 CLAIM_TTL_S = 30.0
-POLL_S = 0.01
 
 _counter = itertools.count()
 Identity = tuple[int, int]
@@ -126,11 +128,36 @@ def claim(
         try:
             files.write(key, content, fsync=fsync)
             if not watch.rivals():
-                yield held
+                with _renewed(files, held):
+                    yield held
                 return
         finally:
             files.remove(key)
-        time.sleep(random.uniform(0, 4 * POLL_S))  # two that met again part by chance
+        time.sleep(random.uniform(0, 4 * files.poll_s))  # two that met again part by chance
+
+
+@contextlib.contextmanager
+def _renewed(files: Files, held: Claim) -> Iterator[None]:
+    """Keep a claim fresh where moving files means sending them, which may take long."""
+    if not files.remote:
+        yield
+        return
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(CLAIM_TTL_S / 6):
+            now = time.time()
+            with contextlib.suppress(OSError):  # not renewed: `fresh` will tell
+                files.touch(held.key)
+                held.since = now
+
+    thread = threading.Thread(target=beat, daemon=True, name="claim")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 class _Watch:
@@ -156,7 +183,7 @@ class _Watch:
     def wait(self) -> None:
         """Wait until no other live claim is left."""
         while self.rivals():
-            time.sleep(POLL_S)
+            time.sleep(self._files.poll_s)
 
     def _lives(self, name: str) -> bool:
         dead = is_dead(name.split("~")[1]) if name.count("~") == 2 else None

@@ -1,7 +1,8 @@
 """A snapshot: what a dataset held at one moment; later commits do not change what it shows.
 
 Its version is `<samples>-<parts>-<digest>`: the samples it serves, the manifest parts it was read
-from, and a digest over the data digests of its units. A checkpoint stores that text, and
+from, and a digest over the data digests of its units; `-<drops>` after it counts the records of
+dropped samples, if there are any. A checkpoint stores that text, and
 `Dataset.snapshot(version=...)` gives the same samples again, however much was added since.
 """
 
@@ -17,9 +18,11 @@ from dreamshard.errors import DataError
 from storage.chunks import Access, Chunks
 from storage.codec import ArraySpec, Codec
 from storage.commits import Commit
+from storage.drops import Drop
 from storage.files import Files
 from storage.ledger import UnitTable
 from storage.manifest import read_samples, sample_rows
+from storage.remote_chunks import RemoteChunks
 from storage.schema import Level
 from storage.stores import Store
 
@@ -36,6 +39,7 @@ class Snapshot:
         units: int64, ascending: the committed units.
         counts: int64: the samples of each of them.
         holes: ascending: units below `num_samples` that are missing or cut short.
+        drops: records of dropped samples that it goes by.
     """
 
     def __init__(
@@ -53,10 +57,11 @@ class Snapshot:
         store: Store,
         parts: int,
         pending: Sequence[Commit],
+        drops: Sequence[Drop] = (),
     ) -> None:
         self._files, self._table, self._store = files, table, store
         self._codec_of = codec_of
-        self._parts, self._pending = parts, tuple(pending)
+        self._parts, self._pending, self.drops = parts, tuple(pending), tuple(drops)
         self._arrays = {spec.name: spec for spec in arrays}
         self.url, self.version = files.url, version
         self.num_samples, self.requested = num_samples, requested
@@ -88,8 +93,14 @@ class Snapshot:
         return self._arrays[name].dtype, self._arrays[name].shape
 
     def chunk_path(self, name: str, unit: int) -> str:
-        """Return the local path of the file with an array's rows of a unit."""
+        """Return the local path of the file with an array's rows of a unit.
+
+        On a remote root that is a checked copy in the disk cache, which may go until it is opened:
+        open it at once, and ask again if it is gone.
+        """
         self.array_spec(name)
+        if self._files.remote:
+            return self._copies.path(name, unit)
         return self._files.path(self._store.array_key(name, unit))
 
     def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
@@ -130,6 +141,10 @@ class Snapshot:
         return codec.decode(level, arrays)
 
     @cached_property
+    def _copies(self) -> RemoteChunks:
+        return RemoteChunks(self._files, self._store, self._table)
+
+    @cached_property
     def _level_names(self) -> dict[str, Level]:
         return {level.name: level for level in self.levels}
 
@@ -140,7 +155,12 @@ class Snapshot:
 
     @property
     def num_invalid(self) -> int:
-        """Samples that are there and could not be used; read from the units, so always cheap."""
+        """Samples that are there and cannot be used; cheap where none was dropped."""
+        if self.drops:
+            size = self.samples_per_unit
+            return int(np.minimum(self.counts, self.num_samples - self.units * size).sum()) - (
+                self.num_valid
+            )
         return int(self._table.invalid.sum())
 
     @cached_property
@@ -156,6 +176,7 @@ class Snapshot:
         if self._table.invalid.any():
             for rows in self._rows(("index", "unit", "version", "valid"), invalid_only=True):
                 mask[rows["index"].to_numpy()] = rows["valid"].to_numpy()
+        mask[list(self._dropped)] = False
         mask.flags.writeable = False
         return mask
 
@@ -187,7 +208,17 @@ class Snapshot:
                 found.pop(row["index"], None)
                 if not row["valid"]:
                     found[row["index"]] = row["error"] or ""
-        return found
+        return {**found, **self._dropped}
+
+    @cached_property
+    def _dropped(self) -> dict[int, str]:
+        """What to say of each sample that was dropped."""
+        return {
+            index: drop.error
+            for drop in self.drops
+            for index in drop.samples
+            if index < self.num_samples
+        }
 
     def _rest(self, whole: np.ndarray, num_full: int) -> list[tuple[int, int]]:
         """List (unit, samples served) of units that are partial or cut by num_samples."""

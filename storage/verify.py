@@ -15,7 +15,7 @@ from storage.dataset import Dataset
 from storage.files import STAGING
 from storage.ledger import Ledger, read_ledger
 
-_FOLDERS = {"dataset.json", "codecs", "commits", "manifest", "requests", STAGING}
+_FOLDERS = {"dataset.json", "codecs", "commits", "drops", "manifest", "pins", "requests", STAGING}
 _BATCH_UNITS = 256  # units handed to the threads at a time, so that memory stays flat
 
 

@@ -144,13 +144,24 @@ class ZarrStore:
         return ""
 
     def _content_problem(self, name: str, key: str, commit: Commit) -> str:
+        try:
+            with self.files.fetched(key) as path:
+                return self.check_file(name, path, commit)
+        except (OSError, DataError) as error:
+            return f"cannot be read: {error}"
+
+    def check_file(self, name: str, path: str, commit: Commit) -> str:
+        """Return what is wrong with a local file of one of a unit's arrays, "" if nothing is."""
         spec, valid, state, finite = self.arrays[name], commit.valid, xxhash.xxh3_128(), True
         rows = commit.count if spec.compression else max(1, _READ_BYTES // spec.row_bytes)
+        size = os.path.getsize(path)
+        if size != self.file_bytes(name) and not spec.compression:
+            return f"got {size} bytes, allowed {self.file_bytes(name)}"
         try:
-            with open(self.files.path(key), "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0) as file:
                 for start in range(0, commit.count, rows):
                     some = min(rows, commit.count - start)
-                    block = self._rows(name, key, cast("BinaryIO", file), some)
+                    block = self._rows(name, path, cast("BinaryIO", file), some)
                     state.update(block.view(np.uint8).data)
                     good = block.reshape(-1, *spec.shape)[valid[start : start + some]]
                     finite = finite and not spec.has_nonfinite(good)
@@ -160,14 +171,17 @@ class ZarrStore:
             return f"got digest {state.hexdigest()}, allowed {commit.digests[name]}"
         return "" if finite else "got NaN or infinity in a valid sample"
 
-    def _rows(self, name: str, key: str, file: BinaryIO, count: int) -> np.ndarray:
+    def _rows(self, name: str, path: str, file: BinaryIO, count: int) -> np.ndarray:
         """Read the next rows of a file, all of them where it is compressed."""
         spec = self.arrays[name]
         if not spec.compression:
             return np.fromfile(file, spec.dtype, count * math.prod(spec.shape))
         chunk = np.empty(self.samples_per_unit * math.prod(spec.shape), spec.dtype)
-        data = self.files.read(key, limit=2 * chunk.nbytes + (1 << 16))
-        decompress(spec, data, chunk, where=self.files.path(key))
+        limit = 2 * chunk.nbytes + (1 << 16)
+        data = file.read(limit + 1)
+        if len(data) > limit:
+            raise DataError(f"{path}: got more than {limit} bytes.")
+        decompress(spec, data, chunk, where=path)
         return chunk[: count * math.prod(spec.shape)]
 
     def prune(self, unit: int) -> None:

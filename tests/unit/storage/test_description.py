@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
+from storage import description as module
+from storage.dataset import Dataset
 from storage.description import Description, read_description
 from storage.files import LocalFiles
-from tests.feature_store import LEVELS, PINS, make_recipe
+from tests.feature_store import LEVELS, PINS, fill, make_dataset, make_recipe
 
 ABOUT = Description(
     recipe=make_recipe(),
@@ -104,3 +106,32 @@ def test_extra_must_be_json() -> None:
     about = Description(make_recipe(), LEVELS, (4, 4), PINS, extra={"a": object()})
     with pytest.raises(DataError, match="extra"):
         about.to_json()
+
+
+def test_an_older_version_is_read_and_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pretend that the format went on: version 2 calls the licence `terms`."""
+    dataset = make_dataset(tmp_path)
+    fill(dataset, 12)
+    before = dataset.files.read("dataset.json")
+
+    def upgrade(value: dict) -> dict:
+        steps.append(value["format_version"])
+        return {**value, "format_version": 2, "licence": value["licence"].upper()}
+
+    steps: list[int] = []
+    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    monkeypatch.setitem(module.UPGRADES, 1, upgrade)
+    again = Dataset.open(dataset.url)
+    assert (again.about.licence, steps) == ("TEST", [1])
+    assert again.recipe == dataset.recipe and again.url.endswith(again.recipe.folder)
+    assert again.snapshot().version == dataset.snapshot().version
+    assert fill(again, 18, run_id="later") == [2]
+    assert again.files.read("dataset.json") == before
+    monkeypatch.setattr(module, "FORMAT_VERSION", 1)
+    newer = before.replace(b'"format_version": 1,\n "name"', b'"format_version": 2,\n "name"')
+    assert newer != before
+    dataset.files.write("dataset.json", newer)
+    with pytest.raises(DataError, match="got format version 2, allowed up to 1. Install a newer"):
+        Dataset.open(dataset.url)

@@ -116,5 +116,6 @@ def test_the_file_systems_time_is_close_to_ours(files: LocalFiles) -> None:
 def test_urls(tmp_path: Path) -> None:
     assert open_files(f"file://{tmp_path}").url == str(tmp_path)
     assert open_files(tmp_path).url == str(tmp_path)
-    with pytest.raises(DataError, match="s3://"):
-        open_files("s3://bucket/x")
+    assert open_files("memory://x/y").remote and not open_files(tmp_path).remote
+    with pytest.raises(DataError, match=r"got a ftp:// URL, allowed .*s3://"):
+        open_files("ftp://host/x")

@@ -46,9 +46,9 @@ def test_a_dead_runs_claim_is_passed_over(dataset: Dataset) -> None:
 
 def test_another_hosts_claim_is_waited_for(dataset: Dataset, monkeypatch) -> None:
     monkeypatch.setattr(publish, "CLAIM_TTL_S", 0.3)
+    started = time.monotonic()  # a claim's age counts from when it was made
     leave_claim(dataset, 0, ELSEWHERE)
     leave_claim(dataset, 1, ELSEWHERE)  # another unit's: no matter
-    started = time.monotonic()
     write_unit(dataset, 0, num_samples=20)
     assert time.monotonic() - started >= 0.2  # it waited; file times are coarser than clocks
     assert dataset.committed().keys() == {0}

@@ -1,0 +1,125 @@
+"""Joining datasets of the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dreamshard.errors import ConfigError, DataError
+from storage.dataset import Dataset
+from storage.join import join
+from storage.reader import BatchReader
+from storage.rows import read_rows
+from storage.schema import Level
+from tests.feature_store import LEVELS, fill, make_batch, make_dataset, make_recipe
+
+N = 20
+
+
+def made(
+    root: Path,
+    levels: tuple[Level, ...],
+    *,
+    layout_format: str = "zarr",
+    unit: int = 6,
+    samples: int = N,
+    invalid: tuple[int, ...] = (),
+    seed: int = 0,
+    codec: str = "float16",
+) -> Dataset:
+    recipe = make_recipe(
+        layout_format=layout_format, unit=unit, levels=levels, count=N, seed=seed, codec=codec
+    )
+    dataset = make_dataset(root, recipe=recipe, levels=levels, masks=False)
+    fill(dataset, samples, invalid=invalid)
+    return dataset
+
+
+def test_levels_come_from_each(tmp_path: Path) -> None:
+    first = made(tmp_path / "a", LEVELS[:1], invalid=(3,))
+    second = made(tmp_path / "b", LEVELS[1:], layout_format="tar", unit=4, samples=16, invalid=(9,))
+    view = join([first, second])
+    assert (view.num_samples, len(view), view.holes) == (16, 16, ())
+    assert [level.name for level in view.levels] == [level.name for level in LEVELS]
+    assert np.flatnonzero(~view.valid).tolist() == [3, 9] == sorted(view.errors)
+    assert view.num_valid == 14
+    assert view.keys == [f"key/{i}" for i in range(16)]
+    assert view.labels.tolist() == [i % 7 for i in range(16)]
+    good = np.flatnonzero(view.valid)
+    for levels in (LEVELS[:1], LEVELS[1:]):
+        batch = make_batch(0, 16, levels=levels)
+        for name in batch.levels:
+            rows = read_rows(view, name, good)
+            dtype, _ = view.array_spec(name)
+            assert np.array_equal(rows, batch.levels[name][good].astype(dtype)), name
+    image = make_batch(0, 16, levels=LEVELS[:1]).image
+    assert np.array_equal(read_rows(view, "image", good), np.asarray(image)[good])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.sampled_from(["map", "pread"]), st.integers(0, 40))
+def test_a_reader_goes_over_all_of_them(
+    tmp_path_factory: pytest.TempPathFactory, world_size: int, access, start: int
+) -> None:
+    root = tmp_path_factory.mktemp("join")
+    first = made(root / "a", LEVELS[:1])
+    view = join([first, made(root / "b", LEVELS[1:], unit=4)])
+    alone = first.snapshot()
+    batch = world_size * 2
+    for rank in range(world_size):
+        settings = {"rank": rank, "world_size": world_size, "batch_size": batch, "start": start}
+        names = ["up.1.t100", "top"]
+        with (
+            BatchReader(view, levels=names, access=access, block_samples=1, **settings) as ours,
+            BatchReader(alone, levels=names[:1], access=access, block_samples=1, **settings) as one,
+        ):
+            for _ in range(6):
+                got, want = ours.next(), one.next()
+                assert np.array_equal(got.index, want.index)
+                assert np.array_equal(got.levels["up.1.t100"], want.levels["up.1.t100"])
+                for row, index in zip(got.levels["top"], got.index.tolist(), strict=True):
+                    other = make_batch(index, 1, levels=LEVELS[1:])
+                    assert np.array_equal(row, other.levels["top"][0])
+
+
+def test_quantised_levels_are_decoded_by_their_own_codec(tmp_path: Path) -> None:
+    view = join([made(tmp_path / "a", LEVELS[:1], codec="int8"), made(tmp_path / "b", LEVELS[1:])])
+    assert view.codec_name("up.1.t100") == "int8" and len(view.components("up.1.t100")) > 1
+    values = read_rows(view, "up.1.t100", range(N))
+    assert np.abs(values - make_batch(0, N, levels=LEVELS[:1]).levels["up.1.t100"]).max() < 0.05
+
+
+def test_a_hole_of_any_is_a_hole(tmp_path: Path) -> None:
+    first, second = made(tmp_path / "a", LEVELS[:1]), made(tmp_path / "b", LEVELS[1:], unit=4)
+    second.invalidate(2)  # samples 8 to 11
+    view = join([first, second])
+    assert view.holes == (1,)
+    assert np.flatnonzero(~view.valid).tolist() == [8, 9, 10, 11]
+
+
+def test_a_version_shows_the_same_again(tmp_path: Path) -> None:
+    both = [made(tmp_path / "a", LEVELS[:1]), made(tmp_path / "b", LEVELS[1:], samples=12)]
+    version = join(both).version
+    fill(both[1], N)
+    both[0].drop(["key/2"], reason="test")
+    assert join(both).num_samples == N and not join(both).valid[2]
+    old = join(both, version=version)
+    assert (old.version, old.num_samples, old.num_valid) == (version, 12, 12)
+    with pytest.raises(DataError, match="one of 1 datasets"):
+        join(both, version=version.split("+")[0])
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+    first = made(tmp_path / "a", LEVELS[:2])
+    with pytest.raises(ConfigError, match=r"content\.seed: got 1"):
+        join([first, made(tmp_path / "b", LEVELS[2:], seed=1)])
+    with pytest.raises(ConfigError, match=r"levels: got 'emb' a second time"):
+        join([first, made(tmp_path / "c", LEVELS[1:])])
+    with pytest.raises(ConfigError, match="datasets: got none"):
+        join([])
+    with pytest.raises(DataError, match="got array 'nothing'"):
+        join([first]).array_spec("nothing")
