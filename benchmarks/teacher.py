@@ -6,7 +6,6 @@ Rounds are interleaved. Prints one JSON object: seconds per image (best round) a
 of the paired rounds).
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import argparse
