@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import pytest
 
 from dreamshard.errors import DataError, DreamshardError
 from dreamshard.pictures import image_grid
-from dreamshard.report import build, learning, main, write_report
+from dreamshard.report import build, facts, learning, main, write_report
 from dreamshard.report.material import gather
 from dreamshard.report.page import Chart
 from dreamshard.runfolder import RunFolder
@@ -368,3 +369,11 @@ def test_missing_packages_name_the_extra(demo: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(DreamshardError, match=r"jinja2 is not installed.*dreamshard\[report\]"):
         write_report(demo / "train-001" / "evaluate")
+
+
+def test_long_commands_are_broken_into_lines_that_a_shell_joins() -> None:
+    assert facts.wrapped("dreamshard train --steps 5") == "dreamshard train --steps 5"
+    long = "dreamshard train " + " ".join(f"--setting_{number} {number}" for number in range(9))
+    lines = facts.wrapped(long).split("\n")
+    assert len(lines) == 10
+    assert shlex.split("".join(line.removesuffix("\\") for line in lines)) == shlex.split(long)
