@@ -213,8 +213,8 @@ def cases(folder: Path, unet: str, units: int) -> list[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--unet", default="", help="folder of a diffusion teacher to measure, too")
-    parser.add_argument("--rounds", type=int, default=5, help="pipeline rounds per case (count)")
-    parser.add_argument("--units", type=int, default=12, help="units per round and actor (count)")
+    parser.add_argument("--rounds", type=int, default=3, help="pipeline rounds per case (count)")
+    parser.add_argument("--units", type=int, default=24, help="units per round and actor (count)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--folder", default="", help="where to write; a temporary one by default")
     parser.add_argument("--out", default="", help="file for the result, besides the last line")
