@@ -75,15 +75,7 @@ def _make_missing(
         f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
         f"{format_bytes(plan.total_bytes)} in {dataset.url}"
     )
-    job = Job(
-        url=dataset.url,
-        run_id=run_id,
-        teacher=config.teacher,
-        image_size=request.spec.image_size,
-        seed=config.seed,
-        fsync=config.fsync,
-        halve_on_oom=config.halve_on_oom,
-    )
+    job = _job(config, request, url=dataset.url, run_id=run_id)
     wanted = config.actors or max(1, num_cpus() // pins.threads)
     with cluster(
         config.ray,
@@ -122,6 +114,18 @@ def _make_missing(
                 deadline=Deadline(config.unit_deadline_s),
             )
             return driver.run(_tasks(missing.tolist(), plan)), books
+
+
+def _job(config: PipelineConfig, request: Request, *, url: str, run_id: str) -> Job:
+    return Job(
+        url=url,
+        run_id=run_id,
+        teacher=config.teacher,
+        image_size=request.spec.image_size,
+        seed=config.seed,
+        fsync=config.fsync,
+        halve_on_oom=config.halve_on_oom,
+    )
 
 
 def _tasks(missing: Sequence[int], plan: Plan) -> Iterator[Task]:

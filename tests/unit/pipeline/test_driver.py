@@ -229,13 +229,13 @@ def test_an_actor_that_stays_stuck_is_replaced_and_its_unit_counted_once(
 
 
 def test_with_one_actor_a_stuck_unit_costs_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
-    workers, outcome, done = drive_stuck(monkeypatch, actors=1, units=3, stuck={(0, 1)})
+    workers, _, done = drive_stuck(monkeypatch, actors=1, units=3, stuck={(0, 1)})
     assert sorted(done) == [0, 1, 2] and workers.replaced == ["teacher-0"]
 
 
 def test_a_unit_that_is_always_stuck_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     stuck = {(1, copy) for copy in range(1, 9)}
-    workers, outcome, done = drive_stuck(monkeypatch, actors=2, units=4, stuck=stuck)
+    _, outcome, done = drive_stuck(monkeypatch, actors=2, units=4, stuck=stuck)
     assert sorted(done) == [0, 2, 3]
     assert list(outcome.quarantined) == [1] and "stuck" in outcome.quarantined[1]
 
