@@ -169,6 +169,7 @@ def _recipe(
             "timestep": level.timestep,
             "draw": level.draw,
             "pool": level.pool,
+            **spec.level_facts.get(level.name, {}),
         }
         for level in spec.levels
     ]
