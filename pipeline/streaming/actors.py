@@ -149,14 +149,19 @@ def find_actors(service: str) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
+def end_actors(handles: Sequence[Any], *, timeout_s: float = 30.0) -> None:
+    """Let actors finish the units they commit, then end them."""
+    if handles:
+        closing = [handle.close.remote() for handle in handles]
+        ray.wait(closing, num_returns=len(closing), timeout=timeout_s)
+    for handle in handles:
+        ray.kill(handle)
+
+
 def stop_actors(service: str, *, timeout_s: float = 30.0) -> int:
     """Let a service's actors finish the units they commit, then end them; return how many."""
     handles = list(find_actors(service).values())
-    ray.wait(
-        [handle.close.remote() for handle in handles], num_returns=len(handles), timeout=timeout_s
-    ) if handles else None
-    for handle in handles:
-        ray.kill(handle)
+    end_actors(handles, timeout_s=timeout_s)
     return len(handles)
 
 

@@ -37,6 +37,7 @@ class Part:
     micro_batch: int
     has_labels: bool
     num_samples: int | None
+    licence: str
     served: ServedPart | None = None
     snapshot: Snapshot | None = None
     keep: Dataset | None = None
@@ -151,6 +152,7 @@ def _part(
         micro_batch=request.pins.micro_batch,
         has_labels=request.input.has_labels,
         num_samples=None if endless else request.plan.num_samples,
+        licence=request.spec.licence,
         served=served,
     )
 
@@ -169,6 +171,7 @@ def _shards(url: str, weight: int, version: str | None) -> Part:
         micro_batch=dataset.pins.micro_batch,
         has_labels="label" in snapshot.array_names,
         num_samples=snapshot.num_samples,
+        licence=dataset.about.licence,
         snapshot=snapshot,
     )
 
