@@ -186,7 +186,9 @@ def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None
     differing = [
         f"\n  {key}: {before.get(key)!r} there, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())
-        if key not in FREE and not key.startswith(FREE_SECTION) and before.get(key) != after.get(key)
+        if key not in FREE
+        and not key.startswith(FREE_SECTION)
+        and before.get(key) != after.get(key)
     ]
     if (state.content_key, state.layout_key) != (now.content_key, now.layout_key):
         differing.append(f"\n  data.dataset: {state.dataset} there, {now.dataset} asked for")

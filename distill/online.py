@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from distill.data import ShardBatches, TrainingSet
 from dreamshard.progress import stage
-from pipeline.cluster import OBJECT_STORE_BYTES, Cluster, cluster
+from pipeline.cluster import Cluster, cluster
 from pipeline.config import RayConfig
 from pipeline.paths import settle_paths
 from pipeline.resolve import num_cpus
@@ -59,7 +59,9 @@ class StreamedDataset:
         content: dict[str, object] = {
             **first.recipe.content,
             "stream": stream.identity,
-            "parts": [[part.weight, part.num_samples, part.recipe.content] for part in stream.parts],
+            "parts": [
+                [part.weight, part.num_samples, part.recipe.content] for part in stream.parts
+            ],
             "window_units": config.window_units,
         }
         self.recipe = Recipe(first.recipe.name, content, first.recipe.layout)
@@ -153,18 +155,18 @@ class StreamBatches(ShardBatches):
     def _transport(
         self, stream: Stream, config: StreamConfig, accelerator: Accelerator
     ) -> Transport:
-        ranks = accelerator.num_processes
-        there = _join(self._stack, config, accelerator, store_bytes=_store_bytes(stream, config, ranks))
+        store = stream.store_bytes(config.window, clients=accelerator.num_processes)
+        there = _join(self._stack, config, accelerator, store_bytes=store)
         from pipeline.streaming import actors
 
-        if accelerator.is_main_process and config.start_actors == "auto":
-            if not actors.find_actors(config.name):
-                need = {"num_cpus": config.threads_per_actor, "num_gpus": config.gpus_per_actor}
-                count = config.actors or there.room(**need)
-                stage(f"stream: starting {count} teacher actors of service {config.name!r}")
-                handles = actors.start_actors(config, count=count, detached=False)
-                self._stack.callback(actors.end_actors, handles)
-                actors.wait_ready(handles, stream.identity, service=config.name)
+        starts = accelerator.is_main_process and config.start_actors == "auto"
+        if starts and not actors.find_actors(config.name):
+            need = {"num_cpus": config.threads_per_actor, "num_gpus": config.gpus_per_actor}
+            count = config.actors or there.room(**need)
+            stage(f"stream: starting {count} teacher actors of service {config.name!r}")
+            handles = actors.start_actors(config, count=count, detached=False)
+            self._stack.callback(actors.end_actors, handles)
+            actors.wait_ready(handles, stream.identity, service=config.name)
         return actors.RayTransport(config.name, stream.identity)
 
 
@@ -210,11 +212,3 @@ def _join(
         return there
     os.environ.update({"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token} if mode else {})
     return stack.enter_context(cluster(RayConfig(address=address), num_cpus=1, num_gpus=0))
-
-
-def _store_bytes(stream: Stream, config: StreamConfig, ranks: int) -> int:
-    """Size an embedded cluster's object store: four windows per rank, as measured (DESIGN 5)."""
-    row = sum(spec.row_bytes for spec in stream.arrays([lv.name for lv in stream.levels]).values())
-    return max(
-        OBJECT_STORE_BYTES, 4 * ranks * config.window * stream.parts[0].micro_batch * row + (64 << 20)
-    )

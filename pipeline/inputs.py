@@ -219,9 +219,7 @@ class ImageInput:
                 work.valid[row] = False
                 work.errors[row] = error
         suffixes = [f".v{index % views}" if views > 1 else "" for index in real]
-        work.keys = [
-            sample[2].key + suffix for sample, suffix in zip(rows, suffixes, strict=True)
-        ]
+        work.keys = [sample[2].key + suffix for sample, suffix in zip(rows, suffixes, strict=True)]
         if self.has_labels:
             work.labels = np.array([record.label for _, _, record in rows], np.int64)
         return work

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     # By path, also from an uninstalled checkout: the repository's root takes the place of this
@@ -21,15 +22,20 @@ from dreamshard.config import load_config
 from dreamshard.errors import run_main
 from dreamshard.progress import is_interactive, stage
 from dreamshard.runfolder import RunFolder
-from pipeline.cluster import EMBEDDED, OBJECT_STORE_BYTES, cluster
+from pipeline.cluster import EMBEDDED, Cluster, cluster
 from pipeline.paths import settle_paths
 from pipeline.signals import StopSignal
 from pipeline.streaming.config import ServeConfig
+
+if TYPE_CHECKING:
+    from pipeline.streaming.resolve import Stream
 
 PROG = "dreamshard serve"
 INTERRUPTED = 130
 STATUS_S = 10.0
 """Seconds between two status lines."""
+CLIENTS = 4
+"""Clients that the object store of a cluster of our own has room for."""
 TOKEN_FILE = "ray-token"
 
 
@@ -49,50 +55,53 @@ def serve(config: ServeConfig, *, command: Sequence[str]) -> int:
         ConfigError: settings, an address nobody answers at, another service of that name.
         TeacherError, DataError: the actors cannot load what they are to serve.
     """
-    from pipeline.resolve import num_cpus
-
     config = settle_paths(config)
-    actors = config.actors or max(1, num_cpus() // config.threads_per_actor)
-    need = {
-        "num_cpus": actors * config.threads_per_actor,
-        "num_gpus": actors * config.gpus_per_actor,
-    }
     if config.action in ("status", "stop"):
         with cluster(config.ray, num_cpus=1, num_gpus=0):
             return _status(config) if config.action == "status" else _stop(config)
     from pipeline.streaming.resolve import resolve_stream
 
     stream = resolve_stream(config)  # every mistake before Ray starts
-    row = sum(spec.row_bytes for spec in stream.arrays([lv.name for lv in stream.levels]).values())
-    store = 4 * max(1, config.window) * stream.parts[0].micro_batch * row
-    with cluster(config.ray, **need, object_store_bytes=max(OBJECT_STORE_BYTES, 2 * store)) as there:
-        from pipeline.streaming.actors import end_actors, start_actors, wait_ready
+    actors = config.actors or max(1, len(os.sched_getaffinity(0)) // config.threads_per_actor)
+    with cluster(
+        config.ray,
+        num_cpus=actors * config.threads_per_actor,
+        num_gpus=actors * config.gpus_per_actor,
+        object_store_bytes=stream.store_bytes(config.window, clients=CLIENTS),
+    ) as there:
+        return _serve_on(there, config, stream, command)
 
-        folder = RunFolder(config.run_dir, config=config, command=command)
-        count = config.actors or there.room(
-            num_cpus=config.threads_per_actor, num_gpus=config.gpus_per_actor
-        )
-        stage(f"serve: {config.name!r}, {count} actors on {there.where}")
-        handles = start_actors(config, count=count, detached=True)
-        with StopSignal() as stopping:
-            keep = config.action == "start" and there.where != EMBEDDED
-            try:
-                wait_ready(
-                    handles,
-                    stream.identity,
-                    service=config.name,
-                    on_ready=lambda ready: stage(f"serve: {ready} of {count} actors are ready"),
-                    stopping=stopping,
-                )
-                sys.stdout.write(_how_to_connect(config, folder.path))
-                sys.stdout.flush()
-                if keep:
-                    return 0
-                _watch(config, stopping)
-            finally:
-                if not keep:
-                    stage("serve: stopping; units being committed are finished first")
-                    end_actors(handles)
+
+def _serve_on(there: Cluster, config: ServeConfig, stream: Stream, command: Sequence[str]) -> int:
+    from pipeline.streaming.actors import end_actors, start_actors, wait_ready
+
+    folder = RunFolder(config.run_dir, config=config, command=command)
+    need = {"num_cpus": config.threads_per_actor, "num_gpus": config.gpus_per_actor}
+    count = config.actors or there.room(**need)
+    leave = config.action == "start" and there.where != EMBEDDED
+    stage(f"serve: {config.name!r}, {count} actors on {there.where}")
+    handles = start_actors(config, count=count, detached=True)
+    with StopSignal() as stopping:
+        try:
+            wait_ready(
+                handles,
+                stream.identity,
+                service=config.name,
+                on_ready=lambda ready: stage(f"serve: {ready} of {count} actors are ready"),
+                stopping=stopping,
+            )
+            sys.stdout.write(_how_to_connect(config, folder.path))
+            sys.stdout.flush()
+            if leave:
+                return 0
+            _watch(config, stopping)
+        except BaseException:
+            leave = False
+            raise
+        finally:
+            if not leave:
+                stage("serve: stopping; units being committed are finished first")
+                end_actors(handles)
     return INTERRUPTED
 
 

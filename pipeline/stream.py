@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -178,7 +178,8 @@ class StreamReader:
         """Queue a batch; meanwhile keep the window going."""
         while not self._stopped.is_set():
             try:
-                return self._queue.put(item, timeout=POLL_S)
+                self._queue.put(item, timeout=POLL_S)
+                return
             except queue.Full:
                 if isinstance(item, Slot):
                     self._window.step()

@@ -20,7 +20,7 @@ from dreamshard.errors import ConfigError, DreamshardError, TeacherError
 from pipeline.cluster import worker_env
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.resolve import differences, resolve_stream
-from pipeline.streaming.server import CALLS, Server
+from pipeline.streaming.server import CALLS, Server, StoppingError
 from pipeline.streaming.window import Arrived, Event, Failed, Lost, Request
 
 NAMESPACE = "dreamshard"
@@ -62,7 +62,12 @@ class StreamActor:
 
     @ray.method(concurrency_group="talk")
     def identity(self) -> dict[str, object]:
-        """Return what is served, by dotted key."""
+        """Return what is served, by dotted key.
+
+        Raises:
+            StoppingError: nothing any more.
+        """
+        self._server.check_open()
         return self._identity
 
     @ray.method(concurrency_group="talk")
@@ -84,7 +89,8 @@ def start_actors(config: StreamConfig, *, count: int, detached: bool) -> list[An
         count: actors to have.
         detached: whether they outlive this process.
     """
-    actor = ray.remote(concurrency_groups={"serve": CALLS, "talk": 1})(StreamActor)
+    remote: Any = ray.remote(concurrency_groups={"serve": CALLS, "talk": 1})  # pyright: ignore
+    actor = remote(StreamActor)
     return [
         actor.options(
             name=actor_name(config.name, number),
@@ -270,11 +276,11 @@ class RayTransport:
     def _welcome(self, reference: Any) -> None:
         name, handle = self._greeted.pop(reference)
         try:
-            there = ray.get(reference)
+            there: Any = ray.get(reference)
         except ray_errors.RayError as error:
             cause = _cause(error)
-            if isinstance(cause, DreamshardError) and not isinstance(cause, TeacherError):
-                raise cause from None
+            if isinstance(cause, DreamshardError) and not isinstance(cause, StoppingError):
+                raise cause from None  # it cannot load what it is to serve
             log.debug("%s is not ready: %s", name, cause)  # greeted again at the next look
             return
         check_identity(there, self._identity, service=self._service)
@@ -285,7 +291,11 @@ class RayTransport:
         try:
             return Arrived(reference, ray.get(reference))
         except ray_errors.RayTaskError as error:
-            return Failed(reference, _cause(error))
+            cause = _cause(error)
+            if isinstance(cause, StoppingError):
+                self._ready.pop(worker, None)
+                return Lost(reference, cause, leaving=True)
+            return Failed(reference, cause)
         except ray_errors.RayError as error:
             self._ready.pop(worker, None)
             return Lost(reference, error)

@@ -195,4 +195,8 @@ def stand_ins(valid: np.ndarray) -> np.ndarray | None:
     if valid.all():
         return None
     usable = np.flatnonzero(valid)
-    return usable[np.searchsorted(usable, np.arange(len(valid))) % len(usable)] if len(usable) else usable
+    return (
+        usable[np.searchsorted(usable, np.arange(len(valid))) % len(usable)]
+        if len(usable)
+        else usable
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dreamshard.errors import ConfigError, DataError, Problem
+from pipeline.cluster import OBJECT_STORE_BYTES
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.lookup import create
 from pipeline.paths import settle_paths
@@ -71,6 +72,12 @@ class Stream:
             masks=False,
         )  # fmt: skip
         return {spec.name: spec for spec in specs}
+
+    def store_bytes(self, window: int, *, clients: int) -> int:
+        """Size the object store of a cluster of our own: four windows per client, as measured."""
+        row = sum(spec.row_bytes for spec in self.arrays([lv.name for lv in self.levels]).values())
+        windows = 4 * clients * window * self.parts[0].micro_batch * row
+        return max(OBJECT_STORE_BYTES, windows + (64 << 20))
 
     def versions(self) -> str:
         """Name the snapshots that cached shards are read from, for checkpoints."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dreamshard.errors import DataError
+from dreamshard.errors import DataError, DreamshardError
 from pipeline.actor import _explained as explain_memory
 from pipeline.actor import _settle_torch as settle_torch
 from pipeline.inputs import Input, Work
@@ -36,7 +36,14 @@ CALLS = 3
 RECENT = 4
 """Answers kept where several will ask for the same micro-batch, such as ranks that share it."""
 
+CLOSE_S = 20.0
+"""Time that requests under way are given when it is closed."""
+
 log = logging.getLogger(__name__)
+
+
+class StoppingError(DreamshardError):
+    """Say that this actor is being stopped: others serve, now or later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +83,8 @@ class Server:
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="teacher")
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._reading, self._lock = threading.Lock(), threading.Lock()
+        self._idle = threading.Condition()
+        self._active, self._closing = 0, False
         self._recent: OrderedDict[tuple[object, ...], Future[dict[str, np.ndarray]]] = OrderedDict()
         self._teachers: dict[int, Teacher] = {}
         self._codecs: dict[int, dict[str, Codec]] = {}
@@ -111,10 +120,28 @@ class Server:
             `index` int64 (n,), `image` uint8 (n, H, W, 3), `label` int64 (n,) where there are any,
             and each level's arrays as its codec stores them. A row that cannot be used holds the
             next one that can, as its `index` says.
+
+        Raises:
+            StoppingError: it is being closed.
+            TeacherError, DataError: it cannot be made.
         """
         served = self._parts[part]
         assert served is not None, "a dataset is read by those who want it"
-        self._counts["requests"] += 1
+        with self._idle:
+            self.check_open()
+            self._active += 1
+            self._counts["requests"] += 1
+        try:
+            return self._serve(part, served, samples, epoch, shared)
+        finally:
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
+
+    def _serve(
+        self, part: int, served: ServedPart, samples: np.ndarray, epoch: int, shared: bool
+    ) -> dict[str, np.ndarray]:
+        """Make a micro-batch, or hand out one that somebody else has asked for."""
         if not shared:
             return self._make(part, served, samples, epoch)
         key = (part, samples.tobytes(), epoch if served.fresh_noise else 0)
@@ -135,6 +162,11 @@ class Server:
             future.set_exception(error)
         return future.result()
 
+    def check_open(self) -> None:
+        """Raise StoppingError if it is being closed."""
+        if self._closing:
+            raise StoppingError("this actor is being stopped")
+
     def status(self) -> dict[str, float | int | str]:
         """Return who this is and what it did so far."""
         alive = time.monotonic() - self._started
@@ -149,7 +181,10 @@ class Server:
         }
 
     def close(self) -> None:
-        """Finish the units being committed and end the threads."""
+        """Answer what was begun, finish the units being committed, and end the threads."""
+        with self._idle:
+            self._closing = True
+            self._idle.wait_for(lambda: self._active == 0, CLOSE_S)
         for keeper in self._keepers.values():
             keeper.close()
         self._compute.shutdown(wait=False, cancel_futures=True)

@@ -52,9 +52,7 @@ class ShardRows:
 
     def _show(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._chunks: Chunks = open_chunks(
-            snapshot, self._names, access="map", max_open=MAX_OPEN
-        )
+        self._chunks: Chunks = open_chunks(snapshot, self._names, access="map", max_open=MAX_OPEN)
 
 
 class KeptRows(ShardRows):

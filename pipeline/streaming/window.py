@@ -72,10 +72,15 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker died, or its answer was lost with a node."""
+    """The worker died, or its answer was lost with a node.
+
+    Args:
+        leaving: it was stopped on purpose: no reason to suspect the request.
+    """
 
     ticket: Hashable
     error: Exception
+    leaving: bool = False
 
 
 Event = Arrived | Failed | Lost
@@ -281,17 +286,21 @@ class Window:
             pending.failures += 1
             told = isinstance(event.error, DreamshardError)
             if told or pending.failures >= self._max_attempts:
-                raise event.error if told else TeacherError(
-                    f"teacher: could not compute samples {_some(pending)}, tried "
-                    f"{pending.failures} times: {text}"
+                raise (
+                    event.error
+                    if told
+                    else TeacherError(
+                        f"teacher: could not compute samples {_some(pending)}, tried "
+                        f"{pending.failures} times: {text}"
+                    )
                 ) from event.error
         else:
-            pending.deaths += 1
+            pending.deaths += not event.leaving
             if pending.deaths >= MAX_DEATHS:
                 raise TeacherError(
-                    f"teacher: {pending.deaths} actors died over samples {_some(pending)} (the last "
-                    f"one: {text}). Memory is the usual reason: try half of --micro_batch, or look "
-                    "at the actors' logs."
+                    f"teacher: {pending.deaths} actors died over samples {_some(pending)} (the "
+                    f"last one: {text}). Memory is the usual reason: try half of --micro_batch, or "
+                    "look at the actors' logs."
                 )
         self.retries += 1
         log.warning("%s: %s; its samples are asked for elsewhere", worker, text)

@@ -1,4 +1,4 @@
-"""The client, with the teacher in this process: which samples, in which order, whatever the ranks."""
+"""The client, with the teacher in this process: which samples come, in which order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dreamshard.errors import ConfigError
-from pipeline.images import ImageConfig, SourceConfig
 from pipeline.actor import Job, ShardActor
+from pipeline.images import ImageConfig, SourceConfig
 from pipeline.lookup import create
 from pipeline.resolve import resolve
 from pipeline.stream import Share, StreamReader
@@ -25,7 +25,6 @@ from storage.dataset import Dataset
 from storage.reader import BatchReader
 from storage.rows import read_rows
 
-pytest_plugins = ["tests.unit.pipeline.streaming.conftest"]
 Configure = Callable[..., StreamConfig]
 
 
@@ -115,9 +114,7 @@ def test_ranks_share_the_batches_of_one_rank(
 @pytest.mark.parametrize("shuffle", ["full", "runs"])
 def test_a_run_goes_on_from_its_position_alone(configure: Configure, shuffle: Any) -> None:
     whole = take(open_live(configure(samples=90), shuffle=shuffle, batch_size=12), 20)
-    rest = take(
-        open_live(configure(samples=90), shuffle=shuffle, batch_size=12, start=7 * 12), 13
-    )
+    rest = take(open_live(configure(samples=90), shuffle=shuffle, batch_size=12, start=7 * 12), 13)
     same(whole[7:], rest)
 
 
@@ -133,9 +130,7 @@ def test_a_generator_streams_without_end(configure: Configure) -> None:
 
 def test_fresh_noise_changes_with_the_epoch_and_images_do_not(configure: Configure) -> None:
     def epochs(**changes: Any) -> list[dict[str, np.ndarray]]:
-        return take(
-            open_live(configure(samples=32, **changes), shuffle="none", batch_size=32), 3
-        )
+        return take(open_live(configure(samples=32, **changes), shuffle="none", batch_size=32), 3)
 
     first, second, third = epochs(fresh_noise=True)
     plain = epochs()

@@ -54,7 +54,10 @@ def test_an_epoch_fills_the_very_dataset_of_an_offline_run(
     reader, _ = open_kept(config, batch_size=16)
     epoch = 96 if samples else 1297
     take(reader, -(-epoch // 16))
-    kept, made = dataset_of(config), offline(configure(root=str(tmp_path / "offline"), samples=samples))
+    kept, made = (
+        dataset_of(config),
+        offline(configure(root=str(tmp_path / "offline"), samples=samples)),
+    )
     assert files(kept) == files(made)
     ours, theirs = kept.committed(), made.committed()
     assert ours.keys() == theirs.keys()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ def test_every_epoch_has_every_sample_once(shuffle: str, n: int, m: int, start: 
     covered = list(it.micro_batches(start, start + 2 * n))
     spans = [(batch.first, batch.first + len(batch.samples)) for batch in covered]
     assert spans[0][0] <= start < spans[0][1] and spans[-1][1] >= start + 2 * n
-    assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
     for batch in covered:
         assert len(batch.samples) <= m and batch.epoch == batch.first // n
         positions = np.arange(batch.first, batch.first + len(batch.samples))
@@ -55,9 +57,7 @@ def test_runs_are_the_micro_batches_of_an_offline_run() -> None:
     for epoch in (0, 1):
         mine = {tuple(b.samples.tolist()) for b in batches if b.epoch == epoch}
         assert mine == natural
-    first, second = (
-        [b.samples[0] for b in batches if b.epoch == epoch] for epoch in (0, 1)
-    )
+    first, second = ([b.samples[0] for b in batches if b.epoch == epoch] for epoch in (0, 1))
     assert first != second, "another order in every epoch"
 
 
