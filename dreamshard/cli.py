@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "draw images from a teacher and record its features",
     ),
     "train": ("distill.train:main", "distil recorded features into a student backbone"),
+    "publish": ("distill.publish:main", "copy a trained student for timm, the Hub or ONNX"),
     "evaluate": ("distill.evaluate:main", "measure what a student has learned"),
     "report": ("dreamshard.report:main", "write an HTML report of runs and datasets"),
     "ls": ("storage.commands:ls", "list the feature datasets under a folder or URL"),
