@@ -93,7 +93,7 @@ class Bench:
         self.samples = case.units * self.request.plan.samples_per_unit
         job = Job(
             url=self.dataset.url,
-            run_id="bench",
+            run_id=f"bench-{case.name}",
             teacher=case.config.teacher,
             image_size=self.request.spec.image_size,
             seed=0,
@@ -103,7 +103,7 @@ class Bench:
         self.workers = RayWorkers(
             job,
             self.request.input,
-            count=case.actors,
+            target=lambda: case.actors,
             num_cpus=0.1,
             num_gpus=0,
             env_vars=environment,

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from distill.losses.feature import WHITEN_EPS, WhitenAxes, whiten
 from storage.codecs.base import Codec
+from storage.codecs.dct import DctCodec
 from storage.codecs.floats import BFloat16Codec
 from storage.codecs.integers import Int4Codec, Int8Codec
 from storage.codecs.lossless import CompressedCodec
 from storage.codecs.lowrank import LowRankCodec
+from storage.codecs.transform import dct_matrix, map_shape
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class Dequantiser:
             basis = torch.from_numpy(np.array(self._codec.basis, np.float32)).to(self.device)
             self._mean, self._basis = basis[0], basis[1:]
             self._shape = (self._codec.rank, *level.shape[1:])
+        self._transform = None
+        if isinstance(self._codec, DctCodec):
+            self._transform = _Transform(level, self._codec, device=self.device)
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
         """Return the values, float32 (B, *level.shape) on the device.
@@ -82,6 +87,8 @@ class Dequantiser:
     def _decode(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
         """Return what the inner codec stores, float32 (B, *inner shape)."""
         codes = self._to_device(arrays[self.level.name])
+        if self._transform is not None:
+            return self._transform(codes).reshape(len(codes), *self.level.shape)
         if isinstance(self._inner, Int8Codec):
             return codes.float().mul_(self._per_group(arrays, "scale"))
         if isinstance(self._inner, Int4Codec):
@@ -101,6 +108,55 @@ class Dequantiser:
         if rows.dtype == np.uint16:  # torch knows few operations on it
             rows = rows.view(np.int16)
         return torch.from_numpy(rows).to(self.device)
+
+
+class _Transform:
+    """Undo codec `dct`; see `storage.codecs.transform`. N samples, n coded coefficients."""
+
+    def __init__(self, level: Level, codec: DctCodec, *, device: torch.device) -> None:
+        found = codec.transform
+        assert found is not None, "fitted before the first unit"
+
+        def there(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.array(values)).to(device)
+
+        self._channels, height, width = map_shape(level)
+        self._counts, self._used = found.counts, found.used
+        self._books, self._first, self._step = map(
+            there, (found.books, found.first_entry, found.step)
+        )
+        self._centre = there(found.centre)
+        self._rotation = there(found.rotation[: found.used].T)
+        self._order = there(found.order)
+        self._rows, self._columns = there(dct_matrix(height)), there(dct_matrix(width))
+        self._eight = torch.arange(8, device=device, dtype=torch.uint8)
+
+    def __call__(self, packed: Tensor) -> Tensor:
+        """Return values, float32 (N, C, P), of bit planes, uint8 (N, bytes)."""
+        count, channels = len(packed), self._channels
+        quantised = self._books[self._first + self._codes(packed)].mul_(self._step)
+        spread = quantised.new_zeros(count, self._centre.numel())
+        spread[:, self._order] = quantised
+        maps = spread.reshape(count, channels + 2, len(self._rows), len(self._columns))
+        maps = torch.cat([maps[:, : self._used], maps[:, -2:]], dim=1)
+        maps = (self._rows.T @ maps @ self._columns).flatten(2)
+        normal = torch.baddbmm(
+            self._centre[None, :channels],
+            self._rotation.expand(count, -1, -1),
+            maps[:, : self._used],
+        )
+        mean, log = (maps[:, -2:] + self._centre[-2:]).split(1, dim=1)
+        return normal.mul_(log.exp()).add_(mean)
+
+    def _codes(self, packed: Tensor) -> Tensor:
+        """Gather the codes of coefficients out of their bit planes, int64 (N, n)."""
+        flat = (packed[..., None] >> self._eight & 1).flatten(1)
+        codes = torch.zeros(len(packed), len(self._order), dtype=torch.uint8, device=packed.device)
+        start = 0
+        for plane, count in enumerate(self._counts):
+            codes[:, :count] |= flat[:, start : start + count] << plane
+            start += count
+        return codes.long()
 
 
 def open_dequantisers(

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill.config import EvaluateConfig
+from distill.evaluate_config import EvaluateConfig
 from dreamshard.config import load_config
 from dreamshard.errors import run_main
 from dreamshard.progress import Progress, stage

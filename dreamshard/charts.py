@@ -152,6 +152,42 @@ def _gain_panel(
     _style(axes, theme, grid="y")
 
 
+def level_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    theme: Theme,
+    *,
+    xlabel: str,
+    ylabel: str,
+) -> bytes:
+    """Draw one panel per measure with one marked line per thing compared, over uneven levels.
+
+    Args:
+        panels: {panel title: {line name: [(x, y), ...]}}; x is at least 0, drawn as a square root
+            so that small values stay apart.
+        theme: colours.
+        xlabel: of every panel.
+        ylabel: of every panel.
+    """
+    figure, axeses = _figure(theme, width=4.6 * len(panels), height=3.9, columns=len(panels))
+    for axes, (title, lines) in zip(axeses, panels.items(), strict=True):
+        for number, (name, points) in enumerate(lines.items()):
+            x, y = np.asarray(points, float).reshape(-1, 2).T
+            colour = theme.series[number % len(theme.series)]
+            dash = ("-", "--", ":")[number // len(theme.series) % 3]
+            axes.plot(x, y, dash, color=colour, marker="o", markersize=3, linewidth=1.5, label=name)
+        axes.set_xscale("function", functions=(np.sqrt, np.square))
+        axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        _style(axes, theme, grid="both")
+        axes.tick_params(axis="x", labelsize=7)
+        axes.xaxis.set_major_formatter("{x:g}")
+    handles, labels = axeses[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    for text in legend.get_texts():
+        text.set_color(theme.text)
+    return _png(figure)
+
+
 def stage_bars(stages: Mapping[str, tuple[float | None, float | None]], theme: Theme) -> bytes:
     """Draw seconds and images per second of each stage as two panels of horizontal bars.
 

@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("dreamshard.demo:main", "go the whole road on handwritten digits, in minutes"),
     "plan": ("pipeline.plan:main", "show samples, bytes, hours and bandwidth before spending them"),
     "pretrain": ("pipeline.pretrain:main", "train a diffusion teacher on your own images"),
+    "interpret": ("pipeline.interpret:main", "teach a teacher's features to name what they show"),
     "encode": ("pipeline.encode:main", "record a teacher's features of given images"),
     "synthesize": (
         "pipeline.synthesize:main",

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's own convention
 OPTIONAL_MODULES = frozenset(
-    "PIL accelerate datasets diffusers gcsfs huggingface_hub jinja2 matplotlib ray s3fs "
-    "safetensors sklearn timm torch torchvision webdataset".split()
+    "PIL accelerate datasets diffusers gcsfs huggingface_hub jinja2 matplotlib pycocotools ray "
+    "s3fs safetensors segmentation_models_pytorch sklearn timm torch torchmetrics torchvision "
+    "webdataset".split()
 )
 """Modules that only some commands need; the base installation goes without them."""
 

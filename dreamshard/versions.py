@@ -19,6 +19,7 @@ EXTRAS = {
         *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub"),
         "scikit-learn",
     ),
+    "evaluate": ("segmentation-models-pytorch", "torchmetrics", "pycocotools"),
     "report": ("matplotlib", "Jinja2", "pillow"),
     "hf": ("datasets",),
     "tar": ("webdataset",),

@@ -8,6 +8,7 @@ committed.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -23,8 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from dreamshard.errors import DataError, TeacherError
+from dreamshard.errors import DataError, DreamshardError, TeacherError
 from pipeline.inputs import Input, Work
+from pipeline.metrics import Metrics
 from pipeline.teachers.base import TeacherConfig, load_teacher
 from storage.bases import FIT_SAMPLES
 from storage.dataset import Dataset, UnitWriter
@@ -48,14 +50,27 @@ class Job:
     image_size: tuple[int, int]
     seed: int
     fsync: bool
+    halve_on_oom: bool = False
+
+
+class HalvedError(DreamshardError):
+    """Say that the teacher was loaded again with a smaller micro-batch: the unit begins anew."""
 
 
 class ShardActor:
     """Make units: the class behind Ray's actors, usable without Ray."""
 
-    def __init__(self, job: Job, source: Input) -> None:
-        self._job, self._input = job, source
+    def __init__(self, job: Job, source: Input, name: str = "teacher") -> None:
+        self._job, self._input, self._name = job, source, name
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="teacher")
+        self._metrics = Metrics("offline", job.run_id)
+        self._stopping = threading.Event()
+        self._idle = threading.Condition()
+        self._making = 0
+
+    def __repr__(self) -> str:
+        """Name the actor in Ray's logs and in the list of processes."""
+        return f"ShardActor({self._name} of {self._job.run_id})"
 
     def load(self) -> dict[str, object]:
         """Open the dataset and load the teacher; return who and where this is.
@@ -70,6 +85,7 @@ class ShardActor:
                 f"{error} (seen from an actor on {socket.gethostname()}: the root must be on "
                 "storage that all nodes of the cluster share)"
             ) from error
+        self._micro_batch = self._dataset.pins.micro_batch
         self._compute.submit(self._load_teacher).result()
         if self._dataset.unfitted():
             self._compute.submit(self._fit).result()
@@ -86,22 +102,47 @@ class ShardActor:
             The commit in brief: unit, count, invalid, bytes, seconds, teacher_s, write_wait_s,
             errors (the first few), host.
         """
+        with self._idle:
+            self._making += 1
+        try:
+            while True:
+                try:
+                    return self._make(unit, count, self._micro_batch)
+                except HalvedError as error:
+                    log.warning("unit %d: %s", unit, error)
+        finally:
+            with self._idle:
+                self._making -= 1
+                self._idle.notify_all()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Drop the units that are being computed, let those being committed finish; then return."""
+        self._stopping.set()
+        with self._idle:
+            self._idle.wait_for(lambda: self._making == 0, timeout_s)
+
+    def _make(self, unit: int, count: int, micro_batch: int) -> dict[str, object]:
         started = time.perf_counter()
         start = unit * self._dataset.samples_per_unit
-        works = self._input.works(start, count, micro_batch=self._dataset.pins.micro_batch)
+        works = self._input.works(start, count, micro_batch=micro_batch)
         ready = itertools.chain([next(works)], works)  # reading ahead begins before our turn comes
         writer = self._dataset.unit_writer(unit, count=count, run_id=self._job.run_id)
         sink = WriterThread(writer)
         try:
-            tally = self._compute.submit(self._run_teacher, ready, sink).result()
+            run = self._compute.submit(self._run_teacher, ready, sink, micro_batch)
+            tally = run.result()
             sink.close()
+            halved = micro_batch != self._dataset.pins.micro_batch
             commit = writer.commit(
-                input_digest=tally.digest.hexdigest(), seconds=time.perf_counter() - started
+                input_digest=tally.digest.hexdigest(),
+                seconds=time.perf_counter() - started,
+                extra={"micro_batch": micro_batch} if halved else None,
             )
         except BaseException:
             sink.stop()
             writer.abort()
             raise
+        self._metrics.count(images=count, bytes=commit.bytes)
         return {
             "unit": unit,
             "count": count,
@@ -115,7 +156,7 @@ class ShardActor:
         }
 
     def _load_teacher(self) -> None:
-        pins = self._dataset.pins
+        pins = dataclasses.replace(self._dataset.pins, micro_batch=self._micro_batch)
         self._teacher = load_teacher(
             self._job.teacher,
             mode=self._input.mode,
@@ -144,18 +185,35 @@ class ShardActor:
         ]
         self._dataset.fit(join_batches(batches))
 
-    def _run_teacher(self, works: Iterator[Work], sink: WriterThread) -> Tally:
+    def _run_teacher(self, works: Iterator[Work], sink: WriterThread, micro_batch: int) -> Tally:
         """Compute a unit's micro-batches in order; on the one thread that runs the teacher."""
         tally = Tally()
         for work in works:
+            if self._stopping.is_set():
+                raise DreamshardError("the run was stopped")
+            if micro_batch != self._micro_batch:
+                raise HalvedError(f"micro-batches of {self._micro_batch} from now on")
             started = time.perf_counter()
             try:
                 batch = self._input.forward(self._teacher, work)
             except (MemoryError, RuntimeError) as error:
-                raise _explained(error, self._dataset.pins.micro_batch) from error
-            tally.add(work, batch, time.perf_counter() - started)
+                explained = _explained(error, micro_batch)
+                if explained is not error and self._job.halve_on_oom and micro_batch > 1:
+                    self._halve()
+                raise explained from error
+            spent, waited = time.perf_counter() - started, sink.waited_s
+            tally.add(work, batch, spent)
             sink.put(work.offset, batch)
+            self._metrics.spend(busy_s=spent, write_wait_s=sink.waited_s - waited)
         return tally
+
+    def _halve(self) -> None:
+        """Go on with half the micro-batch: the unit begins anew, and its commit says so."""
+        self._micro_batch //= 2
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+            sys.modules["torch"].cuda.empty_cache()
+        self._load_teacher()
+        raise HalvedError(f"out of memory: micro-batches of {self._micro_batch} from now on")
 
 
 class Tally:
@@ -240,6 +298,7 @@ def _explained(error: Exception, micro_batch: int) -> Exception:
         return TeacherError(
             f"micro_batch: got {micro_batch}, too much for the memory of {socket.gethostname()} "
             f"({str(error).splitlines()[0] if str(error) else 'out of memory'}). "
-            "Try --micro_batch with half of it; it is pinned, so that starts another dataset."
+            "Try --micro_batch with half of it; it is pinned, so that starts another dataset. Or "
+            "--halve_on_oom, which marks the shards made with less."
         )
     return error

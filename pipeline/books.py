@@ -9,7 +9,8 @@ from typing import cast
 from dreamshard.errors import DataError
 from dreamshard.progress import Progress
 from dreamshard.runfolder import RunFolder
-from pipeline.driver import Done
+from pipeline.driver import Done, Task
+from pipeline.metrics import Metrics
 from pipeline.plan import Plan
 from storage.dataset import Dataset
 
@@ -39,6 +40,7 @@ class Books:
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()
+        self._metrics = Metrics("offline", self.dataset.recipe.name)
         self.samples, self.invalid = counts(self.dataset)
 
     def take(self, event: Done) -> None:
@@ -62,6 +64,14 @@ class Books:
         self.progress.update(count, **({"invalid": str(self.invalid)} if self.invalid else {}))
         self.dataset.roll_up()
         self.check()
+
+    def give_up(self, task: Task, why: str, attempts: int) -> None:
+        """Write into the manifest why a unit is left out."""
+        self.dataset.quarantine(task.unit, error=why, attempts=attempts)
+
+    def retry(self) -> None:
+        """Count a unit that is given out again."""
+        self._metrics.count(retries=1)
 
     def check(self) -> None:
         """Raise DataError if too many images are invalid."""

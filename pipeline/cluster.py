@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +44,28 @@ class Cluster:
 
     where: str
     """`embedded`, or the address joined."""
-    num_cpus: float
-    num_gpus: float
+    nodes: tuple[Mapping[str, float], ...]
+    """Resources of each node that is alive, by Ray's names."""
 
-    def room(self, *, num_cpus: float, num_gpus: float) -> int:
-        """Count how many actors of that size fit, at least 1."""
-        fits = self.num_cpus / num_cpus if num_cpus else float("inf")
-        if num_gpus:
-            # Several on one GPU or several GPUs each, but none split over two GPUs.
-            share = int(1 / num_gpus) if num_gpus < 1 else 1 / num_gpus
-            fits = min(fits, share * self.num_gpus)
-        return max(1, int(fits))
+    @property
+    def num_gpus(self) -> float:
+        """Count the GPUs of all nodes."""
+        return sum(node.get("GPU", 0.0) for node in self.nodes)
+
+    def room(self, *, num_cpus: float, num_gpus: float, **resources: float) -> int:
+        """Count how many actors of that size fit, at least 1; none is split over two nodes."""
+        needs = {"CPU": num_cpus, **resources}
+        return max(1, sum(_fit(node, needs, num_gpus) for node in self.nodes))
+
+
+def _fit(node: Mapping[str, float], needs: Mapping[str, float], num_gpus: float) -> int:
+    """Count the actors that fit on one node."""
+    fits = [node.get(name, 0.0) / need for name, need in needs.items() if need]
+    if num_gpus:
+        # Several on one GPU or several GPUs each, but none split over two GPUs.
+        share = int(1 / num_gpus) if num_gpus < 1 else 1 / num_gpus
+        fits.append(share * node.get("GPU", 0.0))
+    return int(min(fits, default=1) + 1e-9)
 
 
 @contextmanager
@@ -76,7 +87,7 @@ def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[
     from ray.exceptions import RayError
 
     if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
-        yield _describe("the session's own")
+        yield describe("the session's own")
         return
     try:
         if address is not None:
@@ -94,7 +105,7 @@ def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[
         got = f"{address or 'embedded'} ({type(error).__name__}: {error})"
         raise ConfigError(Problem("ray.address", got, "a running Ray cluster", hint)) from error
     try:
-        yield _describe(address or EMBEDDED)
+        yield describe(address or EMBEDDED)
     finally:
         ray.shutdown()
 
@@ -149,8 +160,9 @@ def _set_environment(config: RayConfig, *, joining: bool) -> None:
             core.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _describe(where: str) -> Cluster:
+def describe(where: str) -> Cluster:
+    """Look at the cluster this process has joined, as it is now."""
     import ray
 
-    resources = ray.cluster_resources()
-    return Cluster(where, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    nodes = (node.get("Resources", {}) for node in ray.nodes() if node.get("Alive"))
+    return Cluster(where, tuple(nodes))

@@ -57,9 +57,19 @@ class PipelineConfig:
     threads_per_actor: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of a teacher's forward pass (count). Pinned with the dataset."""
     actors: CountOrAuto = 0
-    """Actors, each with one teacher (count); 0 for as many as the cluster has room for."""
+    """Actors, each with one teacher (count); 0 for as many as the cluster has room for, more when
+    nodes join. On a cluster that scales by demand, give the most you want: none is waited for."""
     gpus_per_actor: Annotated[float, Field(ge=0, le=64)] = 0.0
     """GPUs of an actor (count); a fraction puts several teachers on one GPU."""
+    actor_resources: dict[str, float] = field(default_factory=dict)
+    """Further Ray resources of an actor, by name, to choose among unlike nodes, such as
+    {accelerator_type:A100: 0.001}."""
+    unit_deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """Time after which a unit is named and given to another actor, too, and after twice that its
+    actor is replaced (seconds); null for ten times the median, at least a minute."""
+    halve_on_oom: bool = False
+    """Halve the micro-batch where memory runs out instead of stopping; those shards are marked, and
+    may differ from others in the last digits."""
     max_invalid_share: Fraction = 0.01
     """Largest share of images that may turn out unusable before the run fails, 0 .. 1."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3

@@ -30,7 +30,11 @@ def settle_paths(config: C) -> C:
     changes: dict[str, object] = {
         "root": _output(config.root, base),
         "run_dir": _output(run_dir, base),
-        "teacher": dataclasses.replace(config.teacher, path=_input(config.teacher.path, base)),
+        "teacher": dataclasses.replace(
+            config.teacher,
+            path=_input(config.teacher.path, base),
+            interpreter=_input(config.teacher.interpreter, base),
+        ),
     }
     if isinstance(config, EncodeConfig):
         changes["source"] = dataclasses.replace(

@@ -64,8 +64,18 @@ def bytes_per_sample(
 
 
 def default_codecs(levels: Sequence[Level], *, codec: str = "float16") -> dict[str, str]:
-    """Choose how each level is stored: numbers with a fraction by `codec`, others as they are."""
-    return {level.name: codec if "float" in level.dtype else "raw" for level in levels}
+    """Choose how each level is stored: numbers with a fraction by `codec`, others as they are.
+
+    Soft labels are few numbers that a loss sharpens or flattens: they stay float16.
+    """
+    return {
+        level.name: "raw"
+        if "float" not in level.dtype
+        else "float16"
+        if level.kind == "soft_label"
+        else codec
+        for level in levels
+    }
 
 
 def choose_samples_per_unit(sample_bytes: int) -> int:

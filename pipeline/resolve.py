@@ -86,14 +86,18 @@ def mode_of(config: PipelineConfig) -> Mode:
 
 
 def check_root(root: str) -> None:
-    """Find out whether datasets can be written below `root`; make it if it is missing.
+    """Find out whether datasets can be written below `root`; make it if it is a missing folder.
 
     Raises:
         ConfigError: if not.
     """
     hint = "Try --root with a folder of your own."
     try:
-        path = Path(open_files(root).url)
+        files = open_files(root)
+        if files.remote:  # one write tells credentials, bucket and network
+            files.now()
+            return
+        path = Path(files.url)
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
@@ -160,6 +164,7 @@ def _recipe(
             "timestep": level.timestep,
             "draw": level.draw,
             "pool": level.pool,
+            **spec.level_facts.get(level.name, {}),
         }
         for level in spec.levels
     ]

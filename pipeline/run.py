@@ -16,8 +16,9 @@ from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder
 from pipeline.actor import Job
 from pipeline.books import Books, check_invalid, counts
-from pipeline.cluster import EMBEDDED, Cluster, cluster, worker_env
+from pipeline.cluster import EMBEDDED, Cluster, cluster, describe, worker_env
 from pipeline.config import PipelineConfig
+from pipeline.deadline import Deadline
 from pipeline.driver import Driver, Outcome, Task
 from pipeline.lookup import Found, check_pins, create, look_up
 from pipeline.paths import settle_paths
@@ -59,7 +60,7 @@ def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
             outcome, books = _make_missing(config, request, dataset, folder=folder, run_id=run_id)
         finally:
             dataset.roll_up(final=True)
-    folder.stats(**books.stats(), quarantined=len(outcome.quarantined))
+    folder.stats(**books.stats(), quarantined=len(outcome.quarantined), retries=outcome.retries)
     return _summarise(outcome, books, folder=folder, command=command)
 
 
@@ -74,14 +75,7 @@ def _make_missing(
         f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
         f"{format_bytes(plan.total_bytes)} in {dataset.url}"
     )
-    job = Job(
-        url=dataset.url,
-        run_id=run_id,
-        teacher=config.teacher,
-        image_size=request.spec.image_size,
-        seed=config.seed,
-        fsync=config.fsync,
-    )
+    job = _job(config, request, url=dataset.url, run_id=run_id)
     wanted = config.actors or max(1, num_cpus() // pins.threads)
     with cluster(
         config.ray,
@@ -90,7 +84,9 @@ def _make_missing(
     ) as there:
         from pipeline.workers import RayWorkers  # imports Ray
 
-        count = min(_actors(config, there, threads=pins.threads), len(missing))
+        def target() -> int:
+            return min(_actors(config, describe(there.where), threads=pins.threads), len(missing))
+
         with (
             StopSignal() as stopping,
             Progress(
@@ -99,16 +95,37 @@ def _make_missing(
             RayWorkers(
                 job,
                 request.input,
-                count=count,
+                target=target,
                 num_cpus=pins.threads,
                 num_gpus=config.gpus_per_actor,
+                resources=config.actor_resources,
                 env_vars=worker_env(pins.threads),
-                on_ready=lambda ready: progress.update(0, actors=f"{ready}/{count}"),
+                on_ready=lambda ready: progress.update(0, actors=f"{ready}/{target()}"),
             ) as workers,
         ):
             books = Books(dataset, plan, config.max_invalid_share, folder, progress)
-            driver = Driver(workers, config.max_attempts, books.take, stopping)
+            driver = Driver(
+                workers,
+                config.max_attempts,
+                books.take,
+                stopping,
+                on_given_up=books.give_up,
+                on_retry=books.retry,
+                deadline=Deadline(config.unit_deadline_s),
+            )
             return driver.run(_tasks(missing.tolist(), plan)), books
+
+
+def _job(config: PipelineConfig, request: Request, *, url: str, run_id: str) -> Job:
+    return Job(
+        url=url,
+        run_id=run_id,
+        teacher=config.teacher,
+        image_size=request.spec.image_size,
+        seed=config.seed,
+        fsync=config.fsync,
+        halve_on_oom=config.halve_on_oom,
+    )
 
 
 def _tasks(missing: Sequence[int], plan: Plan) -> Iterator[Task]:
@@ -121,7 +138,9 @@ def _actors(config: PipelineConfig, there: Cluster, *, threads: int) -> int:
         hint = "Join a cluster with --ray.address, or run on the CPU with --gpus_per_actor 0."
         got, allowed = str(config.gpus_per_actor), f"{there.num_gpus:g} at most on this machine"
         raise ConfigError(Problem("gpus_per_actor", got, allowed, hint))
-    return config.actors or there.room(num_cpus=threads, num_gpus=config.gpus_per_actor)
+    return config.actors or there.room(
+        num_cpus=threads, num_gpus=config.gpus_per_actor, **config.actor_resources
+    )
 
 
 def _already_there(config: PipelineConfig, request: Request, found: Found) -> int:
@@ -155,6 +174,8 @@ def _summarise(outcome: Outcome, books: Books, *, folder: RunFolder, command: Se
     if outcome.interrupted:
         following = again
         lines.append("stopped as asked; what is committed stays, and the same command goes on")
+    if outcome.quarantined:
+        following = again
     folder.finish(following)
     sys.stdout.write("\n".join([*lines, f"run folder: {folder.path}", f"next: {following}\n"]))
     sys.stdout.flush()
@@ -164,6 +185,6 @@ def _summarise(outcome: Outcome, books: Books, *, folder: RunFolder, command: Se
         listed = "".join(f"\n  {unit}: {why}" for unit, why in sorted(outcome.quarantined.items()))
         raise DataError(
             f"{url}: {len(outcome.quarantined)} units could not be made and are left out; the same "
-            f"command tries them again:{listed}"
+            f"command tries them again, and training without them takes --data.allow_holes:{listed}"
         )
     return 0

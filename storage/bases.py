@@ -8,9 +8,8 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
-from storage.codecs.base import Codec
+from storage.codecs.base import Codec, LearnedCodec
 from storage.codecs.lossless import CompressedCodec
-from storage.codecs.lowrank import LowRankCodec
 from storage.files import Files
 from storage.npy import read_npy, write_npy
 from storage.schema import Level
@@ -25,10 +24,10 @@ def basis_key(level: Level) -> str:
     return f"{FOLDER}/{level.name}.npy"
 
 
-def learned_part(codec: Codec) -> LowRankCodec | None:
+def learned_part(codec: Codec) -> LearnedCodec | None:
     """Return the part of a codec that has to be fitted, None if it has none."""
     inner = codec.inner if isinstance(codec, CompressedCodec) else codec
-    return inner if isinstance(inner, LowRankCodec) else None
+    return inner if isinstance(inner, LearnedCodec) else None
 
 
 def with_basis(files: Files, level: Level, codec: Codec) -> Codec:
@@ -45,8 +44,7 @@ def with_basis(files: Files, level: Level, codec: Codec) -> Codec:
     except FileNotFoundError:
         return codec
     try:
-        shape = (1 + learned.rank, *level.shape[:1])
-        basis = read_npy(data, np.dtype("<f4"), shape)
+        basis = read_npy(data, np.dtype("<f4"), learned.basis_shape(level))
         fitted = learned.fitted(level, basis)
     except (ValueError, DataError) as error:
         raise DataError(

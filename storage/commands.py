@@ -74,6 +74,8 @@ def inspect(argv: Sequence[str]) -> int:
     console.print(_level_table(summary))
     for index, error in summary.errors.items():
         print(f"sample {index} is invalid: {error}")
+    for unit, error in list(dataset.quarantined().items())[:_MAX_LINES]:
+        print(f"unit {unit} was left out: {error}")
     return 0
 
 

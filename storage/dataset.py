@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage import description, drops, leases, ledger
+from storage import description, drops, leases, ledger, quarantine
 from storage.bases import learned_part, put_basis, with_basis
 from storage.codec import ArraySpec, Codec, codec_for
 from storage.commits import Commit, latest_version, read_commit, withdraw
@@ -277,6 +277,8 @@ class Dataset:
         moved = ledger.roll_up(
             self.files, samples_per_unit=self.samples_per_unit, final=final, fsync=self.fsync
         )
+        if final:
+            quarantine.forget(self.files, ledger.read_ledger(self.files).done)
         self.files.prune(f"{STAGING}/put")
         now = time.monotonic()
         self._next_check = now + (now - started) / _CHECK_SHARE
@@ -298,6 +300,14 @@ class Dataset:
         """
         version, holds = latest_version(self.files, unit)
         return holds and withdraw(self.files, unit, version, reason=reason)
+
+    def quarantine(self, unit: int, *, error: str, attempts: int) -> None:
+        """Keep in the manifest why a unit could not be made; a later commit makes it void."""
+        quarantine.note(self.files, unit, error=error, attempts=attempts, fsync=self.fsync)
+
+    def quarantined(self) -> dict[int, str]:
+        """Return the units that were left out, with their last errors."""
+        return quarantine.errors(self.files, self.missing(self.requested()))
 
     def drop(self, keys: Sequence[str], *, reason: str) -> int:
         """Take samples out of every later snapshot; their rows stay where they are.

@@ -248,8 +248,10 @@ def _check(share: Share, **counts: int) -> None:
 def _check_whole(snapshot: ReadableSnapshot, allow_holes: bool) -> None:
     holes = [int(unit) for unit in snapshot.holes]
     if holes and not allow_holes:
-        some = ", ".join(str(unit) for unit in holes[:5]) + (", ..." if len(holes) > 5 else "")
+        told = getattr(snapshot, "quarantined", dict)()
+        some = [f"{unit} ({told[unit]})" if unit in told else str(unit) for unit in holes[:5]]
+        text = ", ".join([*some, *["..."] * (len(holes) > 5)])
         raise DataError(
-            f"{snapshot.url}: got {len(holes)} missing units ({some}), allowed none. Run the "
+            f"{snapshot.url}: got {len(holes)} missing units ({text}), allowed none. Run the "
             "command that made the dataset again to fill them, or allow_holes to read without."
         )

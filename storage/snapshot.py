@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
+from storage import quarantine
 from storage.chunks import Access, Chunks
 from storage.codec import ArraySpec, Codec
 from storage.commits import Commit
@@ -226,6 +227,10 @@ class Snapshot:
         first = self.units[rows] * self.samples_per_unit
         served = np.minimum(self.counts[rows], self.num_samples - first)
         return list(zip(self.units[rows].tolist(), served.tolist(), strict=True))
+
+    def quarantined(self) -> dict[int, str]:
+        """Why units among the holes could not be made, as far as a run has left that behind."""
+        return quarantine.errors(self._files, np.asarray(self.holes, np.int64))
 
     def _find_holes(self) -> tuple[int, ...]:
         size = self.samples_per_unit

@@ -21,6 +21,7 @@ from storage.codec import (
     ArraySpec,
     Codec,
     explain_nonfinite,
+    has_nonfinite,
 )
 from storage.commits import MAX_ERROR_CHARS, Commit
 from storage.files import Files
@@ -227,8 +228,12 @@ class UnitWriter:
     def _encode(self, name: str, values: np.ndarray) -> dict[str, np.ndarray]:
         """Turn one input into the arrays it is stored as."""
         if name in self._levels:
-            level = self._levels[name]
-            return self._codecs[name].encode(level, values)
+            level, codec = self._levels[name], self._codecs[name]
+            if codec.hides_nonfinite and has_nonfinite(values):
+                raise explain_nonfinite(
+                    name, values=values, encoded=values, first_row=self.rows, unit=self.unit
+                )
+            return codec.encode(level, values)
         dtype = self._arrays[name].dtype
         if values.dtype.kind not in "iu" or (name != LABEL and values.dtype != dtype):
             raise DataError(f"unit {self.unit}: {name}: got {values.dtype}, allowed {dtype}.")

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, cast
 
@@ -58,6 +60,13 @@ class TeacherConfig:
     """Number format of the teacher's forward pass; records are float16 either way."""
     settings: dict[str, Scalar] = field(default_factory=dict)
     """Further settings of this family, by name; `describe` lists those it knows."""
+    interpreter: str = ""
+    """Folder of an interpreter of this teacher (`dreamshard interpret`), whose logits are recorded
+    as soft labels; empty for none. With one, levels may be empty."""
+    soft_labels: list[str] = field(default_factory=list)
+    """Strides (s4, s8 ...) at which to record an interpreter's masks; empty for its finest."""
+    top_k: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Classes of a soft label to keep, as pairs of logit and class, best first; 0 for all."""
 
     def problems(self) -> list[Problem]:
         """List what is wrong whatever the family."""
@@ -65,7 +74,11 @@ class TeacherConfig:
         for key, values in (("levels", self.levels), ("timesteps", self.timesteps)):
             if len(set(values)) < len(values):
                 found.append(Problem(key, str(values), "every entry once", "Remove the repeats."))
-        if not self.levels:
+        for key, value in (("soft_labels", self.soft_labels), ("top_k", self.top_k)):
+            if value and not self.interpreter:
+                hint = "Train one with `dreamshard interpret`."
+                found.append(Problem(key, str(value), "none without teacher.interpreter", hint))
+        if not self.levels and not self.interpreter:
             found.append(
                 Problem("levels", "[]", "at least one level", "Try --teacher.levels [s4].")
             )
@@ -88,6 +101,8 @@ class TeacherSpec:
     """Whether `synthesize` gives class labels."""
     licence: str = "unknown"
     """Licence of the weights, as recorded beside them; kept with the dataset."""
+    level_facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Level name -> what else decides its bytes, JSON-able (an interpreter's digest)."""
 
 
 class Teacher(Protocol):
@@ -195,6 +210,10 @@ def describe_teacher(
         if mode not in cls.modes:
             allowed = f"{' | '.join(cls.modes)} for this teacher"
             raise ConfigError(Problem("kind", f"{config.kind} for {mode}", allowed))
+        if config.interpreter:
+            from pipeline.teachers.soft_labels import attach
+
+            return attach(cls, config, mode=mode, image_size=image_size).spec
         return cls.describe(config, mode=mode, image_size=image_size)
     except ConfigError as error:
         raise ConfigError([_under("teacher", problem) for problem in error.problems]) from error
@@ -215,9 +234,12 @@ def load_teacher(
         TeacherError: if its files are missing, damaged or do not fit the architecture.
     """
     spec = describe_teacher(config, mode=mode, image_size=image_size)
-    teacher = teacher_class(config.kind)(
-        config, mode=mode, image_size=image_size, seed=seed, pins=pins
-    )
+    build = teacher_class(config.kind)
+    if config.interpreter:
+        from pipeline.teachers.soft_labels import InterpretedTeacher
+
+        build = functools.partial(InterpretedTeacher, build)
+    teacher = build(config, mode=mode, image_size=image_size, seed=seed, pins=pins)
     if teacher.levels != spec.levels or teacher.fingerprint != spec.fingerprint:
         raise TeacherError(
             f"teacher.path: {config.path or config.kind} is not what was described before loading "

@@ -1,10 +1,11 @@
-"""Codecs by name: `float16`, `int8`, `lowrank16-int4`, and any of them `+zstd` or `+blosc`."""
+"""Codecs by name: `float16`, `int8`, `lowrank16-int4`, `dct16`, and any of them with `+zstd`."""
 
 from __future__ import annotations
 
 import re
 
 from storage.codecs.base import Codec
+from storage.codecs.dct import DctCodec
 from storage.codecs.floats import BFloat16Codec, FloatCodec, RawCodec
 from storage.codecs.integers import Int4Codec, Int8Codec
 from storage.codecs.lossless import COMPRESSIONS, CompressedCodec
@@ -21,9 +22,10 @@ CODECS: dict[str, Codec] = {
 """Codecs with a fixed name; `find_codec` knows the others too."""
 
 ALLOWED = (
-    f"{', '.join(CODECS)}, lowrank<R>-int8, lowrank<R>-int4, and any of them followed by "
-    f"{' or '.join('+' + name for name in COMPRESSIONS)}"
+    f"{', '.join(CODECS)}, lowrank<R>-int8, lowrank<R>-int4, dct<F> with F = 2 or more, and any "
+    f"of them followed by {' or '.join('+' + name for name in COMPRESSIONS)}"
 )
+_DCT = re.compile(r"dct([2-9]|[1-9][0-9]{1,3})")
 _LOW_RANK = re.compile(r"lowrank([1-9][0-9]{0,4})-(int8|int4)")
 
 
@@ -40,4 +42,6 @@ def find_codec(name: str) -> Codec | None:
     if matched:
         inner_codec = Int8Codec() if matched[2] == "int8" else Int4Codec()
         return LowRankCodec(int(matched[1]), inner_codec)
+    if matched := _DCT.fullmatch(name):
+        return DctCodec(int(matched[1]))
     return CODECS.get(name)

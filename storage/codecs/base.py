@@ -52,11 +52,14 @@ class Codec(ABC):
         name: as recipes write it.
         learned: whether it must be fitted to some of the level's values before it can be used.
         exact: whether its one array holds the values themselves, to be used as they are.
+        hides_nonfinite: whether its arrays look sound even where a value is NaN or infinite, so
+            that values have to be looked at before they are encoded.
     """
 
     name: str
     learned: bool = False
     exact: bool = False
+    hides_nonfinite: bool = False
 
     @abstractmethod
     def arrays(self, level: Level) -> tuple[ArraySpec, ...]:
@@ -73,6 +76,29 @@ class Codec(ABC):
     @abstractmethod
     def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
         """Return what |decode(encode(values)) - values| does not exceed, float64, per value."""
+
+
+class LearnedCodec(Codec):
+    """Be fitted to some of a level's values once, before anything is encoded.
+
+    Attributes:
+        basis: float32, what the fit found and decode needs; None before the fit.
+    """
+
+    learned: bool = True
+    basis: np.ndarray | None = None
+
+    @abstractmethod
+    def basis_shape(self, level: Level) -> tuple[int, ...]:
+        """Return the shape of a level's basis."""
+
+    @abstractmethod
+    def fit(self, level: Level, values: np.ndarray) -> np.ndarray:
+        """Return the basis for values (N, *level.shape); the same values give the same one."""
+
+    @abstractmethod
+    def fitted(self, level: Level, basis: np.ndarray) -> LearnedCodec:
+        """Return the codec with a basis; DataError if that cannot be the level's."""
 
 
 def part_name(level: Level, part: str) -> str:

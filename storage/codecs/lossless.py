@@ -28,6 +28,7 @@ class CompressedCodec(Codec):
     def __init__(self, inner: Codec, compression: str) -> None:
         self.name, self.inner, self.compression = f"{inner.name}+{compression}", inner, compression
         self.learned, self.exact = inner.learned, inner.exact
+        self.hides_nonfinite = inner.hides_nonfinite
 
     def arrays(self, level: Level) -> tuple[ArraySpec, ...]:
         """Return the other codec's arrays, compressed."""

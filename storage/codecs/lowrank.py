@@ -12,14 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage.codecs.base import Arrays, ArraySpec, Codec, check_float
+from storage.codecs.base import Arrays, ArraySpec, LearnedCodec, check_float
 from storage.codecs.integers import Int4Codec, Int8Codec
 from storage.schema import Level
 
 MAX_FIT_VECTORS = 200_000  # beyond this more positions change the basis no further
 
 
-class LowRankCodec(Codec):
+class LowRankCodec(LearnedCodec):
     """Store the first `rank` principal components over channels of every position, quantised.
 
     x ~ mean + sum_r c_r * basis_r, the c_r stored by int8 or int4 with a scale per component and
@@ -31,8 +31,6 @@ class LowRankCodec(Codec):
         inner: how coefficients are stored.
         basis: float32 (1 + rank, C): the mean, then orthonormal rows; None before the fit.
     """
-
-    learned: bool = True
 
     def __init__(
         self, rank: int, inner: Int8Codec | Int4Codec, *, basis: np.ndarray | None = None
@@ -51,6 +49,10 @@ class LowRankCodec(Codec):
         first, *rest = self.inner.arrays(self._inner_level(level))
         attributes = {**first.attributes, **how}
         return (replace(first, attributes=attributes), *rest)
+
+    def basis_shape(self, level: Level) -> tuple[int, ...]:
+        """Return (1 + rank, C)."""
+        return (1 + self.rank, *level.shape[:1])
 
     def fit(self, level: Level, values: np.ndarray) -> np.ndarray:
         """Find mean and principal components of some samples' values.
@@ -87,7 +89,7 @@ class LowRankCodec(Codec):
         Raises:
             DataError: if the basis does not fit the level.
         """
-        wanted = (1 + self.rank, level.shape[0])
+        wanted = self.basis_shape(level)
         if basis.shape != wanted or basis.dtype != np.float32 or not np.isfinite(basis).all():
             raise DataError(
                 f"level {level.name}: basis of codec {self.name}: got {basis.dtype} "

@@ -11,11 +11,11 @@ import pytest
 from distill.config import (
     DataConfig,
     DreamTeacherConfig,
-    EvaluateConfig,
     StudentConfig,
     TrainConfig,
 )
 from distill.evaluate import evaluate
+from distill.evaluate_config import EvaluateConfig
 from distill.tasks.few_label import FewLabelConfig
 from distill.train import train
 from dreamshard.errors import ConfigError, DataError

@@ -304,6 +304,8 @@ def test_a_unit_that_cannot_be_made_is_left_out_and_listed(tmp_path: Path) -> No
         patch.setattr(main_path, "resolve", lambda config: request)
         with pytest.raises(DataError, match=r"1 units could not be made.*\n  1: .*020.png"):
             run(config, command=["test"])
+    dataset = dataset_under(config.root)
+    assert list(dataset.quarantined()) == [1] and "020.png" in dataset.quarantined()[1]
     (files / "away").rename(files / "020.png")
     check_whole(make(config), 3 * PER_UNIT)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import EvaluateConfig, TrainConfig
+from distill.config import TrainConfig
+from distill.evaluate_config import EvaluateConfig
 from dreamshard.config import load_config
 from dreamshard.errors import ConfigError
 

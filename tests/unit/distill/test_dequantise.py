@@ -9,21 +9,21 @@ import torch
 from distill.dequantise import Dequantiser
 from distill.losses.feature import whiten
 from storage.codecs import find_codec
-from storage.codecs.lowrank import LowRankCodec
+from storage.codecs.base import LearnedCodec
 from storage.schema import Level
 
 NAMES = ["float16", "float32", "bfloat16", "int8", "int4", "int8+zstd", "lowrank4-int8"]
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 5), (6, 3, 3)])
-@pytest.mark.parametrize("name", [*NAMES, "lowrank6-int4"])
+@pytest.mark.parametrize("name", [*NAMES, "lowrank6-int4", "dct3", "dct16"])
 @pytest.mark.parametrize("axes", ["c", "chw"])
 def test_torch_and_numpy_agree(name: str, shape: tuple[int, ...], axes) -> None:
     level = Level("up", "feature", "up", 0, 0, "", 4, shape, "float32")
     values = np.random.default_rng(0).standard_normal((7, *shape)).astype(np.float32) + 1
     codec = find_codec(name)
     assert codec is not None
-    if isinstance(codec, LowRankCodec):
+    if isinstance(codec, LearnedCodec):
         codec = codec.fitted(level, codec.fit(level, values))
     stored = codec.encode(level, values)
     dequantise = Dequantiser(level, codec, device="cpu")
@@ -37,10 +37,10 @@ def test_torch_and_numpy_agree(name: str, shape: tuple[int, ...], axes) -> None:
 def test_vectors_are_decoded_too() -> None:
     level = Level("w", "embedding", "w", 0, 0, "", 0, (5,), "float32")
     values = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
-    for name in ("int8", "int4", "lowrank2-int8"):
+    for name in ("int8", "int4", "lowrank2-int8", "dct4"):
         codec = find_codec(name)
         assert codec is not None
-        if isinstance(codec, LowRankCodec):
+        if isinstance(codec, LearnedCodec):
             codec = codec.fitted(level, codec.fit(level, values))
         stored = codec.encode(level, values)
         found = Dequantiser(level, codec, device="cpu")(stored)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dreamshard import charts
-from dreamshard.charts import DARK, LIGHT, Theme, loss_curves, probe_chart, stage_bars
+from dreamshard.charts import DARK, LIGHT, Theme, level_curves, loss_curves, probe_chart, stage_bars
 
 
 def picture(png: bytes) -> np.ndarray:
@@ -82,3 +82,9 @@ def test_charts_leave_the_global_settings_and_figures_of_matplotlib_alone() -> N
     stage_bars({"encode": (1.0, 1.0)}, DARK)
     assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
+
+
+def test_level_curves_draw_every_block() -> None:
+    lines = {f"up.{n}": [(0.0, 50.0 + n), (10.0, 60.0), (500.0, 40.0)] for n in range(9)}
+    pixels = picture(level_curves({"Linear": lines, "kNN": lines}, LIGHT, xlabel="t", ylabel="%"))
+    assert all(shows(pixels, colour) for colour in LIGHT.series[:7])

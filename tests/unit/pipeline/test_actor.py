@@ -11,19 +11,20 @@ from typing import cast
 import numpy as np
 import pytest
 
-from dreamshard.errors import DataError, TeacherError
+from dreamshard.errors import DataError, DreamshardError, TeacherError
 from pipeline.actor import QUEUE_DEPTH, Job, ShardActor, WriterThread
 from pipeline.config import EncodeConfig
 from pipeline.images import ImageConfig
+from pipeline.inputs import Work
 from pipeline.lookup import create
 from pipeline.resolve import resolve
-from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.base import Teacher, TeacherConfig
 from storage.dataset import Dataset, UnitWriter
 from storage.schema import FeatureBatch
 
 
 def actor(
-    tmp_path: Path, *, delay_s: float = 0.0, codec: str = "float16"
+    tmp_path: Path, *, delay_s: float = 0.0, codec: str = "float16", halve: bool = False
 ) -> tuple[ShardActor, Dataset]:
     teacher = TeacherConfig(
         kind="noise", levels=["s2"], settings={"channels": 4, "delay_s": delay_s}
@@ -41,7 +42,13 @@ def actor(
     dataset = create(config, request)
     dataset.grow(1297)
     job = Job(
-        url=dataset.url, run_id="r", teacher=teacher, image_size=(16, 16), seed=0, fsync=False
+        url=dataset.url,
+        run_id="r",
+        teacher=teacher,
+        image_size=(16, 16),
+        seed=0,
+        fsync=False,
+        halve_on_oom=halve,
     )
     made = ShardActor(job, request.input)
     assert set(made.load()) == {"host", "pid"}
@@ -145,3 +152,38 @@ def test_learned_codecs_are_fitted_once_before_the_first_unit(tmp_path: Path) ->
     again.make(1, 32)
     bases = [d.committed()[n].extra["bases"] for n, d in enumerate((dataset, other))]
     assert bases[0] == bases[1]
+
+
+def test_halving_is_asked_for_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, dataset = actor(tmp_path, halve=True)
+    forward = made._input.forward
+    sizes: list[int] = []
+
+    def small_memory(teacher: object, work: Work) -> FeatureBatch:
+        sizes.append(len(work.indices))
+        if len(work.indices) > 4:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(cast(Teacher, teacher), work)
+
+    monkeypatch.setattr(made._input, "forward", small_memory)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(made.make, [0, 1], [32, 32]))
+    assert sizes.count(8) == 1 and sizes.count(4) == 16
+    commits = dataset.committed()
+    assert [commits[unit].extra for unit in (0, 1)] == [{"micro_batch": 4}] * 2
+    other, reference = actor(tmp_path / "reference")
+    other.make(0, 32)
+    assert reference.committed()[0].digests == commits[0].digests
+
+
+def test_stopped_it_drops_what_it_computes(tmp_path: Path) -> None:
+    made, dataset = actor(tmp_path, delay_s=0.2)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(made.make, 0, 32)
+        time.sleep(0.1)
+        made.stop()
+        assert call.done()
+        with pytest.raises(DreamshardError, match="stopped"):
+            call.result()
+    assert not dataset.committed()
+    assert not [path for path in Path(dataset.url).rglob("staging/r/*") if path.is_file()]

@@ -25,7 +25,22 @@ from pipeline.config import RayConfig
     ],
 )
 def test_room(cpus: int, gpus: int, num_cpus: float, num_gpus: float, room: int) -> None:
-    assert Cluster("x", cpus, gpus).room(num_cpus=num_cpus, num_gpus=num_gpus) == room
+    there = Cluster("x", ({"CPU": cpus, "GPU": gpus},))
+    assert there.room(num_cpus=num_cpus, num_gpus=num_gpus) == room and there.num_gpus == gpus
+
+
+def test_room_on_unlike_nodes() -> None:
+    head, big, small = (
+        {"CPU": 8.0},
+        {"CPU": 16.0, "GPU": 2.0, "fast": 1.0},
+        {"CPU": 3.0, "GPU": 1.0},
+    )
+    there = Cluster("x", (head, big, small))
+    assert there.room(num_cpus=1, num_gpus=0) == 27
+    assert there.room(num_cpus=2, num_gpus=0) == 13  # not split over two nodes
+    assert there.room(num_cpus=1, num_gpus=0.5) == 6
+    assert there.room(num_cpus=1, num_gpus=0.5, fast=0.25) == 4
+    assert there.room(num_cpus=1, num_gpus=0, fast=0.001) == 16
 
 
 def test_actors_get_their_threads_and_our_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,3 +169,13 @@ def test_a_ray_job_does_not_leave_results_in_its_copy(
     monkeypatch.setenv("OLDPWD", "/")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert settle_paths(wanted).root == str(tmp_path / "dreamshard" / "data")
+
+
+def test_a_root_on_an_object_store_is_tried_and_not_made_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve(config(tmp_path, root="memory://resolve/data")).wanted == 1297
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="root: got ftp://there"):
+        resolve(config(tmp_path, root="ftp://there/data"))

@@ -17,7 +17,7 @@ from storage.verify import verify_dataset
 from tests.feature_store import fill, make_batch, make_dataset, make_recipe
 
 N = 20
-CODECS = ["bfloat16", "int8", "int4", "lowrank2-int4", "float16+zstd", "int8+blosc"]
+CODECS = "bfloat16 int8 int4 lowrank2-int4 dct4 dct3+zstd float16+zstd int8+blosc".split()
 
 
 def build(root: Path, codec: str, layout_format: str = "zarr") -> Dataset:

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from dreamshard.errors import DataError
 from storage.codecs import CODECS, find_codec
-from storage.codecs.base import Codec
+from storage.codecs.base import Codec, LearnedCodec
 from storage.codecs.integers import num_groups, pack, unpack
 from storage.codecs.lowrank import LowRankCodec
 from storage.schema import Level
@@ -21,7 +21,7 @@ LEVEL = Level("up", "feature", "up", 0, 0, "", 4, (3, 2, 5), "float32")
 SHAPES = st.sampled_from([(1,), (7,), (2, 3), (3, 2, 5), (4, 1, 1), (5, 4, 4)])
 NAMES = [
     *("float16", "float32", "bfloat16", "int8", "int4", "raw", "int8+zstd", "float16+blosc"),
-    *("lowrank1-int8", "lowrank1-int4", "zstd", "blosc"),
+    *("lowrank1-int8", "lowrank1-int4", "dct2", "zstd", "blosc"),
 ]
 
 
@@ -32,7 +32,7 @@ def level_of(shape: tuple[int, ...], dtype: str = "float32") -> Level:
 def ready(name: str, level: Level, values: np.ndarray) -> Codec:
     codec = find_codec(name)
     assert codec is not None and codec.name.removeprefix("raw+") in (name, f"raw+{name}")
-    if isinstance(codec, LowRankCodec):
+    if isinstance(codec, LearnedCodec):
         return codec.fitted(level, codec.fit(level, values))
     return codec
 
@@ -165,6 +165,8 @@ def test_what_does_not_fit_is_refused() -> None:
             CODECS[name].encode(LEVEL, values.astype(np.int32))
 
 
-@pytest.mark.parametrize("name", ["int3", "lowrank0-int8", "lowrank4", "+zstd", "zstd+zstd", "a+b"])
+@pytest.mark.parametrize(
+    "name", ["int3", "dct1", "dct", "lowrank0-int8", "lowrank4", "+zstd", "zstd+zstd", "a+b"]
+)
 def test_other_names_are_unknown(name: str) -> None:
     assert find_codec(name) is None

@@ -1,0 +1,1 @@
+"""Parts of `dreamshard interpret`: the loss, and the features that an interpreter is fitted to."""

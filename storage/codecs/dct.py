@@ -1,0 +1,214 @@
+"""Learned codecs `dct<F>`: 1/F of float16's bytes, spent where a level's variance is.
+
+Bits go to the coefficients of `storage.codecs.transform` by reverse water-filling, each coefficient
+quantised by the Lloyd-Max quantiser of a Gaussian. All that decode needs is fitted once and kept as
+one float32 vector, `codecs/<level>.npy`. Every sample takes the same number of bytes, so that rows
+are found by arithmetic, and decoding is a table look-up and three matrix products on the device
+that trains.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dreamshard.errors import DataError
+from storage.codecs.base import Arrays, ArraySpec, LearnedCodec, check_float
+from storage.codecs.quantiser import BOOK_SIZE, MAX_BITS, allocate_bits, distortion, gaussian_book
+from storage.codecs.transform import (
+    Transform,
+    analyse,
+    dct,
+    fit_rotation,
+    fit_variance,
+    map_shape,
+    normalise,
+    unpack_codes,
+)
+from storage.schema import Level
+
+_SIDE_WEIGHT = 0.25  # of a position's mean and scale against its C values, which whitening keeps
+_TINY = 1e-12
+
+
+class DctCodec(LearnedCodec):
+    """Store a map in 1/fold of the bytes that float16 takes, exactly, whatever the sample.
+
+    A value's error depends on what the fit saw: `bound` states it for given values. Values far
+    outside of that are clipped. Array: `<level>` uint8 (bytes of a sample,), bit planes without
+    gaps, the lowest bits of all coefficients first, the first bit in a byte's lowest place.
+
+    Args:
+        fold: how many times fewer bytes than float16, 2 or more.
+        transform: what was fitted; None before the fit.
+    """
+
+    hides_nonfinite: bool = True
+
+    def __init__(self, fold: int, *, transform: Transform | None = None) -> None:
+        self.name, self.fold, self.transform = f"dct{fold}", fold, transform
+        self.basis = None if transform is None else transform.flat()
+
+    def arrays(self, level: Level) -> tuple[ArraySpec, ...]:
+        """Return the bit planes' array."""
+        how = {
+            "codec": self.name,
+            "basis": f"codecs/{level.name}.npy",
+            "decode": "see storage/codecs/transform.py; the basis holds centre, rotation, scale, "
+            "bits and quantisers",
+        }
+        size = (self._budget(level) // 8,)
+        return (ArraySpec(level.name, np.dtype(np.uint8), size, 0, level.name, how),)
+
+    def basis_shape(self, level: Level) -> tuple[int, ...]:
+        """Return the shape of the vector that a fit gives."""
+        channels, height, width = map_shape(level)
+        return (3 * (channels + 2) * height * width + channels * channels + BOOK_SIZE,)
+
+    def fit(self, level: Level, values: np.ndarray) -> np.ndarray:
+        """Find means, rotation, variances and the bits of every coefficient.
+
+        Args:
+            level: whose values they are.
+            values: (N, *level.shape), finite; some hundred samples.
+
+        Returns:
+            `Transform.flat`, float32.
+        """
+        check_float(level, values, self.name)
+        budget = self._budget(level)
+        if not len(values) or not np.isfinite(values).all():
+            raise DataError(
+                f"level {level.name}: got {len(values)} samples to fit codec {self.name} on, "
+                "allowed one or more, all finite."
+            )
+        centre, rotation = fit_rotation(level, values)
+        variance = fit_variance(level, values, centre, rotation)
+        weights = np.ones_like(variance)
+        channels, spread = len(rotation), np.exp(2 * centre[-1]).mean()
+        weights[-2:] = _SIDE_WEIGHT * channels * np.array([[1 / max(spread, _TINY)], [1.0]])
+        books = [gaussian_book(bits) for bits in range(1, MAX_BITS + 1)]
+        bits = allocate_bits(variance * weights, budget, [1.0, *map(distortion, books)])
+        scale = np.sqrt(variance)
+        return Transform(centre, rotation, scale, bits, np.concatenate(books)).flat()
+
+    def fitted(self, level: Level, basis: np.ndarray) -> DctCodec:
+        """Return the codec with a basis, checked.
+
+        Raises:
+            DataError: if the basis does not fit the level.
+        """
+        channels, height, width = map_shape(level)
+        problem = f"{basis.dtype} {basis.shape}"
+        if basis.shape == self.basis_shape(level) and basis.dtype == np.float32:
+            found = Transform.of(basis, channels, height * width)
+            problem = self._problem(level, basis, found)
+            if not problem:
+                return DctCodec(self.fold, transform=found)
+        raise DataError(
+            f"level {level.name}: basis of codec {self.name}: got {problem}, allowed finite "
+            f"float32 {self.basis_shape(level)} as a fit makes it."
+        )
+
+    def _problem(self, level: Level, basis: np.ndarray, found: Transform) -> str:
+        if not np.isfinite(basis).all() or (found.scale < 0).any():
+            return "values that are not finite, or a negative scale"
+        raw = np.split(basis, np.cumsum([found.centre.size, found.rotation.size]))[2]
+        raw = raw[found.scale.size : 2 * found.scale.size]
+        if raw.min() < 0 or raw.max() > MAX_BITS or (raw % 1).any():
+            return f"{raw.min():g} to {raw.max():g} bits"
+        total, budget = int(found.bits.sum()), self._budget(level)
+        return "" if total <= budget else f"{total} bits in place of {budget}"
+
+    def encode(self, level: Level, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Transform, quantise, and store the codes bit plane by bit plane."""
+        check_float(level, values, self.name)
+        codes = self._codes(self._coefficients(level, values))
+        planes = [
+            codes[:, :count] >> plane & 1 for plane, count in enumerate(self._fit_of(level).counts)
+        ]
+        size = self._budget(level) // 8
+        packed = np.zeros((len(values), size), np.uint8)
+        if planes:
+            some = np.packbits(np.concatenate(planes, axis=1), axis=1, bitorder="little")
+            packed[:, : some.shape[1]] = some
+        return {level.name: packed}
+
+    def decode(self, level: Level, arrays: Arrays) -> np.ndarray:
+        """Look the codes up and undo the transform."""
+        found, codes = self._fit_of(level), unpack_codes(arrays[level.name], self._fit_of(level))
+        quantised = found.books[found.first_entry + codes] * found.step
+        normal, mean, log = self._synthesise(level, quantised)
+        return (normal * np.exp(log) + mean).reshape(len(codes), *level.shape)
+
+    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
+        """Return what left-out coefficients and the quantisers' steps can add up to."""
+        found, count = self._fit_of(level), len(values)
+        channels, height, width = map_shape(level)
+        normal, mean, log = normalise(level, values)
+        wanted = self._coefficients(level, values)
+        kept = self._synthesise(level, wanted[:, found.order])
+        codes = self._codes(wanted)
+        step = np.abs(found.books[found.first_entry + codes] * found.step - wanted[:, found.order])
+        error = np.zeros((count, channels + 2, height * width))
+        error.reshape(count, -1)[:, found.order] = step
+        error = np.abs(dct(error, height, width, inverse=True, absolute=True))
+        spread = np.matmul(np.abs(found.rotation.T), error[:, :channels]) + np.abs(kept[0] - normal)
+        of_mean = error[:, -2:-1] + np.abs(kept[1] - mean)
+        of_log = error[:, -1:] + np.abs(kept[2] - log)
+        scale = np.exp(log)
+        total = scale * np.exp(of_log) * (spread + np.abs(normal) * of_log) + of_mean
+        rounding = 1e-4 * (np.abs(mean) + scale * np.abs(normal).max(axis=1, keepdims=True))
+        return (total + rounding + 1e-6).reshape(values.shape)
+
+    def _coefficients(self, level: Level, values: np.ndarray) -> np.ndarray:
+        """Return all coefficients, float32 (N, K * P)."""
+        found = self._fit_of(level)
+        _, height, width = map_shape(level)
+        return analyse(level, values, found.centre, found.rotation, (height, width))
+
+    def _codes(self, coefficients: np.ndarray) -> np.ndarray:
+        """Quantise the coefficients that have bits, in their order; uint8 (N, coefficients)."""
+        found = self.transform
+        assert found is not None, "asked for by _fit_of before"
+        codes = np.empty((len(coefficients), len(found.order)), np.uint8)
+        edges = [*found.counts, 0]
+        for bits in range(1, len(edges)):
+            some = slice(edges[bits], edges[bits - 1])  # coefficients of exactly so many bits
+            book = found.books[(1 << bits) - 2 : (2 << bits) - 2]
+            scaled = coefficients[:, found.order[some]] / np.maximum(found.step[some], _TINY)
+            codes[:, some] = np.searchsorted((book[1:] + book[:-1]) / 2, scaled)
+        return codes
+
+    def _synthesise(
+        self, level: Level, quantised: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return normalised values (N, C, P), means and logs (N, 1, P) of ordered coefficients."""
+        found = self._fit_of(level)
+        channels, height, width = map_shape(level)
+        count, used = len(quantised), found.used
+        spread = np.zeros((count, (channels + 2) * height * width), np.float32)
+        spread[:, found.order] = quantised
+        spread = spread.reshape(count, channels + 2, height * width)
+        maps = dct(spread[:, :used], height, width, inverse=True)
+        side = dct(spread[:, -2:], height, width, inverse=True) + found.centre[-2:]
+        normal = np.matmul(found.rotation[:used].T, maps) + found.centre[:channels]
+        return normal, side[:, :1], side[:, 1:]
+
+    def _fit_of(self, level: Level) -> Transform:
+        if self.transform is None:
+            raise DataError(
+                f"level {level.name}: codec {self.name} has no basis yet, allowed after a fit. Run "
+                "the command that made the dataset again: it fits the basis first."
+            )
+        return self.transform
+
+    def _budget(self, level: Level) -> int:
+        """Return the bits of a sample, whole bytes."""
+        channels, height, width = map_shape(level)
+        size = 2 * channels * height * width // self.fold
+        if size < 1:
+            raise DataError(
+                f"layout.codecs.{level.name}: got {self.name}, allowed a number up to "
+                f"{2 * channels * height * width}, which leaves one byte a sample."
+            )
+        return 8 * size
