@@ -16,7 +16,7 @@ import numpy as np
 import ray
 from ray import exceptions as ray_errors
 
-from dreamshard.errors import ConfigError, DreamshardError, TeacherError
+from dreamshard.errors import ConfigError, DreamshardError
 from pipeline.cluster import worker_env
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.resolve import differences, resolve_stream
