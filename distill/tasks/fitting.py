@@ -52,9 +52,10 @@ def fit(
         rate = learning_rate(step, steps=steps, config=config)
         set_learning_rate(optimizer, rate)
         loss = next_loss()
-        if not math.isfinite(float(loss)):
+        value = float(loss.detach())
+        if not math.isfinite(value):
             raise DreamshardError(
-                f"step {step}: the loss is {float(loss)} at a learning rate of {rate:.3g}. Lower "
+                f"step {step}: the loss is {value} at a learning rate of {rate:.3g}. Lower "
                 "the task's optimizer.lr, or warm up longer."
             )
         optimizer.zero_grad()
