@@ -56,26 +56,34 @@ def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
     with dataset.lease(run_id):  # sweeps up after runs that died
         dataset.grow(request.plan.num_samples)
+        missing = dataset.missing(request.plan.num_samples)
+        if not len(missing):  # since we looked, another run has made them
+            return _already_there(config, request, Found(dataset, True, "another run was first"))
+        job = _job(config, request, url=dataset.url, run_id=run_id)
         try:
-            outcome, books = _make_missing(config, request, dataset, folder=folder, run_id=run_id)
+            outcome, books = _make(config, request, dataset, job, missing.tolist(), folder=folder)
         finally:
             dataset.roll_up(final=True)
     folder.stats(**books.stats(), quarantined=len(outcome.quarantined), retries=outcome.retries)
     return _summarise(outcome, books, folder=folder, command=command)
 
 
-def _make_missing(
-    config: PipelineConfig, request: Request, dataset: Dataset, *, folder: RunFolder, run_id: str
+def _make(
+    config: PipelineConfig,
+    request: Request,
+    dataset: Dataset,
+    job: Job,
+    missing: Sequence[int],
+    *,
+    folder: RunFolder,
 ) -> tuple[Outcome, Books]:
     """Start actors and drive them over the units that are not committed."""
     plan, pins = request.plan, dataset.pins
-    missing = dataset.missing(plan.num_samples)
     stage(
         f"{request.input.mode}: {plan.num_samples:,} samples, {len(missing):,} of "
         f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
         f"{format_bytes(plan.total_bytes)} in {dataset.url}"
     )
-    job = _job(config, request, url=dataset.url, run_id=run_id)
     wanted = config.actors or max(1, num_cpus() // pins.threads)
     with cluster(
         config.ray,
@@ -113,7 +121,7 @@ def _make_missing(
                 on_retry=books.retry,
                 deadline=Deadline(config.unit_deadline_s),
             )
-            return driver.run(_tasks(missing.tolist(), plan)), books
+            return driver.run(_tasks(missing, plan)), books
 
 
 def _job(config: PipelineConfig, request: Request, *, url: str, run_id: str) -> Job:
@@ -145,6 +153,7 @@ def _actors(config: PipelineConfig, there: Cluster, *, threads: int) -> int:
 
 def _already_there(config: PipelineConfig, request: Request, found: Found) -> int:
     url = found.dataset.url
+    found.dataset.tidy()
     committed, invalid = counts(found.dataset)
     check_invalid(
         invalid,
