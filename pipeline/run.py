@@ -19,7 +19,7 @@ from pipeline.books import Books, check_invalid, counts
 from pipeline.cluster import EMBEDDED, Cluster, cluster, describe, worker_env
 from pipeline.config import PipelineConfig
 from pipeline.deadline import Deadline
-from pipeline.driver import Driver, Outcome, Task
+from pipeline.driver import Driver, Outcome, Task, Workers
 from pipeline.lookup import Found, check_pins, create, look_up
 from pipeline.paths import settle_paths
 from pipeline.plan import Plan, format_bytes
@@ -112,16 +112,20 @@ def _make(
             ) as workers,
         ):
             books = Books(dataset, plan, config.max_invalid_share, folder, progress)
-            driver = Driver(
-                workers,
-                config.max_attempts,
-                books.take,
-                stopping,
-                on_given_up=books.give_up,
-                on_retry=books.retry,
-                deadline=Deadline(config.unit_deadline_s),
-            )
+            driver = _driver(config, workers, books, stopping)
             return driver.run(_tasks(missing, plan)), books
+
+
+def _driver(config: PipelineConfig, workers: Workers, books: Books, stopping: StopSignal) -> Driver:
+    return Driver(
+        workers,
+        config.max_attempts,
+        books.take,
+        stopping,
+        on_given_up=books.give_up,
+        on_retry=books.retry,
+        deadline=Deadline(config.unit_deadline_s),
+    )
 
 
 def _job(config: PipelineConfig, request: Request, *, url: str, run_id: str) -> Job:
