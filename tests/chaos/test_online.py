@@ -38,9 +38,12 @@ psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = 3
+FEW = 2
 FULL = int(os.environ.get("DREAMSHARD_CHAOS", "0"))
-FOUND: dict[int, str] = {}
+FOUND = {
+    2: "a service stopped and started at once: the names of its actors were not free yet, and "
+    "starting failed",
+}
 """Seeds that found a failure once, and what it was."""
 SEEDS = list(dict.fromkeys([*FOUND, *range(FULL or FEW)]))
 DEADLINE_S = 240.0
