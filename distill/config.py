@@ -8,39 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from distill.configs.methods import DreamTeacherConfig
+from distill.configs.optimizer import OptimizerConfig
+from distill.configs.student import StudentConfig
+from distill.configs.types import Count, Seed
 from distill.methods import METHODS
 from distill.tables import name_problem
 from dreamshard.errors import Problem
-
-Scalar = str | int | float | bool | None
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-@dataclass(kw_only=True)
-class StudentConfig:
-    """Which backbone to train."""
-
-    name: str = "resnet50"
-    """Backbone: a timm name, cifar_resnet (first map at full resolution), or module:Class."""
-    settings: dict[str, Scalar | list[Scalar]] = field(default_factory=dict)
-    """Settings of the network itself by name, such as depths and widths of cifar_resnet."""
-    pretrained: bool = False
-    """Start from timm's published weights instead of from scratch (downloads them)."""
-    mean: list[float] = field(default_factory=list)
-    """Mean of the images per channel, pixels in 0..1; empty: the weights' own, else 0.5."""
-    std: list[float] = field(default_factory=list)
-    """Standard deviation of the images per channel, as for mean."""
-
-    def problems(self) -> list[Problem]:
-        """Check what one field alone cannot tell."""
-        found = []
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (0, 3) or (key == "std" and not all(v > 0 for v in values)):
-                found.append(Problem(key, str(values), "three numbers (std above 0) or none"))
-        return found
 
 
 @dataclass(kw_only=True)
@@ -77,52 +51,6 @@ class DataConfig:
         if len(set(self.levels)) < len(self.levels):
             found.append(Problem("levels", str(self.levels), "every level once"))
         return found
-
-
-@dataclass(kw_only=True)
-class DreamTeacherConfig:
-    """DreamTeacher's feature distillation."""
-
-    mse_weight: Weight = 1.0
-    """Weight of the whitened regression."""
-    attention_weight: Weight = 10.0
-    """Weight of attention transfer; 10 in the paper."""
-    whiten_axes: Literal["c", "chw"] = "c"
-    """Whiten the teacher over the channels of each position (c), or over the whole map (chw)."""
-    attention_power: Positive = 2.0
-    """Exponent p of the attention maps; 2 in the paper."""
-    attention_form: Literal["norm", "squared", "mean"] = "norm"
-    """Distance of attention maps: L2 norm as in the paper, its square, or the mean of squares."""
-    width: Annotated[int, Field(ge=1, le=4096)] = 256
-    """Channels inside the feature regressor; 256 in the paper."""
-    pool_scales: list[Count] = field(default_factory=lambda: [1, 2, 3, 6])
-    """Regions per side of the pyramid pooling, as far as the map has cells; empty: plain FPN."""
-
-
-@dataclass(kw_only=True)
-class OptimizerConfig:
-    """Optimiser and learning rate, per step."""
-
-    name: Literal["adamw", "sgd", "lamb"] = "adamw"
-    """Optimiser, from timm."""
-    lr: Positive = 1e-3
-    """Peak learning rate at this batch size (no scaling is applied)."""
-    weight_decay: Weight = 0.05
-    """Weight decay; biases and normalisation parameters (1-D) have none."""
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = field(default_factory=lambda: [0.9, 0.95])
-    """Adam's decay rates; for sgd the first is the momentum."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps over which the rate rises linearly (0..1)."""
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of the peak rate that the cosine ends at (0..1)."""
-    clip: Weight = 5.0
-    """Largest norm of the whole gradient; 0: no clipping."""
-
-    def problems(self) -> list[Problem]:
-        """Check what one field alone cannot tell."""
-        if len(self.betas) == 2:
-            return []
-        return [Problem("betas", str(self.betas), "two numbers", "Try [0.9, 0.95].")]
 
 
 @dataclass(kw_only=True)

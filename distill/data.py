@@ -39,6 +39,11 @@ class TrainingSet:
     levels: tuple[Level, ...]
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images a student sees, in pixels."""
+        return self.dataset.image_size
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Strides of the levels, ascending, each once."""
         return tuple(sorted({level.stride for level in self.levels}))

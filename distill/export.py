@@ -1,7 +1,10 @@
-"""Keep a trained backbone as weights plus a description that rebuilds it.
+"""Keep a trained student in a folder that timm, torchvision and the Hugging Face Hub understand.
 
-FOLDER/model.safetensors holds the backbone's own parameters, config.json its name and settings,
-the levels it was trained on, the normalisation and where it came from.
+FOLDER/model.safetensors  the backbone under timm's own names (torchvision's, for its ResNets)
+FOLDER/config.json        timm's description: timm.create_model("local-dir:FOLDER") loads it
+FOLDER/pyramid.safetensors  the maps of a plain transformer, if it has them
+FOLDER/student.json       our description: what `load_student` rebuilds the student from
+FOLDER/README.md          the model card
 """
 
 from __future__ import annotations
@@ -14,11 +17,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from distill.config import StudentConfig
+from distill.backbones import is_ours
+from distill.configs.student import StudentConfig
+from distill.model_card import model_card
 from distill.students import Student, build_student
+from distill.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +35,8 @@ if TYPE_CHECKING:
     from distill.runlog import RunLog
 
 STUDENT_FOLDER = "student"
-FORMAT_VERSION = 1
+WEIGHTS, PYRAMID, CARD = "model.safetensors", "pyramid.safetensors", "student.json"
+FORMAT_VERSION = 2
 
 
 @dataclass(kw_only=True)
@@ -40,7 +49,9 @@ class StudentCard:
         levels: names of the teacher's levels it was trained on.
         image_size: (H, W) it was trained at, in pixels.
         seed: of its initial weights.
-        provenance: method, dataset, recipe keys, teacher, steps.
+        provenance: method, dataset, recipe keys, teacher, licence, steps.
+        metrics: the run's last figures by name.
+        untrained: parameters of the whole network that training did not touch.
         format_version: of this description.
     """
 
@@ -51,7 +62,25 @@ class StudentCard:
     image_size: list[int]
     seed: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    untrained: list[str] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def config(self) -> StudentConfig:
+        """The student's settings, to build it from scratch and whole."""
+        return replace(
+            StudentConfig(**self.student),
+            pretrained=False,
+            frozen_stages=0,
+            grad_checkpointing=False,
+            compile="off",
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its training images, in pixels."""
+        return self.image_size[0], self.image_size[1]
 
 
 def keep_student(
@@ -59,24 +88,29 @@ def keep_student(
 ) -> None:
     """Write a finished run's student, figures and next command into its folder."""
     assert log.record is not None
-    recipe, run_dir = training_set.dataset.recipe, log.record.path
+    dataset, run_dir = training_set.dataset, log.record.path
     provenance = {
         "method": config.method,
         "steps": config.steps,
         "batch_size": config.batch_size,
-        "dataset": training_set.dataset.url,
-        "content_key": recipe.content_key,
+        "ema": 0.0,
+        "dataset": dataset.url,
+        "content_key": dataset.recipe.content_key,
         "snapshot": training_set.snapshot.version,
-        "teacher": recipe.content.get("teacher"),
+        "samples": training_set.snapshot.num_valid,
+        "source": dataset.recipe.content.get("source"),
+        "teacher": dataset.recipe.content.get("teacher"),
+        "licence": dataset.about.licence,
     }
     folder = export_student(
         student,
         run_dir / STUDENT_FOLDER,
         config=config.student,
         levels=[level.name for level in training_set.levels],
-        image_size=training_set.dataset.image_size,
+        image_size=training_set.image_size,
         seed=config.seed,
         provenance=provenance,
+        metrics=log.figures,
     )
     log.record.stats(steps=config.steps, student=str(folder), **log.figures)
     log.record.finish(f"dreamshard evaluate --student {run_dir}")
@@ -91,6 +125,7 @@ def export_student(
     image_size: tuple[int, int],
     seed: int,
     provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a student's folder, whole or not at all, replacing an older one.
 
@@ -102,6 +137,7 @@ def export_student(
         image_size: (H, W) in pixels.
         seed: of its initial weights.
         provenance: whatever tells where it came from, fit for JSON.
+        metrics: figures for the model card, fit for JSON.
     """
     settings = asdict(config) | {"mean": list(student.mean), "std": list(student.std)}
     card = StudentCard(
@@ -112,17 +148,25 @@ def export_student(
         image_size=list(image_size),
         seed=seed,
         provenance=dict(provenance),
+        metrics=dict(metrics or {}),
     )
     part = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    weights = student.backbone.state_dict()
-    weights = {name: value.cpu().contiguous() for name, value in weights.items()}
-    save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(asdict(card), indent=2)
-    (part / "config.json").write_text(text + "\n", encoding="utf-8")
-    for name in ("model.safetensors", "config.json"):
-        with open(part / name, "rb") as file:
+    weights = _weights(student.backbone)
+    if not is_ours(config.name):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # parts that the student has not are the same every time
+            network = whole_network(card.config, image_size=image_size, device="cpu")
+        weights, card.untrained = _whole_weights(weights, network)
+        _write_timm_config(network, part / "config.json", card=card)
+    save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
+    if student.neck is not None:
+        save_file(_weights(student.neck), part / PYRAMID, metadata={"format": "pt"})
+    (part / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    (part / "README.md").write_text(model_card(card), encoding="utf-8")
+    for path in part.iterdir():
+        with path.open("rb") as file:
             os.fsync(file.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
@@ -141,19 +185,19 @@ def read_card(path: Path) -> tuple[StudentCard, Path]:
     Raises:
         DataError: no student there, or not one this version reads.
     """
-    folder = next((f for f in (path, path / STUDENT_FOLDER) if (f / "config.json").exists()), None)
+    folder = next((f for f in (path, path / STUDENT_FOLDER) if (f / CARD).exists()), None)
     if folder is None:
         raise DataError(
             f"{path}: got no trained student, allowed a run folder of `dreamshard train` or the "
             "folder of an exported student. Is the training finished?"
         )
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = json.loads((folder / CARD).read_text(encoding="utf-8"))
         if raw.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {raw.get('format_version')}, not {FORMAT_VERSION}")
         return StudentCard(**raw), folder
     except (ValueError, TypeError, AttributeError) as error:
-        path = folder / "config.json"
+        path = folder / CARD
         raise DataError(f"{path}: got {error}, allowed a student's card.") from error
 
 
@@ -169,18 +213,59 @@ def load_student(path: Path) -> tuple[Student, StudentCard]:
     card, folder = read_card(path)
     student = untrained_student(card)
     try:
-        student.backbone.load_state_dict(load_file(folder / "model.safetensors"))
+        weights = load_file(folder / WEIGHTS)
+        if not is_ours(card.config.name):
+            names = full_names(student.backbone.state_dict(), weights)
+            weights = {name: weights[full] for name, full in names.items()}
+        student.backbone.load_state_dict(weights)
+        if student.neck is not None:
+            student.neck.load_state_dict(load_file(folder / PYRAMID))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DataError(
-            f"{folder / 'model.safetensors'}: got weights that do not fit config.json ({error})."
+            f"{folder / WEIGHTS}: got weights that do not fit {CARD} ({error})."
         ) from error
     return student.eval(), card
 
 
 def untrained_student(card: StudentCard) -> Student:
-    """Build the same backbone as it was before training, in evaluation mode.
+    """Build the same student as it was before training, in evaluation mode.
 
     A student that started from published weights is built from scratch here.
     """
-    config = replace(StudentConfig(**card.student), pretrained=False)
-    return build_student(config, strides=card.strides, seed=card.seed).eval()
+    return build_student(
+        card.config, strides=card.strides, seed=card.seed, image_size=card.size
+    ).eval()
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+
+
+def _whole_weights(
+    weights: Mapping[str, Tensor], network: nn.Module
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename to the whole network's names; fill what the student has not with its initial values.
+
+    Returns:
+        The whole network's weights, and the names of those filled in.
+    """
+    whole = _weights(network)
+    names = full_names(weights, whole)
+    missing = [name for name in weights if name not in names]
+    assert not missing, f"not in timm's network: {missing[:4]}"
+    trained = {full: weights[name] for name, full in names.items()}
+    filled = {name: value for name, value in whole.items() if name not in trained}
+    return trained | filled, sorted(filled)
+
+
+def _write_timm_config(network: nn.Module, path: Path, *, card: StudentCard) -> None:
+    from timm.models._hub import save_config_for_hf
+
+    data = {"input_size": (3, *card.size), "mean": tuple(card.student["mean"])}
+    data |= {"std": tuple(card.student["std"]), "crop_pct": 1.0}
+    save_config_for_hf(network, str(path), data_config=data)
+    description = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("tag", "license", "origin_url", "paper_ids"):
+        # These are of the published weights that timm lists under this name; ours are others.
+        description["pretrained_cfg"].pop(key, None)
+    path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

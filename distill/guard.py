@@ -51,7 +51,9 @@ def explain(
                 f"{_names(training_set, broken)}. Run `dreamshard verify {snapshot.url}`, then "
                 "encode them again."
             )
-    rate = learning_rate(step, steps=config.steps, config=config.optimizer)
+    rate = learning_rate(
+        step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
+    )
     return DreamshardError(
         f"step {step}: {figures} at a learning rate of {rate:.3g}, with finite features. Its "
         f"batch was samples {_names(training_set, index)}. Lower optimizer.lr or optimizer.clip, "

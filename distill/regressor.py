@@ -1,4 +1,4 @@
-"""The feature regressor: a PPM on the deepest map, an FPN down to the finest, one head per level.
+"""The feature regressor: something on the deepest map, an FPN down to the finest, a head per level.
 
 Discarded after training. Shapes: B samples, C channels; stride s means a map of (H/s, W/s) cells.
 """
@@ -6,12 +6,15 @@ Discarded after training. Shapes: B samples, C channels; stride s means a map of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+RegressorKind = Literal["fpn_ppm", "fpn", "fpn_attention", "pafpn"]
 PPM_SCALES = (1, 2, 3, 6)
+HEAD_WIDTH = 64  # channels per attention head, as usual in transformers
 
 
 class ConvBlock(nn.Sequential):
@@ -58,19 +61,64 @@ def fitting_scales(scales: Sequence[int], *, map_size: tuple[int, int]) -> tuple
     return tuple(scale for scale in scales if scale <= min(map_size)) or (min(scales),)
 
 
+class SelfAttention(nn.Module):
+    """Let every cell of a map attend to every other, as a residual: x + attention(norm(x)).
+
+    Source: the "FPN + attention layer" of DreamTeacher's table 8, which says no more than that.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(
+            width, num_heads=max(1, width // HEAD_WIDTH), batch_first=True
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, width, h, w) to the same shape."""
+        cells = self.norm(features.flatten(2).transpose(1, 2))  # (B, h*w, width)
+        mixed, _ = self.attention(cells, cells, cells, need_weights=False)
+        return features + mixed.transpose(1, 2).reshape(features.shape)
+
+
+class BottomUp(nn.Module):
+    """Carry a pyramid's fine maps back up: N_i = conv(P_i + down(N_{i-1})), finest first.
+
+    Source: PANet, section 3.1 (bottom-up path augmentation); DreamTeacher's table 8 (PaFPN).
+    """
+
+    def __init__(self, width: int, *, maps: int) -> None:
+        super().__init__()
+        self.downs = nn.ModuleList(ConvBlock(width, width, kernel=3) for _ in range(maps - 1))
+        self.fuses = nn.ModuleList(ConvBlock(width, width, kernel=3) for _ in range(maps - 1))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Map a pyramid, finest first, to one of the same shapes."""
+        merged = [maps[0]]
+        for down, fuse, features in zip(self.downs, self.fuses, maps[1:], strict=True):
+            # The sizes of two strides need not divide, so the finer map is pooled to the coarser's.
+            height, width = features.shape[-2:]
+            below = F.adaptive_avg_pool2d(down(merged[-1]), (height, width))
+            merged.append(fuse(features + below))
+        return merged
+
+
 class FeatureRegressor(nn.Module):
     """Predict every teacher level from a student's pyramid.
 
     Args:
         channels: the student's channels, finest map first.
         strides: the student's strides, finest first; one map each.
-        levels: level name to (stride, channels); several levels may share a stride.
+        levels: level name to (stride, channels); several levels may share a stride. Each is
+            predicted from the student's map of that stride.
         map_size: (h, w) of the student's deepest map, which bounds the pooling scales.
+        kind: fpn_ppm has pyramid pooling on the deepest map, fpn a 1x1 convolution, fpn_attention
+            a self-attention layer after that, pafpn a bottom-up branch after the top-down one.
         width: channels inside the regressor; 256 in the paper.
         scales: regions per side of the pyramid pooling; those the map has no cells for are left
-            out. An empty list leaves the pooling out (plain FPN).
+            out.
 
-    Source: DreamTeacher, section 3.1 and appendix (regressor).
+    Source: DreamTeacher, section 3.1, table 8 and appendix (regressor).
     """
 
     def __init__(
@@ -80,20 +128,24 @@ class FeatureRegressor(nn.Module):
         strides: Sequence[int],
         levels: Mapping[str, tuple[int, int]],
         map_size: tuple[int, int],
+        kind: RegressorKind = "fpn_ppm",
         width: int = 256,
         scales: Sequence[int] = PPM_SCALES,
     ) -> None:
         super().__init__()
         deepest = channels[-1]
-        if scales:
+        if kind == "fpn_ppm":
             fitting = fitting_scales(scales, map_size=map_size)
             self.top: nn.Module = PyramidPooling(deepest, width=width, scales=fitting)
         else:
             self.top = ConvBlock(deepest, width, kernel=1)
+            if kind == "fpn_attention":
+                self.top.append(SelfAttention(width))
         self.laterals = nn.ModuleList(ConvBlock(c, width, kernel=1) for c in channels[:-1])
         # The pooled top has its 3x3 already (UPerNet); a plain FPN smooths its top as well.
-        smoothed = channels[:-1] if scales else channels
+        smoothed = channels[:-1] if kind == "fpn_ppm" else channels
         self.smooths = nn.ModuleList(ConvBlock(width, width, kernel=3) for _ in smoothed)
+        self.bottom_up = BottomUp(width, maps=len(channels)) if kind == "pafpn" else None
         # A level's name has dots, which a module's name may not have: heads are kept in a list.
         self.level_names = tuple(levels)
         self.level_maps = tuple(tuple(strides).index(stride) for stride, _ in levels.values())
@@ -101,13 +153,18 @@ class FeatureRegressor(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Map the student's pyramid, finest first, to {level name: (B, C_level, h, w)}."""
+        merged = self.pyramid(features)
+        return {
+            name: head(merged[index])
+            for name, index, head in zip(self.level_names, self.level_maps, self.heads, strict=True)
+        }
+
+    def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Fuse the student's pyramid, finest first, into one of `width` channels each."""
         merged = [self.top(features[-1])]
         for lateral, feature in zip(reversed(self.laterals), reversed(features[:-1]), strict=True):
             above = F.interpolate(merged[0], size=feature.shape[-2:], mode="nearest")
             merged.insert(0, lateral(feature) + above)
         for index, smooth in enumerate(self.smooths):
             merged[index] = smooth(merged[index])
-        return {
-            name: head(merged[index])
-            for name, index, head in zip(self.level_names, self.level_maps, self.heads, strict=True)
-        }
+        return merged if self.bottom_up is None else self.bottom_up(merged)

@@ -57,6 +57,11 @@ class CifarResNet(nn.Module):
         self.feature_info = FeatureInfo(maps, self.out_indices)
         _initialise(self, zero_init_last=zero_init_last)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Say how parameters group into layers, in timm's convention."""
+        blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
+        return {"stem": r"^(?:conv1|bn1)", "blocks": blocks}
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map (B, 3, H, W) to the outputs of the stages in `out_indices`, finest first."""
         features = self.act1(self.bn1(self.conv1(images)))
@@ -66,6 +71,24 @@ class CifarResNet(nn.Module):
             if stage in self.out_indices:
                 outputs.append(features)
         return outputs
+
+
+def cifar_resnet18(
+    *,
+    width: int = 64,
+    out_indices: Sequence[int] | None = None,
+    zero_init_last: bool = True,
+) -> CifarResNet:
+    """Build the ResNet-18 for 32-pixel images that the papers train on CIFAR.
+
+    Args:
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        out_indices, zero_init_last: see `CifarResNet`.
+
+    Source: Squeeze-and-Span (3x3 stem without stride, no max pooling, zero-initialised residuals).
+    """
+    widths = (width, 2 * width, 4 * width, 8 * width)
+    return CifarResNet(widths=widths, out_indices=out_indices, zero_init_last=zero_init_last)
 
 
 def _block(in_channels: int, out_channels: int, *, stride: int) -> nn.Module:

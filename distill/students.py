@@ -1,55 +1,38 @@
-"""Student backbones: any timm network by name, our small-image networks, or the user's own class.
+"""Students: a backbone that maps images (B, 3, H, W) to feature maps, finest stride first.
 
-A student maps images (B, 3, H, W) to a list of feature maps, finest stride first.
+Backbones are constructed by name in `distill.backbones`. A plain transformer, whose maps all have
+one stride, gets a simple feature pyramid beside it.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.tables import load_part
+from distill.backbones import MapInfo, available_maps, construct, is_plain
+from distill.timm_names import freeze
+from distill.vit_pyramid import SimpleFeaturePyramid, pyramid_strides
 from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from distill.config import StudentConfig
+    from distill.configs.student import StudentConfig
 
-STUDENTS = {"cifar_resnet": "distill.small_resnet:CifarResNet"}
-"""Backbones that timm does not have; any other name without a colon is asked of timm.
-
-Such a class takes `out_indices` beside its own settings, and has timm's `feature_info`.
-"""
-RESERVED = ("features_only", "out_indices", "pretrained")
 HALF = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class MapInfo:
-    """Describe one feature map a backbone can give.
-
-    Args:
-        index: the backbone's own number for the map, finest first.
-        stride: pixels of the image per cell of the map.
-        channels: channels of the map.
-    """
-
-    index: int
-    stride: int
-    channels: int
 
 
 class Student(nn.Module):
     """Wrap a backbone so that it gives exactly the maps asked for, finest first.
 
     Args:
-        backbone: maps (B, 3, H, W) to a list of (B, C, h, w).
-        maps: what the backbone gives, in its order.
+        backbone: maps (B, 3, H, W) to a list of (B, C, h, w), or (B, h, w, C) if timm says NHWC.
+        maps: what the backbone gives, in its order; with a neck, what the neck gives.
         mean, std: normalisation of the images it expects, per channel, of pixels in 0..1.
+        neck: makes the maps out of the backbone's; None: the backbone's own.
+        frozen: parts of the backbone that stay in evaluation mode.
     """
 
     def __init__(
@@ -59,64 +42,100 @@ class Student(nn.Module):
         maps: Sequence[MapInfo],
         mean: Sequence[float],
         std: Sequence[float],
+        neck: SimpleFeaturePyramid | None = None,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.neck = backbone, neck
         self.strides = tuple(info.stride for info in maps)
         self.channels = tuple(info.channels for info in maps)
         self.mean, self.std = tuple(mean), tuple(std)
+        self._channels_side = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
+        self._frozen = tuple(frozen)  # a tuple: these modules are the backbone's already
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map normalised images (B, 3, H, W) to one (B, C, H/stride, W/stride) per stride."""
-        return list(self.backbone(images))
+        maps = list(self.backbone(images))
+        if self._channels_side:
+            maps = [features.permute(0, 3, 1, 2) for features in maps]
+        return maps if self.neck is None else self.neck(maps)
+
+    def train(self, mode: bool = True) -> Student:
+        """Set training mode; frozen parts keep their statistics and stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
 
-def build_student(config: StudentConfig, *, strides: Sequence[int], seed: int) -> Student:
-    """Build a backbone that gives one map per stride, with weights that depend on the seed only.
+def build_student(
+    config: StudentConfig,
+    *,
+    strides: Sequence[int],
+    seed: int,
+    image_size: tuple[int, int] | None = None,
+) -> Student:
+    """Build a student that gives one map per stride, with weights that depend on the seed only.
 
     Args:
-        config: name, settings, pretrained or not, normalisation.
+        config: name, settings, pretrained or not, normalisation, what is frozen.
         strides: pixels per cell of the maps wanted, ascending.
         seed: of the initialisation; PyTorch's global generator is left as it was.
+        image_size: (H, W) in pixels of the images to come; transformers are built for it. None:
+            the network's own.
 
     Raises:
         ConfigError: unknown name, settings the network does not take, or a stride it has not.
     """
-    maps = pick_maps(available_maps(config), strides=strides, name=config.name)
+    found = available_maps(config, image_size=image_size)
+    plain = is_plain(found)
+    maps = pick_maps(offered_maps(found), strides=strides, name=config.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = _construct(config, out_indices=tuple(info.index for info in maps))
-    pretrained_cfg: Mapping[str, Any] = getattr(backbone, "pretrained_cfg", None) or {}
-    own = pretrained_cfg if config.pretrained else {}
-    mean = config.mean or own.get("mean") or HALF
-    std = config.std or own.get("std") or HALF
-    return Student(backbone, maps=maps, mean=mean, std=std)
+        indices = tuple(info.index for info in maps)
+        backbone = construct(config, out_indices=indices, image_size=image_size, plain=plain)
+        neck = None
+        if plain:
+            last = found[-1]
+            neck = SimpleFeaturePyramid(last.channels, patch=last.stride, strides=strides)
+            maps = [
+                replace(info, channels=width)
+                for info, width in zip(maps, neck.channels, strict=True)
+            ]
+    if config.grad_checkpointing:
+        _checkpoint_gradients(backbone, name=config.name)
+    frozen = freeze(backbone, config, image_size=image_size) if config.frozen_stages else []
+    pretrained_cfg: Mapping[str, Any] = _pretrained_cfg(backbone) if config.pretrained else {}
+    mean = config.mean or pretrained_cfg.get("mean") or HALF
+    std = config.std or pretrained_cfg.get("std") or HALF
+    return Student(backbone, maps=maps, mean=mean, std=std, neck=neck, frozen=frozen)
 
 
-def available_maps(config: StudentConfig) -> list[MapInfo]:
-    """List the maps a backbone can give, without initialising its weights.
+def student_strides(
+    config: StudentConfig, *, image_size: tuple[int, int] | None = None
+) -> tuple[int, ...]:
+    """Return every stride a student can give, ascending.
 
     Raises:
         ConfigError: unknown name, or settings the network does not take.
     """
-    with torch.device("meta"):
-        network = _construct(config, out_indices=None)
-    info: Any = getattr(network, "feature_info", None)
-    if not info:
-        allowed = "a network that records its feature maps (timm's feature_info)"
-        raise ConfigError(Problem("student.name", repr(config.name), allowed))
-    entries: list[dict[str, Any]] = info if isinstance(info, list) else info.get_dicts()
-    return [
-        MapInfo(index, int(entry["reduction"]), int(entry["num_chs"]))
-        for index, entry in enumerate(entries)
-    ]
+    offered = offered_maps(available_maps(config, image_size=image_size))
+    return tuple(sorted({info.stride for info in offered}))
+
+
+def offered_maps(maps: Sequence[MapInfo]) -> list[MapInfo]:
+    """Return the maps a student can give: its backbone's, or those of a pyramid on a plain one."""
+    if not is_plain(maps):
+        return list(maps)
+    last = maps[-1]
+    return [replace(last, stride=stride) for stride in pyramid_strides(last.stride)]
 
 
 def pick_maps(maps: Sequence[MapInfo], *, strides: Sequence[int], name: str) -> list[MapInfo]:
     """Choose the deepest map of each stride.
 
     Args:
-        maps: what the backbone has.
+        maps: what the student can give.
         strides: what is wanted, ascending.
         name: the backbone's name, for the message.
 
@@ -130,10 +149,26 @@ def pick_maps(maps: Sequence[MapInfo], *, strides: Sequence[int], name: str) -> 
         have = ", ".join(f"{info.stride} ({info.channels} channels)" for info in deepest.values())
         hint = (
             "Choose levels of those strides with --data.levels, record others with "
-            "`dreamshard encode`, or choose another student with --student.name."
+            "`dreamshard encode`, choose another student with --student.name, or let the method "
+            "resize (--dreamteacher.bridge interpolate)."
         )
         raise ConfigError(Problem("student.name", got, f"the student's strides: {have}", hint))
     return [deepest[stride] for stride in strides]
+
+
+def nearest_strides(wanted: Sequence[int], *, offered: Sequence[int]) -> tuple[int, ...]:
+    """Return the offered stride nearest to each one wanted, by ratio; of equals the finer.
+
+    Args:
+        wanted: strides of the levels.
+        offered: strides of the student, ascending.
+
+    Returns:
+        One of `offered` per entry of `wanted`.
+    """
+    return tuple(
+        min(offered, key=lambda have: (max(have / want, want / have), have)) for want in wanted
+    )
 
 
 def output_shapes(student: nn.Module, *, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
@@ -153,62 +188,20 @@ def output_shapes(student: nn.Module, *, image_size: tuple[int, int]) -> list[tu
     return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
 
 
-def _construct(config: StudentConfig, *, out_indices: tuple[int, ...] | None) -> nn.Module:
-    """Build the network: whole if `out_indices` is None, else as a feature extractor."""
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in config.settings.items()}
-    reserved = [key for key in RESERVED if key in settings]
-    if reserved:
-        raise ConfigError(
-            Problem(
-                f"student.settings.{reserved[0]}",
-                repr(settings[reserved[0]]),
-                "settings of the network itself",
-                "Maps follow from the dataset's levels; use student.pretrained for weights.",
-            )
-        )
-    try:
-        if config.name in STUDENTS or ":" in config.name:
-            return load_part(config.name, table=STUDENTS)(out_indices=out_indices, **settings)
-        return _construct_timm(config, settings=settings, out_indices=out_indices)
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        key = "student.settings" if settings else "student.name"
-        got = f"{config.settings if settings else config.name!r} ({error})"
-        hint = "See the network's constructor for their names."
-        allowed = f"settings that {config.name!r} takes"
-        raise ConfigError(Problem(key, got, allowed, hint)) from error
-    except (ImportError, AttributeError) as error:
-        what = f"{config.name!r} ({error})"
-        raise ConfigError(Problem("student.name", what, "module:Class to import")) from error
+def _checkpoint_gradients(backbone: nn.Module, *, name: str) -> None:
+    inner = getattr(
+        backbone, "model", backbone
+    )  # timm's wrapper of a transformer passes nothing on
+    switch = getattr(inner, "set_grad_checkpointing", None)
+    if switch is None:
+        allowed = f"false, as {name!r} cannot checkpoint its activations"
+        raise ConfigError(Problem("student.grad_checkpointing", "true", allowed))
+    switch(True)
 
 
-def _construct_timm(
-    config: StudentConfig, *, settings: Mapping[str, Any], out_indices: tuple[int, ...] | None
-) -> nn.Module:
-    import timm
-
-    if not timm.is_model(config.name.partition(".")[0]):
-        known = [*STUDENTS, *timm.list_models()]
-        close = difflib.get_close_matches(config.name, known, n=3)
-        hint = f"Did you mean {' or '.join(close)}?" if close else "See timm.list_models()."
-        allowed = f"a timm network, {', '.join(STUDENTS)}, or module:Class"
-        raise ConfigError(Problem("student.name", repr(config.name), allowed, hint))
-    if out_indices is None:
-        return timm.create_model(config.name, pretrained=False, **settings)
-    try:
-        return timm.create_model(
-            config.name,
-            pretrained=config.pretrained,
-            features_only=True,
-            out_indices=out_indices,
-            **settings,
-        )
-    except (OSError, RuntimeError) as error:
-        if not config.pretrained:
-            raise
-        reason = str(error).partition("\n")[0]
-        hint = "Try --student.pretrained false, or make the weights available to timm."
-        allowed = f"false, as the weights of {config.name!r} cannot be had ({reason})"
-        raise ConfigError(Problem("student.pretrained", "true", allowed, hint)) from error
+def _pretrained_cfg(backbone: nn.Module) -> Mapping[str, Any]:
+    inner = getattr(backbone, "model", backbone)
+    return getattr(inner, "pretrained_cfg", None) or {}
 
 
 def _listing(values: Sequence[object]) -> str:

@@ -91,7 +91,8 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     training_set = training_set.at(state.snapshot)
     method = build_method(config, training_set=training_set)
     place(method, config=config, accelerator=accelerator)
-    optimizer = build_optimizer(method, config.optimizer)
+    layers = method.layers(config, image_size=training_set.image_size)
+    optimizer = build_optimizer(method, config.optimizer, layers=layers)
     if checkpoint is not None:
         load_checkpoint(checkpoint, model=method, optimizer=optimizer)
     batches = BATCHES[config.data.kind](
@@ -137,7 +138,9 @@ def take_steps(
     run_dir = Path(config.run_dir)
     model, stepper = accelerator.prepare(method, optimizer)
     for step in range(state.step + 1, config.steps + 1):
-        rate = learning_rate(step, steps=config.steps, config=config.optimizer)
+        rate = learning_rate(
+            step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
+        )
         set_learning_rate(optimizer, rate)
         seed_step(config.seed, step=step, rank=accelerator.process_index)
         batch = batches.next()

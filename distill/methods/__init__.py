@@ -7,6 +7,7 @@ which "loss" is minimised and all are reported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from distill.tables import load_part
@@ -34,10 +35,42 @@ def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:
     except (ImportError, AttributeError) as error:
         got = f"{config.method!r} ({error})"
         raise ConfigError(Problem("method", got, "a class that can be imported")) from error
+    image_size = training_set.image_size
     return method(
         config.method_settings(),
-        student=build_student(config.student, strides=training_set.strides, seed=config.seed),
+        student=build_student(
+            config.student,
+            strides=choose_strides(config, levels=training_set.strides, image_size=image_size),
+            seed=config.seed,
+            image_size=image_size,
+        ),
         levels=training_set.levels,
-        image_size=training_set.dataset.image_size,
+        image_size=image_size,
         seed=config.seed + 1,  # not the numbers that the student's weights were drawn from
     )
+
+
+def choose_strides(
+    config: TrainConfig, *, levels: Sequence[int], image_size: tuple[int, int]
+) -> tuple[int, ...]:
+    """Choose the strides of the student's maps: as configured, else those of the levels.
+
+    A method that bridges resolutions gets the student's nearest strides instead of the levels';
+    without levels, all that the student has.
+
+    Args:
+        config: of the run.
+        levels: strides of the levels, ascending.
+        image_size: (H, W) in pixels.
+
+    Raises:
+        ConfigError: unknown student.
+    """
+    from distill.students import nearest_strides, student_strides
+
+    if config.student.strides:
+        return tuple(config.student.strides)
+    if levels and getattr(config.method_settings(), "bridge", "none") == "none":
+        return tuple(levels)
+    offered = student_strides(config.student, image_size=image_size)
+    return tuple(sorted(set(nearest_strides(levels, offered=offered)))) if levels else offered

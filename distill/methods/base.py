@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from distill.config import TrainConfig
     from distill.students import Student
 
 
@@ -27,3 +28,23 @@ class Method(nn.Module):
             float32 scalars by name; "loss" is minimised, all are reported.
         """
         raise NotImplementedError
+
+    def layers(self, config: TrainConfig, *, image_size: tuple[int, int]) -> dict[str, int]:
+        """Number the layers of the student's backbone, 0 the stem, if there is layer decay.
+
+        Args:
+            config: of the run.
+            image_size: (H, W) in pixels that the student was built for.
+
+        Returns:
+            Depth by parameter name of this module; empty without layer decay.
+
+        Raises:
+            ConfigError: a backbone whose layers timm does not know.
+        """
+        if config.optimizer.layer_decay == 1.0:
+            return {}
+        from distill.timm_names import layer_numbers
+
+        numbers = layer_numbers(self.student.backbone, config.student, image_size=image_size)
+        return {f"student.backbone.{name}": number for name, number in numbers.items()}

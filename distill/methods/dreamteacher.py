@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from distill.losses.feature import feature_loss
 from distill.methods.base import Method
 from distill.regressor import FeatureRegressor
-from distill.students import output_shapes
+from distill.students import nearest_strides, output_shapes
 from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
 
@@ -24,6 +25,8 @@ class DreamTeacher(Method):
     """Feature distillation: student, regressor and loss as one module.
 
     Noise draws of one feature map share one prediction, whose regression is best at their mean.
+    With `bridge: interpolate`, a level whose resolution the student has not is predicted from the
+    nearest stride, and the prediction resized.
 
     Args:
         config: the method's settings.
@@ -51,16 +54,22 @@ class DreamTeacher(Method):
         self.config = config
         self.student = student
         shapes = output_shapes(student, image_size=image_size)
-        _check_resolutions(shapes, strides=student.strides, levels=levels)
+        if config.bridge == "none":
+            _check_resolutions(shapes, strides=student.strides, levels=levels)
         heads = {(lv.tap, lv.timestep, lv.pool): lv for lv in reversed(levels)}
         self.head_of = {lv.name: heads[lv.tap, lv.timestep, lv.pool].name for lv in levels}
+        self.sizes = {head.name: tuple(head.shape[1:]) for head in heads.values()}
+        names, wanted = list(self.sizes), [head.stride for head in heads.values()]
+        nearest = nearest_strides(wanted, offered=student.strides)
+        depths = [head.shape[0] for head in heads.values()]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.regressor = FeatureRegressor(
                 student.channels,
                 strides=student.strides,
-                levels={head.name: (head.stride, head.shape[0]) for head in heads.values()},
+                levels=dict(zip(names, zip(nearest, depths, strict=True), strict=True)),
                 map_size=shapes[-1][1:],
+                kind=config.regressor,
                 width=config.width,
                 scales=config.pool_scales,
             )
@@ -75,7 +84,10 @@ class DreamTeacher(Method):
         Returns:
             float32 scalars "loss" (to minimise), "mse" and "at" (unweighted).
         """
-        predicted = self.regressor(self.student(images))
+        predicted = {
+            name: resize(prediction, size=self.sizes[name])
+            for name, prediction in self.regressor(self.student(images)).items()
+        }
         return feature_loss(
             {level: predicted[head] for level, head in self.head_of.items()},
             targets,
@@ -87,14 +99,29 @@ class DreamTeacher(Method):
         )
 
 
+def resize(features: Tensor, *, size: tuple[int, ...]) -> Tensor:
+    """Bridge two resolutions: bring a prediction to its level's, bilinear and without aliasing.
+
+    Args:
+        features: (B, C, h, w).
+        size: (h', w'); the map is returned as it is if it has that size already.
+    """
+    if tuple(features.shape[-2:]) == tuple(size):
+        return features
+    return F.interpolate(features, size=list(size), mode="bilinear", antialias=True)
+
+
 def _check_resolutions(
     shapes: Sequence[tuple[int, int, int]], *, strides: Sequence[int], levels: Sequence[Level]
 ) -> None:
     """Compare the maps' sizes; strides alone do not tell (an odd image size, another padding)."""
     sizes = dict(zip(strides, (shape[1:] for shape in shapes), strict=True))
-    if all(tuple(level.shape[1:]) == sizes[level.stride] for level in levels):
+    if all(tuple(level.shape[1:]) == sizes.get(level.stride) for level in levels):
         return
     theirs = ", ".join(f"{lv.name} {'x'.join(map(str, lv.shape[1:]))}" for lv in levels)
     ours = ", ".join(f"stride {s} {h}x{w}" for s, (h, w) in sizes.items())
-    hint = "Choose levels of the student's resolutions, or a student of the levels'."
+    hint = (
+        "Choose levels of the student's resolutions, a student of the levels', or "
+        "--dreamteacher.bridge interpolate."
+    )
     raise ConfigError(Problem("data.levels", f"maps {theirs}", f"the student's maps {ours}", hint))

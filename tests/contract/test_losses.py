@@ -24,7 +24,7 @@ def method(request: pytest.FixtureRequest) -> Method:
     training_set: Any = SimpleNamespace(
         levels=tuple(sorted(LEVELS, key=lambda level: level.stride)),
         strides=(2, 4),
-        dataset=SimpleNamespace(image_size=IMAGE_SIZE),
+        image_size=IMAGE_SIZE,
     )
     return build_method(config, training_set=training_set)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill.backbones import available_maps
 from distill.config import StudentConfig
-from distill.students import available_maps, build_student, output_shapes
+from distill.students import build_student, output_shapes
 
 STUDENTS = [
     ("cifar_resnet", {"depths": [1, 1, 1], "widths": [8, 16, 32]}, (1, 2, 4), (16, 16)),
     ("resnet10t", {}, (4, 8, 16), (64, 64)),
     ("test_efficientnet", {}, (4, 8, 16), (64, 64)),
+    ("test_convnext", {}, (4, 8, 16, 32), (64, 64)),
+    ("cifar_resnet18", {"width": 4}, (1, 2, 4, 8), (16, 16)),
 ]
 IDS = [name for name, *_ in STUDENTS]
 
@@ -24,7 +27,7 @@ def case(request: pytest.FixtureRequest) -> tuple[StudentConfig, tuple[int, ...]
 
 def test_maps_have_the_strides_and_channels_announced(case) -> None:
     config, strides, size = case
-    student = build_student(config, strides=strides, seed=0)
+    student = build_student(config, strides=strides, seed=0, image_size=size)
     assert student.strides == strides
     shapes = output_shapes(student, image_size=size)
     assert tuple(c for c, _, _ in shapes) == student.channels

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from distill.config import DreamTeacherConfig, StudentConfig
+from distill.config import DreamTeacherConfig, StudentConfig, TrainConfig
 from distill.losses.feature import feature_loss
-from distill.methods.dreamteacher import DreamTeacher
+from distill.methods import build_method
+from distill.methods.dreamteacher import DreamTeacher, resize
 from distill.students import build_student
 from dreamshard.errors import ConfigError
 from storage.schema import Level
@@ -83,3 +86,28 @@ def test_maps_of_another_resolution_are_refused_with_both_sides() -> None:
 def test_weights_follow_from_the_seeds() -> None:
     first, second = build().state_dict(), build().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_bridging_predicts_levels_of_other_strides_from_the_nearest() -> None:
+    coarse = replace(LEVELS[0], name="deep", tap="deep", stride=8, shape=(10, 2, 2))
+    levels = (*FINEST_FIRST, coarse)
+    config = TrainConfig(
+        student=StudentConfig(name="cifar_resnet", settings={"depths": [1, 1], "widths": [4, 6]}),
+        dreamteacher=DreamTeacherConfig(width=8, bridge="interpolate"),
+    )
+    training_set: Any = SimpleNamespace(levels=levels, strides=(2, 4, 8), image_size=IMAGE_SIZE)
+    method = build_method(config, training_set=training_set)
+    assert method.student.strides == (2,), "the student has 1 and 2; 2 is nearest to all"
+    images, targets = tensors()
+    targets["deep"] = torch.randn(4, 10, 2, 2)
+    method(images, targets)["loss"].backward()
+    assert all(p.grad is not None for p in method.parameters())
+    with pytest.raises(ConfigError, match=r"stride 2, 4, 8 for student 'cifar_resnet'.*bridge"):
+        build_method(replace(config, dreamteacher=DreamTeacherConfig()), training_set=training_set)
+
+
+def test_resizing_keeps_what_fits_and_averages_what_shrinks() -> None:
+    features = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resize(features, size=(4, 4)) is features
+    assert resize(features, size=(1, 1)).item() == pytest.approx(7.5)
+    assert resize(torch.ones(1, 2, 3, 3), size=(7, 5)).eq(1).all()

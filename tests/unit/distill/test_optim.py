@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from distill.config import OptimizerConfig
-from distill.optim import build_optimizer, learning_rate, set_learning_rate
+from distill.config import OptimizerConfig, StudentConfig
+from distill.data import open_training_set
+from distill.methods import build_method
+from distill.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
+from distill.students import build_student
 
 CONFIG = OptimizerConfig(lr=2.0, warmup=0.1, floor=0.01)
 
@@ -35,13 +38,15 @@ def test_only_kernels_and_matrices_decay() -> None:
     assert {name: decay[id(p)] for name, p in module.named_parameters()} == expected
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw", "AdamW"), ("sgd", "SGD"), ("lamb", "Lamb")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adamw", "AdamW"), ("sgd", "SGD"), ("lamb", "Lamb"), ("lars", "Lars")]
+)
 def test_optimisers_by_name_with_their_settings(name: str, kind: str) -> None:
     config = OptimizerConfig(betas=[0.8, 0.9], name=name)
     optimizer = build_optimizer(nn.Linear(2, 2), config)
     group = optimizer.param_groups[0]
     assert type(optimizer).__name__ == kind
-    if name == "sgd":
+    if name in ("sgd", "lars"):
         assert group["momentum"] == 0.8 and not group["nesterov"]
     else:
         assert tuple(group["betas"]) == (0.8, 0.9)
@@ -49,6 +54,42 @@ def test_optimisers_by_name_with_their_settings(name: str, kind: str) -> None:
 
 def test_setting_the_rate_keeps_a_groups_own_scale() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), OptimizerConfig())
+    assert len(optimizer.param_groups) == 2
     optimizer.param_groups[0]["lr_scale"] = 0.5
     set_learning_rate(optimizer, 0.2)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+
+
+def test_the_rate_scales_with_the_batch_where_asked() -> None:
+    config = OptimizerConfig(lr=2e-4, lr_batch=256, warmup=0.5)
+    assert learning_rate(50, steps=100, config=config, batch_size=2048) == pytest.approx(1.6e-3)
+    plain = OptimizerConfig(lr=2e-4, warmup=0.5)
+    assert learning_rate(50, steps=100, config=plain, batch_size=2048) == pytest.approx(2e-4)
+
+
+def test_layer_decay_slows_the_stem_most_and_spares_the_regressor(configure, dataset) -> None:
+    config = configure(
+        student=StudentConfig(name="cifar_resnet18", settings={"width": 4}),
+        optimizer=OptimizerConfig(layer_decay=0.5, weight_decay=0.1),
+    )
+    method = build_method(config, training_set=open_training_set(config.data))
+    layers = method.layers(config, image_size=(16, 16))
+    groups = parameter_groups(method, config.optimizer, layers=layers)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    scales = {name: scale[id(p)] for name, p in method.named_parameters()}
+    # Stem, then two blocks in each of the three stages that strides 2 and 4 need: seven layers.
+    assert scales["student.backbone.layer3.1.conv1.weight"] == 1.0
+    assert scales["student.backbone.layer3.0.conv1.weight"] == 0.5
+    assert scales["student.backbone.conv1.weight"] == 0.5**6
+    assert scales["regressor.heads.0.weight"] == 1.0
+
+
+def test_position_embeddings_do_not_decay() -> None:
+    student = build_student(
+        StudentConfig(name="test_vit"), strides=(16,), seed=0, image_size=(32, 32)
+    )
+    groups = parameter_groups(student, OptimizerConfig(weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    parameters = dict(student.named_parameters())
+    assert decay[id(parameters["backbone.model.pos_embed"])] == 0.0
+    assert decay[id(parameters["backbone.model.blocks.0.mlp.fc1.weight"])] == 0.1

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill.backbones import MapInfo, available_maps
 from distill.config import StudentConfig
 from distill.small_resnet import CifarResNet
-from distill.students import MapInfo, available_maps, build_student, output_shapes, pick_maps
+from distill.students import build_student, nearest_strides, output_shapes, pick_maps
+from distill.vit_pyramid import pyramid_strides
 from dreamshard.errors import ConfigError
 
 
@@ -118,3 +120,107 @@ def test_shapes_are_measured_without_touching_the_student() -> None:
     output_shapes(student, image_size=(8, 8))
     assert student.training
     assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+
+
+def test_cifar_resnet18_takes_its_width() -> None:
+    config = StudentConfig(name="cifar_resnet18", settings={"width": 32})
+    assert available_maps(config) == [MapInfo(i, 2**i, 32 * 2**i) for i in range(4)]
+    blocks = build_student(config, strides=(1, 2, 4, 8), seed=0).backbone
+    last = [value for name, value in blocks.named_parameters() if name.endswith("bn2.weight")]
+    assert len(last) == 8 and all((scale == 0).all() for scale in last)
+
+
+def test_a_plain_transformer_gets_a_pyramid_beside_it() -> None:
+    config = StudentConfig(name="test_vit")  # patches of 16 pixels, 64 channels
+    student = build_student(config, strides=(4, 8, 16, 32), seed=0, image_size=(32, 64))
+    assert student.channels == (16, 32, 64, 64)
+    shapes = output_shapes(student, image_size=(32, 64))
+    assert shapes == [(16, 8, 16), (32, 4, 8), (64, 2, 4), (64, 1, 2)]
+    assert not any("branches" in name for name in student.backbone.state_dict())
+    assert student.neck is not None and "backbone" not in dict(student.neck.named_modules())
+
+
+def test_a_pyramids_strides_follow_from_the_patch() -> None:
+    assert pyramid_strides(16) == (4, 8, 16, 32)
+    assert pyramid_strides(14) == (7, 14, 28), "3.5 pixels are no stride"
+    with pytest.raises(ConfigError, match=r"the student's strides: 4 .*, 8 .*, 16 .*, 32 "):
+        build_student(StudentConfig(name="test_vit"), strides=(2,), seed=0, image_size=(32, 32))
+
+
+def test_a_transformer_is_built_for_the_images_to_come() -> None:
+    student = build_student(
+        StudentConfig(name="test_vit"), strides=(16,), seed=0, image_size=(48, 48)
+    )
+    assert student.backbone.state_dict()["model.pos_embed"].shape[1] == 9 + 1  # and a class token
+    with pytest.raises(ConfigError, match=r"student\.settings.*img_size.*test_vit"):
+        settings = {"img_size": 40, "strict_img_size": True, "patch_size": 0}
+        available_maps(StudentConfig(name="test_vit", settings=settings))
+
+
+def test_channels_last_networks_are_turned_around() -> None:
+    config = StudentConfig(name="swin_tiny_patch4_window7_224", settings={"depths": [1, 1, 1, 1]})
+    student = build_student(config, strides=(4, 32), seed=0, image_size=(64, 64))
+    assert output_shapes(student, image_size=(64, 64)) == [(96, 16, 16), (768, 2, 2)]
+
+
+def test_torchvisions_names_are_timms() -> None:
+    from torchvision.models import resnet18
+
+    student = build_student(StudentConfig(name="torchvision/resnet18"), strides=(4, 32), seed=0)
+    published = resnet18(weights=None).state_dict()
+    ours = student.backbone.state_dict()
+    assert {name for name in published if not name.startswith("fc.")} == set(ours)
+    assert all(ours[name].shape == published[name].shape for name in ours)
+
+
+def test_frozen_stages_do_not_learn_and_keep_their_statistics() -> None:
+    config = StudentConfig(name="cifar_resnet18", settings={"width": 4}, frozen_stages=2)
+    student = build_student(config, strides=(1, 8), seed=0).train()
+    frozen = {name for name, p in student.backbone.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"conv1", "bn1", "layer1"}
+    before = {k: v.clone() for k, v in student.backbone.state_dict().items()}
+    sum(m.sum() for m in student(torch.randn(2, 3, 8, 8))).backward()
+    after = student.backbone.state_dict()
+    same = {k for k in after if torch.equal(before[k], after[k]) and "running_mean" in k}
+    assert same == {
+        k for k in after if "running_mean" in k and k.split(".")[0] in ("bn1", "layer1")
+    }
+
+
+def test_freezing_everything_is_refused_with_the_number_of_stages() -> None:
+    config = StudentConfig(name="cifar_resnet18", settings={"width": 4}, frozen_stages=5)
+    with pytest.raises(ConfigError, match=r"frozen_stages: got 5, allowed 0\.\.4.*has 5"):
+        build_student(config, strides=(1, 8), seed=0)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext"])
+def test_checkpointed_gradients_are_the_gradients(name: str) -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for checkpointed in (False, True):
+        config = StudentConfig(name=name, grad_checkpointing=checkpointed)
+        student = build_student(config, strides=(16,), seed=0, image_size=(32, 32)).train()
+        student(images)[0].square().mean().backward()
+        gradients.append([p.grad for p in student.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-6)
+
+
+def test_checkpointing_where_there_is_none_is_refused() -> None:
+    config = StudentConfig(name="cifar_resnet18", settings={"width": 4}, grad_checkpointing=True)
+    with pytest.raises(ConfigError, match=r"student\.grad_checkpointing: got true, allowed false"):
+        build_student(config, strides=(1,), seed=0)
+
+
+def test_drop_path_reaches_the_network_or_is_refused() -> None:
+    config = StudentConfig(name="test_convnext", drop_path=0.3)
+    student = build_student(config, strides=(4, 32), seed=0)
+    rates = [m.drop_prob for m in student.modules() if type(m).__name__ == "DropPath"]
+    assert max(rates) == pytest.approx(0.3)
+    with pytest.raises(ConfigError, match=r"student\.settings.*drop_path_rate"):
+        build_student(StudentConfig(name="cifar_resnet", drop_path=0.1), strides=(1,), seed=0)
+
+
+def test_the_nearest_stride_is_by_ratio_and_of_equals_the_finer() -> None:
+    assert nearest_strides((1, 3, 8, 64), offered=(2, 4, 8, 32)) == (2, 4, 8, 32)
+    assert nearest_strides((4,), offered=(2, 8)) == (2,)

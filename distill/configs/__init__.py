@@ -1,0 +1,1 @@
+"""Settings by part; `distill.config` puts them together. No torch here."""

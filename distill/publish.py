@@ -1,0 +1,79 @@
+"""Copy a trained student into a folder to publish or deploy: timm and Hub layout, ONNX.
+
+dreamshard publish --student runs/train --out my-backbone --formats [timm, onnx]
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dreamshard.config import load_config
+from dreamshard.errors import ConfigError, Problem
+from dreamshard.progress import stage
+
+DESCRIPTION = "Copy a trained student into a folder that timm, the Hugging Face Hub or ONNX reads."
+
+
+@dataclass(kw_only=True)
+class PublishConfig:
+    """Copy a trained student into a folder to publish."""
+
+    student: str = "runs/train"
+    """Run folder of `dreamshard train`, or the folder of an exported student."""
+    out: str = "exported"
+    """Folder to write; it must not exist yet."""
+    formats: list[Literal["timm", "onnx"]] = field(default_factory=lambda: ["timm"])
+    """What to write: timm (safetensors under timm's and torchvision's names, timm's config.json and
+    the model card: what the Hugging Face Hub shows) and onnx (model.onnx, images of 0..1)."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        found = []
+        if not self.formats:
+            found.append(Problem("formats", "[]", "timm, onnx or both"))
+        if Path(self.out).exists():
+            hint = "Choose another folder, or remove that one."
+            found.append(Problem("out", self.out, "a folder that does not exist yet", hint))
+        return found
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the command; see `dreamshard publish --help`."""
+    publish(load_config(PublishConfig, argv, prog="dreamshard publish", description=DESCRIPTION))
+    return None
+
+
+def publish(config: PublishConfig) -> Path:
+    """Write the formats asked for into a new folder, whole or not at all.
+
+    Raises:
+        DataError: no trained student, or one that cannot be read.
+        ConfigError: packages for ONNX are missing, or the folder cannot be written.
+    """
+    from distill.export import load_student, read_card
+    from distill.onnx_export import export_onnx
+
+    card, source = read_card(Path(config.student))
+    out = Path(config.out)
+    part = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        got = f"{config.out} ({error.strerror})"
+        raise ConfigError(Problem("out", got, "a folder that can be written")) from error
+    try:
+        if "timm" in config.formats:
+            shutil.copytree(source, part, dirs_exist_ok=True)
+        if "onnx" in config.formats:
+            student, _ = load_student(source)
+            export_onnx(student, part / "model.onnx", image_size=card.size)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    stage(f"publish: {card.config.name} as {' and '.join(config.formats)} in {out}")
+    return out
