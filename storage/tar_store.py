@@ -134,8 +134,20 @@ class TarStore:
             return [(path, f"got {size} bytes of {table.shape[2]} samples, allowed {wanted}")]
         if quick:
             return []
-        problem = _Check(self, commit, table).run(path)
+        try:
+            with self.files.fetched(self.array_key("", commit.unit)) as local:
+                problem = _Check(self, commit, table).run(local)
+        except (OSError, DataError) as error:
+            problem = f"cannot be read: {error}"
         return [(path, problem)] if problem else []
+
+    def check_file(self, name: str, path: str, commit: Commit) -> str:
+        """Return what is wrong with a local copy of a unit's shard, "" if nothing is."""
+        table = self.read_index(commit.unit)
+        size = os.path.getsize(path)
+        if size != shard_bytes(table) or table.shape[2] != commit.count:
+            return f"got {size} bytes, allowed {shard_bytes(table)}"
+        return _Check(self, commit, table).run(path)
 
     def strays(self, done: set[int]) -> Iterator[str]:
         """Yield the keys of units that are not done and yet have files."""
