@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PREFIX = "checkpoint-"
 # Settings that decide neither the weights nor the metrics; a run may go on with others.
 FREE = ("run_dir", "restart", "keep", "save_every", "data.threads", "data.prefetch", "data.dataset")
+# What of these decides the features is in the recipe, whose key is compared.
+FREE_SECTION = "data.stream."
 
 
 @dataclass
@@ -184,7 +186,9 @@ def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None
     differing = [
         f"\n  {key}: {before.get(key)!r} there, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())
-        if key not in FREE and before.get(key) != after.get(key)
+        if key not in FREE
+        and not key.startswith(FREE_SECTION)
+        and before.get(key) != after.get(key)
     ]
     if (state.content_key, state.layout_key) != (now.content_key, now.layout_key):
         differing.append(f"\n  data.dataset: {state.dataset} there, {now.dataset} asked for")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.dequantise import open_dequantisers
+from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
 from storage.catalog import find_dataset
 from storage.reader import BatchReader
@@ -100,9 +101,21 @@ class ShardBatches:
         per_channel = (1, 3, 1, 1)
         self._shift = torch.tensor([255 * m for m in student.mean], device=device).view(per_channel)
         self._scale = torch.tensor([255 * s for s in student.std], device=device).view(per_channel)
-        self._reader = BatchReader(
+        self._reader = self._open_reader(
+            training_set, config=config, accelerator=accelerator, state=state
+        )
+
+    def _open_reader(
+        self,
+        training_set: TrainingSet,
+        *,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        state: TrainState,
+    ) -> BatchReader:
+        return BatchReader(
             training_set.snapshot,
-            levels=list(by_name),
+            levels=[level.name for level in training_set.levels],
             batch_size=config.batch_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -144,8 +157,27 @@ class ShardBatches:
         self._reader.close()
 
 
-BATCHES = {"shards": ShardBatches}
+BATCHES = {
+    "shards": "distill.data:ShardBatches",
+    "stream": "distill.online:StreamBatches",
+    "live": "distill.online:LiveBatches",
+}
 """Sources of batches by `data.kind`; all are built and used alike."""
+
+
+def open_batches(
+    training_set: TrainingSet,
+    *,
+    config: TrainConfig,
+    student: Student,
+    accelerator: Accelerator,
+    state: TrainState,
+) -> ShardBatches:
+    """Open the source of batches that `data.kind` names; arguments as those of `ShardBatches`."""
+    source = load_part(config.data.kind, table=BATCHES)
+    return source(
+        training_set, config=config, student=student, accelerator=accelerator, state=state
+    )
 
 
 def open_training_set(config: DataConfig) -> TrainingSet:
@@ -155,10 +187,11 @@ def open_training_set(config: DataConfig) -> TrainingSet:
         config: which dataset and levels, and what is expected of it.
 
     Raises:
-        DataError: no such dataset, several of that name, or not a readable one.
+        DataError: no such dataset, several of that name, or not a readable one; a stream's source
+            that is empty or damaged.
         ConfigError: levels it has not, or that are no maps; another size or pixel range.
     """
-    dataset = find_dataset(config.dataset)
+    dataset = find_dataset(config.dataset) if config.kind == "shards" else _open_stream(config)
     problems = _image_problems(config, dataset)
     names = config.levels or [lv.name for lv in dataset.levels if _is_map(lv)]
     by_name = {level.name: level for level in dataset.levels}
@@ -174,6 +207,13 @@ def open_training_set(config: DataConfig) -> TrainingSet:
         raise ConfigError(problems)
     levels = sorted((by_name[name] for name in names), key=lambda level: level.stride)
     return TrainingSet(dataset=dataset, snapshot=dataset.snapshot(), levels=tuple(levels))
+
+
+def _open_stream(config: DataConfig) -> Dataset:
+    from distill.online import open_stream
+
+    # It has what a run asks of a dataset, and no files.
+    return cast("Dataset", open_stream(config))
 
 
 def _is_map(level: Level) -> bool:

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "pipeline.synthesize:main",
         "draw images from a teacher and record its features",
     ),
+    "serve": ("pipeline.serve:main", "serve a teacher's features to trainers, while they train"),
     "train": ("distill.train:main", "distil recorded features into a student backbone"),
     "publish": ("distill.publish:main", "copy a trained student for timm, the Hub or ONNX"),
     "evaluate": ("distill.evaluate:main", "measure what a student has learned"),

@@ -51,7 +51,7 @@ class Store(Protocol):
         ...
 
     def check_file(self, name: str, path: str, commit: Commit) -> str:
-        """Return what is wrong with a local copy of the file with an array's rows, "" if nothing."""
+        """Return what is wrong with a local copy of an array's file, "" if nothing is."""
         ...
 
     def strays(self, done: set[int]) -> Iterator[str]:
