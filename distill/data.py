@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -13,6 +14,7 @@ from distill.dequantise import open_dequantisers
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
 from storage.catalog import find_dataset
+from storage.join import join
 from storage.reader import BatchReader
 from storage.schema import Level
 
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
     from distill.students import Student
     from storage.dataset import Dataset, Snapshot
 
+KIND_WORDS = {"feature": "map", "soft_label": "soft label"}
+KIND_HINTS = {
+    "feature": "Choose a dataset with feature maps.",
+    "soft_label": "Record them with `dreamshard encode --teacher.interpreter FOLDER`, into a "
+    "dataset of their own if you like, and name it in data.join.",
+}
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -33,11 +42,19 @@ class TrainingSet:
         dataset: the recorded features.
         snapshot: the state of the dataset that the run keeps to its end.
         levels: those to distil, finest first.
+        joined: datasets of the same samples, whose levels the snapshot shows as well.
     """
 
     dataset: Dataset
     snapshot: Snapshot
     levels: tuple[Level, ...]
+    joined: tuple[Dataset, ...] = ()
+
+    @property
+    def finest(self) -> int:
+        """Stride of the finest soft label of maps, in pixels; 0 without any."""
+        soft = [level.stride for level in self.levels if level.kind == "soft_label"]
+        return min((stride for stride in soft if stride), default=0)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -46,14 +63,15 @@ class TrainingSet:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Strides of the levels, ascending, each once."""
-        return tuple(sorted({level.stride for level in self.levels}))
+        """Strides of the feature maps, ascending, each once."""
+        maps = [level for level in self.levels if level.kind == "feature"]
+        return tuple(sorted({level.stride for level in maps}))
 
     def at(self, version: str) -> TrainingSet:
         """Return the same at another version of the dataset, where a resumed run began."""
         if version == self.snapshot.version:
             return self
-        return replace(self, snapshot=self.dataset.snapshot(version=version))
+        return replace(self, snapshot=_open_snapshot((self.dataset, *self.joined), version))
 
 
 @dataclass(frozen=True)
@@ -147,7 +165,7 @@ class ShardBatches:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._order)
         images.sub_(self._shift).div_(self._scale)
         targets = {
-            name: decode(rows.levels).to(memory_format=self._order)
+            name: _in_order(decode(rows.levels), self._order)
             for name, decode in self._decoders.items()
         }
         return Batch(images=images, targets=targets, index=rows.index.copy())
@@ -155,6 +173,11 @@ class ShardBatches:
     def close(self) -> None:
         """Stop reading ahead."""
         self._reader.close()
+
+
+def _in_order(values: Tensor, order: torch.memory_format) -> Tensor:
+    """Bring maps into a memory order; soft labels of whole images have none."""
+    return values.to(memory_format=order) if values.dim() == 4 else values
 
 
 BATCHES = {
@@ -180,33 +203,41 @@ def open_batches(
     )
 
 
-def open_training_set(config: DataConfig) -> TrainingSet:
+def open_training_set(config: DataConfig, *, kinds: Sequence[str] = ("feature",)) -> TrainingSet:
     """Find the dataset at its latest version, choose the levels, and refuse what does not fit.
 
     Args:
-        config: which dataset and levels, and what is expected of it.
+        config: which dataset and levels, which datasets join it, and what is expected of them.
+        kinds: of levels that the method distils: feature (maps), soft_label; one of each at least.
 
     Raises:
         DataError: no such dataset, several of that name, or not a readable one; a stream's source
             that is empty or damaged.
-        ConfigError: levels it has not, or that are no maps; another size or pixel range.
+        ConfigError: levels it has not, or of another kind; another size or pixel range; datasets
+            that are not of the same samples.
     """
     dataset = find_dataset(config.dataset) if config.kind == "shards" else _open_stream(config)
+    others = [find_dataset(name) for name in config.join]
     problems = _image_problems(config, dataset)
-    names = config.levels or [lv.name for lv in dataset.levels if _is_map(lv)]
-    by_name = {level.name: level for level in dataset.levels}
-    maps = [name for name, level in by_name.items() if _is_map(level)]
+    by_name = {level.name: level for one in (dataset, *others) for level in one.levels}
+    usable = [name for name, level in by_name.items() if _is_usable(level, kinds)]
+    names = config.levels or usable
+    words = " or ".join(KIND_WORDS[kind] for kind in kinds)
     for name in names:
-        if name not in maps:
-            got = f"{name!r} (not a map)" if name in by_name else repr(name)
-            allowed = ", ".join(maps) or "none: this dataset has no feature maps"
+        if name not in usable:
+            got = f"{name!r} (not a {words})" if name in by_name else repr(name)
+            allowed = ", ".join(usable) or f"none: this dataset has no {words}s"
             problems.append(Problem("data.levels", got, allowed))
-    if not names:
-        problems.append(Problem("data.dataset", dataset.url, "a dataset with feature maps"))
+    chosen = [by_name[name] for name in names if name in usable]
+    for kind in kinds:
+        if len(chosen) == len(names) and not any(level.kind == kind for level in chosen):
+            allowed = f"at least one {KIND_WORDS[kind]}"
+            problems.append(Problem("data.dataset", dataset.url, allowed, KIND_HINTS[kind]))
     if problems:
         raise ConfigError(problems)
-    levels = sorted((by_name[name] for name in names), key=lambda level: level.stride)
-    return TrainingSet(dataset=dataset, snapshot=dataset.snapshot(), levels=tuple(levels))
+    levels = sorted(chosen, key=lambda level: level.stride)
+    snapshot = _open_snapshot((dataset, *others))
+    return TrainingSet(dataset, snapshot, tuple(levels), tuple(others))
 
 
 def _open_stream(config: DataConfig) -> Dataset:
@@ -216,8 +247,17 @@ def _open_stream(config: DataConfig) -> Dataset:
     return cast("Dataset", open_stream(config))
 
 
-def _is_map(level: Level) -> bool:
-    return level.kind == "feature" and len(level.shape) == 3 and level.stride > 0
+def _open_snapshot(datasets: Sequence[Dataset], version: str | None = None) -> Snapshot:
+    """Show a dataset, or several of the same samples as one."""
+    if len(datasets) == 1:
+        return datasets[0].snapshot(version=version)
+    return cast("Snapshot", join(datasets, version=version))  # readers take it as they take one
+
+
+def _is_usable(level: Level, kinds: Sequence[str]) -> bool:
+    if level.kind not in kinds:
+        return False
+    return level.kind == "soft_label" or (len(level.shape) == 3 and level.stride > 0)
 
 
 def _image_problems(config: DataConfig, dataset: Dataset) -> list[Problem]:

@@ -77,7 +77,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.runlog import RunLog
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
-    training_set = open_training_set(config.data)
+    training_set = open_training_set(config.data, kinds=config.level_kinds())
     if config.restart and chief:
         forget(run_dir)
     accelerator.wait_for_everyone()
@@ -111,6 +111,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
             log=log,
         )
     if chief:
+        method.keep(run_dir)
         keep_student(method.student, config=config, training_set=training_set, log=log)
     accelerator.wait_for_everyone()
     return student_folder

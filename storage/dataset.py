@@ -287,6 +287,11 @@ class Dataset:
         """Remove what dead runs left behind; return how many files that were."""
         return leases.sweep(self.files, restore=self._restore)
 
+    def tidy(self) -> None:
+        """Finish what a run that died at the very end left: its leftovers and its roll-up."""
+        self.sweep()
+        self.roll_up(final=True)
+
     def invalidate(self, unit: int, *, reason: str = "damaged") -> bool:
         """Withdraw a unit, so that the next run makes it again, and only it.
 

@@ -27,6 +27,7 @@ MAX_RECORD_BYTES = 256 << 20  # no JSON record of ours comes near it
 LOCK_TIMEOUT_S = 30.0
 _RESERVED_BYTES = 16 << 20  # at a time, for files written in pieces of _RESERVE_FROM or more
 _RESERVE_FROM = 32 << 10
+_WRITE_ATTEMPTS = 3
 _MAX_BUFFERS = min(1024, os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16)
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -225,6 +226,18 @@ class LocalFiles:
         Returns:
             Whether the file was put.
         """
+        for _ in range(_WRITE_ATTEMPTS):
+            try:
+                return self._write(key, data, if_absent=if_absent, fsync=fsync)
+            except FileNotFoundError:
+                # Paused between writing and renaming for so long that another run swept it.
+                continue
+        raise DataError(
+            f"{self.path(key)}: cannot write: the temporary file was removed {_WRITE_ATTEMPTS} "
+            "times. Is another program cleaning up there? Run the same command again."
+        )
+
+    def _write(self, key: str, data: bytes, *, if_absent: bool, fsync: bool) -> bool:
         sink = self.create(self.temporary())
         try:
             sink.write(data)

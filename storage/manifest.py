@@ -292,7 +292,13 @@ def _put_tables(
             for table in tables:
                 writer.write_table(table)
         sink.seal(fsync=fsync)
-        won = files.link(sink.key, key)
+        try:
+            won = files.link(sink.key, key)
+        except FileNotFoundError:
+            raise DataError(
+                f"{files.path(key)}: cannot write: this run was paused for so long that another "
+                "one swept its temporary files. Run the same command again."
+            ) from None
         if fsync:
             files.sync_folders([key])
         return won

@@ -40,7 +40,12 @@ def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:
         config.method_settings(),
         student=build_student(
             config.student,
-            strides=choose_strides(config, levels=training_set.strides, image_size=image_size),
+            strides=choose_strides(
+                config,
+                levels=training_set.strides,
+                image_size=image_size,
+                finest=training_set.finest,
+            ),
             seed=config.seed,
             image_size=image_size,
         ),
@@ -51,17 +56,18 @@ def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:
 
 
 def choose_strides(
-    config: TrainConfig, *, levels: Sequence[int], image_size: tuple[int, int]
+    config: TrainConfig, *, levels: Sequence[int], image_size: tuple[int, int], finest: int = 0
 ) -> tuple[int, ...]:
     """Choose the strides of the student's maps: as configured, else those of the levels.
 
     A method that bridges resolutions gets the student's nearest strides instead of the levels';
-    without levels, all that the student has.
+    without levels, all that the student has from a finest one on.
 
     Args:
         config: of the run.
         levels: strides of the levels, ascending.
         image_size: (H, W) in pixels.
+        finest: finest stride to take where there are no levels; 0: any.
 
     Raises:
         ConfigError: unknown student.
@@ -73,4 +79,6 @@ def choose_strides(
     if levels and getattr(config.method_settings(), "bridge", "none") == "none":
         return tuple(levels)
     offered = student_strides(config.student, image_size=image_size)
-    return tuple(sorted(set(nearest_strides(levels, offered=offered)))) if levels else offered
+    if levels:
+        return tuple(sorted(set(nearest_strides(levels, offered=offered))))
+    return tuple(stride for stride in offered if stride >= finest) or offered[-1:]
