@@ -56,8 +56,9 @@ class PipelineConfig:
     """Decides noise, latents and views; part of the recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the teacher runs; auto is cuda if gpus_per_actor is not 0. Pinned with the dataset."""
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 32
-    """Samples per forward pass (count); shorter batches are padded. Pinned with the dataset."""
+    micro_batch: Annotated[int, Field(ge=0, le=65536)] = 32
+    """Samples per forward pass (count); shorter batches are padded. 0 tries growing ones on an
+    actor's place first, and takes the largest that fits and pays. Pinned with the dataset."""
     threads_per_actor: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of a teacher's forward pass (count). Pinned with the dataset."""
     actors: CountOrAuto = 0

@@ -149,7 +149,7 @@ def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Reques
             wanted, available=available, samples_per_unit=per_unit, sizes=sizes, codecs=codecs
         ),
         pins=Pins(
-            micro_batch=config.micro_batch,
+            micro_batch=config.micro_batch or 1,  # 0: settled before anything runs (fit_batch)
             compute_dtype=config.teacher.compute_dtype,
             device=_device(config),
             threads=config.threads_per_actor,

@@ -20,6 +20,7 @@ from pipeline.cluster import EMBEDDED, Cluster, cluster, describe, worker_env
 from pipeline.config import PipelineConfig
 from pipeline.deadline import Deadline
 from pipeline.driver import Driver, Outcome, Task, Workers
+from pipeline.fit_batch import settle_micro_batch
 from pipeline.lookup import Found, check_pins, create, look_up
 from pipeline.paths import settle_paths
 from pipeline.plan import Plan, format_bytes
@@ -49,6 +50,9 @@ def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
     if found is not None and found.complete:
         return _already_there(config, request, found)
 
+    if config.micro_batch == 0:
+        pins = found.dataset.pins if found else None
+        config, request = settle_micro_batch(config, request, pins)
     dataset = found.dataset if found else create(config, request)
     check_pins(config, request, dataset)
     folder = RunFolder(config.run_dir, config=config, command=command)
