@@ -70,11 +70,6 @@ class Dataset:
             raise DataError(
                 f"{self.url}: layout.format: got {format_name!r:.40}, allowed {sorted(STORES)}."
             )
-        if self.files.remote and format_name != "zarr":
-            raise DataError(
-                f"{self.url}: got format {format_name!r} on a remote root, allowed 'zarr'. Make it "
-                "in a local folder and copy that, or choose format zarr."
-            )
         self.store: Store = STORES[format_name](
             self.files, about.arrays, samples_per_unit=self.samples_per_unit
         )
