@@ -36,6 +36,7 @@ STATUS_S = 10.0
 """Seconds between two status lines."""
 CLIENTS = 4
 """Clients that the object store of a cluster of our own has room for."""
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 TOKEN_FILE = "ray-token"
 
 
@@ -110,6 +111,10 @@ def _how_to_connect(config: ServeConfig, folder: Path) -> str:
 
     address = ray.get_runtime_context().gcs_address
     lines = [f"export RAY_ADDRESS={address}"]
+    loopback = os.environ.get(LOOPBACK)
+    if address.startswith("127.") and loopback:
+        # Ray takes 127.0.0.1 for the host's own address otherwise, where nobody listens.
+        lines.append(f"export {LOOPBACK}={loopback}")
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode:
         lines.append(f"export RAY_AUTH_MODE={mode}")

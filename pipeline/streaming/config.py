@@ -78,8 +78,9 @@ class StreamConfig(PipelineConfig):
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
         found = super().problems()
-        codec = find_codec(self.codec)
-        if codec is not None and codec.learned:
+        names = self.codec.values() if isinstance(self.codec, dict) else [self.codec]
+        codecs = [find_codec(name) for name in names]
+        if any(codec is not None and codec.learned for codec in codecs):
             allowed = "a codec that needs no fit: float16 | float32 | bfloat16 | int8 | int4"
             found.append(Problem("codec", repr(self.codec), allowed, "Try --codec int8."))
         if self.window < 1:
