@@ -38,6 +38,11 @@ def recipe_key(config: PretrainConfig, source: Mapping[str, object]) -> str:
         source: fingerprint of the images; it stands for `config.source`.
     """
     settings = {name: v for name, v in to_dict(config).items() if name not in NOT_THE_WEIGHTS}
+    image = settings["image"]
+    if not config.crop:  # teachers trained before there was one keep their key
+        settings.pop("crop")
+    if isinstance(image, dict) and not config.image.width:
+        image.pop("width")
     unet = settings["unet"]
     if isinstance(unet, dict) and unet.get("config"):  # the file counts, not its name
         text = Path(str(unet["config"])).read_text(encoding="utf-8")
