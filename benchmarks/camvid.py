@@ -53,7 +53,7 @@ class Experiment:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out = options, options.out.resolve()
         self.data = options.data.resolve()
-        self.extra = TINY if options.tiny else dict.fromkeys(TINY, [])
+        self.extra = TINY if options.tiny else {verb: [] for verb in TINY}
         self.teacher = self.out / "teacher"
         self.features = self.out / "data" / "camvid-features"
 
