@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.pretrain_config import PretrainConfig
@@ -98,6 +99,7 @@ def save_teacher(
     }
     part = folder / f".{WEIGHTS}.{os.getpid()}.partial"
     save_file(state, part, metadata={"format": "pt"})
+    apply_umask(part)
     _flush(part)
     part.replace(folder / WEIGHTS)
     write_text(folder / "config.json", module.to_json_string())  # type: ignore[operator]
