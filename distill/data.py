@@ -103,7 +103,7 @@ class ShardBatches:
         self._reader = BatchReader(
             training_set.snapshot,
             levels=list(by_name),
-            batch_size=config.batch_size,
+            batch_size=config.part_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             seed=config.seed,

@@ -93,7 +93,7 @@ def keep_student(
         "method": config.method,
         "steps": config.steps,
         "batch_size": config.batch_size,
-        "ema": 0.0,
+        "ema": config.ema,
         "dataset": dataset.url,
         "content_key": dataset.recipe.content_key,
         "snapshot": training_set.snapshot.version,

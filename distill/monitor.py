@@ -1,0 +1,146 @@
+"""A look at the student while it trains: k-NN or a linear probe on a few labelled images.
+
+Shapes: N training and M held-out images, D pooled features.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.tasks.probe import probe_accuracy, standardise
+from dreamshard.errors import DataError
+from pipeline.images import SourceConfig, open_source
+from pipeline.inputs import ImageInput
+
+if TYPE_CHECKING:
+    from distill.config import TrainConfig
+    from distill.configs.monitor import MonitorConfig
+    from distill.data import TrainingSet
+    from distill.students import Student
+
+MICRO_BATCH = 256
+STRENGTH = 10.0  # scikit-learn's C of the probe; one value, as only the trend matters here
+TEMPERATURE = 0.1  # of the neighbours' votes, as in Squeeze-and-Span's monitor
+
+
+class Monitor:
+    """Judge a student on labelled images that are read once and kept in memory.
+
+    Args:
+        config: which images and how.
+        image_size: (H, W) of the student's images, in pixels.
+        seed: of the run.
+
+    Raises:
+        DataError: images without labels, or none that can be used.
+    """
+
+    def __init__(self, config: MonitorConfig, *, image_size: tuple[int, int], seed: int) -> None:
+        self.config = config
+        self.train = _read(config.train_images, config, image_size=image_size, seed=seed)
+        self.heldout = _read(config.heldout_images, config, image_size=image_size, seed=seed)
+
+    def __call__(self, student: Student) -> dict[str, float]:
+        """Return the share of held-out images whose class is found, in per cent.
+
+        Args:
+            student: its mode is left as it was.
+
+        Returns:
+            {"monitor_knn": ...} or {"monitor_probe": ...}.
+        """
+        was_training = student.training
+        student.eval()
+        train, heldout = (pooled(student, images) for images, _ in (self.train, self.heldout))
+        student.train(was_training)
+        if self.config.kind == "knn":
+            share = knn_accuracy(
+                train, self.train[1], heldout, self.heldout[1], neighbours=self.config.neighbours
+            )
+        else:
+            fitted, judged = standardise(train.numpy(), train.numpy(), heldout.numpy())
+            share = probe_accuracy(
+                fitted, self.train[1], judged, self.heldout[1], strength=STRENGTH
+            )
+        return {f"monitor_{self.config.kind}": 100.0 * share}
+
+
+def open_monitor(config: TrainConfig, *, training_set: TrainingSet) -> Monitor | None:
+    """Open a run's monitor; None where none is asked for."""
+    if not config.monitor.every:
+        return None
+    return Monitor(config.monitor, image_size=training_set.image_size, seed=config.seed)
+
+
+@torch.inference_mode()
+def pooled(student: Student, images: np.ndarray) -> Tensor:
+    """Average a student's deepest map over space.
+
+    Args:
+        student: in evaluation mode, on any device.
+        images: uint8 (N, H, W, 3).
+
+    Returns:
+        float32 (N, D), on the CPU.
+    """
+    device = next(student.parameters()).device
+    mean = torch.tensor(student.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(student.std, device=device).view(1, 3, 1, 1)
+    rows = []
+    for first in range(0, len(images), MICRO_BATCH):
+        part = torch.from_numpy(images[first : first + MICRO_BATCH]).to(device)
+        batch = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        rows.append(student(batch)[-1].float().mean(dim=(2, 3)).cpu())
+    return torch.cat(rows)
+
+
+def knn_accuracy(
+    train: Tensor,
+    train_labels: np.ndarray,
+    heldout: Tensor,
+    heldout_labels: np.ndarray,
+    *,
+    neighbours: int,
+) -> float:
+    """Classify by the nearest neighbours' votes, weighted by exp(cosine / 0.1).
+
+    Args:
+        train: float (N, D).
+        train_labels: int64 (N,).
+        heldout: float (M, D).
+        heldout_labels: int64 (M,).
+        neighbours: how many vote, at most N.
+
+    Returns:
+        Share of the held-out images whose class is found, 0..1.
+    """
+    labels = torch.from_numpy(train_labels)
+    similarity = F.normalize(heldout, dim=1) @ F.normalize(train, dim=1).T
+    near, index = similarity.topk(min(neighbours, len(train)), dim=1)
+    votes = torch.zeros(len(heldout), int(labels.max()) + 1)
+    votes.scatter_add_(1, labels[index], ((near - 1) / TEMPERATURE).exp())
+    return float((votes.argmax(dim=1).numpy() == heldout_labels).mean())
+
+
+def _read(
+    source: SourceConfig, config: MonitorConfig, *, image_size: tuple[int, int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read the first usable images of a source: uint8 (N, H, W, 3) and int64 (N,)."""
+    inputs = ImageInput(open_source(source), config=config.image, image_size=image_size, seed=seed)
+    images, labels = [], []
+    count = min(config.samples, inputs.num_samples or 0)
+    for work in inputs.works(0, count, micro_batch=min(MICRO_BATCH, count)):
+        assert work.images is not None and work.valid is not None
+        if work.labels is None or (work.labels[work.valid] < 0).any():
+            raise DataError(
+                "monitor: got images without labels, allowed labelled ones: it learns classes. "
+                "Set the source's label_column or class_folders."
+            )
+        images.append(work.images[: work.count][work.valid])
+        labels.append(work.labels[work.valid])
+    return np.concatenate(images), np.concatenate(labels)
