@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill.configs.methods import DreamTeacherConfig
+from distill.configs.methods import (
+    DreamTeacherConfig,
+    SimSiamConfig,
+    SupervisedConfig,
+    VICRegConfig,
+)
 from distill.configs.monitor import MonitorConfig
 from distill.configs.optimizer import OptimizerConfig
 from distill.configs.student import StudentConfig
@@ -16,6 +21,8 @@ from distill.configs.types import Count, Seed
 from distill.methods import METHODS
 from distill.tables import name_problem
 from dreamshard.errors import Problem
+
+MethodConfig = DreamTeacherConfig | SimSiamConfig | VICRegConfig | SupervisedConfig
 
 
 @dataclass(kw_only=True)
@@ -78,13 +85,20 @@ class TrainConfig:
     """Parts that a step's batch is worked on in, one after another: less memory, the same step
     (but batch norm sees a part at a time)."""
     method: str = "dreamteacher"
-    """Distillation method: dreamteacher, or module:Class; its settings are the section so named."""
+    """Method: dreamteacher; the baselines simsiam, vicreg and supervised on the dataset's images;
+    or module:Class. Its settings are the section so named."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The backbone to train."""
     data: DataConfig = field(default_factory=DataConfig)
     """The recorded features to train on."""
     dreamteacher: DreamTeacherConfig = field(default_factory=DreamTeacherConfig)
     """Settings of the method dreamteacher."""
+    simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
+    """Settings of the method simsiam."""
+    vicreg: VICRegConfig = field(default_factory=VICRegConfig)
+    """Settings of the method vicreg."""
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    """Settings of the method supervised."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and learning rate."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -119,9 +133,15 @@ class TrainConfig:
         """Samples per forward pass over all processes."""
         return self.batch_size // self.accumulate
 
-    def method_settings(self) -> DreamTeacherConfig | None:
+    def method_settings(self) -> MethodConfig | None:
         """Return the section of the method chosen; None for a method of the user's own."""
-        return {"dreamteacher": self.dreamteacher}.get(self.method)
+        sections: dict[str, MethodConfig] = {
+            "dreamteacher": self.dreamteacher,
+            "simsiam": self.simsiam,
+            "vicreg": self.vicreg,
+            "supervised": self.supervised,
+        }
+        return sections.get(self.method)
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from distill.tasks.probe import probe_accuracy, standardise
 from dreamshard.errors import DataError
-from pipeline.images import SourceConfig, open_source
+from pipeline.images import ImageConfig, SourceConfig, open_source
 from pipeline.inputs import ImageInput
 
 if TYPE_CHECKING:
@@ -42,8 +42,12 @@ class Monitor:
 
     def __init__(self, config: MonitorConfig, *, image_size: tuple[int, int], seed: int) -> None:
         self.config = config
-        self.train = _read(config.train_images, config, image_size=image_size, seed=seed)
-        self.heldout = _read(config.heldout_images, config, image_size=image_size, seed=seed)
+        self.train, self.heldout = (
+            read_labelled(
+                source, config.image, image_size=image_size, seed=seed, samples=config.samples
+            )
+            for source in (config.train_images, config.heldout_images)
+        )
 
     def __call__(self, student: Student) -> dict[str, float]:
         """Return the share of held-out images whose class is found, in per cent.
@@ -127,13 +131,33 @@ def knn_accuracy(
     return float((votes.argmax(dim=1).numpy() == heldout_labels).mean())
 
 
-def _read(
-    source: SourceConfig, config: MonitorConfig, *, image_size: tuple[int, int], seed: int
+def read_labelled(
+    source: SourceConfig,
+    image: ImageConfig,
+    *,
+    image_size: tuple[int, int],
+    seed: int,
+    samples: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read the first usable images of a source: uint8 (N, H, W, 3) and int64 (N,)."""
-    inputs = ImageInput(open_source(source), config=config.image, image_size=image_size, seed=seed)
+    """Read the first usable images of a source, with their labels, into memory.
+
+    Args:
+        source: where the images are.
+        image: how they are brought to size.
+        image_size: (H, W) in pixels.
+        seed: of their flips and views, if there are any.
+        samples: how many at most; None: all.
+
+    Returns:
+        uint8 (N, H, W, 3) and int64 (N,).
+
+    Raises:
+        DataError: images without labels.
+    """
+    inputs = ImageInput(open_source(source), config=image, image_size=image_size, seed=seed)
     images, labels = [], []
-    count = min(config.samples, inputs.num_samples or 0)
+    total = inputs.num_samples or 0
+    count = total if samples is None else min(samples, total)
     for work in inputs.works(0, count, micro_batch=min(MICRO_BATCH, count)):
         assert work.images is not None and work.valid is not None
         if work.labels is None or (work.labels[work.valid] < 0).any():

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class RunLog:
             f"{lv.name} {'x'.join(map(str, lv.shape))}" for lv in training_set.levels
         )
         samples = f"{training_set.snapshot.num_valid:,} samples of {training_set.snapshot.url}"
-        factors = [ranks] * (ranks > 1) + [config.accumulate] * (config.accumulate > 1)
+        factors = [count for count in (ranks, config.accumulate) if count > 1]
         each = config.batch_size // (ranks * config.accumulate)
         share = f" = {' x '.join(map(str, [*factors, each]))}" if factors else ""
         start = f", going on at step {self._start}" if self._start else ""
@@ -216,7 +216,8 @@ def _open_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
     if not config.trackers:
         return
     try:
-        accelerator.init_trackers("dreamshard", config=redact(flat_values(to_dict(config))))
+        settings: Any = redact(to_dict(config))
+        accelerator.init_trackers("dreamshard", config=flat_values(settings))
     except Exception as error:  # every tracker has exceptions of its own
         reason = str(error).partition("\n")[0] or type(error).__name__
         got = f"{', '.join(config.trackers)} ({reason})"

@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> Path:
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
     from distill.checkpoint import first_state, forget, load_checkpoint, resume_point
-    from distill.data import BATCHES, open_training_set
+    from distill.data import BATCHES, choice_of, open_training_set
     from distill.export import STUDENT_FOLDER, keep_student
     from distill.launch import place
     from distill.learner import Learner, build_average
@@ -82,7 +82,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.runlog import RunLog
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
-    training_set = open_training_set(config.data)
+    training_set = open_training_set(config.data, choose=choice_of(config))
     if config.restart and chief:
         forget(run_dir)
     accelerator.wait_for_everyone()
@@ -144,15 +144,16 @@ def take_steps(
     """
     from distill.checkpoint import save_checkpoint
     from distill.launch import seed_step
-    from distill.optim import learning_rate, set_learning_rate
+    from distill.optim import learning_rate, peak_rate, set_learning_rate
 
     run_dir = Path(config.run_dir)
+    peak = peak_rate(config.optimizer, batch_size=config.batch_size)
     model, stepper = accelerator.prepare(learner.method, learner.optimizer)
     for step in range(state.step + 1, config.steps + 1):
         rate = learning_rate(
             step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
         )
-        set_learning_rate(learner.optimizer, rate)
+        set_learning_rate(learner.optimizer, rate, peak=peak)
         seed_step(config.seed, step=step, rank=accelerator.process_index)
         terms, index = add_gradients(model, batches, accelerator, parts=config.accumulate)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip or math.inf)

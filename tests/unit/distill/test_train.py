@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from safetensors.torch import load_file
 
 from distill.checkpoint import TrainState
@@ -18,7 +17,10 @@ from distill.config import (
     DreamTeacherConfig,
     MonitorConfig,
     OptimizerConfig,
+    SimSiamConfig,
     StudentConfig,
+    SupervisedConfig,
+    VICRegConfig,
 )
 from distill.data import ShardBatches, open_training_set
 from distill.export import load_student
@@ -242,3 +244,28 @@ def test_a_tracker_that_does_not_start_is_an_error_of_the_configuration(
     monkeypatch.setattr(Accelerator, "init_trackers", refuse)
     with pytest.raises(ConfigError, match=r"trackers: got tensorboard \(no login\)"):
         train(configure(trackers=["tensorboard"]))
+
+
+@pytest.mark.parametrize("method", ["simsiam", "vicreg", "supervised"])
+def test_baselines_train_on_the_datasets_images_and_count_their_passes(
+    configure, method: str
+) -> None:
+    small = {
+        "simsiam": SimSiamConfig(width=16, predictor_width=8),
+        "vicreg": VICRegConfig(width=16, hidden=16),
+        "supervised": SupervisedConfig(label_share=0.5),
+    }
+    student = StudentConfig(name="cifar_resnet18", settings={"width": 4}, strides=[1, 2, 4, 8])
+    config = configure(method=method, student=student, **{method: small[method]})
+    folder = train(config)
+    card = load_student(folder)[1]
+    views = 1 if method == "supervised" else 2
+    assert card.provenance["student_images"] == 4 * 8 * views
+    assert card.levels == [] and card.strides == [1, 2, 4, 8]
+    lines = metrics(config.run_dir)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_without_levels_and_strides_the_deepest_map_is_taken(configure) -> None:
+    config = configure(method="vicreg", steps=1, vicreg=VICRegConfig(width=16, hidden=16))
+    assert load_student(train(config))[1].strides == [4]
