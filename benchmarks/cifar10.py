@@ -137,17 +137,17 @@ def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, An
 def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[str, float]:
     """Return the accuracies, in per cent, of a frozen student's deepest pooled map."""
     from distill.data import labelled_share
-    from distill.monitor import knn_accuracy, pooled
+    from distill.monitor import pooled
+    from distill.tasks.knn import knn_classes
 
     (train, labels), (held, truth) = images(options)
-    features, queries = pooled(student, train), pooled(student, held)
-    found = {
-        f"knn_{k}": 100 * knn_accuracy(features, labels, queries, truth, neighbours=k)
-        for k in NEIGHBOURS
-    }
+    features, queries = pooled(student, train).numpy(), pooled(student, held).numpy()
+    right = knn_classes(features, labels, queries, ks=NEIGHBOURS) == truth[:, None]
+    shares = zip(NEIGHBOURS, right.mean(axis=0).tolist(), strict=True)
+    found = {f"knn_{k}": 100 * share for k, share in shares}
     for share in SHARES:
         kept = labelled_share(labels, share=share, seed=seed)
-        accuracy = linear(features.numpy()[kept], labels[kept], queries.numpy(), truth)
+        accuracy = linear(features[kept], labels[kept], queries, truth)
         found[f"linear_{100 * share:g}"] = 100 * accuracy
     return found
 

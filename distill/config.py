@@ -21,6 +21,7 @@ from distill.configs.types import Count, Seed
 from distill.methods import METHODS
 from distill.tables import name_problem
 from dreamshard.errors import Problem
+from pipeline.streaming.config import StreamConfig
 
 MethodConfig = DreamTeacherConfig | SimSiamConfig | VICRegConfig | SupervisedConfig
 
@@ -29,10 +30,14 @@ MethodConfig = DreamTeacherConfig | SimSiamConfig | VICRegConfig | SupervisedCon
 class DataConfig:
     """Where batches come from."""
 
-    kind: Literal["shards"] = "shards"
-    """Source of batches: shards, a dataset that `dreamshard encode` or `synthesize` wrote."""
+    kind: Literal["shards", "stream", "live"] = "shards"
+    """Source of batches: shards, a dataset that `dreamshard encode` or `synthesize` wrote; stream,
+    teachers on a Ray cluster, meanwhile; live, the teacher in this process."""
     dataset: str = ""
-    """Dataset: its folder or URL, or ROOT/NAME for the one dataset of that name under ROOT."""
+    """Kind shards: folder or URL of the dataset, or ROOT/NAME for the one of that name under
+    ROOT."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Kinds stream and live: what is made, by whom, and how far ahead."""
     levels: list[str] = field(default_factory=list)
     """Levels to distil by name; empty: every feature map of the dataset."""
     image_size: list[Count] = field(default_factory=list)
@@ -40,7 +45,8 @@ class DataConfig:
     pixel_range: str = "0..255"
     """Range that pixels must have in the dataset, as its recipe names it; empty: any."""
     shuffle: Literal["full", "block", "none"] = "full"
-    """Order of the samples: full permutation, blocks (for cold disks), or as stored."""
+    """Order of the samples: full permutation, blocks (for cold disks; of a stream, whole
+    micro-batches), or as stored."""
     flip: Literal["none", "mirror"] = "none"
     """Mirror half of the samples left to right, image and maps alike (mirror); only for
     convolutional teachers, and even there the maps of a mirrored image differ a little."""
@@ -57,9 +63,15 @@ class DataConfig:
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
         found = []
-        if not self.dataset:
+        if self.kind == "shards" and not self.dataset:
             hint = "Make one with `dreamshard encode`."
             found.append(Problem("dataset", "nothing", "a dataset's folder, URL or name", hint))
+        if self.kind != "shards" and self.dataset:
+            hint = "Remove it, or set data.kind: shards; a mix names datasets in data.stream.mix."
+            found.append(Problem("dataset", f"{self.dataset} with kind {self.kind}", "none", hint))
+        if self.kind != "shards" and self.stream.keep and self.shuffle != "block":
+            allowed = "block where data.stream.keep is true, so that units fill up"
+            found.append(Problem("shuffle", repr(self.shuffle), allowed, "Set it to block."))
         if len(self.image_size) not in (0, 2):
             found.append(Problem("image_size", str(self.image_size), "two numbers or none"))
         if len(self.crop) not in (0, 2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.dequantise import open_dequantisers
 from distill.methods import method_class
 from distill.paired import cropped, open_pairs, pair_problems
+from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.rng import generator
 from storage.catalog import find_dataset
@@ -185,9 +186,21 @@ class ShardBatches:
         per_channel = (1, 3, 1, 1)
         self._shift = torch.tensor([255 * m for m in student.mean], device=device).view(per_channel)
         self._scale = torch.tensor([255 * s for s in student.std], device=device).view(per_channel)
-        self._reader = BatchReader(
+        self._reader = self._open_reader(
+            training_set, config=config, accelerator=accelerator, state=state
+        )
+
+    def _open_reader(
+        self,
+        training_set: TrainingSet,
+        *,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        state: TrainState,
+    ) -> BatchReader:
+        return BatchReader(
             training_set.reading(),
-            levels=list(by_name),
+            levels=[level.name for level in training_set.levels],
             labels=training_set.choice.labels,
             batch_size=config.part_size,
             rank=accelerator.process_index,
@@ -234,7 +247,11 @@ class ShardBatches:
         self._reader.close()
 
 
-BATCHES = {"shards": ShardBatches}
+BATCHES = {
+    "shards": "distill.data:ShardBatches",
+    "stream": "distill.online:StreamBatches",
+    "live": "distill.online:LiveBatches",
+}
 """Sources of batches by `data.kind`; all are built and used alike."""
 
 
@@ -254,6 +271,21 @@ def choice_of(config: TrainConfig) -> Choice:
     )
 
 
+def open_batches(
+    training_set: TrainingSet,
+    *,
+    config: TrainConfig,
+    student: Student,
+    accelerator: Accelerator,
+    state: TrainState,
+) -> ShardBatches:
+    """Open the source of batches that `data.kind` names; arguments as those of `ShardBatches`."""
+    source = load_part(config.data.kind, table=BATCHES)
+    return source(
+        training_set, config=config, student=student, accelerator=accelerator, state=state
+    )
+
+
 def open_training_set(config: DataConfig, *, choose: Choice | None = None) -> TrainingSet:
     """Find the dataset at its latest version, choose the levels, and refuse what does not fit.
 
@@ -262,12 +294,13 @@ def open_training_set(config: DataConfig, *, choose: Choice | None = None) -> Tr
         choose: what the method takes; None: the levels alone.
 
     Raises:
-        DataError: no such dataset, several of that name, or not a readable one.
+        DataError: no such dataset, several of that name, or not a readable one; a stream's source
+            that is empty or damaged.
         ConfigError: levels it has not, or that are no maps; no labels; another size or pixel
             range; flips or crops that its levels do not allow.
     """
     choice = choose or Choice()
-    dataset = find_dataset(config.dataset)
+    dataset = find_dataset(config.dataset) if config.kind == "shards" else _open_stream(config)
     levels, problems = _choose_levels(config, dataset) if choice.levels else ([], [])
     problems = [*_image_problems(config, dataset), *problems]
     problems += pair_problems(config, dataset=dataset, levels=levels)
@@ -301,6 +334,13 @@ def _choose_levels(config: DataConfig, dataset: Dataset) -> tuple[list[Level], l
         problems.append(Problem("data.dataset", dataset.url, "a dataset with feature maps"))
     found = [by_name[name] for name in names if name in maps]
     return sorted(found, key=lambda level: level.stride), problems
+
+
+def _open_stream(config: DataConfig) -> Dataset:
+    from distill.online import open_stream
+
+    # It has what a run asks of a dataset, and no files.
+    return cast("Dataset", open_stream(config))
 
 
 def _is_map(level: Level) -> bool:

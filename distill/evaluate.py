@@ -14,22 +14,21 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.evaluate_config import EvaluateConfig
 from dreamshard.config import load_config
-from dreamshard.errors import run_main
+from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder, write_text
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
     from distill.export import StudentCard
     from distill.representations import Extractor
     from distill.students import Student
-    from distill.tasks.few_label import Features
 
 DESCRIPTION = "Measure what a student has learned, beside pixels, its teacher and itself untrained."
 RESULTS = "results.json"
@@ -43,47 +42,73 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Extract every representation of the probe images, run the tasks, write and show the results.
+    """Run the tasks on a student and its baselines; write and show the results.
 
     Returns:
-        What results.json holds: "student", "levels", "dimensions", and per task its result.
+        What results.json holds: "student", "levels" and per task its result; where features were
+        extracted also "images" and "dimensions".
 
     Raises:
         ConfigError: a teacher that is not the student's, or images it cannot be probed on.
         DataError: no trained student, or images that cannot be read.
     """
+    from distill.bench import StudentBench
     from distill.export import load_student
     from distill.tables import load_part
     from distill.tasks import TASKS
+    from distill.tasks.layout import print_tables
 
     began = time.perf_counter()
     student, card = load_student(Path(config.student))
-    extractors = choose_extractors(config, student=student, card=card)
+    tasks = {
+        name: load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)
+        for name in config.tasks
+    }
+    device = choose_device(config)
+    extractors = choose_extractors(config, student=student, card=card, device=device)
     record = RunFolder(config.run_dir, config=config)
-    features, labels = extract_splits(config, card=card, extractors=extractors)
+    bench = StudentBench(
+        config,
+        student=student,
+        card=card,
+        extractors=extractors,
+        folder=record.path,
+        device=device,
+    )
     results: dict[str, Any] = {
         "student": config.student,
         "levels": card.levels,
         "seed": config.seed,
-        "images": {"train": len(labels[0]), "heldout": len(labels[1])},
-        "dimensions": {name: both.train.shape[1] for name, both in features.items()},
     }
-    for name in config.tasks:
-        task = load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)
+    for name, task in tasks.items():
         stage(f"evaluate: {task.describe()}")
-        with Progress(name, total=task.count(features), unit="fit") as progress:
-            results[name] = task.run(
-                features, train_labels=labels[0], heldout_labels=labels[1], report=progress.update
-            )
-        task.show(results[name])
-    write_text(record.path / RESULTS, json.dumps(results, indent=2) + "\n")
+        with Progress(name, total=task.count(bench), unit="step") as progress:
+            results[name] = task.run(bench, report=progress.update)
+        print_tables(task.tables(results[name]))
+        write_text(record.path / RESULTS, json.dumps(results | bench.facts(), indent=2) + "\n")
+    results |= bench.facts()
     record.stats(seconds=time.perf_counter() - began)
     record.finish("dreamshard report")
     return results
 
 
+def choose_device(config: EvaluateConfig) -> torch.device:
+    """Return where networks run.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        hint = "Try --device auto."
+        raise ConfigError(Problem("device", "'cuda'", "cpu, as no CUDA device is visible", hint))
+    there = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if there else "cpu")
+
+
 def choose_extractors(
-    config: EvaluateConfig, *, student: Student, card: StudentCard
+    config: EvaluateConfig, *, student: Student, card: StudentCard, device: torch.device
 ) -> dict[str, Extractor]:
     """Build what turns images into the representations asked for; the student's comes last.
 
@@ -93,12 +118,11 @@ def choose_extractors(
     import torch
 
     from distill import representations as kinds
+    from distill.bench import SUBJECT, UNTRAINED
     from distill.export import untrained_student
     from pipeline.teachers.base import load_teacher
     from storage.schema import Pins
 
-    cuda = config.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
     chosen: dict[str, Extractor] = {}
     if "pixels" in config.baselines:
         chosen["pixels"] = kinds.pixels
@@ -115,43 +139,11 @@ def choose_extractors(
         )
         chosen["teacher"] = kinds.teacher_extractor(teacher, card=card)
     if "random" in config.baselines:
-        chosen["random student"] = kinds.student_extractor(untrained_student(card), device=device)
-    chosen["distilled student"] = kinds.student_extractor(student, device=device)
-    return chosen
-
-
-def extract_splits(
-    config: EvaluateConfig, *, card: StudentCard, extractors: Mapping[str, Extractor]
-) -> tuple[dict[str, Features], list[np.ndarray]]:
-    """Run the extractors over the training and the held-out images of the probe.
-
-    Returns:
-        Features by representation, and the labels of both splits.
-    """
-    from distill.representations import extract_all
-    from distill.tasks.few_label import Features
-    from pipeline.images import open_source
-    from pipeline.inputs import ImageInput
-
-    size = (card.image_size[0], card.image_size[1])
-    inputs = [
-        ImageInput(open_source(split), config=config.image, image_size=size, seed=config.seed)
-        for split in (config.train_images, config.heldout_images)
-    ]
-    counts = [source.num_samples or 0 for source in inputs]
-    with Progress("features", total=sum(counts)) as progress:
-        (train, train_labels), (heldout, heldout_labels) = (
-            extract_all(
-                source,
-                extractors=extractors,
-                micro_batch=config.micro_batch,
-                first_index=first,  # no two images get the same noise from the teacher
-                progress=progress,
-            )
-            for source, first in zip(inputs, (0, counts[0]), strict=True)
+        chosen[UNTRAINED] = kinds.student_extractor(
+            untrained_student(card), device=device, pool=config.pool
         )
-    features = {name: Features(train[name], heldout[name]) for name in extractors}
-    return features, [train_labels, heldout_labels]
+    chosen[SUBJECT] = kinds.student_extractor(student, device=device, pool=config.pool)
+    return chosen
 
 
 if __name__ == "__main__":

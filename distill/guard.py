@@ -10,6 +10,7 @@ import numpy as np
 from distill.optim import learning_rate
 from dreamshard.errors import DataError, DreamshardError
 from storage.rows import read_rows
+from storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from distill.config import TrainConfig
@@ -42,7 +43,8 @@ def explain(
     snapshot = training_set.snapshot
     index = np.sort(index)
     figures = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-    for level in training_set.levels:
+    stored = isinstance(snapshot, Snapshot)
+    for level in training_set.levels if stored else ():
         values = read_rows(snapshot, level.name, index).reshape(len(index), -1)
         broken = index[~np.isfinite(values.astype(np.float32)).all(axis=1)]
         if len(broken):
@@ -51,11 +53,12 @@ def explain(
                 f"{_names(training_set, broken)}. Run `dreamshard verify {snapshot.url}`, then "
                 "encode them again."
             )
+    looked = "with finite features" if stored else "on features that are gone (a stream)"
     rate = learning_rate(
         step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
     )
     return DreamshardError(
-        f"step {step}: {figures} at a learning rate of {rate:.3g}, with finite features. Its "
+        f"step {step}: {figures} at a learning rate of {rate:.3g}, {looked}. Its "
         f"batch was samples {_names(training_set, index)}. Lower optimizer.lr or optimizer.clip, "
         "or warm up longer (optimizer.warmup); the last checkpoint is from before."
     )
@@ -63,7 +66,9 @@ def explain(
 
 def _names(training_set: TrainingSet, index: np.ndarray) -> str:
     shown = index[:MAX_LISTED]
-    keys = training_set.snapshot.keys
-    text = ", ".join(f"{number} ({keys[number]})" for number in shown.tolist())
+    text = ", ".join(map(str, shown.tolist()))
+    if isinstance(training_set.snapshot, Snapshot):
+        keys = training_set.snapshot.keys
+        text = ", ".join(f"{number} ({keys[number]})" for number in shown.tolist())
     more = len(index) - len(shown)
     return f"{text} and {more} more" if more else text

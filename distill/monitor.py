@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from distill.tasks.knn import knn_classes
 from distill.tasks.probe import probe_accuracy, standardise
 from dreamshard.errors import DataError
 from pipeline.images import ImageConfig, SourceConfig, open_source
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MICRO_BATCH = 256
 STRENGTH = 10.0  # scikit-learn's C of the probe; one value, as only the trend matters here
-TEMPERATURE = 0.1  # of the neighbours' votes, as in Squeeze-and-Span's monitor
 
 
 class Monitor:
@@ -63,9 +62,9 @@ class Monitor:
         train, heldout = (pooled(student, images) for images, _ in (self.train, self.heldout))
         student.train(was_training)
         if self.config.kind == "knn":
-            share = knn_accuracy(
-                train, self.train[1], heldout, self.heldout[1], neighbours=self.config.neighbours
-            )
+            ks = [min(self.config.neighbours, len(train))]
+            classes = knn_classes(train.numpy(), self.train[1], heldout.numpy(), ks=ks)
+            share = float((classes[:, 0] == self.heldout[1]).mean())
         else:
             fitted, judged = standardise(train.numpy(), train.numpy(), heldout.numpy())
             share = probe_accuracy(
@@ -101,34 +100,6 @@ def pooled(student: Student, images: np.ndarray) -> Tensor:
         batch = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
         rows.append(student(batch)[-1].float().mean(dim=(2, 3)).cpu())
     return torch.cat(rows)
-
-
-def knn_accuracy(
-    train: Tensor,
-    train_labels: np.ndarray,
-    heldout: Tensor,
-    heldout_labels: np.ndarray,
-    *,
-    neighbours: int,
-) -> float:
-    """Classify by the nearest neighbours' votes, weighted by exp(cosine / 0.1).
-
-    Args:
-        train: float (N, D).
-        train_labels: int64 (N,).
-        heldout: float (M, D).
-        heldout_labels: int64 (M,).
-        neighbours: how many vote, at most N.
-
-    Returns:
-        Share of the held-out images whose class is found, 0..1.
-    """
-    labels = torch.from_numpy(train_labels)
-    similarity = F.normalize(heldout, dim=1) @ F.normalize(train, dim=1).T
-    near, index = similarity.topk(min(neighbours, len(train)), dim=1)
-    votes = torch.zeros(len(heldout), int(labels.max()) + 1)
-    votes.scatter_add_(1, labels[index], ((near - 1) / TEMPERATURE).exp())
-    return float((votes.argmax(dim=1).numpy() == heldout_labels).mean())
 
 
 def read_labelled(

@@ -110,13 +110,14 @@ def learning_rate(step: int, *, steps: int, config: OptimizerConfig, batch_size:
     return peak * (config.floor + (1 - config.floor) * cosine)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float, *, peak: float) -> None:
+def set_learning_rate(optimizer: Optimizer, rate: float, *, peak: float | None = None) -> None:
     """Set the rate of every parameter group, scaled by its layer's decay.
 
     Args:
         optimizer: of groups as `parameter_groups` makes them.
         rate: of this step.
-        peak: of the run, for the groups whose rate is fixed.
+        peak: of the run, for the groups whose rate is fixed; None: they follow, too.
     """
     for group in optimizer.param_groups:
-        group["lr"] = (peak if group.get("fixed_rate") else rate) * group.get("lr_scale", 1.0)
+        fixed = group.get("fixed_rate") and peak is not None
+        group["lr"] = (peak if fixed else rate) * group.get("lr_scale", 1.0)

@@ -7,7 +7,7 @@ float32 (N, D).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -29,12 +29,15 @@ def pixels(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return (images.reshape(len(images), -1) / np.float32(255)).astype(np.float32)
 
 
-def student_extractor(student: Student, *, device: torch.device) -> Extractor:
+def student_extractor(
+    student: Student, *, device: torch.device, pool: Literal["all", "last"] = "all"
+) -> Extractor:
     """Pool each of a student's maps over space and join them, finest first.
 
     Args:
         student: put on the device and into evaluation mode.
         device: where it runs.
+        pool: all maps, or the deepest alone.
     """
     student.to(device).eval()
     mean = torch.tensor([255 * m for m in student.mean], device=device).view(1, 3, 1, 1)
@@ -43,7 +46,7 @@ def student_extractor(student: Student, *, device: torch.device) -> Extractor:
     @torch.inference_mode()
     def extract(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
-        maps = student((batch - mean) / std)
+        maps = student((batch - mean) / std)[-1 if pool == "last" else 0 :]
         return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
 
     return extract

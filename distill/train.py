@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> Path:
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
     from distill.checkpoint import first_state, forget, load_checkpoint, resume_point
-    from distill.data import BATCHES, choice_of, open_training_set
+    from distill.data import choice_of, open_batches, open_training_set
     from distill.export import STUDENT_FOLDER, keep_student
     from distill.launch import place
     from distill.learner import Learner, build_average
@@ -105,7 +105,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     )
     if checkpoint is not None:
         load_checkpoint(checkpoint, learner)
-    batches = BATCHES[config.data.kind](
+    batches = open_batches(
         training_set, config=config, student=method.student, accelerator=accelerator, state=state
     )
     log = RunLog(config, accelerator=accelerator, training_set=training_set, start=state.step)

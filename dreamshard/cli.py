@@ -24,12 +24,17 @@ VERBS: dict[str, tuple[str, str]] = {
         "pipeline.synthesize:main",
         "draw images from a teacher and record its features",
     ),
+    "serve": ("pipeline.serve:main", "serve a teacher's features to trainers, while they train"),
     "train": ("distill.train:main", "distil recorded features into a student backbone"),
     "publish": ("distill.publish:main", "copy a trained student for timm, the Hub or ONNX"),
     "evaluate": ("distill.evaluate:main", "measure what a student has learned"),
     "report": ("dreamshard.report:main", "write an HTML report of runs and datasets"),
     "ls": ("storage.commands:ls", "list the feature datasets under a folder or URL"),
     "inspect": ("storage.commands:inspect", "show what a feature dataset holds"),
+    "inspect teacher": (
+        "pipeline.teachers.inspect_command:main",
+        "show a teacher's taps: channels, map sizes, strides, cost",
+    ),
     "verify": ("storage.commands:verify", "check a feature dataset against its digests"),
     "export": (
         "storage.export:main",
@@ -80,7 +85,8 @@ def main(argv: Sequence[str]) -> int | None:
     if argv[0] == "--version":
         sys.stdout.write(f"dreamshard {__version__}\n")
         return 0
-    return load_verb(argv[0])(list(argv[1:]))
+    words = 2 if " ".join(argv[:2]) in VERBS else 1
+    return load_verb(" ".join(argv[:words]))(list(argv[words:]))
 
 
 def entry() -> int:

@@ -69,13 +69,20 @@ def _fit(node: Mapping[str, float], needs: Mapping[str, float], num_gpus: float)
 
 
 @contextmanager
-def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[Cluster]:
+def cluster(
+    config: RayConfig,
+    *,
+    num_cpus: float,
+    num_gpus: float,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+) -> Iterator[Cluster]:
     """Yield a cluster; leave it as it was found.
 
     Args:
         config: which one.
         num_cpus: CPUs that an embedded one must offer at least (count).
         num_gpus: GPUs asked for; 0 keeps an embedded one from looking for any.
+        object_store_bytes: of an embedded one.
 
     Raises:
         ConfigError: nobody answers at the address, or authentication fails.
@@ -93,7 +100,7 @@ def cluster(config: RayConfig, *, num_cpus: float, num_gpus: float) -> Iterator[
         if address is not None:
             ray.init(address=address, **_LOGGING)
         else:
-            _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus)
+            _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
     except (ConnectionError, RayError, RuntimeError) as error:
         hint = (
             "Start one with `ray start --head`, or leave it empty to run without a cluster. "
@@ -126,14 +133,14 @@ def worker_env(threads: int) -> dict[str, str]:
 _LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
 
 
-def _start_embedded(*, num_cpus: float, num_gpus: float) -> None:
+def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
     import ray
 
     ray.init(
         address="local",  # without it, Ray joins whatever cluster it finds on this host
         num_cpus=max(int(num_cpus), len(os.sched_getaffinity(0))),
         num_gpus=None if num_gpus else 0,
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=store,
         include_dashboard=False,
         _node_ip_address="127.0.0.1",
         **_LOGGING,

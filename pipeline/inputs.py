@@ -75,6 +75,16 @@ class Input(Protocol):
         """Yield the micro-batches of samples [start, start + count), decoded ahead in a thread."""
         ...
 
+    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        """Return one micro-batch of any samples, at most `micro_batch`; for one thread at a time.
+
+        Args:
+            samples: int64 (n,).
+            micro_batch: rows of the forward pass; padding fills the rest.
+            pool: threads that decode images.
+        """
+        ...
+
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Run the teacher on one micro-batch and drop the padding."""
         ...
@@ -106,8 +116,12 @@ class LatentInput:
     def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
         """Yield padded ranges of indices."""
         for offset in range(0, count, micro_batch):
-            indices, real = _padded(start + offset, min(micro_batch, count - offset), micro_batch)
-            yield Work(offset, real, indices, b"")
+            samples = start + offset + np.arange(min(micro_batch, count - offset))
+            yield Work(offset, len(samples), _padded(samples, micro_batch), b"")
+
+    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        """Return the padded sample numbers."""
+        return Work(0, len(samples), _padded(samples, micro_batch), b"")
 
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher draw the samples."""
@@ -165,7 +179,8 @@ class ImageInput:
             window = []
             for offset in starts:
                 real = min(micro_batch, count - offset)
-                window.append(ahead.submit(self._prepare, pool, start, offset, real, micro_batch))
+                samples = start + offset + np.arange(real)
+                window.append(ahead.submit(self._prepare, pool, samples, offset, micro_batch))
                 if len(window) > PREFETCH:
                     yield window.pop(0).result()
             while window:
@@ -173,6 +188,10 @@ class ImageInput:
         finally:
             ahead.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        """Return the images of any samples, prepared."""
+        return self._prepare(pool, samples, 0, micro_batch)
 
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher see the images; add what the source knows of them."""
@@ -183,9 +202,9 @@ class ImageInput:
         return batch
 
     def _prepare(
-        self, pool: ThreadPoolExecutor, start: int, offset: int, count: int, micro_batch: int
+        self, pool: ThreadPoolExecutor, samples: np.ndarray, offset: int, micro_batch: int
     ) -> Work:
-        indices, _ = _padded(start + offset, count, micro_batch)
+        count, indices = len(samples), _padded(samples, micro_batch)
         real = indices[:count].tolist()
         views = self._config.views
         originals = sorted({index // views for index in real})
@@ -194,17 +213,15 @@ class ImageInput:
         masks = np.full((count, *self._size), NO_MASK, np.uint8) if self.has_masks else None
         work = Work(offset, count, indices, _digest(records), images=images, masks=masks)
         work.valid = np.ones(count, bool)
-        samples = [(row, index, records[index // views]) for row, index in enumerate(real)]
-        for row, error in pool.map(lambda sample: self._fill(work, *sample), samples):
+        rows = [(row, index, records[index // views]) for row, index in enumerate(real)]
+        for row, error in pool.map(lambda sample: self._fill(work, *sample), rows):
             if error:
                 work.valid[row] = False
                 work.errors[row] = error
         suffixes = [f".v{index % views}" if views > 1 else "" for index in real]
-        work.keys = [
-            sample[2].key + suffix for sample, suffix in zip(samples, suffixes, strict=True)
-        ]
+        work.keys = [sample[2].key + suffix for sample, suffix in zip(rows, suffixes, strict=True)]
         if self.has_labels:
-            work.labels = np.array([record.label for _, _, record in samples], np.int64)
+            work.labels = np.array([record.label for _, _, record in rows], np.int64)
         return work
 
     def _fill(self, work: Work, row: int, index: int, record: Record) -> tuple[int, str]:
@@ -252,10 +269,9 @@ def read_retrying(source: ImageSource, indices: list[int]) -> list[Record]:
     raise AssertionError("unreachable")
 
 
-def _padded(start: int, count: int, micro_batch: int) -> tuple[np.ndarray, int]:
-    """Return indices from `start`, the last one repeated up to the micro-batch, and the count."""
-    rows = np.minimum(np.arange(micro_batch), count - 1)
-    return (start + rows).astype(np.int64), count
+def _padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:
+    """Return the samples, the last one repeated up to the micro-batch, int64 (micro_batch,)."""
+    return samples[np.minimum(np.arange(micro_batch), len(samples) - 1)].astype(np.int64)
 
 
 def _rows(batch: FeatureBatch, count: int) -> FeatureBatch:

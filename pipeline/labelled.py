@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
-from pipeline.images import ImageConfig, ImageSource
+from pipeline.images import ImageConfig, ImageSource, Record
 from pipeline.inputs import read_retrying
 from pipeline.prepare import InvalidImageError, decode, decode_mask, prepare
 
 NO_LABEL = -1
+KEEP_BYTES = 4 << 30
+"""Prepared images with masks up to this size are kept in memory."""
 AT_ONCE = 64
 """Records read per call: bounds the encoded bytes held, not the result."""
 
@@ -51,6 +56,73 @@ class LabelledImages:
         )
 
 
+class LazyImages:
+    """Show a source too large for memory as `LabelledImages`; rows are read when asked for.
+
+    Args:
+        source: opened images.
+        config: how they are brought to size; views are left out.
+        size: (H, W) in pixels.
+        seed: decides flips, where the config asks for them.
+        threads: that decode (count).
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        config: ImageConfig,
+        size: tuple[int, int],
+        seed: int,
+        threads: int = 4,
+    ) -> None:
+        self._source, self._config, self._size, self._seed = source, config, size, seed
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """int64 (N,), all labels; the first call reads every record, without decoding it."""
+        if not self._source.has_labels:
+            return None
+        parts = range(0, len(self), AT_ONCE)
+        found = [
+            [record.label for record in read_retrying(self._source, self._numbers(first))]
+            for first in parts
+        ]
+        return np.array([label for part in found for label in part], np.int64)
+
+    def rows(self, chosen: np.ndarray) -> LabelledImages:
+        """Read some of them."""
+        return read_labelled(
+            self._source,
+            config=self._config,
+            size=self._size,
+            numbers=chosen,
+            seed=self._seed,
+            pool=self._pool,
+        )
+
+    def _numbers(self, first: int) -> list[int]:
+        return list(range(first, min(first + AT_ONCE, len(self))))
+
+
+def open_labelled(
+    source: ImageSource, *, config: ImageConfig, size: tuple[int, int], seed: int
+) -> LabelledImages | LazyImages:
+    """Read a source whole if it fits into `KEEP_BYTES`, else as it is needed.
+
+    Raises:
+        DataError: as `read_labelled`.
+    """
+    if len(source) * size[0] * size[1] * 4 <= KEEP_BYTES:
+        with ThreadPoolExecutor(4, thread_name_prefix="decode") as pool:
+            return read_labelled(source, config=config, size=size, seed=seed, pool=pool)
+    return LazyImages(source, config=config, size=size, seed=seed)
+
+
 def draw_labelled(total: int, *, count: int, seed: int) -> np.ndarray:
     """Draw which images of a source count as labelled.
 
@@ -76,6 +148,7 @@ def read_labelled(
     size: tuple[int, int],
     numbers: Sequence[int] | np.ndarray | None = None,
     seed: int = 0,
+    pool: ThreadPoolExecutor | None = None,
 ) -> LabelledImages:
     """Read and prepare images with their labels and masks.
 
@@ -85,6 +158,7 @@ def read_labelled(
         size: (H, W) in pixels.
         numbers: which of them, any order; None for all.
         seed: decides flips, where the config asks for them.
+        pool: threads that decode; None: this one.
 
     Raises:
         DataError: an image or mask that cannot be decoded, a mask of another size than its image,
@@ -94,32 +168,53 @@ def read_labelled(
     images = np.empty((len(chosen), *size, 3), np.uint8)
     masks = np.empty((len(chosen), *size), np.uint8) if source.has_masks else None
     labels = np.full(len(chosen), NO_LABEL, np.int64) if source.has_labels else None
+    plain = dataclasses.replace(config, views=1)
     keys: list[str] = []
+
+    def fill(row: int, record: Record) -> None:
+        number = int(chosen[row])
+        try:
+            image, mask = _prepared(record, plain, size, seed=seed, index=number, masks=masks)
+        except InvalidImageError as error:
+            raise DataError(
+                f"source: got sample {number} ({record.key}) that cannot be used ({error}), "
+                "allowed whole images with their labels. Repair it or leave it out."
+            ) from error
+        images[row] = image
+        if masks is not None and mask is not None:
+            masks[row] = mask
+
     for first in range(0, len(chosen), AT_ONCE):
         part = [int(number) for number in chosen[first : first + AT_ONCE]]
-        for row, record in enumerate(read_retrying(source, part), first):
-            number = int(chosen[row])
-            try:
-                image = decode(record.data)
-                images[row] = prepare(image, config=config, size=size, seed=seed, index=number)
-                if masks is not None:
-                    if record.mask is None:
-                        raise InvalidImageError("it has no mask")
-                    mask = decode_mask(record.mask)
-                    if mask.size != image.size:
-                        raise InvalidImageError(f"mask of {mask.size}, image of {image.size}")
-                    masks[row] = prepare(
-                        mask, config=config, size=size, seed=seed, index=number, mask=True
-                    )
-            except InvalidImageError as error:
-                raise DataError(
-                    f"source: got sample {number} ({record.key}) that cannot be used ({error}), "
-                    "allowed whole images with their labels. Repair it or leave it out."
-                ) from error
-            keys.append(record.key)
-            if labels is not None:
-                labels[row] = record.label
+        records = read_retrying(source, part)
+        rows = range(first, first + len(part))
+        list((pool.map if pool else map)(fill, rows, records))
+        keys += [record.key for record in records]
+        if labels is not None:
+            labels[first : first + len(part)] = [record.label for record in records]
     return LabelledImages(images, keys, chosen, labels, masks)
+
+
+def _prepared(
+    record: Record,
+    config: ImageConfig,
+    size: tuple[int, int],
+    *,
+    seed: int,
+    index: int,
+    masks: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode a record's image and, where the source has masks, its mask, and bring both to size."""
+    image = decode(record.data)
+    pixels = prepare(image, config=config, size=size, seed=seed, index=index)
+    if masks is None:
+        return pixels, None
+    if record.mask is None:
+        raise InvalidImageError("it has no mask")
+    mask = decode_mask(record.mask)
+    if mask.size != image.size:
+        raise InvalidImageError(f"mask of {mask.size}, image of {image.size}")
+    return pixels, prepare(mask, config=config, size=size, seed=seed, index=index, mask=True)
 
 
 def check_classes(

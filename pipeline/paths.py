@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.config import EncodeConfig, PipelineConfig
+from pipeline.config import PipelineConfig
+from pipeline.images import SourceConfig
 
 HOME_VARIABLE = "DREAMSHARD_HOME"
 
@@ -36,10 +37,9 @@ def settle_paths(config: C) -> C:
             interpreter=_input(config.teacher.interpreter, base),
         ),
     }
-    if isinstance(config, EncodeConfig):
-        changes["source"] = dataclasses.replace(
-            config.source, path=_input(config.source.path, base)
-        )
+    source = getattr(config, "source", None)
+    if isinstance(source, SourceConfig):
+        changes["source"] = dataclasses.replace(source, path=_input(source.path, base))
     if home is not None and not Path(config.root).is_absolute() and "://" not in config.root:
         log.warning("root: %s is relative and this is a Ray job: %s", config.root, changes["root"])
     return dataclasses.replace(config, **changes)

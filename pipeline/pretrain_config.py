@@ -116,6 +116,9 @@ class PretrainConfig:
     """Decay of the averaged weights that become the teacher, 0 .. 1; warmed up from 0.1."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the forward pass; auto is bfloat16 where the hardware has it natively."""
+    weights_dtype: Literal["float32", "float16"] = "float32"
+    """Number format of the finished weights; float16 halves the file, and they are computed with in
+    the teacher's own compute_dtype all the same."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     threads: CountOrNone = 0

@@ -47,8 +47,12 @@ class Request:
     pins: Pins
 
 
-def resolve(config: PipelineConfig) -> Request:
+def resolve(config: PipelineConfig, *, writing: bool = True) -> Request:
     """Understand a config.
+
+    Args:
+        config: an EncodeConfig or a SynthesizeConfig.
+        writing: whether its root must be a place to write to.
 
     Raises:
         ConfigError: everything that is wrong with teacher, source and root, in one go.
@@ -67,7 +71,8 @@ def resolve(config: PipelineConfig) -> Request:
     source = (
         attempt(lambda: open_source(config.source)) if isinstance(config, EncodeConfig) else None
     )
-    attempt(lambda: check_root(config.root))
+    if writing:
+        attempt(lambda: check_root(config.root))
     if problems or spec is None:
         raise ConfigError(problems)
     if isinstance(config, EncodeConfig):

@@ -1,3 +1,16 @@
-"""Evaluation tasks: each judges several representations of the same images by one procedure."""
+"""Evaluation tasks: each judges several representations, or networks, by one procedure.
 
-TASKS = {"few_label": "distill.tasks.few_label:FewLabel"}
+A task is built as `Task(settings, seed=...)`; `describe()` says in a line what it measures,
+`count(bench)` how many steps it reports, `run(bench, report=...)` returns plain values for JSON,
+and `tables(result)` lays them out as text.
+"""
+
+TASKS = {
+    "few_label": "distill.tasks.few_label:FewLabel",
+    "linear_probe": "distill.tasks.linear_probe:LinearProbe",
+    "knn": "distill.tasks.knn:Knn",
+    "finetune": "distill.tasks.finetune:Finetune",
+    "segmentation": "distill.tasks.segmentation:Segmentation",
+    "detection": "distill.tasks.detection:Detection",
+}
+"""Name, also of the section of its settings -> `module:Class`; a path of your own works too."""

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from distill.tasks.probe import choose_strength, label_draws, probe_accuracy, standardise
+from distill.tasks.layout import TextTable, summary
+from distill.tasks.probe import (
+    choose_strength,
+    fraction_draws,
+    label_draws,
+    probe_accuracy,
+    standardise,
+)
 from dreamshard.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from distill.bench import Bench, Features
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -29,6 +39,10 @@ class FewLabelConfig:
     """Candidates for the probe's C (inverse penalty), chosen per representation and column."""
     selection_draws: Annotated[int, Field(ge=1, le=1000)] = 5
     """Draws among the training samples to choose the strength on (count)."""
+    fractions: list[Annotated[float, Field(gt=0, lt=1)]] = field(default_factory=list)
+    """Further columns: shares of all training labels, such as 0.01 and 0.1, class by class."""
+    fraction_draws: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Label draws of a share (count)."""
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
@@ -37,19 +51,6 @@ class FewLabelConfig:
             for key, values in (("shots", self.shots), ("strengths", self.strengths))
             if not values
         ]
-
-
-@dataclass(frozen=True)
-class Features:
-    """Hold one representation of all images.
-
-    Args:
-        train: float (N, D), of the training images.
-        heldout: float (M, D), of the held-out images.
-    """
-
-    train: np.ndarray
-    heldout: np.ndarray
 
 
 class FewLabel:
@@ -64,11 +65,21 @@ class FewLabel:
         shots = ", ".join(map(str, config.shots))
         return f"linear probes on {shots} labels per class, {config.draws} label draws each"
 
-    def count(self, representations: Mapping[str, Features]) -> int:
+    def count(self, bench: Bench) -> int:
         """Return how many table cells `run` will report."""
-        return len(representations) * len(self.config.shots)
+        return len(bench.names) * (len(self.config.shots) + len(self.config.fractions))
 
-    def run(
+    def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Probe every representation of a bench; see `judge`."""
+        features = bench.features
+        return self.judge(
+            features.representations,
+            train_labels=features.train_labels,
+            heldout_labels=features.heldout_labels,
+            report=report,
+        )
+
+    def judge(
         self,
         representations: Mapping[str, Features],
         *,
@@ -88,29 +99,50 @@ class FewLabel:
             "rows": {name: {shots: {"mean", "std", "strength", "accuracy": one per draw}}} and
             "paired": {baseline: {shots: {"mean", "std", "wins", "ties", "losses"}}}, the last
             representation's accuracy minus the baseline's on the same draw. Standard deviations
-            are over draws, of the sample (n - 1).
+            are over draws, of the sample (n - 1). "fractions" holds the same two for shares of the
+            labels, where any were asked for.
 
         Raises:
             DataError: a class with fewer samples than the labels asked for.
         """
         self._check(train_labels, heldout_labels)
-        draws = {
-            shots: label_draws(
-                train_labels,
-                shots=shots,
-                draws=self.config.draws,
-                seed=self.seed,
-                purpose="few-label",
+        config, labels = self.config, (train_labels, heldout_labels)
+        columns = {
+            str(shots): label_draws(
+                train_labels, shots=shots, draws=config.draws, seed=self.seed, purpose="few-label"
             )
-            for shots in self.config.shots
+            for shots in config.shots
         }
+        shares = {
+            f"{100 * share:g} %": fraction_draws(
+                train_labels, fraction=share, draws=config.fraction_draws, seed=self.seed
+            )
+            for share in config.fractions
+        }
+        result = self._table(representations, columns, labels=labels, report=report)
+        if shares:
+            more = self._table(representations, shares, labels=labels, report=report)
+            result["fractions"] = more
+        return result
+
+    def _table(
+        self,
+        representations: Mapping[str, Features],
+        columns: Mapping[str, np.ndarray],
+        *,
+        labels: tuple[np.ndarray, np.ndarray],
+        report: Callable[[], None],
+    ) -> dict[str, Any]:
+        """Fill one row per representation, one cell per column of label draws."""
+        classes = len(np.unique(labels[0]))
         rows: dict[str, dict[str, Any]] = {}
         for name, features in representations.items():
             train, heldout = standardise(features.train, features.train, features.heldout)
             rows[name] = {}
-            for shots, picks in draws.items():
-                rows[name][str(shots)] = self._cell(
-                    train, train_labels, heldout, heldout_labels, picks=picks, shots=shots
+            for column, picks in columns.items():
+                shots = max(1, round(picks.shape[1] / classes))
+                rows[name][column] = self._cell(
+                    train, labels[0], heldout, labels[1], picks=picks, shots=shots
                 )
                 report()
         subject = list(rows)[-1]
@@ -143,7 +175,7 @@ class FewLabel:
             )
             for picked in picks
         ]
-        return _summary(accuracy) | {"strength": strength, "accuracy": accuracy}
+        return summary(accuracy) | {"strength": strength, "accuracy": accuracy}
 
     def _check(self, train_labels: np.ndarray, heldout_labels: np.ndarray) -> None:
         classes, counts = np.unique(train_labels, return_counts=True)
@@ -158,30 +190,23 @@ class FewLabel:
                 f"held-out labels: got classes {unknown.tolist()} that no training image has."
             )
 
-    def show(self, result: Mapping[str, Any]) -> None:
-        """Print a result of `run` as a table."""
-        from rich.console import Console
-        from rich.table import Table
-
-        console = Console()
-        for title, (header, lines) in (
-            ("% correct on held-out images, mean ± std over label draws", accuracy_table(result)),
-            ("gain in points (label draws won)", gain_table(result)),
-        ):
-            shown = Table(*header, title=title, title_justify="left")
-            for line in lines:
-                shown.add_row(*line)
-            console.print(shown)
+    def tables(self, result: Mapping[str, Any]) -> list[TextTable]:
+        """Lay a result of `run` out: accuracies and gains, then those of shares of the labels."""
+        found = []
+        for part in [result, *([result["fractions"]] if "fractions" in result else [])]:
+            header, lines = accuracy_table(part)
+            title = "% correct on held-out images, mean ± std over label draws"
+            found.append(TextTable(title, header, lines))
+            header, lines = gain_table(part)
+            found.append(TextTable("gain in points (label draws won)", header, lines))
+        return found
 
 
-TextTable = tuple[list[str], list[list[str]]]
-
-
-def accuracy_table(result: Mapping[str, Any]) -> TextTable:
+def accuracy_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Lay out accuracies as text: the header, then one row per representation."""
     rows = result["rows"]
     shots = list(next(iter(rows.values())))
-    header = ["representation", *[f"{n} label{'s' if n != '1' else ''}/class" for n in shots]]
+    header = ["representation", *[f"{_labels(n)}{'' if '%' in n else '/class'}" for n in shots]]
     lines = [
         [name, *[f"{cells[n]['mean']:.1f} ± {cells[n]['std']:.1f}" for n in shots]]
         for name, cells in rows.items()
@@ -189,7 +214,7 @@ def accuracy_table(result: Mapping[str, Any]) -> TextTable:
     return header, lines
 
 
-def gain_table(result: Mapping[str, Any]) -> TextTable:
+def gain_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Lay out the subject's gain over each baseline as text, with the draws it won."""
     paired = result["paired"]
     shots = list(next(iter(result["rows"].values())))
@@ -201,21 +226,20 @@ def gain_table(result: Mapping[str, Any]) -> TextTable:
             draws = cell["wins"] + cell["ties"] + cell["losses"]
             line.append(f"{cell['mean']:+.1f} ({cell['wins']}/{draws})")
         lines.append(line)
-    return [result["subject"], *[f"{n} label{'s' if n != '1' else ''}" for n in shots]], lines
+    return [result["subject"], *map(_labels, shots)], lines
+
+
+def _labels(column: str) -> str:
+    return f"{column} of labels" if "%" in column else f"{column} label{'s' * (column != '1')}"
 
 
 def _paired(subject: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
     result = {}
     for shots, cell in subject.items():
         gains = np.subtract(cell["accuracy"], baseline[shots]["accuracy"])
-        result[shots] = _summary(gains.tolist()) | {
+        result[shots] = summary(gains.tolist()) | {
             "wins": int((gains > 0).sum()),
             "ties": int((gains == 0).sum()),
             "losses": int((gains < 0).sum()),
         }
     return result
-
-
-def _summary(values: list[float]) -> dict[str, float]:
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "std": spread}

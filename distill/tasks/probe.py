@@ -60,6 +60,30 @@ def label_draws(
     return np.stack(rows)
 
 
+def fraction_draws(labels: np.ndarray, *, fraction: float, draws: int, seed: int) -> np.ndarray:
+    """Draw a share of the labelled samples, the same share of every class, several times.
+
+    Args:
+        labels: int64 (N,).
+        fraction: share of each class's samples, 0..1; every class gets one at least.
+        draws: how many independent draws.
+        seed: of the random numbers.
+
+    Returns:
+        int64 (draws, M), sample numbers.
+    """
+    classes = [np.flatnonzero(labels == value) for value in np.unique(labels)]
+    rows = []
+    for draw in range(draws):
+        rng = generator(seed, draw, round(1e6 * fraction), "label-fraction")
+        picked = [
+            rng.permutation(members)[: max(1, round(fraction * len(members)))]
+            for members in classes
+        ]
+        rows.append(np.concatenate(picked))
+    return np.stack(rows)
+
+
 def probe_accuracy(
     train: np.ndarray,
     train_labels: np.ndarray,

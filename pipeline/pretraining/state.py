@@ -80,12 +80,17 @@ def save_teacher(
         scheduler: config of the scheduler that goes with it.
         card: where the weights come from; the recipe key among it.
     """
+    import torch
     from safetensors.torch import save_file
 
     folder = Path(config.out)
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    dtype = getattr(torch, config.weights_dtype)
+    state = {
+        name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
     part = folder / f".{WEIGHTS}.{os.getpid()}.partial"
     save_file(state, part, metadata={"format": "pt"})
     _flush(part)

@@ -84,7 +84,10 @@ def build(path: Path, layout: AdmLayout, flags: Flags, dtype: torch.dtype) -> An
             # whose first level is half as wide as its base, needs them apart.
             module.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
             module.time_embedding = TimestepEmbedding(width, 4 * width)
-    heads = {channels: heads_of(channels, flags) for channels in layout.head_widths}
+
+    def heads(channels: int, up: bool) -> int:
+        return heads_of(channels, flags, upsample=up)
+
     new_order = bool(flags["use_new_attention_order"])
     state = rename(weights.read([path]), layout, heads=heads, new_order=new_order)
     weights.load_into(module, state, where=str(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.teachers.adm_layout import AdmLayout
@@ -61,12 +61,16 @@ def module_names(layout: AdmLayout) -> dict[str, str]:
 
 
 def rename(
-    state: Mapping[str, Tensor], layout: AdmLayout, *, heads: Mapping[int, int], new_order: bool
+    state: Mapping[str, Tensor],
+    layout: AdmLayout,
+    *,
+    heads: Callable[[int, bool], int],
+    new_order: bool,
 ) -> dict[str, Tensor]:
     """Rename an ADM state dict to UNet2DModel's keys, splitting each `qkv`.
 
     Args:
-        heads: channels of an attention -> its number of heads.
+        heads: (channels of an attention, whether it is on the way up) -> its number of heads.
         new_order: rows of `qkv` are [q | k | v]; else (legacy) [q | k | v] within each head.
 
     Returns:
@@ -79,7 +83,8 @@ def rename(
         if module is None:
             renamed[key] = tensor
         elif leaf.startswith("qkv."):
-            parts = _split_qkv(tensor, heads, new_order=new_order)
+            count = heads(tensor.shape[0] // 3, module.startswith("up_blocks"))
+            parts = _split_qkv(tensor, count, new_order=new_order)
             for part, value in zip("qkv", parts, strict=True):
                 renamed[f"{module}.to_{part}.{leaf.removeprefix('qkv.')}"] = value
         elif leaf.startswith("proj_out."):
@@ -107,16 +112,13 @@ def _split(key: str, names: Mapping[str, str]) -> tuple[str | None, str]:
     return None, key
 
 
-def _split_qkv(
-    tensor: Tensor, heads: Mapping[int, int], *, new_order: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _split_qkv(tensor: Tensor, heads: int, *, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
     flat = tensor.squeeze(-1) if tensor.ndim == 3 else tensor
     channels = flat.shape[0] // 3
     if new_order:
         q, k, v = flat.chunk(3)
         return q.contiguous(), k.contiguous(), v.contiguous()
-    count = heads[channels]
-    grouped = flat.reshape(count, 3, channels // count, *flat.shape[1:])
+    grouped = flat.reshape(heads, 3, channels // heads, *flat.shape[1:])
     q, k, v = (grouped[:, i].reshape(channels, *flat.shape[1:]) for i in range(3))
     return q, k, v
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Mode, Scalar, Teacher, TeacherConfig, teacher_class
-from pipeline.teachers.families import find_family
+from pipeline.teachers.diffusion_request import NO_CLASS
+from pipeline.teachers.families import Description, find_family
 from storage.schema import Pins
 
 USUAL_STRIDES = ("s4", "s8", "s16", "s32")
@@ -49,6 +50,7 @@ def open_teacher(
         device: cpu or cuda.
         threads: CPU threads; 0 leaves torch's number alone.
         settings: further settings, for guided-diffusion checkpoints by the official flags' names.
+            Without `class_label`, a class-conditional network gets no class.
 
     Returns:
         a teacher (`levels`, `image_size`, `fingerprint`, `encode`, `synthesize`); diffusion
@@ -59,10 +61,16 @@ def open_teacher(
         TeacherError: the files are damaged, hostile or of no known network.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if kind == "diffusers" and (levels is None or timesteps is None):
-        usual, last = _usual(Path(path), settings, size)
-        levels = usual if levels is None else levels
-        timesteps = [min(USUAL_TIMESTEP, last)] if timesteps is None else timesteps
+    if kind == "diffusers":
+        found = _describe(Path(path), settings, size)
+        if levels is None:
+            levels = _usual_levels(found)
+        if timesteps is None:
+            last = len(found.schedule) - 1 if found is not None else USUAL_TIMESTEP
+            timesteps = [min(USUAL_TIMESTEP, last)]
+        if found is not None and found.classes and mode == "encode":
+            # The pipeline asks for a label; looking inside, labels are given to each call.
+            settings.setdefault("class_label", NO_CLASS)
     config = TeacherConfig(
         kind=kind,
         path=str(path),
@@ -82,18 +90,23 @@ def open_teacher(
     return cls(config, mode=mode, image_size=size, seed=seed, pins=pins)
 
 
-def _usual(
+def _describe(
     path: Path, settings: dict[str, Scalar], size: tuple[int, int] | None
-) -> tuple[list[str], int]:
-    """Return the levels to take when none are named, and the last timestep."""
+) -> Description | None:
+    """Describe the network, or leave what is wrong to be told with every other problem."""
     family, path = find_family(path)
     known = {name: value for name, value in settings.items() if name in family.SETTINGS}
     try:
-        description = family.describe(path, {**family.SETTINGS, **known}, size)
-    except ConfigError:  # reported by the teacher, together with every other problem
-        return list(USUAL_STRIDES), USUAL_TIMESTEP
-    usual = [name for name in USUAL_STRIDES if name in description.aliases]
-    return usual or list(description.aliases), len(description.schedule) - 1
+        return family.describe(path, {**family.SETTINGS, **known}, size)
+    except ConfigError:
+        return None
+
+
+def _usual_levels(found: Description | None) -> list[str]:
+    if found is None:
+        return list(USUAL_STRIDES)
+    usual = [name for name in USUAL_STRIDES if name in found.aliases]
+    return usual or list(found.aliases)
 
 
 def _check_choices(config: TeacherConfig, device: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dreamshard.errors import ConfigError, Problem, TeacherError
-from pipeline.teachers import weights
+from pipeline.teachers import checkpoints, weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.schedules import Schedule
 from pipeline.teachers.taps import Tap
@@ -117,7 +117,12 @@ def find_family(path: Path) -> tuple[Family, Path]:
         hint = "Give a folder saved by save_pretrained or a checkpoint file."
         raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
     if path.is_file():
-        return _module("pipeline.teachers.adm"), path
+        if path.suffix not in weights.SAFE + weights.PICKLED:
+            allowed = ", ".join(weights.SAFE + weights.PICKLED)
+            raise ConfigError(Problem("path", str(path), f"a folder, or a file of {allowed}"))
+        if _holds_network(path.parent / "config.json"):  # saved by save_pretrained: it tells all
+            return find_family(path.parent)
+        return _module(checkpoints.family_of(path)), path
     for folder in (path, *(path / part for part in PARTS)):
         if (folder / "config.json").is_file():
             name = str(weights.read_json(folder / "config.json").get("_class_name"))
@@ -131,6 +136,10 @@ def find_family(path: Path) -> tuple[Family, Path]:
         f"{path}: no config.json here or in {', '.join(PARTS)}. "
         "Give a folder saved by save_pretrained, or a checkpoint file."
     )
+
+
+def _holds_network(config: Path) -> bool:
+    return config.is_file() and weights.read_json(config).get("_class_name") in FAMILIES
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
@@ -160,6 +169,19 @@ def build(cls: Any, config: Mapping[str, Any], files: tuple[Path, ...], dtype: t
 
     Raises: TeacherError if config and weights do not fit, or the weights are damaged.
     """
+    state = weights.modern_names(weights.read(files))
+    return build_from(cls, config, state, dtype, where=str(files[0]))
+
+
+def build_from(
+    cls: Any,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    where: str,
+) -> Any:
+    """Build a diffusers model from its config and a state dict; `where` names it in errors."""
     import torch
     from accelerate import init_empty_weights
 
@@ -167,8 +189,8 @@ def build(cls: Any, config: Mapping[str, Any], files: tuple[Path, ...], dtype: t
         with init_empty_weights():
             module = cls.from_config(dict(config))
     except (TypeError, ValueError, KeyError) as error:
-        raise TeacherError(f"{files[0].parent / 'config.json'}: {error}") from error
-    weights.load_into(module, weights.read(files), where=str(files[0]))
+        raise TeacherError(f"{where}: its config cannot be built: {error}") from error
+    weights.load_into(module, state, where=where)
     # torch's own `to`: that of diffusers warns about modules it would keep in float32, even none.
     return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
 

@@ -78,6 +78,11 @@ def describe_vae(pipeline: Path, channels: int) -> LatentSpace:
             f"{folder}: not found. A latent teacher needs its VAE: point teacher.path at the "
             "pipeline's folder, which holds the network and vae side by side."
         )
+    return read_vae(folder, channels)
+
+
+def read_vae(folder: Path, channels: int) -> LatentSpace:
+    """Describe the AutoencoderKL in a folder; arguments and errors as `describe_vae`."""
     config = weights.read_json(folder / "config.json")
     own = int(config.get("latent_channels", 4))
     if own != channels:

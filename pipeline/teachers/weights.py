@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SAFE, PICKLED = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
 WRAPPERS = ("ema", "state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the state dict, the averaged weights first."""
+_OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
+_NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 NAMED = 10
 """How many missing or surplus keys a message lists."""
 
@@ -93,6 +95,15 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises: TeacherError, as `read`.
     """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise TeacherError(f"{path}: cannot be read ({error.strerror}).") from error
+    return dict(_shapes(path, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(path: Path, _size: int, _mtime: int) -> dict[str, tuple[int, ...]]:
     if path.suffix not in SAFE:
         state = _read_pickled(path, device="meta")
         return {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -159,6 +170,19 @@ def plain_state(value: object, *, where: str) -> dict[str, Tensor]:
     raise TeacherError(
         f"{where}: holds no state dict (a dict of tensors, plain or under {', '.join(WRAPPERS)})."
     )
+
+
+def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the attention weights of files that diffusers wrote before version 0.17.
+
+    DDPM's published networks and Stable Diffusion's autoencoders have `query`, `key`, `value` and
+    `proj_attn` where newer files have `to_q`, `to_k`, `to_v` and `to_out.0`.
+    """
+    return {_OLD_ATTENTION.sub(_new_attention, name): value for name, value in state.items()}
+
+
+def _new_attention(match: re.Match[str]) -> str:
+    return f"{match[1]}.{_NEW_NAMES[match[2]]}."
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The monitor's neighbours and its images."""
+"""The monitor's images, and that it leaves the student alone."""
 
 from __future__ import annotations
 
@@ -7,21 +7,10 @@ import pytest
 import torch
 
 from distill.config import MonitorConfig, StudentConfig
-from distill.monitor import Monitor, knn_accuracy, pooled
+from distill.monitor import Monitor, pooled
 from distill.students import build_student
 from dreamshard.errors import DataError
 from pipeline.images import SourceConfig
-
-TRAIN = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
-LABELS = np.array([0, 0, 1, 1, 1])
-
-
-def test_the_nearest_neighbours_vote_by_similarity() -> None:
-    queries = torch.tensor([[2.0, 0.1], [0.1, 3.0]])
-    assert knn_accuracy(TRAIN, LABELS, queries, np.array([0, 1]), neighbours=1) == 1.0
-    # All five vote: the two near ones outweigh the three far ones by exp(10 * difference).
-    assert knn_accuracy(TRAIN, LABELS, queries, np.array([0, 1]), neighbours=5) == 1.0
-    assert knn_accuracy(TRAIN, LABELS, queries, np.array([1, 1]), neighbours=5) == 0.5
 
 
 @pytest.mark.parametrize("kind", ["knn", "probe"])

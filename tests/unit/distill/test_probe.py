@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill.tasks.few_label import Features, FewLabel, FewLabelConfig, accuracy_table, gain_table
+from distill.bench import Features
+from distill.tasks.few_label import FewLabel, FewLabelConfig, accuracy_table, gain_table
 from distill.tasks.probe import choose_strength, label_draws, probe_accuracy, standardise
 from dreamshard.errors import DataError
 
@@ -100,13 +101,13 @@ def result() -> dict:
     poor = Features(clusters(2, spread=6.0), clusters(3, spread=6.0))
     task = FewLabel(FewLabelConfig(shots=[1, 5], draws=4, selection_draws=2), seed=0)
     reports: list[int] = []
-    found = task.run(
+    found = task.judge(
         {"poor": poor, "same": good, "good": good},
         train_labels=LABELS,
         heldout_labels=LABELS,
         report=lambda: reports.append(1),
     )
-    assert len(reports) == task.count({"poor": poor, "same": good, "good": good})
+    assert len(reports) == 3 * 2
     return found
 
 
@@ -146,11 +147,11 @@ def test_too_few_images_of_a_class_are_named() -> None:
     both = Features(clusters(0, spread=1.0), clusters(1, spread=1.0))
     task = FewLabel(FewLabelConfig(shots=[30]), seed=0)
     with pytest.raises(DataError, match=r"few_label\.shots: got 30, allowed fewer than the 30"):
-        task.run({"a": both}, train_labels=LABELS, heldout_labels=LABELS)
+        task.judge({"a": both}, train_labels=LABELS, heldout_labels=LABELS)
 
 
 def test_held_out_classes_that_were_never_seen_are_named() -> None:
     both = Features(clusters(0, spread=1.0), clusters(1, spread=1.0))
     task = FewLabel(FewLabelConfig(shots=[1]), seed=0)
     with pytest.raises(DataError, match=r"\[7\]"):
-        task.run({"a": both}, train_labels=LABELS, heldout_labels=np.full(90, 7))
+        task.judge({"a": both}, train_labels=LABELS, heldout_labels=np.full(90, 7))

@@ -77,6 +77,16 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert json.loads(lines[-1])["step"] == 4
 
 
+def test_weights_can_be_kept_in_half_the_bytes(tmp_path: Path) -> None:
+    script.pretrain(tiny(tmp_path / "whole"))
+    script.pretrain(tiny(tmp_path / "half", weights_dtype="float16"))
+    whole, half = weights_of(tmp_path / "whole"), weights_of(tmp_path / "half")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+    assert all(torch.equal(whole[name].half(), half[name]) for name in whole)
+    size = (tmp_path / "whole" / state.WEIGHTS).stat().st_size
+    assert (tmp_path / "half" / state.WEIGHTS).stat().st_size < 0.6 * size
+
+
 def test_the_result_is_a_teacher(tmp_path: Path) -> None:
     from pipeline.teachers.base import TeacherConfig, describe_teacher, load_teacher
     from storage.schema import Pins

@@ -21,6 +21,7 @@ class Structure:
     depth: int = 1
     attention: tuple[int, ...] = (2,)  # strides
     num_heads: int = 4
+    num_heads_upsample: int = -1
     head_channels: int = -1
     new_order: bool = False
     classes: int = 0
@@ -32,7 +33,7 @@ class Structure:
         """The official flags of this network."""
         heads: dict[str, object] = {"num_head_channels": self.head_channels}
         if self.head_channels == -1:
-            heads = {"num_heads": self.num_heads}
+            heads = {"num_heads": self.num_heads, "num_heads_upsample": self.num_heads_upsample}
         return {
             "image_size": image_size,
             "num_channels": self.channels,
@@ -109,6 +110,8 @@ class Reference:
         rows, channels = x.shape[:2]
         flat = x.reshape(rows, channels, -1)
         heads = self.s.num_heads
+        if name.startswith("output") and self.s.num_heads_upsample != -1:
+            heads = self.s.num_heads_upsample
         if self.s.head_channels != -1:
             heads = channels // self.s.head_channels
         size = channels // heads

@@ -32,7 +32,27 @@ STRUCTURES = {
     "conv resampling": Structure(updown=False, scale_shift=False, learn_sigma=False, num_heads=2),
     "conv resampling, scale-shift": Structure(updown=False, attention=(1, 2)),
     "no attention but the middle": Structure(attention=(), depth=2, num_heads=1),
+    "other heads on the way up": Structure(num_heads=2, num_heads_upsample=8),
+    "other heads on the way up, new order": Structure(
+        num_heads=2, num_heads_upsample=8, new_order=True
+    ),
 }
+DEEP = {"attention": (8, 16, 32), "depth": 2}
+RELEASED_NARROWED = {
+    "64 cond": Structure(
+        mult=(1, 2, 3, 4), attention=(2, 4, 8), depth=3, head_channels=32, new_order=True, classes=9
+    ),
+    "128 cond": Structure(
+        mult=(1, 1, 2, 3, 4), attention=(4, 8, 16), depth=2, num_heads=4, classes=9
+    ),
+    "256 uncond, LSUN": Structure(mult=(1, 1, 2, 2, 4, 4), head_channels=32, **DEEP),
+    "256 cond": Structure(mult=(1, 1, 2, 2, 4, 4), head_channels=32, classes=9, **DEEP),
+    "512 cond": Structure(
+        channels=64, mult=(0.5, 1, 1, 2, 2, 4, 4), attention=(16, 32, 64), depth=2,
+        head_channels=64, classes=9,
+    ),
+}  # fmt: skip
+"""The published networks' flags with a base width of 32 (64 where it is halved)."""
 
 
 def save(reference: Reference, folder: Path) -> Path:
@@ -40,18 +60,17 @@ def save(reference: Reference, folder: Path) -> Path:
     return folder / "model.pt"
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
+@pytest.mark.parametrize("name", [*STRUCTURES, *RELEASED_NARROWED])
 def test_every_block_equals_an_independent_forward(name: str, tmp_path: Path) -> None:
-    structure = STRUCTURES[name]
+    structure = {**STRUCTURES, **RELEASED_NARROWED}[name]
     reference = Reference(structure)
-    size = 8 * 2 ** (len(structure.mult) - 1)
+    size = max(32, 2 ** (len(structure.mult) - 1))
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([1, 3]) if structure.classes else None
     expected = reference(x, torch.full((2,), 40), labels)
-    label = {"class_label": 0} if structure.classes else {}
     flags: dict[str, Any] = structure.flags(size)
     taps = list(reference.blocks)
-    teacher = open_teacher(save(reference, tmp_path), levels=taps, timesteps=[40], **flags, **label)
+    teacher = open_teacher(save(reference, tmp_path), levels=taps, timesteps=[40], **flags)
     with torch.inference_mode():
         found = teacher.activations(x, 40, labels)
         output = teacher.denoise(x, 40, labels)
@@ -236,4 +255,10 @@ def test_parity_with_the_official_code() -> None:
         )
     assert set(found) == set(expected) - {"x0", "noise", "betas"}
     worst = {name: float(np.abs(np.asarray(v) - expected[name]).max()) for name, v in found.items()}
-    assert {name: gap for name, gap in worst.items() if gap > EXACT} == {}
+    bounds = dict.fromkeys(worst, EXACT)
+    if worst["t999/model_out"] > 0:
+        # x_0 = (x_t - noise eps) / signal: at the last timestep it is eps's last bits times 157.
+        # They are those of the official run only on a processor that takes the same kernels.
+        assert worst["t999/model_out"] < 1e-5
+        bounds["t999/pred_xstart"] = 1e-5 * level[999][1] / level[999][0]
+    assert {name: gap for name, gap in worst.items() if gap > bounds[name]} == {}

@@ -1,0 +1,143 @@
+"""Logistic regression on features extracted once: standardised, full-batch L-BFGS in torch.
+
+Shapes: N training and M held-out images, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from distill.tasks.probe import standardise
+from dreamshard.rng import generator
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Say how good a probe is.
+
+    Args:
+        accuracy: on the held-out images, per cent.
+        penalty: that was chosen.
+        selection: penalty -> accuracy on the images it was chosen on, per cent.
+    """
+
+    accuracy: float
+    penalty: float
+    selection: dict[float, float]
+
+
+def fit_logistic(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    penalty: float,
+    num_classes: int,
+    iterations: int,
+    start: Tensor | None = None,
+) -> Tensor:
+    """Minimise mean cross-entropy + penalty * ||W||^2 / 2 with L-BFGS, from zero or from `start`.
+
+    Args:
+        features: float32 (N, D), standardised, times sqrt(D) of `standardise` taken back.
+        labels: int64 (N,).
+        penalty: weight of the squared L2 norm of the weights; the bias has none.
+        num_classes: K.
+        iterations: most iterations.
+        start: an earlier solution to begin at.
+
+    Returns:
+        float32 (D + 1, K), the bias last.
+    """
+    shape = (features.shape[1] + 1, num_classes)
+    solution = torch.zeros(shape, device=features.device) if start is None else start.clone()
+    solution.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [solution],
+        max_iter=iterations,
+        history_size=10,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(logits(features, solution), labels)
+        loss = loss + 0.5 * penalty * solution[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return solution.detach()
+
+
+def logits(features: Tensor, solution: Tensor) -> Tensor:
+    """Return float32 (N, K)."""
+    return torch.addmm(solution[-1], features, solution[:-1])
+
+
+def frozen_probe(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    heldout: np.ndarray,
+    heldout_labels: np.ndarray,
+    *,
+    penalties: Sequence[float],
+    selection: float,
+    iterations: int,
+    seed: int,
+    device: str = "cpu",
+    report: Callable[[], None] = lambda: None,
+) -> ProbeResult:
+    """Choose the penalty on training images kept out, fit on all of them, judge on others.
+
+    Every feature is shifted and scaled to mean 0 and deviation 1 over the training images.
+
+    Args:
+        train, heldout: float (N, D) and (M, D).
+        train_labels, heldout_labels: int64 (N,) and (M,).
+        penalties: candidates; of equals the larger is taken.
+        selection: share of the training images kept out to choose on.
+        iterations: most L-BFGS iterations of a fit.
+        seed: of the choice of those images.
+        device: where to compute.
+        report: called after each fit.
+    """
+    scale = np.float32(np.sqrt(train.shape[1]))
+    known, unknown = (
+        torch.from_numpy(part * scale).to(device) for part in standardise(train, train, heldout)
+    )
+    labels = torch.from_numpy(train_labels).to(device)
+    classes = int(max(train_labels.max(), heldout_labels.max())) + 1
+    order = generator(seed, 0, 0, "probe-penalty").permutation(len(train))
+    cut = max(1, round(selection * len(train)))
+    kept, rest = (torch.from_numpy(part).to(device) for part in (order[:cut], order[cut:]))
+    scores: dict[float, float] = {}
+    start = None
+    for penalty in sorted(penalties, reverse=True):  # each begins where the stronger one ended
+        start = fit_logistic(
+            known[rest],
+            labels[rest],
+            penalty=penalty,
+            num_classes=classes,
+            iterations=iterations,
+            start=start,
+        )
+        scores[penalty] = _accuracy(known[kept], labels[kept], start)
+        report()
+    best = max(scores, key=lambda penalty: (scores[penalty], penalty))
+    solution = fit_logistic(known, labels, penalty=best, num_classes=classes, iterations=iterations)
+    report()
+    truth = torch.from_numpy(heldout_labels).to(device)
+    return ProbeResult(_accuracy(unknown, truth, solution), best, scores)
+
+
+def _accuracy(features: Tensor, labels: Tensor, solution: Tensor) -> float:
+    guess = logits(features, solution).argmax(dim=1)
+    return 100.0 * float((guess == labels).float().mean())

@@ -1,0 +1,259 @@
+"""Semantic segmentation on a student's maps, with all training masks or a few.
+
+Shapes: B images, K classes, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.heads import FcnHead, UperHead
+from distill.tasks.augment import crop_and_flip
+from distill.tasks.batches import Images, endless_rows, normalised, ordered_rows
+from distill.tasks.fitting import fit
+from distill.tasks.layout import TextTable
+from dreamshard.errors import ConfigError, DataError, Problem
+from pipeline.labelled import check_classes, draw_labelled
+
+if TYPE_CHECKING:
+    from distill.bench import Bench
+    from distill.students import Student
+    from distill.tasks.configs import SegmentationConfig
+
+PICTURE = "segmentation.png"
+HEAD_WEIGHTS, HEAD_CARD = "logit_head.safetensors", "logit_head.json"
+
+
+class Segmenter(nn.Module):
+    """A student and a head that gives logits for every pixel."""
+
+    def __init__(self, student: Student, head: nn.Module, *, frozen: bool) -> None:
+        super().__init__()
+        self.student, self.head, self.frozen = student, head, frozen
+        student.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """Set training mode; a frozen student keeps its statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.student.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, H, W) to logits (B, K, H, W)."""
+        logits = self.head(self.student(images))
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+
+
+class Segmentation:
+    """Train a read-out on every network, on the same images from the same seed, and judge it.
+
+    The intersection over union of a class is summed over all held-out pixels; the mean is over the
+    classes that are there, in truth or in the prediction.
+
+    Source: DreamTeacher, section 4 (UPerNet, label-efficient) and table of the frozen FCN read-out.
+    """
+
+    def __init__(self, config: SegmentationConfig, *, seed: int) -> None:
+        self.config, self.seed = config, seed
+
+    def describe(self) -> str:
+        """Say in one line what is measured."""
+        config = self.config
+        how = "a frozen" if config.frozen else "a fine-tuned"
+        return f"segmentation, {config.head} on {how} backbone, {config.steps:,} steps"
+
+    def count(self, bench: Bench) -> int:
+        """Return how many steps `run` will report."""
+        return len(bench.networks) * len(self.config.shots) * self.config.steps
+
+    def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Return {"rows": {name: {images: {"mean": mIoU in per cent, "accuracy", "classes"}}}}.
+
+        Raises:
+            ConfigError: more images asked for than there are; a distilled head that does not fit.
+            DataError: images without masks, classes that are not named, masks without a class.
+            DreamshardError: training diverged.
+        """
+        train, heldout = bench.images("train"), bench.images("heldout")
+        total = len(train)
+        if max(self.config.shots) > total:
+            allowed = f"up to {total}, the training images (0: all)"
+            raise ConfigError(Problem("segmentation.shots", str(self.config.shots), allowed))
+        for split, images in (("train", train), ("heldout", heldout)):
+            self._check(images.rows(np.arange(min(len(images), 256))), split=split)
+        rows: dict[str, dict[str, Any]] = {}
+        guesses: dict[str, np.ndarray] = {}
+        for name, build in bench.networks.items():
+            rows[name] = {}
+            for shots in self.config.shots:
+                chosen = draw_labelled(total, count=shots or total, seed=self.seed)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.seed)
+                    network = self._build(build(), bench).to(bench.device).train()
+                    self._train(network, train, rows=chosen, report=report)
+                cell, guess = self._judge(network, heldout)
+                rows[name][str(shots or "all")] = {"images": len(chosen), **cell}
+                guesses[name] = guess
+        if self.config.pictures:
+            self._draw(bench.folder / PICTURE, heldout, guesses)
+        return {"rows": rows, "classes": self.config.classes}
+
+    def tables(self, result: Mapping[str, Any]) -> list[TextTable]:
+        """Lay a result of `run` out: the means, then every class of the last column."""
+        rows = result["rows"]
+        columns = list(next(iter(rows.values())))
+        lines = [[name, *(f"{row[c]['mean']:.1f}" for c in columns)] for name, row in rows.items()]
+        header = ["network", *(f"{column} images" for column in columns)]
+        found = [TextTable("mean intersection over union, %", header, lines)]
+        lines = [
+            [name, *(_percent(row[columns[-1]]["classes"][c]) for c in result["classes"])]
+            for name, row in rows.items()
+        ]
+        title = f"intersection over union by class, {columns[-1]} images, %"
+        return [*found, TextTable(title, ["network", *result["classes"]], lines)]
+
+    def _check(self, images: Any, *, split: str) -> None:
+        if images.masks is None:
+            raise DataError(
+                f"{split}_images: got images without masks, allowed a class for every pixel. Set "
+                "source.mask_column."
+            )
+        check_classes(
+            images.masks,
+            num_classes=len(self.config.classes),
+            ignore=self.config.ignore,
+            what="mask",
+            keys=images.keys,
+        )
+
+    def _build(self, student: Student, bench: Bench) -> Segmenter:
+        config, classes = self.config, len(self.config.classes)
+        if config.head == "fcn":
+            head: nn.Module = FcnHead(student.channels, num_classes=classes)
+        else:
+            head = UperHead(student.channels, num_classes=classes, width=config.width)
+        if config.head == "distilled":
+            load_head(head, bench.head, num_classes=classes)
+        return Segmenter(student, head, frozen=config.frozen)
+
+    def _train(
+        self, network: Segmenter, images: Images, *, rows: np.ndarray, report: Callable[[], None]
+    ) -> None:
+        config, device = self.config, next(network.parameters()).device
+        order = endless_rows(rows, batch_size=config.batch_size, seed=self.seed)
+
+        def next_loss() -> Tensor:
+            batch = images.rows(next(order))
+            assert batch.masks is not None
+            pixels = normalised(batch.images, student=network.student, device=device)
+            masks = torch.from_numpy(batch.masks.astype(np.int64)).to(device)
+            if config.augment:
+                pixels, moved = crop_and_flip(pixels, masks, smallest=config.smallest_crop)
+                assert moved is not None
+                masks = moved
+            summed = F.cross_entropy(
+                network(pixels), masks, ignore_index=config.ignore, reduction="sum"
+            )
+            return summed / (masks != config.ignore).sum().clamp(min=1)
+
+        fit(
+            network,
+            config=config.optimizer,
+            steps=config.steps,
+            next_loss=next_loss,
+            report=report,
+        )
+
+    def _judge(self, network: Segmenter, images: Images) -> tuple[dict[str, Any], np.ndarray]:
+        """Return the scores, and the classes found in the first images, uint8 (N, H, W)."""
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
+        config, device = self.config, next(network.parameters()).device
+        metric = MulticlassConfusionMatrix(len(config.classes), ignore_index=config.ignore)
+        metric = metric.to(device)
+        shown = []
+        with torch.inference_mode():
+            for rows in ordered_rows(len(images), batch_size=config.batch_size):
+                batch = images.rows(rows)
+                assert batch.masks is not None
+                pixels = normalised(batch.images, student=network.student, device=device)
+                guess = network(pixels).argmax(dim=1)
+                metric.update(guess, torch.from_numpy(batch.masks.astype(np.int64)).to(device))
+                if rows[0] < config.pictures:
+                    shown.append(guess.cpu().numpy().astype(np.uint8))
+        scores = scores_of(metric.compute().cpu().numpy().astype(np.float64))
+        classes = dict(zip(config.classes, scores.pop("iou"), strict=True))
+        return {**scores, "classes": classes}, np.concatenate(shown) if shown else np.empty(0)
+
+    def _draw(self, path: Path, images: Images, guesses: Mapping[str, np.ndarray]) -> None:
+        """Draw image, truth and every network's last prediction side by side."""
+        from dreamshard.pictures import image_grid
+
+        batch = images.rows(np.arange(min(self.config.pictures, len(images))))
+        assert batch.masks is not None
+        colours = palette(len(self.config.classes))
+        cells = []
+        for row, (pixels, mask) in enumerate(zip(batch.images, batch.masks, strict=True)):
+            cells += [pixels, colours[mask]]
+            cells += [colours[guess[row]] for guess in guesses.values()]
+        columns = 2 + len(guesses)
+        path.write_bytes(image_grid(np.stack(cells), columns=columns, cell_px=240))
+
+
+def scores_of(confusion: np.ndarray) -> dict[str, Any]:
+    """Return "mean" IoU and "accuracy" in per cent, and "iou" per class (None: not there).
+
+    Args:
+        confusion: float (K, K), pixels by true and found class.
+    """
+    hits = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
+    iou = [100.0 * float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
+    there = [value for value in iou if value is not None]
+    accuracy = 100.0 * float(hits.sum() / max(1.0, confusion.sum()))
+    return {"mean": float(np.mean(there)), "accuracy": accuracy, "iou": iou}
+
+
+def load_head(head: nn.Module, folder: Path | None, *, num_classes: int) -> None:
+    """Start a UPerNet head from that of label distillation; its classifier where classes agree.
+
+    Raises:
+        ConfigError: the student has no such head, or it is of another width or other maps.
+    """
+    from safetensors.torch import load_file
+
+    if folder is None or not (folder / HEAD_CARD).exists():
+        hint = "Train with dreamteacher.mode label or mix, or choose --segmentation.head upernet."
+        raise ConfigError(Problem("segmentation.head", "distilled", "a student with one", hint))
+    card = json.loads((folder / HEAD_CARD).read_text(encoding="utf-8"))
+    weights = load_file(folder / HEAD_WEIGHTS)
+    if card["num_classes"] != num_classes:
+        weights = {k: v for k, v in weights.items() if not k.startswith("classify.")}
+    own = head.state_dict()
+    if any(name not in own or own[name].shape != value.shape for name, value in weights.items()):
+        allowed = f"{card['width']}, the width of {folder / HEAD_WEIGHTS}"
+        raise ConfigError(Problem("segmentation.width", "another head", allowed))
+    head.load_state_dict(weights, strict=False)
+
+
+def palette(num_classes: int) -> np.ndarray:
+    """Return a colour for every mask value, uint8 (256, 3); values without a class are black."""
+    colours = np.zeros((256, 3), np.uint8)
+    for number in range(num_classes):
+        hue, level = (0.618 * number) % 1, (0.95, 0.7, 0.45)[number % 3]
+        colours[number] = np.rint(255 * np.array(colorsys.hsv_to_rgb(hue, 0.75, level)))
+    return colours
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

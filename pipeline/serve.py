@@ -1,0 +1,195 @@
+"""Serve a teacher's features to trainers: `python pipeline/serve.py --config FILE`.
+
+Starts named actors on the Ray cluster there is, or on one of its own, and keeps them until it is
+asked to stop. Trainers find them by name; they may come, go and come back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":
+    # By path, also from an uninstalled checkout: the repository's root takes the place of this
+    # folder.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from dreamshard.config import load_config
+from dreamshard.errors import run_main
+from dreamshard.progress import is_interactive, stage
+from dreamshard.runfolder import RunFolder
+from pipeline.cluster import EMBEDDED, Cluster, cluster
+from pipeline.paths import settle_paths
+from pipeline.signals import StopSignal
+from pipeline.streaming.config import ServeConfig
+
+if TYPE_CHECKING:
+    from pipeline.streaming.resolve import Stream
+
+PROG = "dreamshard serve"
+INTERRUPTED = 130
+STATUS_S = 10.0
+"""Seconds between two status lines."""
+CLIENTS = 4
+"""Clients that the object store of a cluster of our own has room for."""
+TOKEN_FILE = "ray-token"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read the config and serve."""
+    config = load_config(ServeConfig, argv, prog=PROG, description=str(ServeConfig.__doc__))
+    return serve(config, command=[*PROG.split(), *argv])
+
+
+def serve(config: ServeConfig, *, command: Sequence[str]) -> int:
+    """Start, show or stop a service.
+
+    Returns:
+        Exit code: 0, or 130 where it served until it was asked to stop.
+
+    Raises:
+        ConfigError: settings, an address nobody answers at, another service of that name.
+        TeacherError, DataError: the actors cannot load what they are to serve.
+    """
+    config = settle_paths(config)
+    if config.action in ("status", "stop"):
+        with cluster(config.ray, num_cpus=1, num_gpus=0):
+            return _status(config) if config.action == "status" else _stop(config)
+    from pipeline.streaming.resolve import resolve_stream
+
+    stream = resolve_stream(config)  # every mistake before Ray starts
+    actors = config.actors or max(1, len(os.sched_getaffinity(0)) // config.threads_per_actor)
+    with cluster(
+        config.ray,
+        num_cpus=actors * config.threads_per_actor,
+        num_gpus=actors * config.gpus_per_actor,
+        object_store_bytes=stream.store_bytes(config.window, clients=CLIENTS),
+    ) as there:
+        return _serve_on(there, config, stream, command)
+
+
+def _serve_on(there: Cluster, config: ServeConfig, stream: Stream, command: Sequence[str]) -> int:
+    from pipeline.streaming.actors import end_actors, start_actors, wait_ready
+
+    folder = RunFolder(config.run_dir, config=config, command=command)
+    need = {"num_cpus": config.threads_per_actor, "num_gpus": config.gpus_per_actor}
+    count = config.actors or there.room(**need)
+    leave = config.action == "start" and there.where != EMBEDDED
+    stage(f"serve: {config.name!r}, {count} actors on {there.where}")
+    handles = start_actors(config, count=count, detached=True)
+    with StopSignal() as stopping:
+        try:
+            wait_ready(
+                handles,
+                stream.identity,
+                service=config.name,
+                on_ready=lambda ready: stage(f"serve: {ready} of {count} actors are ready"),
+                stopping=stopping,
+            )
+            sys.stdout.write(_how_to_connect(config, folder.path))
+            sys.stdout.flush()
+            if leave:
+                return 0
+            _watch(config, stopping)
+        except BaseException:
+            leave = False
+            raise
+        finally:
+            if not leave:
+                stage("serve: stopping; units being committed are finished first")
+                end_actors(handles)
+    return INTERRUPTED
+
+
+def _how_to_connect(config: ServeConfig, folder: Path) -> str:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    lines = [f"export RAY_ADDRESS={address}"]
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode:
+        lines.append(f"export RAY_AUTH_MODE={mode}")
+    token = os.environ.get("RAY_AUTH_TOKEN")
+    if mode == "token" and token:
+        path = folder / TOKEN_FILE
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(token, encoding="utf-8")
+        lines.append(f"export RAY_AUTH_TOKEN_PATH={path}")
+    text = "".join(f"  {line}\n" for line in lines)
+    return (
+        f"service {config.name!r} is ready. A trainer connects to it with\n{text}"
+        "  dreamshard train --config FILE --data.kind stream --data.stream.name "
+        f"{config.name}\n"
+    )
+
+
+def _watch(config: ServeConfig, stopping: Callable[[], bool]) -> None:
+    """Show what the actors do until asked to stop."""
+    before, then = 0, time.monotonic()
+    while not stopping():
+        deadline = time.monotonic() + STATUS_S
+        while not stopping() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        rows = _ask(config)
+        images, now = sum(int(row["images"]) for row in rows), time.monotonic()
+        rate = max(0, images - before) / (now - then)  # an actor that came back counts from 0
+        before, then = images, now
+        _line(config, rows, rate)
+
+
+def _line(config: ServeConfig, rows: Sequence[dict], rate: float) -> None:
+    kept = sum(int(row["units_kept"]) for row in rows)
+    replaced = sum(int(row["replaced"]) for row in rows)
+    text = f"serve: {config.name!r}: {len(rows)} actors, {rate:,.4g} img/s"
+    text += f", {kept} units kept" if config.keep else ""
+    text += f", {replaced} unusable images replaced" if replaced else ""
+    end = "\r" if is_interactive() else "\n"
+    sys.stderr.write(f"{text}{end}")
+    sys.stderr.flush()
+
+
+def _ask(config: ServeConfig) -> list[dict]:
+    """Return the status of every actor that answers."""
+    import ray
+    from ray.exceptions import RayError
+
+    from pipeline.streaming.actors import find_actors
+
+    asked = [handle.status.remote() for handle in find_actors(config.name).values()]
+    if not asked:
+        return []
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=5)
+    rows = []
+    for reference in ready:
+        try:
+            rows.append(ray.get(reference))
+        except RayError:  # it died; Ray starts it again
+            continue
+    return rows
+
+
+def _status(config: ServeConfig) -> int:
+    rows = _ask(config)
+    for row in rows:
+        sys.stdout.write(
+            f"{row['host']} pid {row['pid']}: {row['images']:,} samples, busy "
+            f"{100 * row['busy_share']:.0f} %, up {row['seconds']:,.0f} s\n"
+        )
+    sys.stdout.write(f"service {config.name!r}: {len(rows)} actors answer\n")
+    return 0
+
+
+def _stop(config: ServeConfig) -> int:
+    from pipeline.streaming.actors import stop_actors
+
+    sys.stdout.write(f"service {config.name!r}: {stop_actors(config.name)} actors stopped\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main, sys.argv[1:]))

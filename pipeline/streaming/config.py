@@ -1,0 +1,130 @@
+"""Settings of the online pipeline; the text under each field is its help."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dreamshard.errors import Problem
+from pipeline.config import Count, EncodeConfig, PipelineConfig, SynthesizeConfig
+from pipeline.images import ImageConfig, SourceConfig
+from storage.codecs import find_codec
+
+
+@dataclass(kw_only=True)
+class PartConfig:
+    """One more source that shares the stream."""
+
+    mode: Literal["encode", "synthesize", "shards"] = "shards"
+    """Where its samples come from: images encoded now, images drawn now, or a dataset."""
+    weight: Count = 1
+    """Its share of the positions, as a count against the other weights."""
+    dataset: str = ""
+    """Mode shards: the dataset's folder or URL, or ROOT/NAME."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """Mode encode: the images."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Mode encode: how images are brought to the teacher's size."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples per epoch (count); null for all of the images, or for a generator without end."""
+    seed: int = 0
+    """Decides noise, latents and views of this source."""
+
+    def problems(self) -> list[Problem]:
+        """List settings that contradict each other."""
+        if self.mode == "shards" and not self.dataset:
+            return [Problem("dataset", "nothing", "a dataset's folder, URL or name")]
+        if self.mode != "shards" and self.dataset:
+            hint = "Remove it, or set mode: shards."
+            return [Problem("dataset", f"{self.dataset} with mode {self.mode}", "none", hint)]
+        return []
+
+
+@dataclass(kw_only=True)
+class StreamConfig(PipelineConfig):
+    """Features made while they are used: which, by how many actors, and how far ahead."""
+
+    name: str = "features"
+    """Name of the service, and first part of the folder name of the dataset that `keep` fills."""
+    mode: Literal["encode", "synthesize"] = "encode"
+    """Encode given images, or draw images from a generator."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """The images; mode encode."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """How images are brought to the teacher's size; mode encode."""
+    weight: Count = 1
+    """Share of the positions that come from here, as a count against the weights in mix."""
+    mix: list[PartConfig] = field(default_factory=list)
+    """Further sources in stated proportions: real images, drawn ones, cached shards."""
+    fresh_noise: bool = False
+    """Draw new noise for every epoch: stochastic encoding as augmentation. Crops and flips stay."""
+    keep: bool = False
+    """Commit what is streamed as shards under root, too, and read them in later epochs."""
+    window: int = 8
+    """Micro-batches there and under way per process (count); twice the actors keeps them busy."""
+    window_units: Count = 8
+    """Units that are mixed with one another where whole micro-batches are shuffled (count)."""
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """Time after which a micro-batch is asked of a second actor (seconds); null for 0.75 s plus
+    four times the usual time."""
+    patience_s: Annotated[float, Field(gt=0)] = 600.0
+    """Time to wait for a service that is away before giving up (seconds)."""
+    start_actors: Literal["auto", "never"] = "auto"
+    """Whether a trainer that finds no service of this name starts actors of its own."""
+
+    def problems(self) -> list[Problem]:
+        """List settings that contradict each other."""
+        found = super().problems()
+        codec = find_codec(self.codec)
+        if codec is not None and codec.learned:
+            allowed = "a codec that needs no fit: float16 | float32 | bfloat16 | int8 | int4"
+            found.append(Problem("codec", repr(self.codec), allowed, "Try --codec int8."))
+        if self.window < 1:
+            allowed = "1 or more micro-batches"
+            hint = f"Try --window {max(4, 2 * self.actors)}."
+            found.append(Problem("window", str(self.window), allowed, hint))
+        if self.fresh_noise and self.keep:
+            hint = "Shards hold one draw of the noise: set one of the two to false."
+            found.append(Problem("keep", "true with fresh_noise", "one of them", hint))
+        if self.fresh_noise and self.mode == "synthesize":
+            hint = "A generator draws new samples anyway: leave samples at null."
+            found.append(Problem("fresh_noise", "true with mode synthesize", "false", hint))
+        if self.keep and self.mode == "synthesize" and self.samples is None:
+            hint = "Try --samples 50000: later epochs then read what the first one made."
+            found.append(Problem("samples", "null with keep", "a count", hint))
+        return found
+
+    def offline(self) -> PipelineConfig:
+        """Return what `dreamshard encode` or `synthesize` would be told to make the same bytes."""
+        return self._offline(self.mode, self.source, self.image, self.samples, self.seed)
+
+    def parts(self) -> list[tuple[str, int, PipelineConfig | str]]:
+        """List the sources: dotted key, weight, and an offline config or a dataset's URL."""
+        found: list[tuple[str, int, PipelineConfig | str]] = [("", self.weight, self.offline())]
+        for number, part in enumerate(self.mix):
+            what: PipelineConfig | str = part.dataset
+            if part.mode != "shards":
+                what = self._offline(part.mode, part.source, part.image, part.samples, part.seed)
+            found.append((f"mix.{number}", part.weight, what))
+        return found
+
+    def _offline(
+        self, mode: str, source: SourceConfig, image: ImageConfig, samples: int | None, seed: int
+    ) -> PipelineConfig:
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(PipelineConfig)}
+        shared |= {"samples": samples, "seed": seed}
+        if mode == "encode":
+            return EncodeConfig(**shared, source=source, image=image)
+        return SynthesizeConfig(**shared)
+
+
+@dataclass(kw_only=True)
+class ServeConfig(StreamConfig):
+    """Serve a teacher's features to trainers on a Ray cluster."""
+
+    action: Literal["run", "start", "status", "stop"] = "run"
+    """run: start the actors, show a status line, stop them on Ctrl-C; start: leave them running;
+    status: show those that run; stop: stop them."""

@@ -1,0 +1,66 @@
+"""Rename the tensors of DDPM's original layout (as in the PyTorch port and DDIM) to UNet2DModel's.
+
+Original names count the levels of the decoder by resolution: `up.0` is the finest, the last one
+computed. Source: Ho et al. 2020, official code; its layout in later latent diffusion code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_HEAD = {
+    "temb.dense.0": "time_embedding.linear_1",
+    "temb.dense.1": "time_embedding.linear_2",
+    "norm_out": "conv_norm_out",
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.block_2": "mid_block.resnets.1",
+    "mid.attn_1": "mid_block.attentions.0",
+}
+_LAYERS = {"temb_proj": "time_emb_proj", "nin_shortcut": "conv_shortcut"}
+_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+
+
+def is_original(names: Iterable[str]) -> bool:
+    """Tell the original layout from UNet2DModel's by its time embedding's name."""
+    return "temb.dense.0.weight" in names
+
+
+def rename_key(key: str, levels: int) -> str:
+    """Rename one tensor; one that is not DDPM's keeps its name.
+
+    Args:
+        key: name in the original layout.
+        levels: resolutions of the network (count).
+    """
+    stem, _, leaf = key.rpartition(".")
+    for old, new in _HEAD.items():
+        if stem == old:
+            return f"{new}.{leaf}"
+        if stem.startswith(old + "."):
+            return f"{new}.{_layer(stem[len(old) + 1 :], attention='attn' in old)}.{leaf}"
+    match = re.fullmatch(r"(down|up)\.(\d+)\.(block|attn)\.(\d+)\.(.+)", stem)
+    if match:
+        way, level, kind, number, rest = match.groups()
+        part = "resnets" if kind == "block" else "attentions"
+        layer = _layer(rest, attention=kind == "attn")
+        return f"{_block(way, int(level), levels)}.{part}.{number}.{layer}.{leaf}"
+    match = re.fullmatch(r"(down|up)\.(\d+)\.(?:down|up)sample\.conv", stem)
+    if match:
+        part = f"{match[1]}samplers.0.conv"
+        return f"{_block(match[1], int(match[2]), levels)}.{part}.{leaf}"
+    return key
+
+
+def _block(way: str, level: int, levels: int) -> str:
+    return f"{way}_blocks.{level if way == 'down' else levels - 1 - level}"
+
+
+def _layer(name: str, *, attention: bool) -> str:
+    return (_ATTENTION if attention else _LAYERS).get(name, name)

@@ -1,0 +1,55 @@
+"""Fine-tuning moves the backbone, on as many labels as asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from distill.bench import SUBJECT, UNTRAINED
+from distill.config import OptimizerConfig
+from distill.tasks.configs import FinetuneConfig
+from distill.tasks.finetune import Classifier, Finetune
+from distill.tasks.fitting import fit
+from tests.unit.distill.tasks.shape_bench import ShapeBench
+
+
+def test_it_learns_on_all_and_on_a_few_labels(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    config = FinetuneConfig(
+        fractions=[0.25, 1.0],
+        steps=40,
+        batch_size=16,
+        smallest_crop=0.6,
+        ema=0.9,
+        optimizer=OptimizerConfig(lr=5e-3),
+    )
+    task, reports = Finetune(config, seed=0), []
+    result = task.run(bench, report=lambda: reports.append(1))
+    assert len(reports) == task.count(bench) == 2 * 2 * 40
+    row = result["rows"][SUBJECT]
+    assert [cell["images"] for cell in row.values()] == [12, 48]
+    assert row["100 %"]["mean"] > 85, "bright or dark: two classes"
+    assert result["rows"][UNTRAINED] == row, "the same network from the same seed"
+    assert list(task.tables(result)[0].header) == ["network", "25 % of labels", "100 % of labels"]
+
+
+def test_fit_trains_returns_the_average_and_stops_at_nan(tmp_path: Path) -> None:
+    import pytest
+
+    from dreamshard.errors import DreamshardError
+
+    network = Classifier(ShapeBench(tmp_path).networks[SUBJECT](), num_classes=2)
+    before = network.student.backbone.get_parameter("conv1.weight").detach().clone()
+    images = torch.randn(4, 3, 16, 16)
+
+    def next_loss() -> torch.Tensor:
+        return network(images).square().mean()
+
+    config = OptimizerConfig(lr=1e-2)
+    judged = fit(network, config=config, steps=3, next_loss=next_loss, ema=0.99)
+    after = network.student.backbone.get_parameter("conv1.weight")
+    assert judged is not network and not judged.training
+    assert not torch.equal(before, after)
+    with pytest.raises(DreamshardError, match="step 1: the loss is nan"):
+        fit(network, config=config, steps=3, next_loss=lambda: next_loss() * float("nan"))

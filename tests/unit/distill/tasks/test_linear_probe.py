@@ -1,0 +1,110 @@
+"""The three protocols of the linear probe, and the frozen one against scikit-learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.bench import SUBJECT, UNTRAINED
+from distill.tasks.configs import (
+    BigBiGanProbeConfig,
+    FrozenProbeConfig,
+    LinearProbeConfig,
+    SimSiamProbeConfig,
+)
+from distill.tasks.frozen_probe import fit_logistic, frozen_probe
+from distill.tasks.linear_probe import LinearProbe, Sweep
+from tests.unit.distill.tasks.shape_bench import ShapeBench
+
+RNG = np.random.default_rng(0)
+
+
+def blobs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = RNG.integers(0, 3, count)
+    centres = np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]], np.float32)
+    return centres[labels] + RNG.standard_normal((count, 4)).astype(np.float32), labels
+
+
+def test_l_bfgs_finds_scikit_learns_solution() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = blobs(200)
+    penalty = 0.01
+    ours = fit_logistic(
+        torch.from_numpy(features),
+        torch.from_numpy(labels),
+        penalty=penalty,
+        num_classes=3,
+        iterations=500,
+    ).numpy()
+    # scikit-learn minimises C * sum + ||W||^2 / 2: C = 1 / (N * penalty).
+    theirs = LogisticRegression(C=1 / (200 * penalty), tol=1e-8, max_iter=2000)
+    theirs.fit(features, labels)
+    np.testing.assert_allclose(ours[:-1], theirs.coef_.T, atol=2e-3)
+
+
+def test_the_penalty_is_chosen_on_training_images_alone() -> None:
+    train, labels = blobs(150)
+    heldout, truth = blobs(300)
+    noise = RNG.standard_normal((450, 200)).astype(np.float32)  # a weak penalty learns it by heart
+    train, heldout = np.hstack([train, noise[:150]]), np.hstack([heldout, noise[150:]])
+    found = frozen_probe(
+        train,
+        labels,
+        heldout,
+        truth,
+        penalties=[1e-8, 0.3],
+        selection=0.3,
+        iterations=200,
+        seed=0,
+    )
+    assert found.penalty == 0.3 and found.accuracy > 60
+    assert set(found.selection) == {1e-8, 0.3}
+
+
+def test_every_protocol_fills_its_columns(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    config = LinearProbeConfig(
+        protocols=["lbfgs", "simsiam", "bigbigan"],
+        lbfgs=FrozenProbeConfig(penalties=[1e-2, 1e-1], iterations=30),
+        simsiam=SimSiamProbeConfig(epochs=4, batch_size=16, lr=10.0),
+        bigbigan=BigBiGanProbeConfig(steps=20, batch_size=16, ema=0.9),
+    )
+    task, reports = LinearProbe(config, seed=0), []
+    result = task.run(bench, report=lambda: reports.append(1))
+    assert len(reports) == task.count(bench)
+    rows = result["rows"]
+    assert set(rows["pixels"]) == {"lbfgs"}
+    assert set(rows[UNTRAINED]) == set(rows[SUBJECT])
+    assert set(rows[SUBJECT]) == {"lbfgs", "simsiam", "bigbigan", "bigbigan_crelu"}
+    # The same network under both names: the same figures, from the same seed.
+    assert rows[UNTRAINED]["bigbigan"] == rows[SUBJECT]["bigbigan"]
+    assert rows[SUBJECT]["simsiam"]["steps"] == 12
+    (table,) = task.tables(result)
+    assert len(table.header) == 5 and table.lines[0][2:] == ["", "", ""]
+
+
+def test_a_sweep_starts_at_zero_averages_and_chooses() -> None:
+    features, labels = map(torch.from_numpy, blobs(300))
+    sweep = Sweep(4, 3, lrs=[1e-6, 0.1], ema=0.5, crelu=False)
+    for _ in range(40):
+        sweep.step(features, labels)
+    slow, fast = sweep.accuracies(features, labels)
+    assert fast > 85 and not torch.equal(sweep.averages[1], sweep.weights[1].detach())
+    assert float(sweep.averages[0].abs().max()) < 1e-4, "from zero, at a tiny rate"
+    assert slow <= fast
+
+
+def test_crelu_doubles_the_features() -> None:
+    sweep = Sweep(4, 3, lrs=[0.1], ema=0.9, crelu=True)
+    assert sweep.weights[0].shape == (9, 3)
+    inputs = sweep._inputs(torch.from_numpy(blobs(50)[0]))
+    assert inputs.shape == (50, 8) and bool((inputs >= 0).all())
+    assert bool(((inputs[:, :4] == 0) | (inputs[:, 4:] == 0)).all())
+
+
+def test_nothing_to_choose_from_is_refused() -> None:
+    config = LinearProbeConfig(protocols=[], bigbigan=BigBiGanProbeConfig(lrs=[]))
+    assert [problem.key for problem in config.problems()] == ["protocols", "bigbigan.lrs"]

@@ -1,0 +1,145 @@
+"""Read-outs learn masks; scores are torchmetrics' own; bad masks are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.bench import SUBJECT, UNTRAINED
+from distill.config import OptimizerConfig
+from distill.heads import FcnHead, UperHead
+from distill.tasks.configs import SegmentationConfig
+from distill.tasks.segmentation import (
+    HEAD_CARD,
+    HEAD_WEIGHTS,
+    PICTURE,
+    Segmentation,
+    Segmenter,
+    palette,
+    scores_of,
+)
+from dreamshard.errors import ConfigError, DataError
+from tests.unit.distill.tasks.shape_bench import CLASSES, ShapeBench
+from tests.unit.pipeline.masked_shapes import VOID
+
+pytest.importorskip("segmentation_models_pytorch")
+pytest.importorskip("torchmetrics")
+
+
+def settings(**changes: Any) -> SegmentationConfig:
+    chosen: dict[str, Any] = {
+        "classes": CLASSES,
+        "ignore": VOID,
+        "steps": 30,
+        "batch_size": 8,
+        "width": 16,
+        "pictures": 2,
+        "optimizer": OptimizerConfig(lr=5e-3),
+    }
+    return SegmentationConfig(**(chosen | changes))
+
+
+def test_it_learns_draws_and_tables(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    task, reports = Segmentation(settings(shots=[4, 0], steps=60), seed=0), []
+    result = task.run(bench, report=lambda: reports.append(1))
+    assert len(reports) == task.count(bench) == 2 * 2 * 60
+    row = result["rows"][SUBJECT]
+    assert list(row) == ["4", "all"] and row["4"]["images"] == 4
+    assert row["all"]["mean"] > 50 and row["all"]["accuracy"] > 80
+    assert result["rows"][UNTRAINED] == row, "the same network from the same seed"
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
+    means, classes = task.tables(result)
+    assert list(means.header) == ["network", "4 images", "all images"]
+    assert list(classes.header) == ["network", *CLASSES]
+
+
+@pytest.mark.parametrize("head", ["fcn", "upernet"])
+def test_a_frozen_backbone_stays_as_it_was(head: Any, tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    task = Segmentation(settings(head=head, frozen=True, steps=2, pictures=0), seed=0)
+    student = bench.networks[SUBJECT]()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    network = task._build(student, bench).train()
+    task._train(network, bench.images("train"), rows=np.arange(8), report=lambda: None)
+    for name, value in network.student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not (tmp_path / PICTURE).exists()
+
+
+def test_scores_are_torchmetrics() -> None:
+    from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+    generator = torch.Generator().manual_seed(0)
+    guess = torch.randint(0, 3, (4, 9, 9), generator=generator)
+    truth = torch.randint(0, 3, (4, 9, 9), generator=generator)
+    truth[0] = VOID
+    confusion = MulticlassConfusionMatrix(3, ignore_index=VOID)(guess, truth)
+    expected = MulticlassJaccardIndex(3, ignore_index=VOID)(guess, truth)
+    scores = scores_of(confusion.numpy().astype(np.float64))
+    assert scores["mean"] == pytest.approx(100 * float(expected), rel=1e-5)
+    # A class that is neither there nor found is left out of the mean.
+    scores = scores_of(np.array([[3.0, 1.0, 0.0], [0.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert scores["iou"] == [75.0, 80.0, None] and scores["mean"] == 77.5
+
+
+def test_heads_have_the_resolution_of_their_maps() -> None:
+    maps = [torch.randn(2, channels, size, size) for channels, size in ((8, 16), (12, 8), (16, 4))]
+    assert UperHead([8, 12, 16], num_classes=5, width=16)(maps).shape == (2, 5, 16, 16)
+    assert FcnHead([8, 12, 16], num_classes=5)(maps).shape == (2, 5, 4, 4)
+    assert UperHead([8, 12], num_classes=5, width=16)(maps[:2]).shape == (2, 5, 16, 16)
+
+
+def test_a_distilled_head_is_carried_over(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    bench = ShapeBench(tmp_path)
+    head = UperHead([8, 12, 16], num_classes=3, width=16)
+    save_file(head.state_dict(), tmp_path / HEAD_WEIGHTS)
+    (tmp_path / HEAD_CARD).write_text(json.dumps({"width": 16, "num_classes": 3}))
+    with pytest.raises(ConfigError, match=r"segmentation\.head: got distilled"):
+        Segmentation(settings(head="distilled"), seed=0).run(bench)
+    bench.head = tmp_path
+    network = Segmentation(settings(head="distilled"), seed=0)._build(bench.student, bench)
+    for name, value in network.head.state_dict().items():
+        assert torch.equal(value, head.state_dict()[name])
+    with pytest.raises(ConfigError, match=r"segmentation\.width: got another head, allowed 16"):
+        Segmentation(settings(head="distilled", width=24), seed=0)._build(bench.student, bench)
+
+
+def test_bad_masks_and_too_many_shots_are_refused(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    with pytest.raises(DataError, match=r"masks: got classes \[2\]"):
+        Segmentation(settings(classes=["ground", "bright"]), seed=0).run(bench)
+    with pytest.raises(ConfigError, match=r"segmentation\.shots: got \[99\], allowed up to 48"):
+        Segmentation(settings(shots=[99]), seed=0).run(bench)
+    bench._images["train"] = dataclasses.replace(bench.images("train"), masks=None)
+    with pytest.raises(DataError, match="train_images: got images without masks"):
+        Segmentation(settings(), seed=0).run(bench)
+
+
+def test_pixels_without_a_class_do_not_count(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    batch = bench.images("heldout")
+    assert batch.masks is not None
+    task = Segmentation(settings(), seed=0)
+
+    class Zero(torch.nn.Module):
+        def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+            return torch.eye(3)[0].view(1, 3, 1, 1).expand(len(maps[0]), 3, 16, 16)
+
+    scores, _ = task._judge(Segmenter(bench.student, Zero(), frozen=True).eval(), batch)
+    known = batch.masks != VOID
+    assert scores["accuracy"] == pytest.approx(100 * float((batch.masks[known] == 0).mean()))
+
+
+def test_colours_differ_and_void_is_black() -> None:
+    colours = palette(30)
+    assert len({tuple(colour) for colour in colours[:30]}) == 30
+    assert not colours[VOID * 10 :].any()
