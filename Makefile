@@ -1,5 +1,6 @@
 # make demo    go the whole road on handwritten digits
 # make test    run the tests
+# make chaos   disturb some hundred runs, and compare with undisturbed ones
 # make lint    check style and types
 # make clean   remove .venv, caches and builds (never data or runs)
 #
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 # Errors only; no bytecode for the thousands of modules that are never imported.
 PIP_FLAGS := -qq --disable-pip-version-check --no-compile
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test chaos lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +27,10 @@ demo: $(STAMP)
 # Ray share one process (--dist loadgroup).
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+
+# SCHEDULES=N plays the seeds 0 .. N-1.
+chaos: $(STAMP)
+	@OMP_NUM_THREADS=1 DREAMSHARD_CHAOS=$(or $(SCHEDULES),240) $(PY) -m pytest -q tests/chaos $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

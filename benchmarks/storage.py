@@ -3,9 +3,13 @@
     python benchmarks/storage.py [--rounds 3] [--work A B] [--out benchmarks/results] [--quick]
 
 Workloads A and B: small and large samples of random features. Everything is measured in turns, with
-a two-thread memcpy on each side; a figure is the median over rounds of the ratio to the faster of
-the two beside it, so that a drifting, shared machine shifts both. Page cache warm. The last line is
-one JSON object.
+the machine's limit (a two-thread memcpy, or plain page-cache writes) on each side; a figure is the
+median over rounds of the ratio to the faster of the two beside it, so that a drifting, shared
+machine shifts both. Page cache warm. A loader that takes worker processes is tried with none and
+with two in the first round, and goes on with what was faster. The last line is one JSON object.
+
+`pip install -e .[bench]` brings the peers; mosaicml-streaming asks for other versions of what
+dreamshard needs, and is measured where it is installed.
 """
 
 from __future__ import annotations
@@ -20,10 +24,8 @@ import argparse
 import datetime
 import json
 import logging
-import math
 import os
 import platform
-import shutil
 import statistics
 import tempfile
 import threading
@@ -34,27 +36,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.storage_peers import PEERS, Peer
+from benchmarks.storage_scale import run_scale
+from benchmarks.storage_work import BATCH, COUNT, OURS, SHAPES, make_arrays, write_ours
+from benchmarks.storage_writes import run_writes
 from storage.dataset import Dataset
 from storage.reader import BatchReader
 from storage.ring import allocate
-from storage.schema import FeatureBatch, Level, Pins, Recipe
 
-SHAPES = {
-    "A": ((32, 32, 3), {"l16": (256, 16, 16), "l8": (256, 8, 8), "l4": (256, 4, 4)}),
-    "B": (
-        (256, 256, 3),
-        {"l64": (256, 64, 64), "l32": (512, 32, 32), "l16": (1024, 16, 16), "l8": (1024, 8, 8)},
-    ),
-}
-BATCH = {"A": 64, "B": 8}
-COUNT = {"A": 2048, "B": 96}
 COPY_BYTES = 256 << 20
 MEASURE_S = 0.6
-OURS = {
-    "zarr": {"layout_format": "zarr", "codec": "float16"},
-    "tar": {"layout_format": "tar", "codec": "float16"},
-    "int8": {"layout_format": "zarr", "codec": "int8"},
-}
 
 
 class Memcpy:
@@ -82,80 +72,23 @@ class Memcpy:
         return 3 * COPY_BYTES / (time.perf_counter() - started) / 1e6
 
 
-def make_arrays(work: str, count: int) -> dict[str, np.ndarray]:
-    """Make images and features: values do not matter to readers but are finite and varied."""
-    image, levels = SHAPES[work]
-    rng = np.random.default_rng(0)
-    arrays = {"image": rng.integers(0, 256, (count, *image), dtype=np.uint8)}
-    for name, shape in levels.items():
-        noise = rng.standard_normal((64, math.prod(shape))).astype(np.float16)
-        rows = noise[rng.integers(0, 64, count)] * rng.uniform(0.5, 2, (count, 1))
-        arrays[name] = rows.astype(np.float16).reshape(count, *shape)
-    return arrays
-
-
-def write_ours(
-    root: Path,
-    work: str,
-    arrays: dict[str, np.ndarray],
-    *,
-    layout_format: str,
-    codec: str,
-    fsync: bool = False,
-) -> Dataset:
-    """Write a dataset through the same writer the pipeline uses, in micro-batches."""
-    image, shapes = SHAPES[work]
-    levels = [
-        Level(name, "feature", name, 0, 0, "", image[0] // shape[1], shape, "float16")
-        for name, shape in shapes.items()
-    ]
-    count, unit = len(arrays["image"]), len(arrays["image"]) // 4
-    layout: dict[str, object] = {
-        "format": layout_format,
-        "images": "npy",
-        "samples_per_unit": unit,
-        "codecs": dict.fromkeys(shapes, codec),
-    }
-    pins = Pins(micro_batch=1, compute_dtype="float32", device="cpu", threads=1)
-    dataset = Dataset.create(
-        str(root),
-        Recipe("bench", {}, layout),
-        levels=levels,
-        image_size=(image[0], image[1]),
-        pins=pins,
-        fsync=fsync,
-    )
-    dataset.grow(count)
-    step = BATCH[work]
-    for number in dataset.missing(count).tolist():
-        with dataset.unit_writer(number, count=unit, run_id="bench") as writer:
-            for offset in range(0, unit, step):
-                rows = slice(number * unit + offset, number * unit + min(offset + step, unit))
-                writer.write(offset, batch_of(arrays, rows))
-            writer.commit()
-    return dataset
-
-
-def batch_of(arrays: dict[str, np.ndarray], rows: slice) -> FeatureBatch:
-    """Return some of the samples as a teacher hands them over."""
-    index = np.arange(rows.start, rows.stop)
-    return FeatureBatch(
-        index=index,
-        key=[f"{number:09d}" for number in index],
-        valid=np.ones(len(index), bool),
-        image=arrays["image"][rows],
-        levels={name: values[rows] for name, values in arrays.items() if name != "image"},
-    )
-
-
 class OurReader:
     """Our reader, threads idle between measurements."""
 
+    packaged = False
+
     def __init__(self, dataset: Dataset, work: str, row_bytes: int) -> None:
         names = [level.name for level in dataset.levels]
-        self.reader = BatchReader(dataset.snapshot(), levels=names, batch_size=BATCH[work], seed=1)
+        self.reader = BatchReader(
+            dataset.snapshot(),
+            levels=names,
+            batch_size=BATCH[work],
+            seed=1,
+            depth=1,  # as a training loop that is done with a batch when it asks for the next
+            prefetch=1,
+        )
         self.batch_bytes = row_bytes * BATCH[work]
-        self.drain = 2 + 2  # what was read ahead while nobody asked must not count
+        self.drain = 1 + 1  # what was read ahead while nobody asked must not count
 
     def measure(self) -> float:
         """Return MB/s of float16-equivalent bytes."""
@@ -173,6 +106,8 @@ class OurReader:
 class PeerReader:
     """A packaged reader with one number of workers, started anew for every measurement."""
 
+    packaged = True
+
     def __init__(self, peer: Peer, root: Path, work: str, row_bytes: int, workers: int) -> None:
         self.peer, self.root, self.batch, self.workers = peer, root, BATCH[work], workers
         self.batch_bytes = row_bytes * self.batch
@@ -186,6 +121,9 @@ class PeerReader:
             batches.close()  # type: ignore[attr-defined]
 
 
+Readers = dict[str, OurReader | PeerReader]
+
+
 def measure(batches: Iterator[Any], batch_bytes: int, *, skip: int) -> float:
     """Return MB/s of batches asked for one after the other, for MEASURE_S or longer."""
     for _ in range(skip):
@@ -194,16 +132,16 @@ def measure(batches: Iterator[Any], batch_bytes: int, *, skip: int) -> float:
     while time.perf_counter() - started < MEASURE_S or count < 8:
         next(batches)
         count += 1
-        if time.perf_counter() - started > 8 * MEASURE_S:
+        if time.perf_counter() - started > 4 * MEASURE_S:
             break
     return count * batch_bytes / (time.perf_counter() - started) / 1e6
 
 
-def run_reads(work: str, root: Path, rounds: int, memcpy: Memcpy, skipped: list[str]) -> dict:
-    """Measure all readers of a workload in turns; return name -> {"MB/s", "ratio"}."""
+def make_readers(work: str, root: Path, skipped: list[str]) -> Readers:
+    """Write a workload's samples in every format, and return what reads them, by name."""
     arrays = make_arrays(work, COUNT[work])
     row_bytes = sum(rows[0].nbytes for rows in arrays.values())
-    readers: dict[str, OurReader | PeerReader] = {}
+    readers: Readers = {}
     for name, settings in OURS.items():
         dataset = write_ours(root / name, work, arrays, **settings)
         readers[name] = OurReader(dataset, work, row_bytes)
@@ -220,9 +158,15 @@ def run_reads(work: str, root: Path, rounds: int, memcpy: Memcpy, skipped: list[
             continue
         for workers in peer.workers:
             readers[f"{name}/{workers}"] = PeerReader(peer, folder, work, row_bytes, workers)
-    del arrays
+    return readers
+
+
+def run_reads(work: str, root: Path, rounds: int, memcpy: Memcpy, skipped: list[str]) -> dict:
+    """Measure all readers of a workload in turns; return name -> {"MB/s", "ratio"}."""
+    readers = make_readers(work, root, skipped)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}
     for number in range(rounds + 1):
+        first: dict[str, float] = {}
         for name in list(readers):
             before = memcpy()
             try:
@@ -234,8 +178,13 @@ def run_reads(work: str, root: Path, rounds: int, memcpy: Memcpy, skipped: list[
             beside = max(before, memcpy())
             text = f"{work} {number}/{rounds} {name}: {speed:,.0f} MB/s, {speed / beside:.3f}"
             print(text, file=sys.stderr, flush=True)
+            first[name] = speed
             if number or rounds == 0:  # the first round warms caches and compiled code
                 found[name].append((speed, speed / beside))
+        if number == 0 and rounds:
+            for name in slower_settings(first):
+                skipped.append(f"{name} ({work}): slower than with other workers, tried once")
+                del readers[name]
     for reader in readers.values():
         if isinstance(reader, OurReader):
             reader.reader.close()
@@ -249,46 +198,14 @@ def run_reads(work: str, root: Path, rounds: int, memcpy: Memcpy, skipped: list[
     }
 
 
-def page_cache_write(path: Path, data: np.ndarray) -> float:
-    """Return MB/s of plain writes of a buffer to a new file, 4 MiB a call, no fsync."""
-    view = data.reshape(-1).view(np.uint8).data
-    started = time.perf_counter()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for start in range(0, len(view), 4 << 20):
-        os.write(descriptor, view[start : start + (4 << 20)])
-    os.close(descriptor)
-    speed = len(view) / (time.perf_counter() - started) / 1e6
-    path.unlink()
-    return speed
-
-
-def run_writes(work: str, root: Path, rounds: int) -> dict:
-    """Measure writes against plain page-cache writes beside them."""
-    arrays = make_arrays(work, COUNT[work])
-    total = sum(rows.nbytes for rows in arrays.values())
-    flat = np.concatenate([rows.reshape(-1).view(np.uint8) for rows in arrays.values()])
-    found: dict[str, list[tuple[float, float]]] = {}
-    kinds = [(name, fsync) for name in ("zarr", "tar") for fsync in (False, True)]
-    for number in range(rounds + 1):
-        for name, fsync in kinds:
-            before = page_cache_write(root / "plain", flat)
-            folder = root / f"write-{name}"
-            started = time.perf_counter()
-            write_ours(folder, work, arrays, fsync=fsync, **OURS[name])
-            speed = total / (time.perf_counter() - started) / 1e6
-            shutil.rmtree(folder)
-            after = page_cache_write(root / "plain", flat)
-            if number:
-                key = f"{name} fsync" if fsync else name
-                found.setdefault(key, []).append((speed, speed / max(before, after)))
-        print(f"{work} write round {number}/{rounds}", file=sys.stderr, flush=True)
-    return {
-        name: {
-            "MB/s": round(statistics.median(s for s, _ in values), 1),
-            "ratio": round(statistics.median(r for _, r in values), 4),
-        }
-        for name, values in found.items()
-    }
+def slower_settings(speeds: dict[str, float]) -> list[str]:
+    """Name those of one loader's settings (`loader/workers`) that are not its fastest."""
+    best: dict[str, str] = {}
+    for name in speeds:
+        loader = name.partition("/")[0]
+        if loader not in best or speeds[name] > speeds[best[loader]]:
+            best[loader] = name
+    return [name for name in speeds if "/" in name and name not in best.values()]
 
 
 def summarise(reads: dict[str, dict], writes: dict[str, dict]) -> dict[str, object]:
@@ -296,25 +213,26 @@ def summarise(reads: dict[str, dict], writes: dict[str, dict]) -> dict[str, obje
     best: dict[str, object] = {}
     names: dict[str, str] = {}
     for work, figures in reads.items():
-        loaders = {
-            name: values["ratio"]
-            for name, values in figures.items()
-            if "/" in name and PEERS[name.partition("/")[0]].loader
-        }
-        if loaders:
-            names[work] = max(loaders, key=lambda name: loaders[name])
-            best[work] = round(figures["zarr"]["ratio"] / loaders[names[work]], 2)
-    best["loader"] = names
+        if loaders := best_loaders(figures):
+            names[work] = loaders[0]
+            best[work] = round(figures["zarr"]["ratio"] / figures[loaders[0]]["ratio"], 2)
+    same = len(set(names.values())) == 1
+    texts = [name if same else f"{name} ({work})" for work, name in names.items()]
     return {
         "read_vs_memcpy": {
             kind: {work: reads[work][kind]["ratio"] for work in reads} for kind in OURS
         },
-        "read_vs_best_loader": best,
+        "read_vs_best_loader": {**best, "loader": ", ".join(dict.fromkeys(texts))},
         "write_vs_page_cache": {
-            kind: {work: writes[work][kind]["ratio"] for work in writes}
-            for kind in ("zarr", "tar", "zarr fsync", "tar fsync")
+            kind: {work: writes[work][kind]["ratio"] for work in writes} for kind in ("zarr", "tar")
         },
     }
+
+
+def best_loaders(figures: dict[str, dict]) -> list[str]:
+    """Name the packaged loaders that were measured, the fastest first."""
+    names = [name for name in figures if "/" in name and PEERS[name.partition("/")[0]].loader]
+    return sorted(names, key=lambda name: -figures[name]["ratio"])
 
 
 def report(result: dict[str, Any]) -> str:
@@ -328,23 +246,36 @@ def report(result: dict[str, Any]) -> str:
         "",
     ]
     for title, part in (("Reads", result["reads"]), ("Writes", result["writes"])):
-        works = list(part)
-        lines += [f"## {title}", "", "| | " + " | ".join(f"{w} MB/s | {w} ratio" for w in works)]
-        lines[-1] += " |"
-        lines.append("|---" * (1 + 2 * len(works)) + "|")
-        names = dict.fromkeys(name for work in works for name in part[work])
-        for name in names:
-            cells = []
-            for work in works:
-                values = part[work].get(name)
-                cells += (
-                    [f"{values['MB/s']:,.0f}", f"{values['ratio']:.3f}"] if values else ["", ""]
-                )
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += [f"## {title}", "", *table(part), ""]
     lines += ["A name's number is its worker processes.", ""]
-    lines += [f"- skipped: {text}" for text in result["skipped"]]
-    return "\n".join(lines) + "\n"
+    for work, figures in result["reads"].items():
+        if loaders := best_loaders(figures):
+            beside = {kind: figures[kind]["ratio"] / figures[loaders[0]]["ratio"] for kind in OURS}
+            texts = [f"{kind} {ratio:.2f}" for kind, ratio in beside.items()]
+            lines += [f"- {work}, read beside {loaders[0]}: {', '.join(texts)}"]
+    lines += [
+        f"- {work}, write {name}: {values['reserved_ratio']:.2f} of plain writes that reserve "
+        "their blocks first, as our writer does"
+        for work, figures in result["writes"].items()
+        for name, values in figures.items()
+    ]
+    lines += ["", "## Scale", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value:,} |" for name, value in result["scale"].items()]
+    return "\n".join([*lines, "", *(f"- {text}" for text in result["skipped"])]) + "\n"
+
+
+def table(part: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Return one kind of figures as the lines of a table."""
+    works = list(part)
+    lines = ["| | " + " | ".join(f"{work} MB/s | {work} ratio" for work in works) + " |"]
+    lines.append("|---" * (1 + 2 * len(works)) + "|")
+    for name in dict.fromkeys(name for work in works for name in part[work]):
+        cells: list[str] = []
+        for work in works:
+            values = part[work].get(name)
+            cells += [f"{values['MB/s']:,.0f}", f"{values['ratio']:.3f}"] if values else ["", ""]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:
@@ -369,6 +300,8 @@ def main() -> None:
         for into, step in steps:
             with tempfile.TemporaryDirectory(prefix="dreamshard-bench-") as folder:
                 into[work] = step(work, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="dreamshard-bench-") as folder:
+        scale = run_scale(Path(folder))
     date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     summary = summarise(reads, writes)
     result = {
@@ -380,6 +313,7 @@ def main() -> None:
         "samples": dict(COUNT),
         "reads": reads,
         "writes": writes,
+        "scale": scale,
         "skipped": list(dict.fromkeys(skipped)),
         "summary": summary,
     }

@@ -304,7 +304,7 @@ def write_arrow(root: Path, arrays: Arrays) -> None:
         size = rows.nbytes // len(rows)
         buffer = pa.py_buffer(np.ascontiguousarray(rows))
         columns[name] = pa.Array.from_buffers(pa.binary(size), len(rows), [None, buffer])
-        meta[name] = f"{rows.dtype.str}|{','.join(map(str, rows.shape[1:]))}"
+        meta[name] = f"{rows.dtype.str};{','.join(map(str, rows.shape[1:]))}"
     table = pa.table(columns).replace_schema_metadata(meta)
     with pa.ipc.new_file(str(root / "data.arrow"), table.schema) as writer:
         writer.write_table(table)
@@ -317,7 +317,7 @@ def read_arrow(root: Path, batch: int, workers: int) -> Batches:
         table = pa.ipc.open_file(file).read_all()
         views = {}
         for name in table.column_names:
-            dtype, shape = table.schema.metadata[name.encode()].decode().split("|")
+            dtype, shape = table.schema.metadata[name.encode()].decode().split(";")
             data = table[name].chunk(0).buffers()[1]
             views[name] = np.frombuffer(data, dtype).reshape(
                 table.num_rows, *map(int, shape.split(","))

@@ -65,7 +65,7 @@ class Bench(Protocol):
     folder: Path
     """Where pictures go."""
     head: Path | None
-    """The student's head of label distillation, if it has one."""
+    """Folder of the student's head of label distillation, if it has one."""
 
     @property
     def features(self) -> FeatureSets:
@@ -92,6 +92,7 @@ class StudentBench:
         extractors: representation -> what computes it.
         folder: of the run.
         device: where networks run.
+        head: folder with the student's logit head, if it has one.
     """
 
     def __init__(

@@ -38,8 +38,11 @@ class DataConfig:
     ROOT."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Kinds stream and live: what is made, by whom, and how far ahead."""
+    join: list[str] = field(default_factory=list)
+    """Kind shards: further datasets of the same samples, whose levels are read beside (soft labels,
+    say)."""
     levels: list[str] = field(default_factory=list)
-    """Levels to distil by name; empty: every feature map of the dataset."""
+    """Levels to distil by name; empty: every one of the kinds that the method distils."""
     image_size: list[Count] = field(default_factory=list)
     """Height and width the dataset must have, in pixels; empty: those it has."""
     pixel_range: str = "0..255"
@@ -72,6 +75,8 @@ class DataConfig:
         if self.kind != "shards" and self.stream.keep and self.shuffle != "block":
             allowed = "block where data.stream.keep is true, so that units fill up"
             found.append(Problem("shuffle", repr(self.shuffle), allowed, "Set it to block."))
+        if self.join and self.kind != "shards":
+            found.append(Problem("join", str(self.join), f"none with kind {self.kind}"))
         if len(self.image_size) not in (0, 2):
             found.append(Problem("image_size", str(self.image_size), "two numbers or none"))
         if len(self.crop) not in (0, 2):
@@ -144,6 +149,10 @@ class TrainConfig:
     def part_size(self) -> int:
         """Samples per forward pass over all processes."""
         return self.batch_size // self.accumulate
+
+    def level_kinds(self) -> tuple[str, ...]:
+        """Return the kinds of levels that the method distils."""
+        return self.dreamteacher.kinds() if self.method == "dreamteacher" else ("feature",)
 
     def method_settings(self) -> MethodConfig | None:
         """Return the section of the method chosen; None for a method of the user's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from dreamshard.errors import ConfigError, Problem
 from dreamshard.rng import generator
 from storage.catalog import find_dataset
 from storage.chunk_files import ReadableSnapshot
+from storage.join import join
 from storage.reader import BatchReader
 from storage.rows import read_rows
 from storage.schema import Level
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
     from distill.config import DataConfig, TrainConfig
     from distill.students import Student
     from storage.dataset import Dataset, Snapshot
+
+KIND_WORDS = {"feature": "map", "soft_label": "soft label"}
+KIND_HINTS = {
+    "feature": "Choose a dataset with feature maps.",
+    "soft_label": "Record them with `dreamshard encode --teacher.interpreter FOLDER`, into a "
+    "dataset of their own if you like, and name it in data.join.",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class TrainingSet:
         dataset: the recorded features.
         snapshot: the state of the dataset that the run keeps to its end.
         levels: those to distil as the student sees them (cropped), finest first.
+        joined: datasets of the same samples, whose levels the snapshot shows as well.
         choice: what of the dataset the method takes.
         crop: (H, W) in pixels of the random part that the student sees; None: the whole.
     """
@@ -62,8 +72,15 @@ class TrainingSet:
     dataset: Dataset
     snapshot: Snapshot
     levels: tuple[Level, ...]
+    joined: tuple[Dataset, ...] = ()
     choice: Choice = Choice()
     crop: tuple[int, int] | None = None
+
+    @property
+    def finest(self) -> int:
+        """Stride of the finest soft label of maps, in pixels; 0 without any."""
+        soft = [level.stride for level in self.levels if level.kind == "soft_label"]
+        return min((stride for stride in soft if stride), default=0)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -73,7 +90,8 @@ class TrainingSet:
     @property
     def recorded(self) -> dict[str, Level]:
         """The levels as the dataset has them, by name."""
-        by_name = {level.name: level for level in self.dataset.levels}
+        datasets = (self.dataset, *self.joined)
+        by_name = {level.name: level for one in datasets for level in one.levels}
         return {level.name: by_name[level.name] for level in self.levels}
 
     @property
@@ -94,14 +112,15 @@ class TrainingSet:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Strides of the levels, ascending, each once."""
-        return tuple(sorted({level.stride for level in self.levels}))
+        """Strides of the feature maps, ascending, each once."""
+        maps = [level for level in self.levels if level.kind == "feature"]
+        return tuple(sorted({level.stride for level in maps}))
 
     def at(self, version: str) -> TrainingSet:
         """Return the same at another version of the dataset, where a resumed run began."""
         if version == self.snapshot.version:
             return self
-        return replace(self, snapshot=self.dataset.snapshot(version=version))
+        return replace(self, snapshot=_open_snapshot((self.dataset, *self.joined), version))
 
 
 class Subset:
@@ -233,7 +252,7 @@ class ShardBatches:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._order)
         images.sub_(self._shift).div_(self._scale)
         targets = {
-            name: decode(rows.levels).to(memory_format=self._order)
+            name: _in_order(decode(rows.levels), self._order)
             for name, decode in self._decoders.items()
         }
         if self._pairs is not None:
@@ -245,6 +264,11 @@ class ShardBatches:
     def close(self) -> None:
         """Stop reading ahead."""
         self._reader.close()
+
+
+def _in_order(values: Tensor, order: torch.memory_format) -> Tensor:
+    """Bring maps into a memory order; soft labels of whole images have none."""
+    return values.to(memory_format=order) if values.dim() == 4 else values
 
 
 BATCHES = {
@@ -286,22 +310,28 @@ def open_batches(
     )
 
 
-def open_training_set(config: DataConfig, *, choose: Choice | None = None) -> TrainingSet:
+def open_training_set(
+    config: DataConfig, *, kinds: Sequence[str] = ("feature",), choose: Choice | None = None
+) -> TrainingSet:
     """Find the dataset at its latest version, choose the levels, and refuse what does not fit.
 
     Args:
-        config: which dataset and levels, and what is expected of it.
-        choose: what the method takes; None: the levels alone.
+        config: which dataset and levels, which datasets join it, and what is expected of them.
+        kinds: of levels that the method distils: feature (maps), soft_label; one of each at least.
+        choose: what else the method takes; None: the levels alone.
 
     Raises:
         DataError: no such dataset, several of that name, or not a readable one; a stream's source
             that is empty or damaged.
-        ConfigError: levels it has not, or that are no maps; no labels; another size or pixel
-            range; flips or crops that its levels do not allow.
+        ConfigError: levels it has not, or of another kind; no labels; another size or pixel range;
+            datasets that are not of the same samples; flips or crops that its levels do not allow.
     """
     choice = choose or Choice()
     dataset = find_dataset(config.dataset) if config.kind == "shards" else _open_stream(config)
-    levels, problems = _choose_levels(config, dataset) if choice.levels else ([], [])
+    levels, problems = ([], [])
+    others = [find_dataset(name) for name in config.join]
+    if choice.levels:
+        levels, problems = _choose_levels(config, (dataset, *others), kinds=kinds)
     problems = [*_image_problems(config, dataset), *problems]
     problems += pair_problems(config, dataset=dataset, levels=levels)
     if choice.labels and not dataset.about.labels:
@@ -312,28 +342,34 @@ def open_training_set(config: DataConfig, *, choose: Choice | None = None) -> Tr
     crop = (config.crop[0], config.crop[1]) if config.crop else None
     return TrainingSet(
         dataset=dataset,
-        snapshot=dataset.snapshot(),
+        snapshot=_open_snapshot((dataset, *others)),
         levels=tuple(cropped(level, crop) for level in levels),
+        joined=tuple(others),
         choice=choice,
         crop=crop,
     )
 
 
-def _choose_levels(config: DataConfig, dataset: Dataset) -> tuple[list[Level], list[Problem]]:
+def _choose_levels(
+    config: DataConfig, datasets: Sequence[Dataset], *, kinds: Sequence[str]
+) -> tuple[list[Level], list[Problem]]:
     """Return the levels asked for, finest first, and what is wrong with the request."""
     problems = []
-    names = config.levels or [lv.name for lv in dataset.levels if _is_map(lv)]
-    by_name = {level.name: level for level in dataset.levels}
-    maps = [name for name, level in by_name.items() if _is_map(level)]
+    by_name = {level.name: level for one in datasets for level in one.levels}
+    usable = [name for name, level in by_name.items() if _is_usable(level, kinds)]
+    names = config.levels or usable
+    words = " or ".join(KIND_WORDS[kind] for kind in kinds)
     for name in names:
-        if name not in maps:
-            got = f"{name!r} (not a map)" if name in by_name else repr(name)
-            allowed = ", ".join(maps) or "none: this dataset has no feature maps"
+        if name not in usable:
+            got = f"{name!r} (not a {words})" if name in by_name else repr(name)
+            allowed = ", ".join(usable) or f"none: this dataset has no {words}s"
             problems.append(Problem("data.levels", got, allowed))
-    if not names:
-        problems.append(Problem("data.dataset", dataset.url, "a dataset with feature maps"))
-    found = [by_name[name] for name in names if name in maps]
-    return sorted(found, key=lambda level: level.stride), problems
+    chosen = [by_name[name] for name in names if name in usable]
+    for kind in kinds:
+        if len(chosen) == len(names) and not any(level.kind == kind for level in chosen):
+            allowed = f"at least one {KIND_WORDS[kind]}"
+            problems.append(Problem("data.dataset", datasets[0].url, allowed, KIND_HINTS[kind]))
+    return sorted(chosen, key=lambda level: level.stride), problems
 
 
 def _open_stream(config: DataConfig) -> Dataset:
@@ -343,8 +379,17 @@ def _open_stream(config: DataConfig) -> Dataset:
     return cast("Dataset", open_stream(config))
 
 
-def _is_map(level: Level) -> bool:
-    return level.kind == "feature" and len(level.shape) == 3 and level.stride > 0
+def _open_snapshot(datasets: Sequence[Dataset], version: str | None = None) -> Snapshot:
+    """Show a dataset, or several of the same samples as one."""
+    if len(datasets) == 1:
+        return datasets[0].snapshot(version=version)
+    return cast("Snapshot", join(datasets, version=version))  # readers take it as they take one
+
+
+def _is_usable(level: Level, kinds: Sequence[str]) -> bool:
+    if level.kind not in kinds:
+        return False
+    return level.kind == "soft_label" or (len(level.shape) == 3 and level.stride > 0)
 
 
 def _image_problems(config: DataConfig, dataset: Dataset) -> list[Problem]:

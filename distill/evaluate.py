@@ -54,6 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     from distill.bench import StudentBench
     from distill.export import load_student
+    from distill.heads import head_folder
     from distill.tables import load_part
     from distill.tasks import TASKS
     from distill.tasks.layout import print_tables
@@ -74,6 +75,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         extractors=extractors,
         folder=record.path,
         device=device,
+        head=head_folder(Path(config.student)),
     )
     results: dict[str, Any] = {
         "student": config.student,

@@ -8,11 +8,17 @@ Shapes: B images, K classes; maps (B, C_l, h_l, w_l), finest first.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from dreamshard.errors import ConfigError, Problem
+
 DROPOUT = 0.1
+WEIGHTS, CARD = "logit_head.safetensors", "logit_head.json"
+"""Files of a head kept in its run's folder."""
 
 
 class UperHead(nn.Module):
@@ -67,3 +73,57 @@ class FcnHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits at the deepest map's resolution, (B, K, h, w)."""
         return self.layers(maps[-1])
+
+
+class PooledHead(nn.Module):
+    """A linear classifier on the deepest map, averaged over space: one label per image.
+
+    Args:
+        channels: of the student's maps, finest first.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: Sequence[int], *, num_classes: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(channels[-1], num_classes)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K)."""
+        return self.classify(maps[-1].mean(dim=(2, 3)))
+
+
+def save_head(head: UperHead, folder: Path, *, num_classes: int, width: int) -> None:
+    """Write a UPerNet head's weights and sizes into a folder."""
+    from safetensors.torch import save_file
+
+    weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    card = {"num_classes": num_classes, "width": width}
+    (folder / CARD).write_text(json.dumps(card) + "\n", encoding="utf-8")
+
+
+def head_folder(path: Path) -> Path | None:
+    """Find the folder of a student's logit head: its run's, or the one it was copied into."""
+    return next((each for each in (path, path.parent) if (each / CARD).exists()), None)
+
+
+def load_head(head: nn.Module, folder: Path | None, *, num_classes: int) -> None:
+    """Start a UPerNet head from that of label distillation; its classifier where classes agree.
+
+    Raises:
+        ConfigError: the student has no such head, or it is of another width or other maps.
+    """
+    from safetensors.torch import load_file
+
+    if folder is None or not (folder / CARD).exists():
+        hint = "Train with dreamteacher.mode label or mix, or choose --segmentation.head upernet."
+        raise ConfigError(Problem("segmentation.head", "distilled", "a student with one", hint))
+    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    weights = load_file(folder / WEIGHTS)
+    if card["num_classes"] != num_classes:
+        weights = {k: v for k, v in weights.items() if not k.startswith("classify.")}
+    own = head.state_dict()
+    if any(name not in own or own[name].shape != value.shape for name, value in weights.items()):
+        allowed = f"{card['width']}, the width of {folder / WEIGHTS}"
+        raise ConfigError(Problem("segmentation.width", "another head", allowed))
+    head.load_state_dict(weights, strict=False)

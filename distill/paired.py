@@ -37,7 +37,7 @@ class Pairs:
         seed: of the run; with a sample's position in the stream it decides flip and crop, so that
             they are the same at any number of ranks and after a resume.
         rank: this rank's number.
-        strides: of the maps, by level name.
+        strides: of the maps, by level name; 0 for levels that are no maps.
         mirror: mirror half of the samples.
         size, crop: (H, W) in pixels, whole and cropped; None: no crop.
         grid: pixels that a crop's corner is a multiple of.
@@ -64,7 +64,8 @@ class Pairs:
         places = np.uint64(position + self.rank * len(images)) + np.arange(
             len(images), dtype=np.uint64
         )
-        maps = {"": images, **targets}
+        # Levels without a place in the image (soft labels of classes) stay as they are.
+        maps = {"": images} | {n: v for n, v in targets.items() if self.strides.get(n)}
         if self.crop is not None:
             tops, lefts = (self._corners(places, axis) for axis in (0, 1))
             maps = {
@@ -75,7 +76,7 @@ class Pairs:
             coin = torch.from_numpy((_mix(places, self.seed, 2) >> np.uint64(63)) == 1)
             chosen = coin.to(images.device).view(-1, 1, 1, 1)
             maps = {name: torch.where(chosen, v.flip(-1), v) for name, v in maps.items()}
-        return maps.pop(""), maps
+        return maps.pop(""), {**targets, **maps}
 
     def _corners(self, places: np.ndarray, axis: int) -> list[int]:
         """Draw where each sample's crop begins along an axis, in pixels."""
@@ -104,7 +105,7 @@ def open_pairs(training_set: TrainingSet, *, config: TrainConfig, rank: int) -> 
 
 def cropped(level: Level, crop: tuple[int, int] | None) -> Level:
     """Return a level as it is after a crop of (H, W) pixels."""
-    if crop is None:
+    if crop is None or not level.stride:
         return level
     height, width = (side // level.stride for side in crop)
     return replace(level, shape=(level.shape[0], height, width))

@@ -82,7 +82,9 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.runlog import RunLog
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
-    training_set = open_training_set(config.data, choose=choice_of(config))
+    training_set = open_training_set(
+        config.data, kinds=config.level_kinds(), choose=choice_of(config)
+    )
     if config.restart and chief:
         forget(run_dir)
     accelerator.wait_for_everyone()
@@ -122,6 +124,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
             monitor=monitor,
         )
     if chief:
+        method.keep(run_dir)
         keep_student(learner.kept, config=config, training_set=training_set, log=log)
     accelerator.wait_for_everyone()
     return student_folder

@@ -292,9 +292,19 @@ def _settle_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell a lack of memory, of the host or of a device, from other errors."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What CUDA and torch's two CPU allocators say."""
+
+
 def _explained(error: Exception, micro_batch: int) -> Exception:
     """Name the setting behind a lack of memory; pass other errors on."""
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if is_out_of_memory(error):
         return TeacherError(
             f"micro_batch: got {micro_batch}, too much for the memory of {socket.gethostname()} "
             f"({str(error).splitlines()[0] if str(error) else 'out of memory'}). "

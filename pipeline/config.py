@@ -9,8 +9,8 @@ from pydantic import Field
 
 from dreamshard.errors import Problem
 from pipeline.images import ImageConfig, SourceConfig
+from pipeline.layout import setting_problems
 from pipeline.teachers.base import TeacherConfig
-from storage.codecs import ALLOWED, find_codec
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -44,16 +44,21 @@ class PipelineConfig:
     source."""
     samples_per_unit: CountOrAuto = 0
     """Samples per shard (count); 0 for 64 to 128 MB of them. Part of the recipe."""
-    codec: str = "float16"
-    """How levels that hold floats are stored: float16, float32, bfloat16, int8, int4, or few
-    principal components such as lowrank16-int4; +zstd or +blosc for cold archives. Part of the
+    codec: dict[str, str] | str = "float16"
+    """How levels that hold floats are stored: float16, float32, bfloat16, int8, int4; fitted to the
+    features: dct16 (16 times fewer bytes than float16; any number) or lowrank16-int4 (16 principal
+    components); +zstd or +blosc for cold archives. Or one per level, such as
+    `{default: int8, s4: float16, up.1.t100: dct16}`, by level name, tap or stride. Part of the
     recipe."""
+    format: Literal["zarr", "tar"] = "zarr"
+    """Format of the shards: zarr to train on, tar (WebDataset) to exchange. Part of the recipe."""
     seed: int = 0
     """Decides noise, latents and views; part of the recipe."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the teacher runs; auto is cuda if gpus_per_actor is not 0. Pinned with the dataset."""
-    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 32
-    """Samples per forward pass (count); shorter batches are padded. Pinned with the dataset."""
+    micro_batch: Annotated[int, Field(ge=0, le=65536)] = 32
+    """Samples per forward pass (count); shorter batches are padded. 0 tries growing ones on an
+    actor's place first, and takes the largest that fits and pays. Pinned with the dataset."""
     threads_per_actor: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of a teacher's forward pass (count). Pinned with the dataset."""
     actors: CountOrAuto = 0
@@ -83,9 +88,7 @@ class PipelineConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = []
-        if find_codec(self.codec) is None:
-            found.append(Problem("codec", repr(self.codec), ALLOWED, "Try --codec int8."))
+        found = setting_problems(self.codec, layout_format=self.format)
         if self.device == "cuda" and self.gpus_per_actor == 0:
             hint = "Try --gpus_per_actor 1."
             found.append(Problem("gpus_per_actor", "0 with device cuda", "more than 0", hint))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from storage.codec import array_specs
 from storage.schema import Level, Recipe
@@ -22,6 +22,8 @@ class Plan:
     samples_per_unit: int
     bytes_per_sample: dict[str, int]
     """Stored bytes of one sample, by array."""
+    codecs: Mapping[str, str] = field(default_factory=dict)
+    """How each level is stored."""
 
     @property
     def num_units(self) -> int:
@@ -63,21 +65,6 @@ def bytes_per_sample(
     return {spec.name: spec.row_bytes for spec in specs}
 
 
-def default_codecs(levels: Sequence[Level], *, codec: str = "float16") -> dict[str, str]:
-    """Choose how each level is stored: numbers with a fraction by `codec`, others as they are.
-
-    Soft labels are few numbers that a loss sharpens or flattens: they stay float16.
-    """
-    return {
-        level.name: "raw"
-        if "float" not in level.dtype
-        else "float16"
-        if level.kind == "soft_label"
-        else codec
-        for level in levels
-    }
-
-
 def choose_samples_per_unit(sample_bytes: int) -> int:
     """Size a unit at 64 to 128 MB, a power of two: micro-batches fill it, whatever is pinned.
 
@@ -87,7 +74,12 @@ def choose_samples_per_unit(sample_bytes: int) -> int:
 
 
 def make_plan(
-    wanted: int, *, available: int | None, samples_per_unit: int, sizes: dict[str, int]
+    wanted: int,
+    *,
+    available: int | None,
+    samples_per_unit: int,
+    sizes: dict[str, int],
+    codecs: Mapping[str, str] | None = None,
 ) -> Plan:
     """Round a request up to whole units, but not beyond the end of the source.
 
@@ -96,9 +88,11 @@ def make_plan(
         available: samples of the source; None for a generator.
         samples_per_unit: samples of a whole unit.
         sizes: stored bytes of one sample, by array.
+        codecs: how each level is stored.
     """
     count = math.ceil(wanted / samples_per_unit) * samples_per_unit
-    return Plan(count if available is None else min(count, available), samples_per_unit, sizes)
+    end = count if available is None else min(count, available)
+    return Plan(end, samples_per_unit, sizes, codecs or {})
 
 
 def describe(plan: Plan, *, rate: float = 0.0) -> str:
@@ -106,11 +100,12 @@ def describe(plan: Plan, *, rate: float = 0.0) -> str:
     lines = [
         f"samples   {plan.num_samples:,}",
         f"shards    {plan.num_units:,} of {plan.samples_per_unit:,} samples",
-        "bytes     per sample         total",
+        "bytes     per sample         total  codec",
     ]
     width = max(len(name) for name in (*plan.bytes_per_sample, "all arrays"))
     for name, size in plan.bytes_per_sample.items():
-        lines.append(f"  {name:<{width}} {size:>10,} {format_bytes(size * plan.num_samples):>12}")
+        line = f"  {name:<{width}} {size:>10,} {format_bytes(size * plan.num_samples):>12}"
+        lines.append(f"{line}  {plan.codecs.get(name, '')}".rstrip())
     total = sum(plan.bytes_per_sample.values())
     lines.append(f"  {'all arrays':<{width}} {total:>10,} {format_bytes(plan.total_bytes):>12}")
     if rate > 0:

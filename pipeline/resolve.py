@@ -15,11 +15,11 @@ from dreamshard.rng import RNG_VERSION
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.images import open_source
 from pipeline.inputs import ImageInput, Input, LatentInput
+from pipeline.layout import choose_codecs
 from pipeline.plan import (
     Plan,
     bytes_per_sample,
     choose_samples_per_unit,
-    default_codecs,
     make_plan,
 )
 from pipeline.teachers.base import Mode, TeacherSpec, describe_teacher
@@ -71,6 +71,8 @@ def resolve(config: PipelineConfig, *, writing: bool = True) -> Request:
     source = (
         attempt(lambda: open_source(config.source)) if isinstance(config, EncodeConfig) else None
     )
+    if spec is not None:
+        attempt(lambda: choose_codecs(spec.levels, config.codec))
     if writing:
         attempt(lambda: check_root(config.root))
     if problems or spec is None:
@@ -123,7 +125,7 @@ def _describe(config: PipelineConfig) -> TeacherSpec:
 
 
 def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Request:
-    codecs = default_codecs(spec.levels, codec=config.codec)
+    codecs = choose_codecs(spec.levels, config.codec)
     sizes = bytes_per_sample(
         spec.levels,
         codecs=codecs,
@@ -143,9 +145,11 @@ def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Reques
         input=inputs,
         recipe=_recipe(config, spec, inputs, codecs=codecs, samples_per_unit=per_unit),
         wanted=wanted,
-        plan=make_plan(wanted, available=available, samples_per_unit=per_unit, sizes=sizes),
+        plan=make_plan(
+            wanted, available=available, samples_per_unit=per_unit, sizes=sizes, codecs=codecs
+        ),
         pins=Pins(
-            micro_batch=config.micro_batch,
+            micro_batch=config.micro_batch or 1,  # 0: settled before anything runs (fit_batch)
             compute_dtype=config.teacher.compute_dtype,
             device=_device(config),
             threads=config.threads_per_actor,
@@ -185,7 +189,7 @@ def _recipe(
         "compute_dtype": config.teacher.compute_dtype,
     }
     layout: dict[str, object] = {
-        "format": "zarr",
+        "format": config.format,
         "format_version": FORMAT_VERSION,
         "codecs": codecs,
         "samples_per_unit": samples_per_unit,

@@ -19,7 +19,8 @@ from pipeline.books import Books, check_invalid, counts
 from pipeline.cluster import EMBEDDED, Cluster, cluster, describe, worker_env
 from pipeline.config import PipelineConfig
 from pipeline.deadline import Deadline
-from pipeline.driver import Driver, Outcome, Task
+from pipeline.driver import Driver, Outcome, Task, Workers
+from pipeline.fit_batch import settle_micro_batch
 from pipeline.lookup import Found, check_pins, create, look_up
 from pipeline.paths import settle_paths
 from pipeline.plan import Plan, format_bytes
@@ -49,6 +50,9 @@ def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
     if found is not None and found.complete:
         return _already_there(config, request, found)
 
+    if config.micro_batch == 0:
+        pins = found.dataset.pins if found else None
+        config, request = settle_micro_batch(config, request, pins)
     dataset = found.dataset if found else create(config, request)
     check_pins(config, request, dataset)
     folder = RunFolder(config.run_dir, config=config, command=command)
@@ -56,26 +60,34 @@ def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
     with dataset.lease(run_id):  # sweeps up after runs that died
         dataset.grow(request.plan.num_samples)
+        missing = dataset.missing(request.plan.num_samples)
+        if not len(missing):  # since we looked, another run has made them
+            return _already_there(config, request, Found(dataset, True, "another run was first"))
+        job = _job(config, request, url=dataset.url, run_id=run_id)
         try:
-            outcome, books = _make_missing(config, request, dataset, folder=folder, run_id=run_id)
+            outcome, books = _make(config, request, dataset, job, missing.tolist(), folder=folder)
         finally:
             dataset.roll_up(final=True)
     folder.stats(**books.stats(), quarantined=len(outcome.quarantined), retries=outcome.retries)
     return _summarise(outcome, books, folder=folder, command=command)
 
 
-def _make_missing(
-    config: PipelineConfig, request: Request, dataset: Dataset, *, folder: RunFolder, run_id: str
+def _make(
+    config: PipelineConfig,
+    request: Request,
+    dataset: Dataset,
+    job: Job,
+    missing: Sequence[int],
+    *,
+    folder: RunFolder,
 ) -> tuple[Outcome, Books]:
     """Start actors and drive them over the units that are not committed."""
     plan, pins = request.plan, dataset.pins
-    missing = dataset.missing(plan.num_samples)
     stage(
         f"{request.input.mode}: {plan.num_samples:,} samples, {len(missing):,} of "
         f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
         f"{format_bytes(plan.total_bytes)} in {dataset.url}"
     )
-    job = _job(config, request, url=dataset.url, run_id=run_id)
     wanted = config.actors or max(1, num_cpus() // pins.threads)
     with cluster(
         config.ray,
@@ -104,16 +116,20 @@ def _make_missing(
             ) as workers,
         ):
             books = Books(dataset, plan, config.max_invalid_share, folder, progress)
-            driver = Driver(
-                workers,
-                config.max_attempts,
-                books.take,
-                stopping,
-                on_given_up=books.give_up,
-                on_retry=books.retry,
-                deadline=Deadline(config.unit_deadline_s),
-            )
-            return driver.run(_tasks(missing.tolist(), plan)), books
+            driver = _driver(config, workers, books, stopping)
+            return driver.run(_tasks(missing, plan)), books
+
+
+def _driver(config: PipelineConfig, workers: Workers, books: Books, stopping: StopSignal) -> Driver:
+    return Driver(
+        workers,
+        config.max_attempts,
+        books.take,
+        stopping,
+        on_given_up=books.give_up,
+        on_retry=books.retry,
+        deadline=Deadline(config.unit_deadline_s),
+    )
 
 
 def _job(config: PipelineConfig, request: Request, *, url: str, run_id: str) -> Job:
@@ -145,6 +161,7 @@ def _actors(config: PipelineConfig, there: Cluster, *, threads: int) -> int:
 
 def _already_there(config: PipelineConfig, request: Request, found: Found) -> int:
     url = found.dataset.url
+    found.dataset.tidy()
     committed, invalid = counts(found.dataset)
     check_invalid(
         invalid,

@@ -70,11 +70,6 @@ class Dataset:
             raise DataError(
                 f"{self.url}: layout.format: got {format_name!r:.40}, allowed {sorted(STORES)}."
             )
-        if self.files.remote and format_name != "zarr":
-            raise DataError(
-                f"{self.url}: got format {format_name!r} on a remote root, allowed 'zarr'. Make it "
-                "in a local folder and copy that, or choose format zarr."
-            )
         self.store: Store = STORES[format_name](
             self.files, about.arrays, samples_per_unit=self.samples_per_unit
         )
@@ -291,6 +286,11 @@ class Dataset:
     def sweep(self) -> int:
         """Remove what dead runs left behind; return how many files that were."""
         return leases.sweep(self.files, restore=self._restore)
+
+    def tidy(self) -> None:
+        """Finish what a run that died at the very end left: its leftovers and its roll-up."""
+        self.sweep()
+        self.roll_up(final=True)
 
     def invalidate(self, unit: int, *, reason: str = "damaged") -> bool:
         """Withdraw a unit, so that the next run makes it again, and only it.

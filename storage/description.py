@@ -99,7 +99,12 @@ class Description:
             written = _check_version(value.get("format_version"), where)
             for version in range(written, FORMAT_VERSION):
                 value = UPGRADES[version](value)
-            return cls._from_value(value)
+            description = cls._from_value(value)
+            assert description.arrays is not None  # codecs and names that cannot be, found here
+            return description
+        except DataError as error:
+            text = str(error)
+            raise DataError(text if where in text else f"{where}: {text}") from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{where}: got a damaged description ({error!s:.200}), allowed one as "

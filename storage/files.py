@@ -20,10 +20,14 @@ from typing import TypeAlias, TypeVar
 
 from dreamshard.errors import DataError
 from storage.owners import owner
+from storage.reserve import reserve
 
 STAGING = "staging"  # everything that is not final: temporary files, claims, leases
 MAX_RECORD_BYTES = 256 << 20  # no JSON record of ours comes near it
 LOCK_TIMEOUT_S = 30.0
+_RESERVED_BYTES = 16 << 20  # at a time, for files written in pieces of _RESERVE_FROM or more
+_RESERVE_FROM = 32 << 10
+_WRITE_ATTEMPTS = 3
 _MAX_BUFFERS = min(1024, os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16)
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
@@ -38,11 +42,13 @@ class LocalSink:
         self.key = key
         self._files = files
         self._fd = files.open_new(key)
+        self._written = self._reserved = 0  # bytes
 
     def write(self, data: memoryview | bytes) -> None:
         """Append bytes; large requests are continued until all of them are written."""
         self._files.step("write", self.key)
         view = memoryview(data).cast("B")
+        self._expect(len(view))
         with self._files.explain("write", self.key):
             while len(view):
                 view = view[os.write(self._fd, view) :]
@@ -51,9 +57,18 @@ class LocalSink:
         """Append many buffers, as few requests as the system allows, without joining them."""
         self._files.step("write", self.key)
         views = [memoryview(buffer).cast("B") for buffer in buffers]
+        self._expect(sum(map(len, views)))
         with self._files.explain("write", self.key):
             for start in range(0, len(views), _MAX_BUFFERS):
                 self._write_some(views[start : start + _MAX_BUFFERS])
+
+    def _expect(self, size: int) -> None:
+        """Reserve room for the next bytes and some more."""
+        self._written += size
+        if self._written > self._reserved and size >= _RESERVE_FROM:
+            start, more = self._written - size, max(size, _RESERVED_BYTES)
+            if reserve(self._fd, start, more):
+                self._reserved = start + more
 
     def _write_some(self, views: list[memoryview]) -> None:
         done = os.writev(self._fd, views)
@@ -67,6 +82,8 @@ class LocalSink:
         """Close the file, flushed to disk if asked; return (device, inode)."""
         try:
             with self._files.explain("flush", self.key):
+                if self._reserved > self._written:
+                    os.ftruncate(self._fd, self._written)  # gives back what was reserved in excess
                 if fsync:
                     self._files.step("fsync", self.key)
                     os.fsync(self._fd)
@@ -209,6 +226,18 @@ class LocalFiles:
         Returns:
             Whether the file was put.
         """
+        for _ in range(_WRITE_ATTEMPTS):
+            try:
+                return self._write(key, data, if_absent=if_absent, fsync=fsync)
+            except FileNotFoundError:
+                # Paused between writing and renaming for so long that another run swept it.
+                continue
+        raise DataError(
+            f"{self.path(key)}: cannot write: the temporary file was removed {_WRITE_ATTEMPTS} "
+            "times. Is another program cleaning up there? Run the same command again."
+        )
+
+    def _write(self, key: str, data: bytes, *, if_absent: bool, fsync: bool) -> bool:
         sink = self.create(self.temporary())
         try:
             sink.write(data)

@@ -124,7 +124,9 @@ def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence
         source = pa.BufferReader(files.read(key)) if files.remote else files.path(key)
         with pq.ParquetFile(source, memory_map=False) as file:
             table = file.read(columns=list(columns), use_threads=False)
-        return table.select(list(columns)).cast(wanted)
+        table = table.select(list(columns)).cast(wanted)
+        table.validate(full=True)  # texts that are none, too
+        return table
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{files.path(key)}: got a damaged manifest part ({error!s:.200}). Remove the manifest "
@@ -290,7 +292,13 @@ def _put_tables(
             for table in tables:
                 writer.write_table(table)
         sink.seal(fsync=fsync)
-        won = files.link(sink.key, key)
+        try:
+            won = files.link(sink.key, key)
+        except FileNotFoundError:
+            raise DataError(
+                f"{files.path(key)}: cannot write: this run was paused for so long that another "
+                "one swept its temporary files. Run the same command again."
+            ) from None
         if fsync:
             files.sync_folders([key])
         return won

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 
 from storage.cache import DiskCache, shared_cache
 from storage.commits import Commit, read_commit
@@ -29,8 +28,6 @@ class RemoteChunks:
         self, files: Files, store: Store, table: UnitTable, *, cache: DiskCache | None = None
     ) -> None:
         self._files, self._store = files, store
-        # only stores that `Dataset` lets lie on a remote root have it
-        self._check: Callable[[str, str, Commit], str] = getattr(store, "check_file")  # noqa: B009
         self._versions = dict(zip(table.unit.tolist(), table.version.tolist(), strict=True))
         self._cache = cache or shared_cache()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
@@ -51,7 +48,7 @@ class RemoteChunks:
         return self._cache.path(
             f"{url}#{commit.digest}.{commit.count}",
             fetch=lambda path: self._files.download(key, path),
-            check=lambda path: self._check(name, path, commit),
+            check=lambda path: self._store.check_file(name, path, commit),
         )
 
     def _commit(self, unit: int) -> Commit:

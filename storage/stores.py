@@ -50,6 +50,10 @@ class Store(Protocol):
         """Return (path, what is wrong) of each damaged file of a unit."""
         ...
 
+    def check_file(self, name: str, path: str, commit: Commit) -> str:
+        """Return what is wrong with a local copy of an array's file, "" if nothing is."""
+        ...
+
     def strays(self, done: set[int]) -> Iterator[str]:
         """Yield the keys of units that are not done and yet have files."""
         ...

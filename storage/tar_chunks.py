@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot
+from storage.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot, open_again
 from storage.mapped import in_memory, load_gather
 from storage.pread import read_exactly
 from storage.tar_format import decode_png
@@ -37,7 +37,7 @@ class _MappedShard:
                 break
         else:
             raise DataError(
-                f"{chunks.path(unit)}: got {len(self.map)} bytes, allowed "
+                f"{chunks.url(unit)}: got {len(self.map)} bytes, allowed "
                 f"{shard_bytes(self.table)}, as its index has it. {chunks.mend}"
             )
         self._check(chunks, unit)
@@ -47,16 +47,18 @@ class _MappedShard:
     def _map(self, chunks: TarChunks, unit: int) -> mmap.mmap:
         path = chunks.path(unit)
         try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            descriptor = open_again(lambda: chunks.path(unit), path)
         except OSError as error:
             why = error.strerror or type(error).__name__
-            raise DataError(f"{path}: got {why}, allowed a shard. {chunks.mend}") from None
+            raise DataError(
+                f"{chunks.url(unit)}: got {why}, allowed a shard. {chunks.mend}"
+            ) from None
         self.__del__()  # of an earlier try
         self.descriptor = descriptor  # closed with this object
         try:
             size = os.fstat(descriptor).st_size
             if size == 0:
-                raise DataError(f"{path}: got 0 bytes, allowed a shard. {chunks.mend}")
+                raise DataError(f"{chunks.url(unit)}: got 0 bytes, allowed a shard. {chunks.mend}")
             populate = getattr(mmap, "MAP_POPULATE", 0)
             if populate and not (chunks.fits and in_memory(descriptor, size)):
                 populate = 0
@@ -116,7 +118,11 @@ class TarChunks:
         self._gather = load_gather()
 
     def path(self, unit: int) -> str:
-        """Return the path of a shard."""
+        """Return the path of a shard, on a remote root of a local copy; open it at once."""
+        return self._files.snapshot.chunk_path(self._names[0], unit)
+
+    def url(self, unit: int) -> str:
+        """Return where a shard is, for messages."""
         return self.store.files.path(self.store.array_key("", unit))
 
     def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
@@ -147,7 +153,7 @@ class TarChunks:
                 low = max(first - unit * per_unit, 0)
                 high = min(stop - unit * per_unit, table.shape[2]) - 1
                 start, end = int(table[0, 0, low]), int(table[0, -1, high])
-                descriptor = os.open(self.path(unit), os.O_RDONLY)
+                descriptor = open_again(lambda unit=unit: self.path(unit), self.path(unit))
                 os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
                 os.close(descriptor)
 
@@ -186,7 +192,7 @@ class TarChunks:
     def _check_rows(self, unit: int, shard: _MappedShard, rows: np.ndarray) -> None:
         if rows.size and int(rows.max()) >= shard.table.shape[2]:
             raise DataError(
-                f"{self.path(unit)}: got {shard.table.shape[2]} samples, allowed more than "
+                f"{self.url(unit)}: got {shard.table.shape[2]} samples, allowed more than "
                 f"{int(rows.max())}. {self.mend}"
             )
 
@@ -212,4 +218,4 @@ class TarChunks:
                 shard = self._open.use([unit], self._map_unit, self._files.max_units)[0]
             start = int(shard.table[0, column, row])
             data = shard.map[start : start + int(shard.table[1, column, row])]
-            target[place] = decode_png(data, spec.shape, where=self.path(unit))
+            target[place] = decode_png(data, spec.shape, where=self.url(unit))

@@ -7,7 +7,6 @@ builder of Hugging Face `datasets` read them as they are. Shards are not padded 
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -19,17 +18,11 @@ import xxhash
 from dreamshard.errors import DataError
 from storage.codec import ArraySpec
 from storage.commits import Commit
-from storage.files import Files, Sink
-from storage.leases import run_folder
-from storage.owners import owner
-from storage.publish import Staged
-from storage.schema import FeatureBatch
+from storage.files import Files
 from storage.tar_format import (
     END,
     MAX_NAME,
-    MemberHeader,
     decode_png,
-    encode_png,
     extension,
     header,
     json_member,
@@ -37,17 +30,16 @@ from storage.tar_format import (
     npy_front,
     padding,
 )
-from storage.tar_index import index_bytes, read_index, shard_bytes
+from storage.tar_index import read_index, shard_bytes
 
 if TYPE_CHECKING:
     from storage.chunk_files import ReadableSnapshot
     from storage.chunks import Access, Chunks
+    from storage.tar_unit import TarUnit
 
 FOLDER = "shards"
 _ABOUT = f"{FOLDER}/index.json"
 _INDEX_CHARS = 16  # a key is at least the sample's number
-_ZEROS = memoryview(bytes(512))
-_counter = itertools.count()
 
 
 class TarStore:
@@ -142,8 +134,20 @@ class TarStore:
             return [(path, f"got {size} bytes of {table.shape[2]} samples, allowed {wanted}")]
         if quick:
             return []
-        problem = _Check(self, commit, table).run(path)
+        try:
+            with self.files.fetched(self.array_key("", commit.unit)) as local:
+                problem = _Check(self, commit, table).run(local)
+        except (OSError, DataError) as error:
+            problem = f"cannot be read: {error}"
         return [(path, problem)] if problem else []
+
+    def check_file(self, name: str, path: str, commit: Commit) -> str:
+        """Return what is wrong with a local copy of a unit's shard, "" if nothing is."""
+        table = self.read_index(commit.unit)
+        size = os.path.getsize(path)
+        if size != shard_bytes(table) or table.shape[2] != commit.count:
+            return f"got {size} bytes, allowed {shard_bytes(table)}"
+        return _Check(self, commit, table).run(path)
 
     def strays(self, done: set[int]) -> Iterator[str]:
         """Yield the keys of units that are not done and yet have files."""
@@ -157,6 +161,8 @@ class TarStore:
 
     def open_unit(self, unit: int, *, run_id: str) -> TarUnit:
         """Start the files of a unit, under names that carry the run."""
+        from storage.tar_unit import TarUnit
+
         return TarUnit(self, unit, run_id=run_id)
 
     def json_of(self, commit: Commit, row: int) -> bytes:
@@ -169,109 +175,6 @@ class TarStore:
             valid=row not in set(commit.invalid),
             error=commit.errors.get(row),
         )
-
-
-class TarUnit:
-    """Write one shard sample by sample, headers and buffers straight to the file."""
-
-    def __init__(self, store: TarStore, unit: int, *, run_id: str) -> None:
-        self._store, self._unit = store, unit
-        self._prefix = f"{run_folder(run_id)}/{unit:09d}~{owner()}~{next(_counter)}"
-        self._sinks: list[Sink] = []
-        self._batch: FeatureBatch | None = None
-        self._rows: dict[str, np.ndarray] = {}
-        self._tables: list[np.ndarray] = []
-        self._offset = 0
-        self._headers: dict[str, MemberHeader] = {}
-        self._data_at: dict[str, int] = {}  # bytes of an npy header before a row's data
-        for name, spec in store.arrays.items():
-            if spec.compression != "png":
-                prefix = npy_front(spec)
-                size = len(prefix) + spec.row_bytes
-                self._headers[name] = MemberHeader(extension(spec), size, prefix)
-                self._data_at[name] = len(prefix)
-
-    def begin(self, batch: FeatureBatch) -> None:
-        """Be told of the samples whose rows come next."""
-        self._batch, self._rows = batch, {}
-        if not self._store.arrays:
-            self._write()
-
-    def append(self, name: str, rows: np.ndarray) -> None:
-        """Take one array's rows (n, *shape); with the last array's the samples are written."""
-        self._rows[name] = rows
-        if len(self._rows) == len(self._store.arrays):
-            self._write()
-
-    def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
-        """End the archive, write the index, and close both."""
-        shard = self._sink("tar")
-        shard.write(END)
-        self._sinks.append(index := self._store.files.create(f"{self._prefix}.idx"))
-        index.write(index_bytes(np.concatenate(self._tables, axis=2)))
-        store, unit = self._store, self._unit
-        finals = {"tar": store.array_key("", unit), "idx": store.index_key(unit)}
-        return {
-            kind: Staged(sink.key, finals[kind], sink.seal(fsync=fsync))
-            for kind, sink in (("tar", shard), ("idx", index))
-        }
-
-    def discard(self) -> None:
-        """Close and remove whatever is still under a temporary name."""
-        for sink in self._sinks:
-            sink.close()
-            self._store.files.remove(sink.key)
-        self._sinks, self._rows, self._batch = [], {}, None
-
-    def _sink(self, kind: str) -> Sink:
-        if not self._sinks:
-            self._sinks.append(self._store.files.create(f"{self._prefix}.{kind}"))
-        return self._sinks[0]
-
-    def _write(self) -> None:
-        """Write the samples at hand: one gathered request, nothing copied."""
-        batch = self._batch
-        assert batch is not None, "begin comes before append"
-        members = len(self._store.arrays) + 1
-        table = np.empty((2, members, len(batch)), np.int64)
-        buffers: list[bytes | memoryview] = []
-        views = {name: _flat(rows).data for name, rows in self._rows.items()}
-        for row in range(len(batch)):
-            self._write_sample(batch, row, views, table, buffers)
-        self._tables.append(table)
-        self._sink("tar").write_many(buffers)
-        self._rows = {}
-
-    def _write_sample(
-        self,
-        batch: FeatureBatch,
-        row: int,
-        views: dict[str, memoryview],
-        table: np.ndarray,
-        buffers: list[bytes | memoryview],
-    ) -> None:
-        index = int(batch.index[row])
-        key = member_key(index, str(batch.key[row]), room=self._store.key_room).encode("ascii")
-        key_sum, offset = sum(key), self._offset
-        for number, (name, spec) in enumerate(self._store.arrays.items()):
-            data: bytes | memoryview
-            if spec.compression == "png":
-                data = encode_png(self._rows[name][row])
-                front = header(key.decode("ascii") + extension(spec), len(data))
-            else:
-                data = views[name][row * spec.row_bytes : (row + 1) * spec.row_bytes]
-                front = self._headers[name](key, key_sum)
-            offset = _member(front, data, (row, number), offset, table, buffers)
-        label = None if batch.label is None else int(batch.label[row])
-        text = json_member(
-            index=index,
-            key=str(batch.key[row]),
-            label=None if label in (None, -1) else label,
-            valid=bool(batch.valid[row]),
-            error=batch.error.get(row) and str(batch.error[row])[:300],
-        )
-        front = header(key.decode("ascii") + ".json", len(text))
-        self._offset = _member(front, text, (row, -1), offset, table, buffers)
 
 
 class _Check:
@@ -351,26 +254,3 @@ class _Check:
         self._digests[spec.name].update(body)
         if self._valid[row] and spec.has_nonfinite(np.frombuffer(body, spec.dtype)):
             raise DataError(f"{path}: {spec.name}: got NaN or infinity in a valid sample")
-
-
-def _member(
-    front: bytes,
-    data: bytes | memoryview,
-    where: tuple[int, int],
-    offset: int,
-    table: np.ndarray,
-    buffers: list[bytes | memoryview],
-) -> int:
-    """Add a member to the buffers and its data's place to the table; return the offset after it."""
-    row, number = where
-    start, size = offset + len(front), len(data)
-    table[0, number, row], table[1, number, row] = start, size
-    buffers += (front, data)
-    missing = padding(start + size)
-    if missing:
-        buffers.append(_ZEROS[:missing])
-    return start + size + missing
-
-
-def _flat(rows: np.ndarray) -> np.ndarray:
-    return rows.reshape(-1).view(np.uint8)

@@ -15,8 +15,10 @@ Width = Annotated[int, Field(ge=1, le=16384)]
 
 @dataclass(kw_only=True)
 class DreamTeacherConfig:
-    """DreamTeacher's feature distillation."""
+    """DreamTeacher's feature distillation, label distillation, or both."""
 
+    mode: Literal["feature", "label", "mix"] = "feature"
+    """What is distilled: feature maps, soft labels (recorded with teacher.interpreter), or both."""
     mse_weight: Weight = 1.0
     """Weight of the whitened regression."""
     attention_weight: Weight = 10.0
@@ -37,6 +39,20 @@ class DreamTeacherConfig:
     bridge: Literal["none", "interpolate"] = "none"
     """Levels of resolutions that the student has not: refuse them (none, as in the paper), or
     predict them from the nearest stride and resize the prediction (interpolate)."""
+
+    label_weight: Weight = 1.0
+    """Weight of label distillation in the mix; 1 in the paper."""
+    temperature: Positive = 4.0
+    """Temperature tau that softens teacher and student alike; 4 in the paper."""
+    temperature_scaled: bool = False
+    """Multiply label distillation by tau squared, as Hinton did; the paper does not say so."""
+    head_width: Annotated[int, Field(ge=8, le=4096)] = 256
+    """Channels inside the student's logit head."""
+
+    def kinds(self) -> tuple[str, ...]:
+        """Return the kinds of levels that the mode needs."""
+        both = ("feature", "soft_label")
+        return {"feature": both[:1], "label": both[1:], "mix": both}[self.mode]
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

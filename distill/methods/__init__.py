@@ -46,7 +46,12 @@ def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:
         settings,
         student=build_student(
             config.student,
-            strides=choose_strides(config, levels=training_set.strides, image_size=image_size),
+            strides=choose_strides(
+                config,
+                levels=training_set.strides,
+                image_size=image_size,
+                finest=training_set.finest,
+            ),
             seed=config.seed,
             image_size=image_size,
         ),
@@ -70,17 +75,19 @@ def method_class(config: TrainConfig) -> type[Method]:
 
 
 def choose_strides(
-    config: TrainConfig, *, levels: Sequence[int], image_size: tuple[int, int]
+    config: TrainConfig, *, levels: Sequence[int], image_size: tuple[int, int], finest: int = 0
 ) -> tuple[int, ...]:
     """Choose the strides of the student's maps: as configured, else those of the levels.
 
     A method that bridges resolutions gets the student's nearest strides instead of the levels';
-    without levels, the student's deepest.
+    without levels, all that the student has from a finest one on; for a method without a teacher,
+    the deepest.
 
     Args:
         config: of the run.
         levels: strides of the levels, ascending.
         image_size: (H, W) in pixels.
+        finest: finest stride to take where there are no levels; 0: any.
 
     Raises:
         ConfigError: unknown student.
@@ -92,4 +99,8 @@ def choose_strides(
     if levels and getattr(config.method_settings(), "bridge", "none") == "none":
         return tuple(levels)
     offered = student_strides(config.student, image_size=image_size)
-    return tuple(sorted(set(nearest_strides(levels, offered=offered)))) if levels else offered[-1:]
+    if "levels" not in method_class(config).needs:
+        return offered[-1:]
+    if levels:
+        return tuple(sorted(set(nearest_strides(levels, offered=offered))))
+    return tuple(stride for stride in offered if stride >= finest) or offered[-1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Method(nn.Module):
             float32 scalars by name; "loss" is minimised, all are reported.
         """
         raise NotImplementedError
+
+    def keep(self, folder: Path) -> None:
+        """Write into the run's folder what is worth keeping beside the student."""
 
     def layers(self, config: TrainConfig, *, image_size: tuple[int, int]) -> dict[str, int]:
         """Number the layers of the student's backbone, 0 the stem, if there is layer decay.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from distill.losses.feature import feature_loss
 from distill.methods.base import Method
+from distill.methods.label_branch import LabelBranch
 from distill.regressor import FeatureRegressor
 from distill.students import nearest_strides, output_shapes
 from dreamshard.errors import ConfigError, Problem
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DreamTeacher(Method):
-    """Feature distillation: student, regressor and loss as one module.
+    """Feature and label distillation: student, regressor, logit head and loss as one module.
 
     Noise draws of one feature map share one prediction, whose regression is best at their mean.
     With `bridge: interpolate`, a level whose resolution the student has not is predicted from the
@@ -31,7 +33,7 @@ class DreamTeacher(Method):
     Args:
         config: the method's settings.
         student: the backbone that is kept; its strides are those of the levels.
-        levels: the teacher's levels to regress, feature maps all.
+        levels: the teacher's feature maps to regress, and soft labels to predict.
         image_size: (H, W) in pixels.
         seed: of the regressor's initialisation.
 
@@ -53,6 +55,13 @@ class DreamTeacher(Method):
         super().__init__()
         self.config = config
         self.student = student
+        soft = [level for level in levels if level.kind == "soft_label"]
+        levels = [level for level in levels if level.kind != "soft_label"]
+        self.labels = self.regressor = None
+        if soft:
+            self.labels = LabelBranch(config, channels=student.channels, levels=soft, seed=seed + 1)
+        if not levels:
+            return
         shapes = output_shapes(student, image_size=image_size)
         if config.bridge == "none":
             _check_resolutions(shapes, strides=student.strides, levels=levels)
@@ -82,11 +91,30 @@ class DreamTeacher(Method):
             targets: level name to the recorded features (B, C, h, w).
 
         Returns:
-            float32 scalars "loss" (to minimise), "mse" and "at" (unweighted).
+            float32 scalars "loss" (to minimise) and, unweighted, "mse" and "at" of features,
+            "label" of soft labels: L_mix = L_feat + label_weight * L_ld.
         """
+        maps = self.student(images)
+        terms: dict[str, Tensor] = {}
+        if self.regressor is not None:
+            terms = self._feature_terms(self.regressor(maps), targets)
+        if self.labels is not None:
+            terms["label"] = self.labels(maps, targets)
+            weighted = self.config.label_weight * terms["label"]
+            terms["loss"] = terms["loss"] + weighted if "loss" in terms else weighted
+        return terms
+
+    def keep(self, folder: Path) -> None:
+        """Write the student's logit head, if it has one."""
+        if self.labels is not None:
+            self.labels.keep(folder)
+
+    def _feature_terms(
+        self, regressed: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         predicted = {
             name: resize(prediction, size=self.sizes[name])
-            for name, prediction in self.regressor(self.student(images)).items()
+            for name, prediction in regressed.items()
         }
         return feature_loss(
             {level: predicted[head] for level, head in self.head_of.items()},

@@ -6,7 +6,6 @@ Shapes: B images, K classes, H and W pixels.
 from __future__ import annotations
 
 import colorsys
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.heads import FcnHead, UperHead
+from distill.heads import FcnHead, UperHead, load_head
 from distill.tasks.augment import crop_and_flip
 from distill.tasks.batches import Images, endless_rows, normalised, ordered_rows
 from distill.tasks.fitting import fit
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from distill.tasks.configs import SegmentationConfig
 
 PICTURE = "segmentation.png"
-HEAD_WEIGHTS, HEAD_CARD = "logit_head.safetensors", "logit_head.json"
 
 
 class Segmenter(nn.Module):
@@ -222,28 +220,6 @@ def scores_of(confusion: np.ndarray) -> dict[str, Any]:
     there = [value for value in iou if value is not None]
     accuracy = 100.0 * float(hits.sum() / max(1.0, confusion.sum()))
     return {"mean": float(np.mean(there)), "accuracy": accuracy, "iou": iou}
-
-
-def load_head(head: nn.Module, folder: Path | None, *, num_classes: int) -> None:
-    """Start a UPerNet head from that of label distillation; its classifier where classes agree.
-
-    Raises:
-        ConfigError: the student has no such head, or it is of another width or other maps.
-    """
-    from safetensors.torch import load_file
-
-    if folder is None or not (folder / HEAD_CARD).exists():
-        hint = "Train with dreamteacher.mode label or mix, or choose --segmentation.head upernet."
-        raise ConfigError(Problem("segmentation.head", "distilled", "a student with one", hint))
-    card = json.loads((folder / HEAD_CARD).read_text(encoding="utf-8"))
-    weights = load_file(folder / HEAD_WEIGHTS)
-    if card["num_classes"] != num_classes:
-        weights = {k: v for k, v in weights.items() if not k.startswith("classify.")}
-    own = head.state_dict()
-    if any(name not in own or own[name].shape != value.shape for name, value in weights.items()):
-        allowed = f"{card['width']}, the width of {folder / HEAD_WEIGHTS}"
-        raise ConfigError(Problem("segmentation.width", "another head", allowed))
-    head.load_state_dict(weights, strict=False)
 
 
 def palette(num_classes: int) -> np.ndarray:

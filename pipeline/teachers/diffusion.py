@@ -23,12 +23,16 @@ from dreamshard import rng
 from dreamshard.errors import DataError
 from pipeline.teachers import sampling, taps
 from pipeline.teachers.base import Mode, TeacherConfig, TeacherSpec
+from pipeline.teachers.compiled import compile_blocks
 from pipeline.teachers.diffusion_request import NO_CLASS, fingerprint, mode_settings, resolve
+from pipeline.teachers.outbox import Outbox
 from storage.schema import FeatureBatch, Pins
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    Found = dict[str, Tensor] | Outbox
 
 
 class DiffusionTeacher:
@@ -77,6 +81,8 @@ class DiffusionTeacher:
         )
         torch.nn.Module.to(self.network.module, device=self.device)
         self.network.module.to(memory_format=self._layout)  # type: ignore[call-overload]
+        if self.request.settings["compile"]:
+            compile_blocks(self.network.module)
         by_name = {tap.name: tap for tap in self.description.taps}
         wanted = dict.fromkeys(level.tap for level in self.levels)
         self._recorder = taps.Recorder(self.network.module, [by_name[name] for name in wanted])
@@ -99,7 +105,8 @@ class DiffusionTeacher:
         """Record the features of images; see `pipeline.teachers.base.Teacher.encode`."""
         import torch
 
-        found = self.features(torch.from_numpy(np.ascontiguousarray(images)), indices)
+        found = Outbox(self.device)
+        self._encode(found, torch.from_numpy(np.ascontiguousarray(images)), indices)
         return self._batch(found, indices, None, None)
 
     def features(self, images: Tensor, indices: np.ndarray) -> dict[str, Tensor]:
@@ -112,16 +119,30 @@ class DiffusionTeacher:
         Returns:
             level name -> float16 tensor (N, *level.shape), the very numbers `encode` records.
         """
+        found: dict[str, Tensor] = {}
+        self._encode(found, images, indices)
+        return found
+
+    def _encode(self, found: Found, images: Tensor, indices: np.ndarray) -> None:
         import torch
 
         self._check_images(images)
         with torch.inference_mode():
-            pixels = images.to(self.device).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
-            x0 = self.network.to_space(pixels.contiguous(memory_format=self._layout))
             labels = self._labels(len(images), fixed=True, indices=indices)
-            if self.request.settings["encoding"] == "inversion":
-                return self._invert(x0, labels)
-            return self._noise(x0, labels, indices)
+            self._record(found, images.to(self.device), labels, indices)
+
+    def _record(
+        self, found: Found, images: Tensor, labels: Tensor | None, indices: np.ndarray
+    ) -> None:
+        """Bring images uint8 (N, H, W, 3) to the requested timesteps and record there."""
+        import torch
+
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+        x0 = self.network.to_space(pixels.contiguous(memory_format=self._layout))
+        if self.request.settings["encoding"] == "inversion":
+            self._invert(found, x0, labels)
+        else:
+            self._noise(found, x0, labels, indices)
 
     def synthesize(self, indices: np.ndarray) -> FeatureBatch:
         """Draw samples and record features; see `pipeline.teachers.base.Teacher.synthesize`."""
@@ -130,7 +151,7 @@ class DiffusionTeacher:
         settings = self.request.settings
         fixed = settings["class_label"] is not None
         labels = self._labels(len(indices), fixed=fixed, indices=indices)
-        found: dict[str, Tensor] = {}
+        found = Outbox(self.device)
 
         def visit(x: Tensor, timestep: int) -> None:
             if settings["record"] == "steps" and timestep in self.request.timesteps:
@@ -152,7 +173,7 @@ class DiffusionTeacher:
             pixels = self.network.to_pixels(x0).float().clip(-1, 1)
             images = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
             if settings["record"] == "reencode":
-                found = self._reencode(images, labels, indices)
+                self._record(found, images, labels, indices)
         return self._batch(found, indices, images, labels)
 
     def denoise(self, x_t: Tensor, timestep: int, labels: Tensor | None = None) -> Tensor:
@@ -189,8 +210,7 @@ class DiffusionTeacher:
 
         return denoise
 
-    def _noise(self, x0: Tensor, labels: Tensor | None, indices: np.ndarray) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+    def _noise(self, found: Found, x0: Tensor, labels: Tensor | None, indices: np.ndarray) -> None:
         for draw in range(self._draws):
             sums: dict[int, dict[str, Tensor]] = {}
             for part in range(self._mean):
@@ -203,42 +223,25 @@ class DiffusionTeacher:
                     sums[timestep] = maps
             for timestep, maps in sums.items():
                 self._keep(found, maps, timestep, draw)
-        return found
 
-    def _invert(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-
+    def _invert(self, found: Found, x0: Tensor, labels: Tensor | None) -> None:
         def visit(x: Tensor, timestep: int) -> None:
             if timestep in self.request.timesteps:
                 self._keep(found, self.activations(x, timestep, labels), timestep, 0)
 
         steps = self.request.inversion_timesteps()
         sampling.invert(self.schedule, self._denoiser(labels), x0, steps, visit)
-        return found
 
-    def _reencode(
-        self, images: Tensor, labels: Tensor | None, indices: np.ndarray
-    ) -> dict[str, Tensor]:
-        import torch
-
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
-        x0 = self.network.to_space(pixels.contiguous(memory_format=self._layout))
-        if self.request.settings["encoding"] == "inversion":
-            return self._invert(x0, labels)
-        return self._noise(x0, labels, indices)
-
-    def _keep(
-        self, found: dict[str, Tensor], maps: dict[str, Tensor], timestep: int, draw: int
-    ) -> None:
+    def _keep(self, found: Found, maps: dict[str, Tensor], timestep: int, draw: int) -> None:
         """Pool and convert what was recorded while it is still on the device."""
         import torch
 
         for level in self.levels:
             if level.timestep != timestep or level.draw != draw:
                 continue
-            value = maps[level.tap].float()
+            value = maps[level.tap]
             if level.pool == "gap":
-                value = value.mean((2, 3))
+                value = value.mean((2, 3), dtype=torch.float32)
             found[level.name] = value.to(torch.float16).contiguous()
 
     def _normal(self, indices: np.ndarray, draw: int, purpose: str) -> Tensor:
@@ -271,26 +274,18 @@ class DiffusionTeacher:
 
     def _batch(
         self,
-        found: dict[str, Tensor],
+        found: Outbox,
         indices: np.ndarray,
         images: Tensor | None,
         labels: Tensor | None,
     ) -> FeatureBatch:
-        levels = {}
-        for level in self.levels:
-            value = found[level.name]
-            if not bool(value.isfinite().all()):
-                raise DataError(
-                    f"level {level.name}: a feature is NaN or beyond float16's 65504. Record its "
-                    "pooled form (pool: gap), another level, or use compute_dtype float32."
-                )
-            levels[level.name] = value.cpu().numpy()
+        levels = found.collect()
         return FeatureBatch(
             index=np.asarray(indices, np.int64),
             key=[f"{index:08d}" for index in indices],
             valid=np.ones(len(indices), bool),
             image=None if images is None else np.ascontiguousarray(images.cpu().numpy()),
-            levels=levels,
+            levels={level.name: levels[level.name] for level in self.levels},
             label=None if labels is None or images is None else labels.cpu().numpy(),
         )
 

@@ -30,6 +30,7 @@ SETTINGS: dict[str, Scalar] = {
     "eta": 0.0,
     "record": "reencode",
     "memory_format": "auto",
+    "compile": False,
 }
 """Settings of every diffusion teacher with their defaults; families add their own."""
 CHOICES = {
@@ -131,6 +132,8 @@ def mode_settings(request: Request, mode: Mode) -> dict[str, object]:
         names.append("class_label")
     if mode == "synthesize":
         names += ["sampler", "steps", "eta", "record"]
+    if request.settings["compile"]:  # other kernels, other last digits
+        names.append("compile")
     return {name: request.settings[name] for name in names}
 
 

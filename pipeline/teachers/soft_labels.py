@@ -222,7 +222,10 @@ def _soft_problems(
 def _soft_levels(
     config: TeacherConfig, card: InterpreterCard, *, image_size: tuple[int, int]
 ) -> tuple[Level, ...]:
-    """Lay out the soft labels: draws x strides, as all logits or as top-k pairs."""
+    """Lay out the soft labels: draws x strides, as all logits or as top-k pairs.
+
+    Their tap is NAME:CLASSES, for a student's head must know how many classes there are.
+    """
     wanted = [_stride(name) for name in config.soft_labels] or [card.inputs[-1].stride]
     steps = {level.timestep for level in card.inputs}
     timestep = steps.pop() if len(steps) == 1 else NO_TIMESTEP
@@ -242,7 +245,7 @@ def _soft_levels(
                     Level(
                         name=name + suffix,
                         kind="soft_label",
-                        tap=card.name,
+                        tap=f"{card.name}:{len(card.classes)}",
                         timestep=timestep,
                         draw=draw,
                         pool="none",

@@ -22,6 +22,7 @@ from storage.codecs.transform import (
     fit_variance,
     map_shape,
     normalise,
+    synthesise,
     unpack_codes,
 )
 from storage.schema import Level
@@ -184,15 +185,10 @@ class DctCodec(LearnedCodec):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return normalised values (N, C, P), means and logs (N, 1, P) of ordered coefficients."""
         found = self._fit_of(level)
-        channels, height, width = map_shape(level)
-        count, used = len(quantised), found.used
-        spread = np.zeros((count, (channels + 2) * height * width), np.float32)
-        spread[:, found.order] = quantised
-        spread = spread.reshape(count, channels + 2, height * width)
-        maps = dct(spread[:, :used], height, width, inverse=True)
-        side = dct(spread[:, -2:], height, width, inverse=True) + found.centre[-2:]
-        normal = np.matmul(found.rotation[:used].T, maps) + found.centre[:channels]
-        return normal, side[:, :1], side[:, 1:]
+        _, height, width = map_shape(level)
+        whole = np.zeros((len(quantised), found.centre.size), np.float32)
+        whole[:, found.order] = quantised
+        return synthesise(found, whole, (height, width), channels=found.used)
 
     def _fit_of(self, level: Level) -> Transform:
         if self.transform is None:

@@ -178,6 +178,25 @@ def analyse(
     return dct(whole, *size).reshape(len(values), -1)
 
 
+def synthesise(
+    found: Transform, whole: np.ndarray, size: tuple[int, int], *, channels: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return normalised values (N, C, P), means and logs (N, 1, P) of coefficients.
+
+    Args:
+        found: what was fitted.
+        whole: all coefficients, float32 (N, K * P).
+        size: height and width.
+        channels: components that are not zero, the first ones; all by default.
+    """
+    used = len(found.rotation) if channels is None else channels
+    spread = whole.reshape(len(whole), *found.centre.shape)
+    maps = dct(spread[:, :used], *size, inverse=True)
+    side = dct(spread[:, -2:], *size, inverse=True) + found.centre[-2:]
+    normal = np.matmul(found.rotation[:used].T, maps) + found.centre[:-2]
+    return normal, side[:, :1], side[:, 1:]
+
+
 def dct(
     maps: np.ndarray, height: int, width: int, *, inverse: bool = False, absolute: bool = False
 ) -> np.ndarray:

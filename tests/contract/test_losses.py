@@ -30,6 +30,7 @@ def method(request: pytest.FixtureRequest) -> Method:
         levels=tuple(sorted(LEVELS, key=lambda level: level.stride)),
         strides=(2, 4),
         num_classes=3,
+        finest=0,
         image_size=IMAGE_SIZE,
     )
     return build_method(config, training_set=training_set)

@@ -122,3 +122,21 @@ print(main({words!r}), sorted({{"torch", "ray"}} & set(sys.modules)))
     )
     assert "already there: 40 samples (40 asked for), nothing to make" in result.stdout
     assert result.stdout.splitlines()[-1] == "0 []", result.stderr
+
+
+def test_another_run_was_first_with_all_of_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    from pipeline import run as main_path
+
+    words = ["encode", *NOISE, "--root", str(tmp_path / "data"), "--run_dir", str(tmp_path / "run")]
+    look_up = main_path.look_up
+
+    def too_early(*args: object) -> None:
+        assert look_up(*args) is None  # type: ignore[arg-type]
+
+    def none_missing(*_: object, **__: object) -> list[int]:
+        return []
+
+    monkeypatch.setattr(main_path, "look_up", too_early)
+    monkeypatch.setattr("storage.dataset.Dataset.missing", none_missing)
+    assert dreamshard(*words, "--max_invalid_share", "1") == 0
+    assert "another run was first" in capsys.readouterr().out

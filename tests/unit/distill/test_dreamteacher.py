@@ -95,7 +95,9 @@ def test_bridging_predicts_levels_of_other_strides_from_the_nearest() -> None:
         student=StudentConfig(name="cifar_resnet", settings={"depths": [1, 1], "widths": [4, 6]}),
         dreamteacher=DreamTeacherConfig(width=8, bridge="interpolate"),
     )
-    training_set: Any = SimpleNamespace(levels=levels, strides=(2, 4, 8), image_size=IMAGE_SIZE)
+    training_set: Any = SimpleNamespace(
+        levels=levels, strides=(2, 4, 8), finest=0, image_size=IMAGE_SIZE
+    )
     method = build_method(config, training_set=training_set)
     assert method.student.strides == (2,), "the student has 1 and 2; 2 is nearest to all"
     images, targets = tensors()

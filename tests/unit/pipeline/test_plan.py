@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.layout import choose_codecs
 from pipeline.plan import (
     UNIT_BYTES,
     bytes_per_sample,
     choose_samples_per_unit,
-    default_codecs,
     describe,
     format_bytes,
     make_plan,
@@ -22,7 +22,7 @@ IDS = Level("ids", "soft_label", "ids", -1, 0, "none", 0, (5,), "int64")
 
 
 def test_bytes_of_a_sample() -> None:
-    codecs = default_codecs([MAP, IDS])
+    codecs = choose_codecs([MAP, IDS])
     assert codecs == {"up.1.t100": "float16", "ids": "raw"}
     sizes = bytes_per_sample(
         [MAP, IDS], codecs=codecs, image_size=(16, 16), has_labels=True, has_masks=True
@@ -71,7 +71,9 @@ def test_units_are_sized_in_bytes(sample_bytes: int) -> None:
 
 
 def test_the_table() -> None:
-    plan = make_plan(1000, available=None, samples_per_unit=500, sizes={"image": 768, "b8": 8192})
+    sizes = {"image": 768, "b8": 8192}
+    plan = make_plan(1000, available=None, samples_per_unit=500, sizes=sizes, codecs={"b8": "int8"})
+    assert "8.19 MB  int8" in describe(plan)
     text = describe(plan, rate=100.0)
     assert "samples   1,000" in text and "shards    2 of 500 samples" in text
     assert "8.96 MB" in text and "0.00 h at 100 img/s" in text and "896 kB/s" in text

@@ -103,8 +103,6 @@ def test_opening_what_is_no_dataset(tmp_path: Path) -> None:
         Dataset.open(str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"memory://.*got no dataset"):
         Dataset.open("memory://nowhere/data")
-    with pytest.raises(DataError, match=r"got format 'tar' on a remote root"):
-        make_dataset("memory://tar", recipe=make_recipe(layout_format="tar"))
 
 
 def test_the_front_door_opens_it(tmp_path: Path) -> None:

@@ -119,3 +119,22 @@ def test_urls(tmp_path: Path) -> None:
     assert open_files("memory://x/y").remote and not open_files(tmp_path).remote
     with pytest.raises(DataError, match=r"got a ftp:// URL, allowed .*s3://"):
         open_files("ftp://host/x")
+
+
+def test_a_record_swept_while_its_writer_slept_is_written_again(
+    files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, sweeps = files.rename, [1, 1]
+
+    def swept_first(source: str, target: str) -> None:
+        if sweeps:
+            sweeps.pop()
+            files.remove(source)
+        rename(source, target)
+
+    monkeypatch.setattr(files, "rename", swept_first)
+    assert files.write("k", b"value") and files.read("k") == b"value"
+    sweeps += [1, 1, 1]
+    with pytest.raises(DataError, match=r"removed 3 times.*same command again"):
+        files.write("k", b"other")
+    assert files.read("k") == b"value"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ import torch
 
 from distill.bench import SUBJECT, UNTRAINED
 from distill.config import OptimizerConfig
-from distill.heads import FcnHead, UperHead
+from distill.heads import FcnHead, UperHead, save_head
 from distill.tasks.configs import SegmentationConfig
 from distill.tasks.segmentation import (
-    HEAD_CARD,
-    HEAD_WEIGHTS,
     PICTURE,
     Segmentation,
     Segmenter,
@@ -97,12 +94,9 @@ def test_heads_have_the_resolution_of_their_maps() -> None:
 
 
 def test_a_distilled_head_is_carried_over(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     bench = ShapeBench(tmp_path)
     head = UperHead([8, 12, 16], num_classes=3, width=16)
-    save_file(head.state_dict(), tmp_path / HEAD_WEIGHTS)
-    (tmp_path / HEAD_CARD).write_text(json.dumps({"width": 16, "num_classes": 3}))
+    save_head(head, tmp_path, num_classes=3, width=16)
     with pytest.raises(ConfigError, match=r"segmentation\.head: got distilled"):
         Segmentation(settings(head="distilled"), seed=0).run(bench)
     bench.head = tmp_path

@@ -1,0 +1,64 @@
+"""Carry recorded levels from the device to the host while the network goes on computing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dreamshard.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+
+class Outbox:
+    """Collect levels by name; on a CUDA device each copy starts at once, on a stream of its own.
+
+    Args:
+        device: where the levels are computed.
+
+    The levels are checked for NaN and infinity where they are, with one answer for all of them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._sent: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        """Take a level (N, ...) and start its copy."""
+        import torch
+
+        finite = value.isfinite().all()
+        if self._stream is not None:
+            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._stream.wait_stream(torch.cuda.current_stream(value.device))
+            with torch.cuda.stream(self._stream):
+                host.copy_(value, non_blocking=True)
+            value.record_stream(self._stream)  # its memory is not reused before the copy is done
+            value = host
+        self._sent[name] = (value, finite)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sent)
+
+    def collect(self) -> dict[str, np.ndarray]:
+        """Wait for the copies and return the levels as arrays.
+
+        Raises: DataError naming the first level with a value that is not finite.
+        """
+        import torch
+
+        if self._stream is not None:
+            self._stream.synchronize()
+        flags = torch.stack([finite for _, finite in self._sent.values()]).tolist()
+        for name, finite in zip(self._sent, flags, strict=True):
+            if not finite:
+                raise DataError(
+                    f"level {name}: a feature is NaN or beyond float16's 65504. Record its "
+                    "pooled form (pool: gap), another level, or use compute_dtype float32."
+                )
+        return {name: value.numpy() for name, (value, _) in self._sent.items()}
