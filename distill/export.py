@@ -29,6 +29,7 @@ from distill.model_card import model_card
 from distill.students import Student, build_student
 from distill.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
+from dreamshard.permissions import apply_umask
 
 if TYPE_CHECKING:
     from distill.config import TrainConfig
@@ -169,6 +170,7 @@ def export_student(
     (part / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     (part / "README.md").write_text(model_card(card), encoding="utf-8")
     for path in part.iterdir():
+        apply_umask(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     shutil.rmtree(folder, ignore_errors=True)

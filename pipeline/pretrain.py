@@ -116,7 +116,9 @@ class _Run:
         if config.batch_size % self.ranks:
             allowed = f"a multiple of the {self.ranks} processes"
             raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))
-        self.images: TrainingImages = TrainingImages(source, config=config.image, seed=config.seed)
+        self.images: TrainingImages = TrainingImages(
+            source, config=config.image, seed=config.seed, window=config.crop
+        )
         self.stream = PositionStream(
             num_samples=len(source), valid=self.images.valid, seed=config.seed
         )
@@ -273,8 +275,11 @@ class _Run:
 
         from pipeline.teachers import sampling
 
-        count, size, total = self.config.num_samples, self.config.image.size, len(self.schedule)
-        noise = rng.normal(self.config.seed, range(count), 0, "pretrain-grid", (3, size, size))
+        count, total = self.config.num_samples, len(self.schedule)
+        size = self.config.image.shape or (0, 0)
+        if self.config.crop:
+            size = (self.config.crop, self.config.crop)  # what the network knows
+        noise = rng.normal(self.config.seed, range(count), 0, "pretrain-grid", (3, *size))
         x = torch.from_numpy(noise).to(self.device).contiguous(memory_format=torch.channels_last)
         labels = torch.arange(count, device=self.device) % self.classes if self.classes else None
         network = self.average.module

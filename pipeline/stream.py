@@ -171,6 +171,7 @@ class StreamReader:
         except BaseException as error:
             self._hand(error)
         finally:
+            self._held.clear()
             self._window.close()
             self._planner.close()
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dreamshard.errors import DataError
+from dreamshard.rng import uniform
 from pipeline.images import ImageConfig, ImageSource
 from pipeline.inputs import read_retrying
 from pipeline.prepare import InvalidImageError, decode, fit, prepare
@@ -25,15 +26,22 @@ class TrainingImages:
     Args:
         source: the images.
         config: size, resampling, crop; `views` above 1 means a fresh jittered view per position.
+        window: side of a random window that each position shows (pixels); 0 for all of the view.
         seed: decides views and flips.
         threads: that decode (count).
     """
 
     def __init__(
-        self, source: ImageSource, *, config: ImageConfig, seed: int, threads: int = 2
+        self,
+        source: ImageSource,
+        *,
+        config: ImageConfig,
+        seed: int,
+        window: int = 0,
+        threads: int = 2,
     ) -> None:
         self._source, self._seed = source, seed
-        self._size = (config.size, config.size)
+        self._size, self._window = config.shape or (0, 0), window
         # View 0 of prepare() is the plain image: odd indices are always a jittered view.
         self._views = 2 if config.views > 1 else 1
         self._config = dataclasses.replace(config, views=self._views)
@@ -41,7 +49,7 @@ class TrainingImages:
         self._kept: np.ndarray | None = None
         self._labels: np.ndarray | None = None
         self.valid = np.ones(len(source), bool)
-        if len(source) * config.size**2 * 3 <= KEEP_BYTES:
+        if len(source) * self._size[0] * self._size[1] * 3 <= KEEP_BYTES:
             self._keep()
 
     def batch(
@@ -94,12 +102,17 @@ class TrainingImages:
             return None
 
     def _view(self, image: np.ndarray, position: int) -> np.ndarray:
-        if self._views == 1 and self._config.flip == "none":
+        if self._views > 1 or self._config.flip != "none":
+            index = int(position) * self._views + self._views - 1
+            image = prepare(
+                decode(image), config=self._config, size=self._size, seed=self._seed, index=index
+            )
+        if not self._window:
             return image
-        index = int(position) * self._views + self._views - 1
-        return prepare(
-            decode(image), config=self._config, size=self._size, seed=self._seed, index=index
-        )
+        down, right = uniform(self._seed, [int(position)], 0, "pretrain-window", (2,))[0]
+        top = int(down * (image.shape[0] - self._window + 1))
+        left = int(right * (image.shape[1] - self._window + 1))
+        return image[top : top + self._window, left : left + self._window]
 
     def _read(
         self, samples: np.ndarray, positions: Sequence[int]

@@ -168,6 +168,9 @@ def stop_actors(service: str, *, timeout_s: float = 30.0) -> int:
     """Let a service's actors finish the units they commit, then end them; return how many."""
     handles = list(find_actors(service).values())
     end_actors(handles, timeout_s=timeout_s)
+    patience_ends = time.monotonic() + timeout_s
+    while find_actors(service) and time.monotonic() < patience_ends:
+        time.sleep(0.1)  # their names are free only when Ray has noticed
     return len(handles)
 
 

@@ -68,7 +68,7 @@ class StreamConfig(PipelineConfig):
     window_units: Count = 8
     """Units that are mixed with one another where whole micro-batches are shuffled (count)."""
     deadline_s: Annotated[float, Field(gt=0)] | None = None
-    """Time after which a micro-batch is asked of a second actor (seconds); null for 0.75 s plus
+    """Time after which a micro-batch is asked of a second actor (seconds); null for 0.5 s plus
     four times the usual time."""
     patience_s: Annotated[float, Field(gt=0)] = 600.0
     """Time to wait for a service that is away before giving up (seconds)."""

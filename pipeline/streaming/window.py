@@ -21,10 +21,10 @@ from pipeline.streaming.order import MicroBatch
 
 POLL_S = 0.1
 """Longest wait for an answer before deadlines are looked at again (seconds)."""
-LEAST_DEADLINE_S = 0.75
+LEAST_DEADLINE_S = 0.5
 FACTOR = 4.0
 """A request is late after LEAST_DEADLINE_S plus this many times the usual time of an answer: with
-what is buffered, that hides a dead node within two seconds where a micro-batch takes 0.1 s."""
+what is buffered, that hides a dead actor or node within two seconds where answers take 0.3 s."""
 FIRST_DEADLINE_S = 60.0
 """While no answer came yet: a first forward pass may compile kernels."""
 MAX_DEATHS = 6
@@ -138,7 +138,7 @@ class Window:
         requests: what to ask for, without end; None where there is nothing to ask for now.
         size: answers there and under way at most, 1 or more.
         deadline_s: time after which a request goes to a second worker (seconds); None for four
-            times the usual time, plus 0.75 s.
+            times the usual time, plus 0.5 s.
         patience_s: time without any worker after which to give up (seconds).
         max_attempts: times a worker may fail to compute a request.
         clock: seconds, monotonic.
