@@ -1,8 +1,11 @@
 """Flips and crops that image and recorded maps undergo together.
 
-Cropping is exact: a cell keeps the features that the teacher gave it, having seen the whole image.
-Mirroring is not: features of a mirrored image are only nearly the mirrored features of a
-convolutional teacher, and those of a transformer, which knows where its patches are, are others.
+Cropping keeps every cell's features: those the teacher gave it, having seen the whole image.
+Mirroring does not: a teacher's features of a mirrored image are not its features mirrored. Those of
+a transformer know where their patches are; a convolution's filters have a left and a right as well.
+Measured on a 4.4 M-parameter UNet trained on mirrored CIFAR-10 images (64 images, t = 0 and 50): the
+mean cosine of mirrored maps with the mirrored image's own is 0.65 to 0.91, where another draw of the
+noise has 0.86 to 1.00. Recording flipped samples (`encode --image.flip random`) is the exact way.
 
 Shapes: B samples, C channels.
 """
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from storage.dataset import Dataset
 
 MIRRORING = ("adm", "unet", "latent", "stylegan2", "biggan", "bigbigan", "ssgan")
-"""Kinds of teachers, as datasets record them, whose features nearly mirror with the image."""
+"""Kinds of teachers, as datasets record them, for which mirroring is at least not refused."""
 
 
 @dataclass(frozen=True)
