@@ -131,10 +131,17 @@ class PretrainConfig:
     """Steps between checkpoints (count); a rerun goes on from the last one."""
     sample_every: CountOrNone = 0
     """Steps between sample grids (count); 0 for one at the end."""
-    num_samples: Annotated[int, Field(ge=1, le=1024)] = 36
+    num_samples: Annotated[int, Field(ge=1, le=1024)] = 16
     """Images in a sample grid (count)."""
     sample_steps: Annotated[int, Field(ge=1, le=1000)] = 50
     """Sampler steps of the grid (count)."""
+    distance_every: CountOrNone = 0
+    """Steps between measurements of the proxy distance of samples to the images (count), and one at
+    the end; 0 for none."""
+    distance_samples: Annotated[int, Field(ge=2, le=50_000)] = 512
+    """Samples, and as many training images, that the distance compares (count)."""
+    distance_extractor: str = "pixels"
+    """Features compared: pixels, timm:MODEL[@FILE], or a module:function of your own."""
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""

@@ -73,6 +73,20 @@ class TrainingImages:
             labels = None if self._labels is None else self._labels[samples]
         return images, labels
 
+    def plain(self, count: int) -> np.ndarray:
+        """Return up to `count` whole images, evenly spread, without views: uint8 (N, H, W, 3)."""
+        rows = np.flatnonzero(self.valid)
+        rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+        if self._kept is not None:
+            return self._kept[rows]
+        found = []
+        for start in range(0, len(rows), CHUNK):
+            records = read_retrying(self._source, [int(row) for row in rows[start : start + CHUNK]])
+            found += [image for image in self._pool.map(self._decode, records) if image is not None]
+        if not found:
+            raise DataError("source: none of its images can be decoded. Check source.path.")
+        return np.stack(found)
+
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)

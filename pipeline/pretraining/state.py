@@ -28,6 +28,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 NOT_THE_WEIGHTS = (
     *("out", "run_dir", "overwrite", "licence", "device", "threads"),
     *("checkpoint_every", "sample_every", "num_samples", "sample_steps"),
+    *("distance_every", "distance_samples", "distance_extractor"),
 )
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
 

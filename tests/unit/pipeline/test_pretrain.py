@@ -289,3 +289,18 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     )
     assert result.stderr.strip() == "[]"
     assert "Peak learning rate" in result.stdout
+
+
+def test_a_run_shows_what_it_does(tmp_path: Path) -> None:
+    folder = script.pretrain(
+        tiny(tmp_path / "t", sample_every=2, distance_every=2, distance_samples=70)
+    )
+    run = folder / "run"
+    assert (run / "samples-000002.png").exists() and (run / "loss.png").stat().st_size > 1000
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    distances = {entry["step"]: entry["proxy_fd"] for entry in entries if "proxy_fd" in entry}
+    assert sorted(distances) == [2, 4] and min(distances.values()) > 0
+    card = json.loads((folder / "teacher_card.json").read_text())
+    assert card["proxy_distance"]["proxy_fd"] == distances[4]
+    stats = json.loads((run / "stats.json").read_text())
+    assert stats["seconds"] > 0 and stats["img_per_s"] > 0
