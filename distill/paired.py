@@ -5,7 +5,8 @@ Mirroring does not: a teacher's features of a mirrored image are not its feature
 a transformer know where their patches are; a convolution's filters have a left and a right as well.
 Measured on a 4.4 M-parameter UNet trained on mirrored CIFAR-10 images (64 images, t = 0 and 50):
 the mean cosine of mirrored maps with the mirrored image's own is 0.65 to 0.91, where another draw
-of the noise has 0.86 to 1.00. Recording flipped samples (`encode --image.flip random`) is the exact way.
+of the noise has 0.86 to 1.00. The exact way is to record flipped samples
+(`dreamshard encode --image.flip random`).
 
 Shapes: B samples, C channels.
 """
