@@ -16,6 +16,7 @@ from pipeline.labelled import LabelledImages, LazyImages
 if TYPE_CHECKING:
     import torch
 
+    from distill.configs.student import StudentConfig
     from distill.evaluate_config import EvaluateConfig
     from distill.export import StudentCard
     from distill.representations import Extractor
@@ -62,6 +63,8 @@ class Bench(Protocol):
     device: torch.device
     seed: int
     image_size: tuple[int, int]
+    student_config: StudentConfig
+    """How the student was built."""
     folder: Path
     """Where pictures go."""
     head: Path | None
@@ -108,7 +111,7 @@ class StudentBench:
     ) -> None:
         self.names, self.device, self.seed = list(extractors), device, config.seed
         self.image_size = (card.image_size[0], card.image_size[1])
-        self.folder, self.head = folder, head
+        self.folder, self.head, self.student_config = folder, head, card.config
         self._config, self._student, self._card = config, student, card
         self._extractors = extractors
         self._images: dict[Split, LabelledImages | LazyImages] = {}

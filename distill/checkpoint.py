@@ -1,7 +1,8 @@
 """Checkpoints of a training run: whole or not there, and enough to go on as if never stopped.
 
-RUN/checkpoint-000200/ holds model.safetensors, optimizer.pt and state.json. All randomness of a
-step follows from (seed, step, rank) and every learning rate from the step, so none of it is stored.
+RUN/checkpoint-000200/ holds model.safetensors, optimizer.pt and state.json; average.safetensors and
+scaler.json where the run has a moving average or scales its loss. All randomness of a step follows
+from (seed, step, rank) and every learning rate from the step, so none of it is stored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.optim import Optimizer
 
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, DataError
@@ -27,12 +27,17 @@ from dreamshard.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from distill.config import TrainConfig
     from distill.data import TrainingSet
+    from distill.learner import Learner
 
 PREFIX = "checkpoint-"
 # Settings that decide neither the weights nor the metrics; a run may go on with others.
-FREE = ("run_dir", "restart", "keep", "save_every", "data.threads", "data.prefetch", "data.dataset")
-# What of these decides the features is in the recipe, whose key is compared.
-FREE_SECTION = "data.stream."
+FREE = (
+    *("run_dir", "restart", "keep", "save_every", "trackers"),
+    *("data.threads", "data.prefetch", "data.dataset"),
+    *("accumulate", "student.grad_checkpointing", "student.compile"),
+)
+# What of data.stream decides the features is in the recipe, whose key is compared.
+FREE_SECTIONS = ("monitor.", "data.stream.")
 
 
 @dataclass
@@ -72,30 +77,26 @@ def first_state(config: TrainConfig, *, training_set: TrainingSet, processes: in
     )
 
 
-def save_checkpoint(
-    run_dir: Path,
-    state: TrainState,
-    *,
-    model: nn.Module,
-    optimizer: Optimizer,
-    keep: int,
-) -> Path:
+def save_checkpoint(run_dir: Path, state: TrainState, learner: Learner, *, keep: int) -> Path:
     """Write a checkpoint under a temporary name, rename it when it is whole, drop the oldest.
 
     Args:
         run_dir: the run's folder.
         state: where the run is.
-        model: student and whatever is trained with it.
-        optimizer: whose state is kept.
+        learner: what has learned so far.
         keep: how many checkpoints to leave.
     """
     final = run_dir / f"{PREFIX}{state.step:06d}"
     part = run_dir / f".{final.name}.partial"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, part / "model.safetensors")
-    torch.save(optimizer.state_dict(), part / "optimizer.pt")
+    for name, module in _modules(learner).items():
+        weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+        save_file(weights, part / f"{name}.safetensors")
+    torch.save(learner.optimizer.state_dict(), part / "optimizer.pt")
+    if learner.scaler is not None:
+        text = json.dumps(learner.scaler.state_dict())
+        (part / "scaler.json").write_text(text, encoding="utf-8")
     (part / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     for path in [*part.iterdir(), part]:
         _sync(path)
@@ -159,17 +160,26 @@ def forget(run_dir: Path) -> None:
     trim_metrics(run_dir / "metrics.jsonl", step=0)
 
 
-def load_checkpoint(checkpoint: Path, *, model: nn.Module, optimizer: Optimizer) -> None:
+def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
     """Put a checkpoint's weights and optimiser state into place. Executes nothing of the files.
+
+    Args:
+        checkpoint: its folder.
+        learner: on its device, built by the same configuration.
 
     Raises:
         DataError: damaged files, or weights of another architecture.
     """
-    device = next(model.parameters()).device
+    device = next(learner.method.parameters()).device
     try:
-        model.load_state_dict(load_file(checkpoint / "model.safetensors", device=str(device)))
-        path = checkpoint / "optimizer.pt"
-        optimizer.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        for name, module in _modules(learner).items():
+            path = checkpoint / f"{name}.safetensors"
+            module.load_state_dict(load_file(path, device=str(device)))
+        saved = torch.load(checkpoint / "optimizer.pt", map_location=device, weights_only=True)
+        learner.optimizer.load_state_dict(saved)
+        if learner.scaler is not None:
+            text = (checkpoint / "scaler.json").read_text(encoding="utf-8")
+            learner.scaler.load_state_dict(json.loads(text))
     except pickle.UnpicklingError as error:  # its own text advises to execute the file
         raise _damaged(checkpoint, "optimizer.pt holds more than tensors") from error
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, EOFError) as error:
@@ -187,7 +197,7 @@ def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None
         f"\n  {key}: {before.get(key)!r} there, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())
         if key not in FREE
-        and not key.startswith(FREE_SECTION)
+        and not key.startswith(FREE_SECTIONS)
         and before.get(key) != after.get(key)
     ]
     if (state.content_key, state.layout_key) != (now.content_key, now.layout_key):
@@ -214,6 +224,14 @@ def trim_metrics(path: Path, *, step: int) -> None:
     part = path.with_name(f".{path.name}.partial")
     part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     part.replace(path)
+
+
+def _modules(learner: Learner) -> dict[str, nn.Module]:
+    """Name the modules of a checkpoint's files."""
+    modules: dict[str, nn.Module] = {"model": learner.method}
+    if learner.average is not None:
+        modules["average"] = learner.average.module
+    return modules
 
 
 def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:

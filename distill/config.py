@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill.configs.methods import DreamTeacherConfig
+from distill.configs.methods import (
+    DreamTeacherConfig,
+    SimSiamConfig,
+    SupervisedConfig,
+    VICRegConfig,
+)
+from distill.configs.monitor import MonitorConfig
 from distill.configs.optimizer import OptimizerConfig
 from distill.configs.student import StudentConfig
 from distill.configs.types import Count, Seed
@@ -16,6 +22,8 @@ from distill.methods import METHODS
 from distill.tables import name_problem
 from dreamshard.errors import Problem
 from pipeline.streaming.config import StreamConfig
+
+MethodConfig = DreamTeacherConfig | SimSiamConfig | VICRegConfig | SupervisedConfig
 
 
 @dataclass(kw_only=True)
@@ -42,6 +50,13 @@ class DataConfig:
     shuffle: Literal["full", "block", "none"] = "full"
     """Order of the samples: full permutation, blocks (for cold disks; of a stream, whole
     micro-batches), or as stored."""
+    flip: Literal["none", "mirror"] = "none"
+    """Mirror half of the samples left to right, image and maps alike (mirror). Refused for
+    transformer teachers; for a convolutional one, too, a mirrored image's own maps are others
+    (cosine 0.65 to 0.91 on CIFAR-10). `dreamshard encode --image.flip random` is exact."""
+    crop: list[Count] = field(default_factory=list)
+    """Height and width in pixels of a random part of each sample, cut alike from image and maps;
+    empty: the whole. Multiples of the largest stride."""
     allow_holes: bool = False
     """Train although work units are missing from the dataset."""
     threads: Annotated[int, Field(ge=1, le=64)] = 2
@@ -65,6 +80,8 @@ class DataConfig:
             found.append(Problem("join", str(self.join), f"none with kind {self.kind}"))
         if len(self.image_size) not in (0, 2):
             found.append(Problem("image_size", str(self.image_size), "two numbers or none"))
+        if len(self.crop) not in (0, 2):
+            found.append(Problem("crop", str(self.crop), "two numbers or none"))
         if len(set(self.levels)) < len(self.levels):
             found.append(Problem("levels", str(self.levels), "every level once"))
         return found
@@ -81,27 +98,45 @@ class TrainConfig:
     steps: Count = 1000
     """Optimiser steps in all."""
     batch_size: Count = 256
-    """Samples per step over all processes; a multiple of their number."""
+    """Samples per step over all processes; a multiple of their number times accumulate."""
+    accumulate: Count = 1
+    """Parts that a step's batch is worked on in, one after another: less memory, the same step
+    (but batch norm sees a part at a time)."""
     method: str = "dreamteacher"
-    """Distillation method: dreamteacher, or module:Class; its settings are the section so named."""
+    """Method: dreamteacher; the baselines simsiam, vicreg and supervised on the dataset's images;
+    or module:Class. Its settings are the section so named."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The backbone to train."""
     data: DataConfig = field(default_factory=DataConfig)
     """The recorded features to train on."""
     dreamteacher: DreamTeacherConfig = field(default_factory=DreamTeacherConfig)
     """Settings of the method dreamteacher."""
+    simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
+    """Settings of the method simsiam."""
+    vicreg: VICRegConfig = field(default_factory=VICRegConfig)
+    """Settings of the method vicreg."""
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    """Settings of the method supervised."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and learning rate."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: CUDA where there is one."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of a process (count); 0: PyTorch's own choice. Sums depend on their number."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the forward pass; bf16 only where the device computes in it."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the forward pass; bf16 only where the device computes in it, fp16 (with
+    scaled losses) only on GPUs."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of a moving average of the student's weights, which is then what is kept;
+    0: none. Its first steps decay faster."""
     channels_last: bool = True
     """Keep the channels of a pixel side by side in memory, the faster order for convolutions."""
     sync_batchnorm: Literal["auto", "on", "off"] = "auto"
     """Share batch norm's statistics between processes; auto: on GPUs (CPUs cannot)."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+    """Where metrics go besides metrics.jsonl; each needs the extra of its name."""
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """A look at the student while it trains."""
     log_every: Count = 10
     """Steps per line of metrics.jsonl; figures are means over them."""
     save_every: Count = 500
@@ -111,13 +146,24 @@ class TrainConfig:
     restart: bool = False
     """Throw the run folder's checkpoints away and start from step 0."""
 
+    @property
+    def part_size(self) -> int:
+        """Samples per forward pass over all processes."""
+        return self.batch_size // self.accumulate
+
     def level_kinds(self) -> tuple[str, ...]:
         """Return the kinds of levels that the method distils."""
         return self.dreamteacher.kinds() if self.method == "dreamteacher" else ("feature",)
 
-    def method_settings(self) -> DreamTeacherConfig | None:
+    def method_settings(self) -> MethodConfig | None:
         """Return the section of the method chosen; None for a method of the user's own."""
-        return {"dreamteacher": self.dreamteacher}.get(self.method)
+        sections: dict[str, MethodConfig] = {
+            "dreamteacher": self.dreamteacher,
+            "simsiam": self.simsiam,
+            "vicreg": self.vicreg,
+            "supervised": self.supervised,
+        }
+        return sections.get(self.method)
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
@@ -125,6 +171,11 @@ class TrainConfig:
         unknown = name_problem(self.method, table=METHODS, key="method")
         if unknown:
             found.append(unknown)
+        if self.monitor.every % self.log_every:
+            up = math.ceil(self.monitor.every / self.log_every) * self.log_every
+            allowed = f"a multiple of log_every ({self.log_every})"
+            hint = f"Try --monitor.every {up}."
+            found.append(Problem("monitor.every", str(self.monitor.every), allowed, hint))
         if self.save_every % self.log_every:
             up = math.ceil(self.save_every / self.log_every) * self.log_every
             allowed = f"a multiple of log_every ({self.log_every})"

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.dequantise import open_dequantisers
+from distill.methods import method_class
+from distill.paired import cropped, open_pairs, pair_problems
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.rng import generator
 from storage.catalog import find_dataset
+from storage.chunk_files import ReadableSnapshot
 from storage.join import join
 from storage.reader import BatchReader
+from storage.rows import read_rows
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -35,20 +40,41 @@ KIND_HINTS = {
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Say what a method takes of a dataset.
+
+    Args:
+        levels: the teacher's levels.
+        labels: the samples' labels.
+        share: of each class's samples, those drawn for `seed` (0..1]; only with labels.
+        seed: of the draw.
+    """
+
+    levels: bool = True
+    labels: bool = False
+    share: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TrainingSet:
     """Hold what a run trains on.
 
     Args:
         dataset: the recorded features.
         snapshot: the state of the dataset that the run keeps to its end.
-        levels: those to distil, finest first.
+        levels: those to distil as the student sees them (cropped), finest first.
         joined: datasets of the same samples, whose levels the snapshot shows as well.
+        choice: what of the dataset the method takes.
+        crop: (H, W) in pixels of the random part that the student sees; None: the whole.
     """
 
     dataset: Dataset
     snapshot: Snapshot
     levels: tuple[Level, ...]
     joined: tuple[Dataset, ...] = ()
+    choice: Choice = Choice()
+    crop: tuple[int, int] | None = None
 
     @property
     def finest(self) -> int:
@@ -59,7 +85,30 @@ class TrainingSet:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images a student sees, in pixels."""
-        return self.dataset.image_size
+        return self.crop or self.dataset.image_size
+
+    @property
+    def recorded(self) -> dict[str, Level]:
+        """The levels as the dataset has them, by name."""
+        datasets = (self.dataset, *self.joined)
+        by_name = {level.name: level for one in datasets for level in one.levels}
+        return {level.name: by_name[level.name] for level in self.levels}
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        return int(self._all_labels().max()) + 1
+
+    def reading(self) -> ReadableSnapshot:
+        """Return the snapshot to read, which shows only the share of samples that was chosen."""
+        if self.choice.share == 1.0:
+            return self.snapshot
+        kept = labelled_share(self._all_labels(), share=self.choice.share, seed=self.choice.seed)
+        subset: Any = Subset(self.snapshot, kept)  # the rest of the protocol is the snapshot's
+        return subset
+
+    def _all_labels(self) -> np.ndarray:
+        return read_rows(self.snapshot, "label", np.arange(self.snapshot.num_samples))
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -74,13 +123,49 @@ class TrainingSet:
         return replace(self, snapshot=_open_snapshot((self.dataset, *self.joined), version))
 
 
+class Subset:
+    """Show some samples of a snapshot to a reader.
+
+    Args:
+        snapshot: what is read.
+        kept: bool (num_samples,), the samples to show, as far as they are valid.
+    """
+
+    def __init__(self, snapshot: Snapshot, kept: np.ndarray) -> None:
+        self._snapshot = snapshot
+        self.valid = snapshot.valid & kept
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._snapshot, name)
+
+
+def labelled_share(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:
+    """Draw a share of each class's samples, at least one of each.
+
+    Args:
+        labels: int64 (N,); -1 for none, which is never drawn.
+        share: of each class's samples (0..1].
+        seed: of the draw; a larger share of the same seed has the smaller one's samples.
+
+    Returns:
+        bool (N,).
+    """
+    kept = np.zeros(len(labels), bool)
+    for value in np.unique(labels[labels >= 0]).tolist():
+        members = generator(seed, value, 0, "label-share").permutation(
+            np.flatnonzero(labels == value)
+        )
+        kept[members[: max(1, round(share * len(members)))]] = True
+    return kept
+
+
 @dataclass(frozen=True)
 class Batch:
     """Hold one rank's share of one step, on its device.
 
     Args:
         images: float32 (B, 3, H, W), normalised.
-        targets: level name to float32 (B, C, h, w).
+        targets: level name to float32 (B, C, h, w); "label" to int64 (B,) where asked for.
         index: int64 (B,) on the host, sample numbers in the dataset.
     """
 
@@ -114,8 +199,9 @@ class ShardBatches:
     ) -> None:
         self._device = device = accelerator.device
         self._order = torch.channels_last if config.channels_last else torch.contiguous_format
-        by_name = {level.name: level for level in training_set.levels}
+        by_name = training_set.recorded
         self._decoders = open_dequantisers(training_set.snapshot, by_name, device=device)
+        self._pairs = open_pairs(training_set, config=config, rank=accelerator.process_index)
         per_channel = (1, 3, 1, 1)
         self._shift = torch.tensor([255 * m for m in student.mean], device=device).view(per_channel)
         self._scale = torch.tensor([255 * s for s in student.std], device=device).view(per_channel)
@@ -132,9 +218,10 @@ class ShardBatches:
         state: TrainState,
     ) -> BatchReader:
         return BatchReader(
-            training_set.snapshot,
+            training_set.reading(),
             levels=[level.name for level in training_set.levels],
-            batch_size=config.batch_size,
+            labels=training_set.choice.labels,
+            batch_size=config.part_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             seed=config.seed,
@@ -168,6 +255,10 @@ class ShardBatches:
             name: _in_order(decode(rows.levels), self._order)
             for name, decode in self._decoders.items()
         }
+        if self._pairs is not None:
+            images, targets = self._pairs(images, targets, position=rows.position)
+        if rows.label is not None:
+            targets["label"] = torch.from_numpy(rows.label).to(self._device, copy=True)
         return Batch(images=images, targets=targets, index=rows.index.copy())
 
     def close(self) -> None:
@@ -188,6 +279,22 @@ BATCHES = {
 """Sources of batches by `data.kind`; all are built and used alike."""
 
 
+def choice_of(config: TrainConfig) -> Choice:
+    """Say what a run's method takes of its dataset.
+
+    Raises:
+        ConfigError: a method that cannot be imported.
+    """
+    needs = method_class(config).needs
+    supervised = config.method == "supervised"
+    return Choice(
+        levels="levels" in needs,
+        labels="labels" in needs,
+        share=config.supervised.label_share if supervised else 1.0,
+        seed=config.seed,
+    )
+
+
 def open_batches(
     training_set: TrainingSet,
     *,
@@ -203,23 +310,52 @@ def open_batches(
     )
 
 
-def open_training_set(config: DataConfig, *, kinds: Sequence[str] = ("feature",)) -> TrainingSet:
+def open_training_set(
+    config: DataConfig, *, kinds: Sequence[str] = ("feature",), choose: Choice | None = None
+) -> TrainingSet:
     """Find the dataset at its latest version, choose the levels, and refuse what does not fit.
 
     Args:
         config: which dataset and levels, which datasets join it, and what is expected of them.
         kinds: of levels that the method distils: feature (maps), soft_label; one of each at least.
+        choose: what else the method takes; None: the levels alone.
 
     Raises:
         DataError: no such dataset, several of that name, or not a readable one; a stream's source
             that is empty or damaged.
-        ConfigError: levels it has not, or of another kind; another size or pixel range; datasets
-            that are not of the same samples.
+        ConfigError: levels it has not, or of another kind; no labels; another size or pixel range;
+            datasets that are not of the same samples; flips or crops that its levels do not allow.
     """
+    choice = choose or Choice()
     dataset = find_dataset(config.dataset) if config.kind == "shards" else _open_stream(config)
+    levels, problems = ([], [])
     others = [find_dataset(name) for name in config.join]
-    problems = _image_problems(config, dataset)
-    by_name = {level.name: level for one in (dataset, *others) for level in one.levels}
+    if choice.levels:
+        levels, problems = _choose_levels(config, (dataset, *others), kinds=kinds)
+    problems = [*_image_problems(config, dataset), *problems]
+    problems += pair_problems(config, dataset=dataset, levels=levels)
+    if choice.labels and not dataset.about.labels:
+        allowed = "a dataset with labels, as the method learns classes"
+        problems.append(Problem("data.dataset", dataset.url, allowed))
+    if problems:
+        raise ConfigError(problems)
+    crop = (config.crop[0], config.crop[1]) if config.crop else None
+    return TrainingSet(
+        dataset=dataset,
+        snapshot=_open_snapshot((dataset, *others)),
+        levels=tuple(cropped(level, crop) for level in levels),
+        joined=tuple(others),
+        choice=choice,
+        crop=crop,
+    )
+
+
+def _choose_levels(
+    config: DataConfig, datasets: Sequence[Dataset], *, kinds: Sequence[str]
+) -> tuple[list[Level], list[Problem]]:
+    """Return the levels asked for, finest first, and what is wrong with the request."""
+    problems = []
+    by_name = {level.name: level for one in datasets for level in one.levels}
     usable = [name for name, level in by_name.items() if _is_usable(level, kinds)]
     names = config.levels or usable
     words = " or ".join(KIND_WORDS[kind] for kind in kinds)
@@ -232,12 +368,8 @@ def open_training_set(config: DataConfig, *, kinds: Sequence[str] = ("feature",)
     for kind in kinds:
         if len(chosen) == len(names) and not any(level.kind == kind for level in chosen):
             allowed = f"at least one {KIND_WORDS[kind]}"
-            problems.append(Problem("data.dataset", dataset.url, allowed, KIND_HINTS[kind]))
-    if problems:
-        raise ConfigError(problems)
-    levels = sorted(chosen, key=lambda level: level.stride)
-    snapshot = _open_snapshot((dataset, *others))
-    return TrainingSet(dataset, snapshot, tuple(levels), tuple(others))
+            problems.append(Problem("data.dataset", datasets[0].url, allowed, KIND_HINTS[kind]))
+    return sorted(chosen, key=lambda level: level.stride), problems
 
 
 def _open_stream(config: DataConfig) -> Dataset:

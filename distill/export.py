@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from distill.backbones import is_ours
 from distill.configs.student import StudentConfig
+from distill.methods import method_class
 from distill.model_card import model_card
 from distill.students import Student, build_student
 from distill.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
+from dreamshard.permissions import apply_umask
 
 if TYPE_CHECKING:
     from distill.config import TrainConfig
@@ -93,7 +95,8 @@ def keep_student(
         "method": config.method,
         "steps": config.steps,
         "batch_size": config.batch_size,
-        "ema": 0.0,
+        "student_images": config.steps * config.batch_size * method_class(config).views,
+        "ema": config.ema,
         "dataset": dataset.url,
         "content_key": dataset.recipe.content_key,
         "snapshot": training_set.snapshot.version,
@@ -112,7 +115,8 @@ def keep_student(
         provenance=provenance,
         metrics=log.figures,
     )
-    log.record.stats(steps=config.steps, student=str(folder), **log.figures)
+    passes = provenance["student_images"]
+    log.record.stats(steps=config.steps, student=str(folder), student_images=passes, **log.figures)
     log.record.finish(f"dreamshard evaluate --student {run_dir}")
 
 
@@ -166,6 +170,7 @@ def export_student(
     (part / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
     (part / "README.md").write_text(model_card(card), encoding="utf-8")
     for path in part.iterdir():
+        apply_umask(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     shutil.rmtree(folder, ignore_errors=True)

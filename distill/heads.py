@@ -15,6 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.permissions import apply_umask
 
 DROPOUT = 0.1
 WEIGHTS, CARD = "logit_head.safetensors", "logit_head.json"
@@ -98,6 +99,7 @@ def save_head(head: UperHead, folder: Path, *, num_classes: int, width: int) -> 
 
     weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    apply_umask(folder / WEIGHTS)
     card = {"num_classes": num_classes, "width": width}
     (folder / CARD).write_text(json.dumps(card) + "\n", encoding="utf-8")
 

@@ -37,9 +37,10 @@ SHUFFLES: dict[str, Shuffle] = {"full": "full", "block": "runs", "none": "none"}
 
 @dataclass(frozen=True)
 class Licence:
-    """What is known of the teacher's weights."""
+    """What is known of the teacher's weights; methods that need labels need shards."""
 
     licence: str
+    labels: bool = False
 
 
 class StreamedDataset:
@@ -126,7 +127,7 @@ class StreamBatches(ShardBatches):
         stream = cast(StreamedSnapshot, training_set.snapshot).stream
         settings = settle_paths(config.data.stream)
         share = Share(
-            batch_size=config.batch_size,
+            batch_size=config.part_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             start=state.position,

@@ -53,21 +53,27 @@ def parameter_groups(
         layers: depth by parameter name, as in `build_optimizer`.
 
     Returns:
-        Groups of "params", "weight_decay" and "lr_scale", fastest and decaying first.
+        Groups of "params", "weight_decay", "lr_scale" and "fixed_rate", fastest and decaying first.
     """
     layers = layers or {}
     top = max(layers.values(), default=0)
     exempt = _exempt(module)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    fixed = tuple(getattr(module, "fixed_rate", ()))
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             scale = config.layer_decay ** (top - layers.get(name, top))
             decays = parameter.ndim > 1 and name not in exempt
-            key = (scale, config.weight_decay if decays else 0.0)
+            key = (scale, config.weight_decay if decays else 0.0, name.startswith(fixed))
             groups.setdefault(key, []).append(parameter)
     return [
-        {"params": groups[scale, decay], "weight_decay": decay, "lr_scale": scale}
-        for scale, decay in sorted(groups, reverse=True)
+        {
+            "params": groups[scale, decay, fixed],
+            "weight_decay": decay,
+            "lr_scale": scale,
+            "fixed_rate": fixed,
+        }
+        for scale, decay, fixed in sorted(groups, reverse=True)
     ]
 
 
@@ -81,6 +87,11 @@ def _exempt(module: nn.Module) -> set[str]:
     }
 
 
+def peak_rate(config: OptimizerConfig, *, batch_size: int) -> float:
+    """Return the highest learning rate of a run: `lr`, scaled with the batch size where asked."""
+    return config.lr * (batch_size / config.lr_batch if config.lr_batch else 1.0)
+
+
 def learning_rate(step: int, *, steps: int, config: OptimizerConfig, batch_size: int = 0) -> float:
     """Return the rate of one step: linear warm-up to the peak, then a cosine down to the floor.
 
@@ -90,7 +101,7 @@ def learning_rate(step: int, *, steps: int, config: OptimizerConfig, batch_size:
         config: peak, the batch size it is meant for, warm-up share and floor share.
         batch_size: of the run, samples per step.
     """
-    peak = config.lr * (batch_size / config.lr_batch if config.lr_batch else 1.0)
+    peak = peak_rate(config, batch_size=batch_size)
     warmup = round(config.warmup * steps)
     if step <= warmup:
         return peak * step / warmup
@@ -99,7 +110,14 @@ def learning_rate(step: int, *, steps: int, config: OptimizerConfig, batch_size:
     return peak * (config.floor + (1 - config.floor) * cosine)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the rate of every parameter group, scaled by its layer's decay."""
+def set_learning_rate(optimizer: Optimizer, rate: float, *, peak: float | None = None) -> None:
+    """Set the rate of every parameter group, scaled by its layer's decay.
+
+    Args:
+        optimizer: of groups as `parameter_groups` makes them.
+        rate: of this step.
+        peak: of the run, for the groups whose rate is fixed; None: they follow, too.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        fixed = group.get("fixed_rate") and peak is not None
+        group["lr"] = (peak if fixed else rate) * group.get("lr_scale", 1.0)

@@ -60,6 +60,10 @@ class Student(nn.Module):
             maps = [features.permute(0, 3, 1, 2) for features in maps]
         return maps if self.neck is None else self.neck(maps)
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, 3, H, W) to their deepest map's mean over space, (B, C)."""
+        return self(images)[-1].mean(dim=(2, 3))
+
     def train(self, mode: bool = True) -> Student:
         """Set training mode; frozen parts keep their statistics and stay in evaluation mode."""
         super().train(mode)

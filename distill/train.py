@@ -18,10 +18,12 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import math
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from distill.config import TrainConfig
 from dreamshard.config import load_config
@@ -30,11 +32,12 @@ from dreamshard.progress import stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch.optim import Optimizer
+    from torch import Tensor
 
     from distill.checkpoint import TrainState
     from distill.data import ShardBatches
-    from distill.methods.base import Method
+    from distill.learner import Learner
+    from distill.monitor import Monitor
     from distill.runlog import RunLog
 
 DESCRIPTION = "Train a student backbone on a teacher's recorded features."
@@ -69,15 +72,19 @@ def train(config: TrainConfig) -> Path:
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
     from distill.checkpoint import first_state, forget, load_checkpoint, resume_point
-    from distill.data import open_batches, open_training_set
+    from distill.data import choice_of, open_batches, open_training_set
     from distill.export import STUDENT_FOLDER, keep_student
     from distill.launch import place
+    from distill.learner import Learner, build_average
     from distill.methods import build_method
+    from distill.monitor import open_monitor
     from distill.optim import build_optimizer
     from distill.runlog import RunLog
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
-    training_set = open_training_set(config.data, kinds=config.level_kinds())
+    training_set = open_training_set(
+        config.data, kinds=config.level_kinds(), choose=choice_of(config)
+    )
     if config.restart and chief:
         forget(run_dir)
     accelerator.wait_for_everyone()
@@ -92,27 +99,33 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     method = build_method(config, training_set=training_set)
     place(method, config=config, accelerator=accelerator)
     layers = method.layers(config, image_size=training_set.image_size)
-    optimizer = build_optimizer(method, config.optimizer, layers=layers)
+    learner = Learner(
+        method=method,
+        optimizer=build_optimizer(method, config.optimizer, layers=layers),
+        average=build_average(method.student, decay=config.ema),
+        scaler=accelerator.scaler,
+    )
     if checkpoint is not None:
-        load_checkpoint(checkpoint, model=method, optimizer=optimizer)
+        load_checkpoint(checkpoint, learner)
     batches = open_batches(
         training_set, config=config, student=method.student, accelerator=accelerator, state=state
     )
     log = RunLog(config, accelerator=accelerator, training_set=training_set, start=state.step)
+    monitor = open_monitor(config, training_set=training_set) if chief else None
     log.headline(method.student)
     with closing(batches), log:
         take_steps(
             state,
             config=config,
             accelerator=accelerator,
-            method=method,
-            optimizer=optimizer,
+            learner=learner,
             batches=batches,
             log=log,
+            monitor=monitor,
         )
     if chief:
         method.keep(run_dir)
-        keep_student(method.student, config=config, training_set=training_set, log=log)
+        keep_student(learner.kept, config=config, training_set=training_set, log=log)
     accelerator.wait_for_everyone()
     return student_folder
 
@@ -122,10 +135,10 @@ def take_steps(
     *,
     config: TrainConfig,
     accelerator: Accelerator,
-    method: Method,
-    optimizer: Optimizer,
+    learner: Learner,
     batches: ShardBatches,
     log: RunLog,
+    monitor: Monitor | None,
 ) -> None:
     """Take the steps that are left; write metrics and checkpoints.
 
@@ -134,29 +147,57 @@ def take_steps(
     """
     from distill.checkpoint import save_checkpoint
     from distill.launch import seed_step
-    from distill.optim import learning_rate, set_learning_rate
+    from distill.optim import learning_rate, peak_rate, set_learning_rate
 
     run_dir = Path(config.run_dir)
-    model, stepper = accelerator.prepare(method, optimizer)
+    peak = peak_rate(config.optimizer, batch_size=config.batch_size)
+    model, stepper = accelerator.prepare(learner.method, learner.optimizer)
     for step in range(state.step + 1, config.steps + 1):
         rate = learning_rate(
             step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
         )
-        set_learning_rate(optimizer, rate)
+        set_learning_rate(learner.optimizer, rate, peak=peak)
         seed_step(config.seed, step=step, rank=accelerator.process_index)
-        batch = batches.next()
-        terms = model(batch.images, batch.targets)
-        accelerator.backward(terms["loss"])
+        terms, index = add_gradients(model, batches, accelerator, parts=config.accumulate)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip or math.inf)
         stepper.step()
         stepper.zero_grad()
-        log.note(step, terms=terms, norm=norm, index=batch.index)
+        learner.follow(step)
+        log.note(step, terms=terms, norm=norm, index=index, skipped=stepper.step_was_skipped)
         last = step == config.steps
         if last or step % config.log_every == 0:
             log.line(rate=rate, waited_s=batches.waited_s)
+        if monitor is not None and (last or step % config.monitor.every == 0):
+            log.look(monitor(learner.kept))
         if accelerator.is_main_process and (last or step % config.save_every == 0):
             now = replace(state, step=step, position=batches.position)
-            save_checkpoint(run_dir, now, model=method, optimizer=optimizer, keep=config.keep)
+            save_checkpoint(run_dir, now, learner, keep=config.keep)
+
+
+def add_gradients(
+    model: Callable[..., dict[str, Tensor]],
+    batches: ShardBatches,
+    accelerator: Accelerator,
+    *,
+    parts: int,
+) -> tuple[dict[str, Tensor], np.ndarray]:
+    """Run a step's batch forward and backward, in parts; ranks share gradients after the last.
+
+    Returns:
+        The loss terms' means over the parts, and the sample numbers of this rank's batch.
+    """
+    sums: dict[str, Tensor] = {}
+    index = []
+    for part in range(parts):
+        batch = batches.next()
+        alone = part < parts - 1
+        with accelerator.no_sync(model) if alone else nullcontext():
+            terms = model(batch.images, batch.targets)
+            accelerator.backward(terms["loss"] / parts)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.detach() / parts
+        index.append(batch.index)
+    return sums, np.concatenate(index)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,10 @@ class ImageConfig:
     """How images are brought to the teacher's size; part of the recipe."""
 
     size: Annotated[int, Field(ge=0, le=8192)] = 0
-    """Side of the square given to the teacher (pixels); 0 for the teacher's own."""
+    """Height given to the teacher, and width unless that is set (pixels); 0 for the teacher's own
+    size."""
+    width: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Width given to the teacher, where it differs from the height (pixels)."""
     resize: Literal["bicubic", "bilinear", "lanczos", "box", "adm"] = "bicubic"
     """Filter; adm halves with a box filter down to twice the size first, as guided-diffusion
     does."""
@@ -87,6 +90,18 @@ class ImageConfig:
     """Largest change of a view's size: drawn from 1 - scale .. 1 + scale."""
     rotate: Annotated[float, Field(ge=0, le=180)] = 10.0
     """Largest rotation of a view either way (degrees)."""
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Height and width asked for, in pixels; None for the teacher's own."""
+        return (self.size, self.width or self.size) if self.size else None
+
+    def problems(self) -> list[Problem]:
+        """List settings that contradict each other."""
+        if self.width and not self.size:
+            hint = "Set image.size to the height."
+            return [Problem("width", str(self.width), "0 without image.size", hint)]
+        return []
 
 
 @dataclass

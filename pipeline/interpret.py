@@ -73,10 +73,7 @@ def interpret(config: InterpretConfig) -> Path:
     from pipeline.teachers.base import describe_teacher
 
     began = time.perf_counter()
-    side = config.image.size
-    spec = describe_teacher(
-        config.teacher, mode="encode", image_size=(side, side) if side else None
-    )
+    spec = describe_teacher(config.teacher, mode="encode", image_size=config.image.shape)
     source = open_source(config.source)
     card = _card(config, spec, source=fingerprint(source))
     folder = Path(config.out)

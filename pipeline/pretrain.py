@@ -17,6 +17,7 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from dreamshard.runfolder import RunFolder
     from pipeline.pretraining.data import TrainingImages
     from pipeline.pretraining.state import Average
+    from pipeline.pretraining.watch import ProxyDistance
     from pipeline.teachers.schedules import Schedule
 
 DESCRIPTION = "Train a diffusion teacher (a UNet2DModel) on a set of images."
@@ -116,7 +118,9 @@ class _Run:
         if config.batch_size % self.ranks:
             allowed = f"a multiple of the {self.ranks} processes"
             raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))
-        self.images: TrainingImages = TrainingImages(source, config=config.image, seed=config.seed)
+        self.images: TrainingImages = TrainingImages(
+            source, config=config.image, seed=config.seed, window=config.crop
+        )
         self.stream = PositionStream(
             num_samples=len(source), valid=self.images.valid, seed=config.seed
         )
@@ -136,6 +140,7 @@ class _Run:
         self.trained = self.accelerator.prepare_model(self.network)
         self.folder = Path(config.run_dir or Path(config.out) / "run")
         self._losses: list[Tensor] = []
+        self._distance: ProxyDistance | None = None
 
     def go(self) -> None:
         """Train from the last checkpoint to the end, then write the teacher."""
@@ -155,13 +160,16 @@ class _Run:
             begun = f", going on at step {first}" if first else ""
             stage(f"pretrain: {size / 1e6:.2f} M parameters, {self.device.type} {kind}{begun}")
         total, done = config.steps * config.batch_size, first * config.batch_size
+        started = time.monotonic()
         with Progress("pretrain", total=total, initial=done, quiet=not chief) as progress:
             for step, batch in enumerate(self._batches(first), first):
                 loss = self._step(step, batch)
                 self._after(step, loss, progress, record)
-        self.images.close()
         if record is not None:
-            self._finish(record)
+            spent = time.monotonic() - started
+            made = (config.steps - first) * config.batch_size
+            self._finish(record, seconds=spent, img_per_s=made / max(spent, 1e-9))
+        self.images.close()
         self.accelerator.wait_for_everyone()
 
     def _batches(self, first: int) -> Iterator[_Batch]:
@@ -228,7 +236,7 @@ class _Run:
 
     def _after(self, step: int, loss: Tensor, progress: Progress, record: RunFolder | None) -> None:
         """Log, checkpoint and draw samples when they are due."""
-        from pipeline.pretraining import state
+        from pipeline.pretraining import state, watch
 
         config, number = self.config, step + 1
         last = number == config.steps
@@ -250,7 +258,11 @@ class _Run:
             path = self.folder / "checkpoint.pt"
             state.save_checkpoint(path, step=number, key=self.key, parts=parts)
         if config.sample_every and number % config.sample_every == 0 and not last:
-            state.save_grid(self._samples(), self.folder / f"samples-{number:06d}.png")
+            grid = self._samples(range(config.num_samples))
+            state.save_grid(grid, self.folder / f"samples-{number:06d}.png")
+            watch.draw_loss_curve(self.folder)
+        if config.distance_every and number % config.distance_every == 0 and not last:
+            watch.log_distance(record, number, self._proxy(), self._samples)
 
     def _mean_loss(self) -> float:
         """Return the mean loss since it was last asked for, over all processes."""
@@ -267,16 +279,32 @@ class _Run:
             "optimizer": self.optimizer,
         }
 
-    def _samples(self) -> np.ndarray:
-        """Draw a grid's images from the averaged weights, uint8 (N, H, W, 3)."""
+    def _proxy(self) -> ProxyDistance:
+        """Return the measure of the samples' distance to the images, made at its first use."""
+        from pipeline.pretraining.watch import ProxyDistance
+
+        if self._distance is None:
+            images = self.images.plain(self.config.distance_samples)
+            if side := self.config.crop:  # windows from the middle: samples are windows, too
+                top, left = ((length - side) // 2 for length in images.shape[1:3])
+                images = images[:, top : top + side, left : left + side]
+            self._distance = ProxyDistance(self.config.distance_extractor, images)
+        return self._distance
+
+    def _samples(self, numbers: range) -> np.ndarray:
+        """Draw some numbered samples from the averaged weights, uint8 (N, H, W, 3)."""
         import torch
 
         from pipeline.teachers import sampling
 
-        count, size, total = self.config.num_samples, self.config.image.size, len(self.schedule)
-        noise = rng.normal(self.config.seed, range(count), 0, "pretrain-grid", (3, size, size))
+        count, total = len(numbers), len(self.schedule)
+        size = self.config.image.shape or (0, 0)
+        if self.config.crop:
+            size = (self.config.crop, self.config.crop)  # what the network knows
+        noise = rng.normal(self.config.seed, numbers, 0, "pretrain-grid", (3, *size))
         x = torch.from_numpy(noise).to(self.device).contiguous(memory_format=torch.channels_last)
-        labels = torch.arange(count, device=self.device) % self.classes if self.classes else None
+        labels = torch.arange(numbers.start, numbers.stop, device=self.device)
+        labels = labels % self.classes if self.classes else None
         network = self.average.module
 
         def denoise(x_t: Tensor, timestep: int) -> Tensor:
@@ -290,8 +318,9 @@ class _Run:
         images = ((x0.clip(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
-    def _finish(self, record: RunFolder) -> None:
-        from pipeline.pretraining import state
+    def _finish(self, record: RunFolder, **speed: float) -> None:
+        """Write the teacher and its last pictures; `speed` is that of this part of the run."""
+        from pipeline.pretraining import state, watch
 
         config = self.config
         card = {
@@ -302,12 +331,17 @@ class _Run:
             "steps": config.steps,
             "seed": config.seed,
         }
+        if config.distance_every:
+            found = watch.log_distance(record, config.steps, self._proxy(), self._samples)
+            told = {"samples": config.distance_samples, "extractor": config.distance_extractor}
+            card["proxy_distance"] = {**found, **told}
         folder = state.save_teacher(
             config, self.average.module, scheduler=self.scheduler, card=card
         )
-        state.save_grid(self._samples(), folder / "samples.png")
+        state.save_grid(self._samples(range(config.num_samples)), folder / "samples.png")
+        watch.draw_loss_curve(self.folder)
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
-        record.stats(teacher=str(folder), steps=config.steps)
+        record.stats(teacher=str(folder), steps=config.steps, **speed)
         record.finish(
             f"dreamshard encode --teacher.path {folder} --teacher.timesteps [100] "
             f"--source.kind {config.source.kind}"

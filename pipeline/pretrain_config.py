@@ -92,6 +92,8 @@ class PretrainConfig:
     """The images."""
     image: ImageConfig = field(default_factory=lambda: ImageConfig(size=SIZE_OF_DIGITS))
     """How images are brought to size; views above 1: every sample is a fresh jittered view."""
+    crop: CountOrNone = 0
+    """Side of the random window of each image that a step sees (pixels); 0 for whole images."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     """The network."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -129,10 +131,17 @@ class PretrainConfig:
     """Steps between checkpoints (count); a rerun goes on from the last one."""
     sample_every: CountOrNone = 0
     """Steps between sample grids (count); 0 for one at the end."""
-    num_samples: Annotated[int, Field(ge=1, le=1024)] = 36
+    num_samples: Annotated[int, Field(ge=1, le=1024)] = 16
     """Images in a sample grid (count)."""
     sample_steps: Annotated[int, Field(ge=1, le=1000)] = 50
     """Sampler steps of the grid (count)."""
+    distance_every: CountOrNone = 0
+    """Steps between measurements of the proxy distance of samples to the images (count), and one at
+    the end; 0 for none."""
+    distance_samples: Annotated[int, Field(ge=2, le=50_000)] = 512
+    """Samples, and as many training images, that the distance compares (count)."""
+    distance_extractor: str = "pixels"
+    """Features compared: pixels, timm:MODEL[@FILE], or a module:function of your own."""
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
@@ -140,9 +149,14 @@ class PretrainConfig:
         if self.image.size == 0:
             found.append(Problem("image.size", "0", "a size in pixels", "Try --image.size 32."))
         stride = 2 ** (len(self.unet.block_out_channels) - 1)
-        if not self.unet.config and self.image.size % stride:
-            allowed = f"a multiple of {stride} (one halving per further width of unet)"
-            found.append(Problem("image.size", str(self.image.size), allowed))
+        sides = {"image.size": self.image.size, "image.width": self.image.width, "crop": self.crop}
+        for key, side in sides.items():
+            if not self.unet.config and side % stride:
+                allowed = f"a multiple of {stride} (one halving per further width of unet)"
+                found.append(Problem(key, str(side), allowed))
+        if self.crop > min(self.image.shape or (0,)):
+            allowed = f"0..{min(self.image.shape or (0,))}, the shorter side of the images"
+            found.append(Problem("crop", str(self.crop), allowed))
         if self.warmup_steps >= self.steps:
             allowed = f"less than steps ({self.steps})"
             found.append(Problem("warmup_steps", str(self.warmup_steps), allowed))

@@ -118,10 +118,8 @@ def check_root(root: str) -> None:
 
 
 def _describe(config: PipelineConfig) -> TeacherSpec:
-    side = config.image.size if isinstance(config, EncodeConfig) else 0
-    return describe_teacher(
-        config.teacher, mode=mode_of(config), image_size=(side, side) if side else None
-    )
+    shape = config.image.shape if isinstance(config, EncodeConfig) else None
+    return describe_teacher(config.teacher, mode=mode_of(config), image_size=shape)
 
 
 def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +14,8 @@ from dreamshard.progress import Progress
 from storage.catalog import find_dataset, list_datasets
 from storage.dataset import Dataset
 from storage.inspect import Summary, describe, summarize
+from storage.snapshot import Snapshot
+from storage.statistics import STATISTICS_SAMPLES, contact_sheet, level_statistics, spread
 from storage.verify import Report, repair, verify_dataset
 
 DAMAGED = DataError.exit_code
@@ -58,7 +61,19 @@ def inspect(argv: Sequence[str]) -> int:
     """Show what a feature dataset holds; exit code 0, 3 if it is damaged or not there."""
     parser = _parser("inspect", "Show what a feature dataset holds.")
     parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
-    dataset = find_dataset(parser.parse_args(argv).dataset)
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=STATISTICS_SAMPLES,
+        help="samples to look at for the levels' statistics; 0 for none (%(default)s)",
+    )
+    parser.add_argument(
+        "--sheet",
+        metavar="PNG",
+        help="write a picture: images and maps as colours",
+    )
+    options = parser.parse_args(argv)
+    dataset = find_dataset(options.dataset)
     summary = summarize(dataset)
     console = _console()
     console.print(dataset.url)
@@ -72,6 +87,12 @@ def inspect(argv: Sequence[str]) -> int:
         facts.add_row(what, value)
     console.print(facts)
     console.print(_level_table(summary))
+    snapshot = dataset.snapshot()
+    if options.samples > 0 and snapshot.valid.any():
+        console.print(_statistics_table(snapshot, options.samples))
+    if options.sheet:
+        Path(options.sheet).write_bytes(contact_sheet(snapshot))
+        print(f"{options.sheet}: one row a sample: its image, then its maps.")
     for index, error in summary.errors.items():
         print(f"sample {index} is invalid: {error}")
     for unit, error in list(dataset.quarantined().items())[:_MAX_LINES]:
@@ -140,6 +161,26 @@ def _level_table(summary: Summary) -> Table:
         size = f"{facts.stored_bytes:,}{ratio}"
         stride = str(facts.stride or "")
         table.add_row(facts.name, facts.kind, stride, shape, facts.dtype, facts.codec, size)
+    return table
+
+
+def _statistics_table(snapshot: Snapshot, count: int) -> Table:
+    names = ("level", "mean", "std", "min", "max", "zeros", "dead channels", "norm")
+    table = Table(*names, box=None)
+    samples = spread(snapshot, count)
+    total = len(samples) * len(snapshot.levels)
+    with Progress("statistics", total=total, unit="samples") as progress:
+        for level in snapshot.levels:
+            found = level_statistics(snapshot, level, samples, on_samples=progress.update)
+            numbers = (found.mean, found.std, found.low, found.high)
+            table.add_row(
+                level.name,
+                *(f"{number:.4g}" for number in numbers),
+                f"{100 * found.zeros:.3g} %",
+                str(found.dead),
+                f"{found.norm:.4g}",
+            )
+    table.caption = f"over {len(samples):,} samples, evenly spread; norm: over the channels"
     return table
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from storage.chunk_files import ReadableSnapshot
-from storage.chunks import open_chunks
+from storage.chunks import Access, open_chunks
 
 _AT_ONCE = 4096  # rows per copy: bounds the address tables, not the result
 
@@ -19,6 +19,7 @@ def read_rows(
     *,
     decode: bool = True,
     max_open: int = 64,
+    access: Access = "map",
 ) -> np.ndarray:
     """Return rows of one array, in the order asked for.
 
@@ -29,7 +30,8 @@ def read_rows(
             samples that are not valid hold whatever was stored.
         decode: turn a level that is stored by a quantising codec into float32 values; without it
             its rows come as they are stored. Plain numbers always do.
-        max_open: chunk files kept mapped at most.
+        max_open: chunk files kept open at most.
+        access: see `open_chunks`; "pread" does without compiled code, for few rows.
 
     Returns:
         (N, *per-sample shape), memory of its own.
@@ -42,7 +44,7 @@ def read_rows(
     components = getattr(snapshot, "components", None)
     known = decode and components is not None and name in snapshot.array_names
     names = list(components(name)) if known and components is not None else [name]
-    chunks = open_chunks(snapshot, names, access="map", max_open=max_open)
+    chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
     specs = [snapshot.array_spec(part) for part in names]
     out = [np.empty((len(samples), *shape), dtype) for dtype, shape in specs]
     for first in range(0, len(samples), _AT_ONCE):

@@ -12,7 +12,7 @@ import numpy as np
 
 from dreamshard.errors import DataError
 from storage.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot, open_again
-from storage.mapped import in_memory, load_gather
+from storage.mapped import gather_plainly, in_memory, load_gather
 from storage.pread import read_exactly
 from storage.tar_format import decode_png
 from storage.tar_index import shard_bytes
@@ -115,7 +115,7 @@ class TarChunks:
         width = snapshot.num_samples if self.fits else 0
         self._table = np.zeros((len(self._names), width), np.uint64)
         self._ready = np.zeros(self._files.units if self.fits else 0, bool)
-        self._gather = load_gather()
+        self._gather = load_gather() if access == "map" else gather_plainly
 
     def path(self, unit: int) -> str:
         """Return the path of a shard, on a remote root of a local copy; open it at once."""

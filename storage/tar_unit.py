@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from storage.tar_store import TarStore
 
 _ZEROS = bytes(BLOCK)
+_Member = tuple[bytes, bytes | memoryview, bytes]  # header, data, padding
 
 _counter = itertools.count()
 
@@ -121,9 +122,7 @@ class TarUnit:
         self._offset = int(ends[-1, -1]) if ends.size else self._offset
         return np.stack([ends - blocks + fronts, sizes])
 
-    def _members(
-        self, name: str, keys: list[bytes], sums: list[int]
-    ) -> list[tuple[bytes, bytes | memoryview, bytes]]:
+    def _members(self, name: str, keys: list[bytes], sums: list[int]) -> list[_Member]:
         """Return (header, data, padding) of one array's member of every sample."""
         spec, rows = self._store.arrays[name], self._rows[name]
         if spec.compression == "png":
@@ -144,9 +143,9 @@ class TarUnit:
         ]
 
 
-def _json_members(batch: FeatureBatch, keys: list[bytes]) -> list[tuple[bytes, bytes, bytes]]:
+def _json_members(batch: FeatureBatch, keys: list[bytes]) -> list[_Member]:
     labels = [None] * len(batch) if batch.label is None else [int(label) for label in batch.label]
-    members = []
+    members: list[_Member] = []
     for row, (index, key, label) in enumerate(zip(batch.index, batch.key, labels, strict=True)):
         text = json_member(
             index=int(index),
@@ -159,5 +158,5 @@ def _json_members(batch: FeatureBatch, keys: list[bytes]) -> list[tuple[bytes, b
     return members
 
 
-def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+def _member(name: str, data: bytes) -> _Member:
     return header(name, len(data)), data, _ZEROS[: padding(len(data))]

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill.configs.types import Count, Positive, Weight
+from distill.configs.types import Count, Positive, Share, Weight
 from dreamshard.errors import Problem
+
+Width = Annotated[int, Field(ge=1, le=16384)]
 
 
 @dataclass(kw_only=True)
@@ -58,3 +60,86 @@ class DreamTeacherConfig:
             hint = "Try --dreamteacher.regressor fpn."
             return [Problem("pool_scales", "[]", "one scale or more for fpn_ppm", hint)]
         return []
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """Random views of a batch's images, drawn per sample on the training device."""
+
+    crop_scale: list[Share] = field(default_factory=lambda: [0.2, 1.0])
+    """Smallest and largest share of the image's area that a random resized crop keeps (0..1]."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Chance of a mirrored view (0..1)."""
+    jitter: list[Weight] = field(default_factory=lambda: [0.4, 0.4, 0.4, 0.1])
+    """Strengths of brightness, contrast, saturation and hue changes; hue is at most 0.5."""
+    jitter_chance: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Chance of a view to be jittered (0..1)."""
+    grayscale: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Chance of a gray view (0..1)."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        found = []
+        if len(self.crop_scale) != 2 or self.crop_scale != sorted(self.crop_scale):
+            allowed = "two shares, the smaller first"
+            found.append(Problem("crop_scale", str(self.crop_scale), allowed, "Try [0.2, 1.0]."))
+        if len(self.jitter) != 4 or self.jitter[3] > 0.5:
+            allowed = "four strengths, the last at most 0.5"
+            found.append(Problem("jitter", str(self.jitter), allowed, "Try [0.4, 0.4, 0.4, 0.1]."))
+        return found
+
+
+@dataclass(kw_only=True)
+class SimSiamConfig:
+    """SimSiam on the dataset's images (a baseline without a teacher)."""
+
+    width: Width = 2048
+    """Width of projector and prediction (features)."""
+    projector_layers: Annotated[int, Field(ge=1, le=8)] = 2
+    """Layers of the projector: 2 on CIFAR, 3 elsewhere (count)."""
+    predictor_width: Width = 512
+    """Hidden width of the predictor (features)."""
+    fixed_predictor_rate: bool = True
+    """Keep the predictor's learning rate at its peak while the rest follows the cosine."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How the two views are made."""
+
+
+@dataclass(kw_only=True)
+class VICRegConfig:
+    """VICReg on the dataset's images (a baseline without a teacher)."""
+
+    width: Width = 2048
+    """Width of the expander's output (features)."""
+    hidden: Width = 512
+    """Width of the expander's hidden layers (features)."""
+    layers: Annotated[int, Field(ge=1, le=8)] = 3
+    """Layers of the expander (count)."""
+    invariance: Weight = 25.0
+    """Weight of the distance between the two views."""
+    variance: Weight = 25.0
+    """Weight of the variance hinge, of both views summed."""
+    covariance: Weight = 1.0
+    """Weight of the covariance term, of both views summed."""
+    halve_variance: bool = False
+    """Halve the variance hinge, as the official code does and the paper does not."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How the two views are made."""
+
+
+@dataclass(kw_only=True)
+class SupervisedConfig:
+    """Supervised training on the labels of the dataset's images (a baseline)."""
+
+    label_share: Share = 1.0
+    """Share of each class's samples to train on, the same ones for a seed (0..1]."""
+    classes: Annotated[int, Field(ge=0)] = 0
+    """Classes to tell apart (count); 0: as many as the dataset's labels have."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing (0..1)."""
+    augment: AugmentConfig = field(
+        default_factory=lambda: AugmentConfig(
+            crop_scale=[0.5, 1.0], jitter=[0.0, 0.0, 0.0, 0.0], grayscale=0.0
+        )
+    )
+    """How the one view is made."""

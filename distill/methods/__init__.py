@@ -8,8 +8,10 @@ which "loss" is minimised and all are reported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from distill.configs.methods import SupervisedConfig
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
 
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
     from distill.data import TrainingSet
     from distill.methods.base import Method
 
-METHODS = {"dreamteacher": "distill.methods.dreamteacher:DreamTeacher"}
+METHODS = {
+    "dreamteacher": "distill.methods.dreamteacher:DreamTeacher",
+    "simsiam": "distill.methods.simsiam:SimSiam",
+    "vicreg": "distill.methods.vicreg:VICReg",
+    "supervised": "distill.methods.supervised:Supervised",
+}
 """Name, also of the section of its settings -> `module:Class`; a path of your own works too."""
 
 
@@ -30,14 +37,13 @@ def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:
     """
     from distill.students import build_student
 
-    try:
-        method = load_part(config.method, table=METHODS)
-    except (ImportError, AttributeError) as error:
-        got = f"{config.method!r} ({error})"
-        raise ConfigError(Problem("method", got, "a class that can be imported")) from error
+    method: Any = method_class(config)  # built as the module's text says
+    settings = config.method_settings()
+    if isinstance(settings, SupervisedConfig) and not settings.classes:
+        settings = replace(settings, classes=training_set.num_classes)
     image_size = training_set.image_size
     return method(
-        config.method_settings(),
+        settings,
         student=build_student(
             config.student,
             strides=choose_strides(
@@ -55,13 +61,27 @@ def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:
     )
 
 
+def method_class(config: TrainConfig) -> type[Method]:
+    """Import the class of a run's method.
+
+    Raises:
+        ConfigError: a path that does not lead to one.
+    """
+    try:
+        return load_part(config.method, table=METHODS)
+    except (ImportError, AttributeError) as error:
+        got = f"{config.method!r} ({error})"
+        raise ConfigError(Problem("method", got, "a class that can be imported")) from error
+
+
 def choose_strides(
     config: TrainConfig, *, levels: Sequence[int], image_size: tuple[int, int], finest: int = 0
 ) -> tuple[int, ...]:
     """Choose the strides of the student's maps: as configured, else those of the levels.
 
     A method that bridges resolutions gets the student's nearest strides instead of the levels';
-    without levels, all that the student has from a finest one on.
+    without levels, all that the student has from a finest one on; for a method without a teacher,
+    the deepest.
 
     Args:
         config: of the run.
@@ -79,6 +99,8 @@ def choose_strides(
     if levels and getattr(config.method_settings(), "bridge", "none") == "none":
         return tuple(levels)
     offered = student_strides(config.student, image_size=image_size)
+    if "levels" not in method_class(config).needs:
+        return offered[-1:]
     if levels:
         return tuple(sorted(set(nearest_strides(levels, offered=offered))))
     return tuple(stride for stride in offered if stride >= finest) or offered[-1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,13 +17,20 @@ class Method(nn.Module):
     """Hold a student and whatever else is trained with it; turn a batch into loss terms."""
 
     student: Student
+    needs: ClassVar[frozenset[str]] = frozenset({"levels"})
+    """What a batch's targets must hold: the teacher's levels, the samples' labels, or neither."""
+    views: ClassVar[int] = 1
+    """Forward passes of the student per sample and step, for comparisons at equal compute."""
+    fixed_rate: tuple[str, ...] = ()
+    """Beginnings of the names of parameters whose learning rate stays at its peak."""
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss terms of one batch.
 
         Args:
             images: float32 (B, 3, H, W), normalised.
-            targets: level name to the recorded features, float32 (B, C, h, w).
+            targets: level name to the recorded features, float32 (B, C, h, w); "label" to int64
+                (B,) for methods that need labels.
 
         Returns:
             float32 scalars by name; "loss" is minimised, all are reported.

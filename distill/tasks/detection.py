@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.tasks.batches import endless_rows, ordered_rows
-from distill.tasks.fitting import fit
+from distill.tasks.fitting import fit, layer_depths
 from distill.tasks.layout import TextTable
 from dreamshard.errors import ConfigError, DataError, Problem
 
@@ -72,9 +72,11 @@ class Detection:
         for name, build in bench.networks.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                network = build_detector(build(), config, num_classes=len(train.categories))
+                student = build()
+                network = build_detector(student, config, num_classes=len(train.categories))
                 network.to(bench.device).train()
-                self._train(network, train, device=bench.device, report=report)
+                depths = layer_depths(network, student, config=config.optimizer, bench=bench)
+                self._train(network, train, depths=depths, device=bench.device, report=report)
             rows[name] = self._judge(network, heldout, device=bench.device)
         return {"rows": rows}
 
@@ -94,6 +96,7 @@ class Detection:
         network: nn.Module,
         data: CocoImages,
         *,
+        depths: Mapping[str, int],
         device: torch.device,
         report: Callable[[], None],
     ) -> None:
@@ -113,6 +116,8 @@ class Detection:
                 network,
                 config=config.optimizer,
                 steps=config.steps,
+                batch_size=config.batch_size,
+                depths=depths,
                 next_loss=next_loss,
                 report=report,
             )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from distill.tasks.augment import crop_and_flip
 from distill.tasks.batches import Images, endless_rows, labels_of, normalised, ordered_rows
-from distill.tasks.fitting import fit
+from distill.tasks.fitting import fit, layer_depths
 from distill.tasks.layout import TextTable
 from distill.tasks.probe import fraction_draws
 
@@ -81,7 +81,9 @@ class Finetune:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
                     network = Classifier(build(), num_classes=classes).to(bench.device).train()
-                    judged = self._train(network, train, labels, rows=chosen, report=report)
+                    judged = self._train(
+                        network, train, labels, rows=chosen, bench=bench, report=report
+                    )
                 accuracy = _judge(judged, heldout, truth, student=network.student)
                 rows[name][f"{100 * share:g} %"] = {"mean": accuracy, "images": len(chosen)}
         return {"rows": rows}
@@ -103,6 +105,7 @@ class Finetune:
         labels: np.ndarray,
         *,
         rows: np.ndarray,
+        bench: Bench,
         report: Callable[[], None],
     ) -> nn.Module:
         config, device = self.config, network.classify.weight.device
@@ -125,6 +128,8 @@ class Finetune:
             network,
             config=config.optimizer,
             steps=config.steps,
+            batch_size=config.batch_size,
+            depths=layer_depths(network, network.student, config=config.optimizer, bench=bench),
             next_loss=next_loss,
             ema=config.ema,
             report=report,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,9 @@ from distill.optim import build_optimizer, learning_rate, set_learning_rate
 from dreamshard.errors import DreamshardError
 
 if TYPE_CHECKING:
+    from distill.bench import Bench
     from distill.config import OptimizerConfig
+    from distill.students import Student
 
 
 def fit(
@@ -21,7 +23,9 @@ def fit(
     *,
     config: OptimizerConfig,
     steps: int,
+    batch_size: int,
     next_loss: Callable[[], Tensor],
+    depths: Mapping[str, int] | None = None,
     ema: float = 0.0,
     report: Callable[[], None] = lambda: None,
 ) -> nn.Module:
@@ -31,7 +35,9 @@ def fit(
         module: in training mode, on its device.
         config: optimiser and learning rate.
         steps: optimiser steps.
+        batch_size: images per step, which the learning rate may be scaled by.
         next_loss: computes the loss of the next batch.
+        depths: of the module's parameters, for layer decay; see `layer_depths`.
         ema: decay of averaged weights, warmed up (timm's ModelEmaV3); 0: none.
         report: called after each step.
 
@@ -41,7 +47,7 @@ def fit(
     Raises:
         DreamshardError: a loss that is not finite.
     """
-    optimizer = build_optimizer(module, config)
+    optimizer = build_optimizer(module, config, layers=depths)
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     average = None
     if ema:
@@ -49,7 +55,7 @@ def fit(
 
         average = ModelEmaV3(module, decay=ema, use_warmup=True)
     for step in range(1, steps + 1):
-        rate = learning_rate(step, steps=steps, config=config)
+        rate = learning_rate(step, steps=steps, config=config, batch_size=batch_size)
         set_learning_rate(optimizer, rate)
         loss = next_loss()
         value = float(loss.detach())
@@ -67,3 +73,29 @@ def fit(
             average.update(module, step=step)
         report()
     return (module if average is None else average.module).eval()
+
+
+def layer_depths(
+    module: nn.Module, student: Student, *, config: OptimizerConfig, bench: Bench
+) -> dict[str, int]:
+    """Number the layers of a student inside a module, 0 the stem, if there is layer decay.
+
+    Args:
+        module: that holds the student somewhere; whatever else it holds has the full rate.
+        student: whose backbone's layers are numbered.
+        config: whether there is layer decay.
+        bench: knows how the student was built.
+
+    Returns:
+        Depth by parameter name of the module; empty without layer decay.
+
+    Raises:
+        ConfigError: a backbone whose layers timm does not know.
+    """
+    if config.layer_decay == 1.0:
+        return {}
+    from distill.timm_names import layer_numbers
+
+    numbers = layer_numbers(student.backbone, bench.student_config, image_size=bench.image_size)
+    prefix = next(name for name, inner in module.named_modules() if inner is student.backbone)
+    return {f"{prefix}.{name}": number for name, number in numbers.items()}

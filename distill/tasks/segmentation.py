@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from distill.heads import FcnHead, UperHead, load_head
 from distill.tasks.augment import crop_and_flip
 from distill.tasks.batches import Images, endless_rows, normalised, ordered_rows
-from distill.tasks.fitting import fit
+from distill.tasks.fitting import fit, layer_depths
 from distill.tasks.layout import TextTable
 from dreamshard.errors import ConfigError, DataError, Problem
 from pipeline.labelled import check_classes, draw_labelled
@@ -98,7 +98,7 @@ class Segmentation:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
                     network = self._build(build(), bench).to(bench.device).train()
-                    self._train(network, train, rows=chosen, report=report)
+                    self._train(network, train, rows=chosen, bench=bench, report=report)
                 cell, guess = self._judge(network, heldout)
                 rows[name][str(shots or "all")] = {"images": len(chosen), **cell}
                 guesses[name] = guess
@@ -145,7 +145,13 @@ class Segmentation:
         return Segmenter(student, head, frozen=config.frozen)
 
     def _train(
-        self, network: Segmenter, images: Images, *, rows: np.ndarray, report: Callable[[], None]
+        self,
+        network: Segmenter,
+        images: Images,
+        *,
+        rows: np.ndarray,
+        bench: Bench,
+        report: Callable[[], None],
     ) -> None:
         config, device = self.config, next(network.parameters()).device
         order = endless_rows(rows, batch_size=config.batch_size, seed=self.seed)
@@ -168,6 +174,8 @@ class Segmentation:
             network,
             config=config.optimizer,
             steps=config.steps,
+            batch_size=config.batch_size,
+            depths=layer_depths(network, network.student, config=config.optimizer, bench=bench),
             next_loss=next_loss,
             report=report,
         )

@@ -8,10 +8,12 @@ from typing import Any
 from dreamshard.charts import DARK, LIGHT, Theme, loss_curves, probe_chart, stage_bars
 from dreamshard.report.material import Material, rate_of, seconds_of
 from dreamshard.report.page import Chart, Missing, Row, Section, Table, missing, plural
-from dreamshard.report.runs import is_number
+from dreamshard.report.runs import Run, is_number
 
 LOSS_NAMES = {"at": "attention transfer", "mse": "whitened regression"}
-NOT_A_LOSS = frozenset("step time lr img_per_s wait_percent grad_norm".split())
+NOT_A_LOSS = frozenset("step time lr img_per_s wait_percent grad_norm memory_gb skipped".split())
+MONITOR = "monitor_"  # how the names of what a run's monitor saw begin
+MAX_LOOKS = 12
 
 
 def losses(material: Material) -> Section:
@@ -22,7 +24,8 @@ def losses(material: Material) -> Section:
         if run is None:
             continue
         names = {key for line in run.metrics() for key, value in line.items() if is_number(value)}
-        ordered = sorted(names - NOT_A_LOSS, key=lambda name: (name != "loss", name))
+        names = {name for name in names - NOT_A_LOSS if not name.startswith(MONITOR)}
+        ordered = sorted(names, key=lambda name: (name != "loss", name))
         lines = {LOSS_NAMES.get(name, name): run.curve(name) for name in ordered[:5]}
         if any(lines.values()):
             curves[title] = {name: points for name, points in lines.items() if points}
@@ -33,7 +36,24 @@ def losses(material: Material) -> Section:
     if "Student" not in curves:
         section.text += f" No training run was found: `{missing('', 'train').command}` makes one."
     section.charts.append(_chart(lambda theme: loss_curves(curves, theme), "loss curves"))
+    if material.train is not None:
+        section.tables += monitor_tables(material.train)
     return section
+
+
+def monitor_tables(run: Run) -> list[Table]:
+    """Lay out what a training run's monitor saw, at most a dozen looks evenly spaced."""
+    names = {name for line in run.metrics() for name in line if name.startswith(MONITOR)}
+    tables = []
+    for name in sorted(names):
+        points = run.curve(name)
+        every = max(1, -(-len(points) // MAX_LOOKS))
+        shown = points[::-1][::every][::-1]  # the last look is always there
+        rows = [Row([f"{step:,.0f}", f"{value:.1f}"]) for step, value in shown]
+        kind = name.removeprefix(MONITOR)
+        title = f"Accuracy of the student while it learned ({kind}), in per cent"
+        tables.append(Table(["step", kind], rows, title=title))
+    return tables
 
 
 def probe(material: Material) -> Section:

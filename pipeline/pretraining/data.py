@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dreamshard.errors import DataError
+from dreamshard.rng import uniform
 from pipeline.images import ImageConfig, ImageSource
 from pipeline.inputs import read_retrying
 from pipeline.prepare import InvalidImageError, decode, fit, prepare
@@ -25,15 +26,22 @@ class TrainingImages:
     Args:
         source: the images.
         config: size, resampling, crop; `views` above 1 means a fresh jittered view per position.
+        window: side of a random window that each position shows (pixels); 0 for all of the view.
         seed: decides views and flips.
         threads: that decode (count).
     """
 
     def __init__(
-        self, source: ImageSource, *, config: ImageConfig, seed: int, threads: int = 2
+        self,
+        source: ImageSource,
+        *,
+        config: ImageConfig,
+        seed: int,
+        window: int = 0,
+        threads: int = 2,
     ) -> None:
         self._source, self._seed = source, seed
-        self._size = (config.size, config.size)
+        self._size, self._window = config.shape or (0, 0), window
         # View 0 of prepare() is the plain image: odd indices are always a jittered view.
         self._views = 2 if config.views > 1 else 1
         self._config = dataclasses.replace(config, views=self._views)
@@ -41,7 +49,7 @@ class TrainingImages:
         self._kept: np.ndarray | None = None
         self._labels: np.ndarray | None = None
         self.valid = np.ones(len(source), bool)
-        if len(source) * config.size**2 * 3 <= KEEP_BYTES:
+        if len(source) * self._size[0] * self._size[1] * 3 <= KEEP_BYTES:
             self._keep()
 
     def batch(
@@ -64,6 +72,20 @@ class TrainingImages:
             )
             labels = None if self._labels is None else self._labels[samples]
         return images, labels
+
+    def plain(self, count: int) -> np.ndarray:
+        """Return up to `count` whole images, evenly spread, without views: uint8 (N, H, W, 3)."""
+        rows = np.flatnonzero(self.valid)
+        rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+        if self._kept is not None:
+            return self._kept[rows]
+        found = []
+        for start in range(0, len(rows), CHUNK):
+            records = read_retrying(self._source, [int(row) for row in rows[start : start + CHUNK]])
+            found += [image for image in self._pool.map(self._decode, records) if image is not None]
+        if not found:
+            raise DataError("source: none of its images can be decoded. Check source.path.")
+        return np.stack(found)
 
     def close(self) -> None:
         """End the threads."""
@@ -94,12 +116,17 @@ class TrainingImages:
             return None
 
     def _view(self, image: np.ndarray, position: int) -> np.ndarray:
-        if self._views == 1 and self._config.flip == "none":
+        if self._views > 1 or self._config.flip != "none":
+            index = int(position) * self._views + self._views - 1
+            image = prepare(
+                decode(image), config=self._config, size=self._size, seed=self._seed, index=index
+            )
+        if not self._window:
             return image
-        index = int(position) * self._views + self._views - 1
-        return prepare(
-            decode(image), config=self._config, size=self._size, seed=self._seed, index=index
-        )
+        down, right = uniform(self._seed, [int(position)], 0, "pretrain-window", (2,))[0]
+        top = int(down * (image.shape[0] - self._window + 1))
+        left = int(right * (image.shape[1] - self._window + 1))
+        return image[top : top + self._window, left : left + self._window]
 
     def _read(
         self, samples: np.ndarray, positions: Sequence[int]

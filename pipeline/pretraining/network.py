@@ -45,7 +45,7 @@ def _unet_settings(config: PretrainConfig, classes: int) -> dict[str, Any]:
     plain = "DownBlock2D" if unet.resampling == "conv" else "ResnetDownsampleBlock2D"
     plain_up = "UpBlock2D" if unet.resampling == "conv" else "ResnetUpsampleBlock2D"
     return {
-        "sample_size": config.image.size,
+        "sample_size": config.image.shape if config.image.width else config.image.size,
         "block_out_channels": tuple(unet.block_out_channels),
         "layers_per_block": unet.layers_per_block,
         "down_block_types": tuple("AttnDownBlock2D" if a else plain for a in attends),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.pretrain_config import PretrainConfig
@@ -27,6 +28,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 NOT_THE_WEIGHTS = (
     *("out", "run_dir", "overwrite", "licence", "device", "threads"),
     *("checkpoint_every", "sample_every", "num_samples", "sample_steps"),
+    *("distance_every", "distance_samples", "distance_extractor"),
 )
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
 
@@ -38,6 +40,11 @@ def recipe_key(config: PretrainConfig, source: Mapping[str, object]) -> str:
         source: fingerprint of the images; it stands for `config.source`.
     """
     settings = {name: v for name, v in to_dict(config).items() if name not in NOT_THE_WEIGHTS}
+    image = settings["image"]
+    if not config.crop:  # teachers trained before there was one keep their key
+        settings.pop("crop")
+    if isinstance(image, dict) and not config.image.width:
+        image.pop("width")
     unet = settings["unet"]
     if isinstance(unet, dict) and unet.get("config"):  # the file counts, not its name
         text = Path(str(unet["config"])).read_text(encoding="utf-8")
@@ -93,6 +100,7 @@ def save_teacher(
     }
     part = folder / f".{WEIGHTS}.{os.getpid()}.partial"
     save_file(state, part, metadata={"format": "pt"})
+    apply_umask(part)
     _flush(part)
     part.replace(folder / WEIGHTS)
     write_text(folder / "config.json", module.to_json_string())  # type: ignore[operator]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from pipeline.teachers import weights
 from pipeline.teachers.interpreter_card import (
@@ -129,6 +130,7 @@ def save_interpreter(folder: Path, interpreter: Interpreter, *, card: Interprete
     (folder / CARD).unlink(missing_ok=True)
     state = {name: value.cpu().contiguous() for name, value in interpreter.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    apply_umask(folder / WEIGHTS)
     write_text(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
 
 

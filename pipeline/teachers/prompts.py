@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
+from dreamshard.permissions import apply_umask
 from pipeline.teachers import weights
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def compute_empty_prompt(pipeline: Path, path: Path) -> None:
         state["pooled"] = pooled.float().contiguous()
     part = path.with_name(f".{path.name}.partial")
     save_file({name: tensor.detach().cpu() for name, tensor in state.items()}, part)
+    apply_umask(part)
     part.replace(path)
 
 

@@ -25,7 +25,7 @@ device: cpu
 student: {name: cifar_resnet, settings: {depths: [1, 1, 1], widths: [4, 6, 8]}}
 dreamteacher: {width: 8}
 """
-TIMES = ("time", "img_per_s", "wait_percent")
+TIMES = ("time", "img_per_s", "wait_percent", "memory_gb")
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,12 @@ def make_batch(index: np.ndarray) -> FeatureBatch:
 
 
 def make_dataset(
-    root: Path, *, num_samples: int = 64, samples_per_unit: int = 16, name: str = "boxes"
+    root: Path,
+    *,
+    num_samples: int = 64,
+    samples_per_unit: int = 16,
+    name: str = "boxes",
+    labels: bool = True,
 ) -> Dataset:
     """Commit a dataset of boxes under a root."""
     recipe = Recipe(
@@ -66,7 +71,13 @@ def make_dataset(
     )
     pins = Pins(micro_batch=16, compute_dtype="float32", device="cpu", threads=1)
     dataset = Dataset.create(
-        str(root), recipe, levels=LEVELS, image_size=IMAGE_SIZE, pins=pins, fsync=False
+        str(root),
+        recipe,
+        levels=LEVELS,
+        image_size=IMAGE_SIZE,
+        pins=pins,
+        labels=labels,
+        fsync=False,
     )
     add_units(dataset, num_samples=num_samples)
     return dataset

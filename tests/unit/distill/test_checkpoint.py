@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,17 @@ from distill.checkpoint import (
     save_checkpoint,
     trim_metrics,
 )
+from distill.learner import Learner, build_average
 from dreamshard.errors import ConfigError, DataError
 
 FRESH = TrainState(config={"seed": 0, "optimizer": {"lr": 0.1}, "keep": 2}, content_key="a")
 
 
-def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+def learner(module: Any, optimizer: torch.optim.Optimizer | None = None, **parts: Any) -> Learner:
+    return Learner(module, optimizer or torch.optim.AdamW(module.parameters()), **parts)
+
+
+def trained(steps: int = 3) -> Learner:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -34,28 +40,28 @@ def trained(steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
         module(torch.randn(2, 3, 8, 8)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return module, optimizer
+    return learner(module, optimizer)
 
 
 def save(run_dir: Path, *steps: int, keep: int = 9) -> None:
-    module, optimizer = trained()
+    ours = trained()
     for step in steps:
         state = replace(FRESH, step=step, position=8 * step)
-        save_checkpoint(run_dir, state, model=module, optimizer=optimizer, keep=keep)
+        save_checkpoint(run_dir, state, ours, keep=keep)
 
 
 def test_weights_and_optimiser_come_back_exactly(tmp_path: Path) -> None:
-    module, optimizer = trained()
-    path = save_checkpoint(tmp_path, FRESH, model=module, optimizer=optimizer, keep=1)
-    other, other_optimizer = trained(steps=1)
-    load_checkpoint(path, model=other, optimizer=other_optimizer)
-    for network, stepper in ((module, optimizer), (other, other_optimizer)):
+    first, second = trained(), trained(steps=1)
+    load_checkpoint(save_checkpoint(tmp_path, FRESH, first, keep=1), second)
+    for each in (first, second):
         torch.manual_seed(1)
+        network: Any = each.method
         network(torch.randn(2, 3, 8, 8)).square().mean().backward()
-        stepper.step()
-    ours, theirs = module.state_dict(), other.state_dict()
+        each.optimizer.step()
+    other: Any = second.method
+    ours, theirs = first.method.state_dict(), other.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    weight = other[0].weight  # type: ignore[index]
+    weight = other[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -94,9 +100,8 @@ def test_a_run_begins_at_the_start_or_goes_on_at_its_last_checkpoint(tmp_path: P
 
 
 def test_the_snapshot_of_the_first_start_is_kept(tmp_path: Path) -> None:
-    module, optimizer = trained()
     began = replace(FRESH, step=2, snapshot="64-1-abc")
-    save_checkpoint(tmp_path, began, model=module, optimizer=optimizer, keep=1)
+    save_checkpoint(tmp_path, began, trained(), keep=1)
     state, _ = resume_point(tmp_path, fresh=replace(FRESH, snapshot="96-2-def"))
     assert state.snapshot == "64-1-abc"
 
@@ -136,21 +141,16 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(
         (path / name).write_bytes((path / name).read_bytes()[:20])
     else:
         (path / name).unlink()
-    module, optimizer = trained()
     with pytest.raises(DataError, match="checkpoint-000002.*Delete that folder"):
         read_state(path)
-        load_checkpoint(path, model=module, optimizer=optimizer)
+        load_checkpoint(path, trained())
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save(tmp_path, 2)
     other = nn.Conv2d(3, 5, 3)
     with pytest.raises(DataError, match="checkpoint-000002"):
-        load_checkpoint(
-            tmp_path / "checkpoint-000002",
-            model=other,
-            optimizer=torch.optim.AdamW(other.parameters()),
-        )
+        load_checkpoint(tmp_path / "checkpoint-000002", learner(other))
 
 
 def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
@@ -164,9 +164,8 @@ def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     save(tmp_path, 2)
     path = tmp_path / "checkpoint-000002"
     (path / "optimizer.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
-    module, optimizer = trained()
     with pytest.raises(DataError, match="holds more than tensors"):
-        load_checkpoint(path, model=module, optimizer=optimizer)
+        load_checkpoint(path, trained())
     assert not (tmp_path / "executed").exists()
 
 
@@ -178,3 +177,27 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]
     assert steps == [10, 20]
     trim_metrics(tmp_path / "absent.jsonl", step=0)
+
+
+def test_the_average_and_the_scaler_come_back_too(tmp_path: Path) -> None:
+    from torch.amp.grad_scaler import GradScaler
+
+    def with_parts(scale: float) -> Learner:
+        ours = trained()
+        student: Any = ours.method
+        scaler = GradScaler("cpu", init_scale=scale)
+        return learner(student, average=build_average(student, decay=0.5), scaler=scaler)
+
+    first, second = with_parts(8.0), with_parts(4.0)
+    assert first.average is not None and second.average is not None
+    assert first.scaler is not None and second.scaler is not None
+    with torch.no_grad():
+        next(first.average.module.parameters()).add_(1.0)
+    path = save_checkpoint(tmp_path, FRESH, first, keep=1)
+    load_checkpoint(path, second)
+    ours, theirs = first.average.module.state_dict(), second.average.module.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert second.scaler.state_dict() == first.scaler.state_dict()
+    (path / "average.safetensors").unlink()
+    with pytest.raises(DataError, match="checkpoint-000000"):
+        load_checkpoint(path, second)

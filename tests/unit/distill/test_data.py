@@ -12,7 +12,13 @@ import torch
 
 from distill.checkpoint import TrainState
 from distill.config import DataConfig
-from distill.data import ShardBatches, TrainingSet, open_training_set
+from distill.data import (
+    Choice,
+    ShardBatches,
+    TrainingSet,
+    labelled_share,
+    open_training_set,
+)
 from dreamshard.errors import ConfigError, DataError
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import LEVELS, make_batch, make_dataset
@@ -140,3 +146,32 @@ def test_time_spent_waiting_is_counted(dataset: Dataset, configure) -> None:
     batches.next()
     assert 0 < batches.waited_s < 60
     batches.close()
+
+
+def test_a_share_of_the_labels_is_of_each_class_and_nested() -> None:
+    labels = np.array([0] * 40 + [1] * 20 + [-1] * 10 + [2] * 3)
+    few, more = (labelled_share(labels, share=share, seed=1) for share in (0.1, 0.5))
+    assert [int(few[labels == value].sum()) for value in (0, 1, -1, 2)] == [4, 2, 0, 1]
+    assert int(more[labels == 0].sum()) == 20 and (more | ~few).all()
+    assert not np.array_equal(few, labelled_share(labels, share=0.1, seed=2))
+
+
+def test_labels_come_with_the_batch_and_only_of_the_share(dataset: Dataset, configure) -> None:
+    choice = Choice(levels=False, labels=True, share=0.25, seed=0)
+    training_set = open_training_set(DataConfig(dataset=dataset.url), choose=choice)
+    assert training_set.levels == () and training_set.num_classes == 3
+    batches = batches_of(training_set, configure)
+    seen: set[int] = set()
+    for _ in range(12):
+        batch = batches.next()
+        assert list(batch.targets) == ["label"]
+        assert np.array_equal(batch.targets["label"].numpy(), batch.index % 3)
+        seen |= set(batch.index.tolist())
+    assert len(seen) == 16, "a quarter of 64"
+    batches.close()
+
+
+def test_a_dataset_without_labels_cannot_be_learned_from(tmp_path: Path) -> None:
+    unlabelled = make_dataset(tmp_path, num_samples=4, labels=False)
+    with pytest.raises(ConfigError, match=r"data\.dataset: got .*a dataset with labels"):
+        open_training_set(DataConfig(dataset=unlabelled.url), choose=Choice(labels=True))

@@ -32,6 +32,8 @@ def test_a_batch_that_the_ranks_cannot_share_shows_the_arithmetic(configure) -> 
         "Try --batch_size 64 or 66."
     )
     assert launch._batch_problem(64, processes=2) is None
+    parts = str(launch._batch_problem(66, processes=2, parts=4))
+    assert "the 2 processes x 4 parts (accumulate) (66 = 8 x 8 + 2). Try --batch_size 64" in parts
     assert "Try --batch_size 4." in str(launch._batch_problem(3, processes=4))
 
 
@@ -68,3 +70,39 @@ def test_bf16_trains_in_float32_losses_and_weights(
     config = configure(precision="bf16", steps=2)
     student, _ = load_student(train(config))
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in student.parameters())
+
+
+def test_fp16_needs_a_gpu_and_says_so_first(configure) -> None:
+    with pytest.raises(ConfigError, match=r"precision: got 'fp16', allowed fp32 or bf16"):
+        launch.start_accelerator(configure(precision="fp16"))
+
+
+def test_a_missing_tracker_names_its_extra(configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        launch.start_accelerator(configure(trackers=["wandb", "mlflow"]))
+    assert "2 problems" in str(caught.value)
+    assert "pip install 'dreamshard[wandb]'" in str(caught.value)
+
+
+def test_sharded_weights_are_refused_and_plain_ranks_are_not() -> None:
+    assert launch._sharding_problem("MULTI_GPU") is None
+    text = str(launch._sharding_problem("FSDP"))
+    assert "distributed type FSDP, allowed data parallel" in text and "accelerate config" in text
+
+
+def test_compiling_is_asked_of_the_backbone_alone(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, mode: modes.append((type(self).__name__, mode))
+    )
+    config = configure()
+    config.student.compile = "reduce-overhead"
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    method = SimpleNamespace(
+        student=SimpleNamespace(backbone=torch.nn.Conv2d(3, 4, 3)), to=lambda *a, **k: None
+    )
+    launch.place(method, config=config, accelerator=accelerator)  # type: ignore[arg-type]
+    assert modes == [("Conv2d", "reduce-overhead")]

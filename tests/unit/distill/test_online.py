@@ -20,7 +20,7 @@ from pipeline.resolve import resolve
 from pipeline.streaming.config import PartConfig, StreamConfig
 from pipeline.teachers.base import TeacherConfig
 
-TIMES = ("time", "img_per_s", "wait_percent")
+TIMES = ("time", "img_per_s", "wait_percent", "memory_gb")
 
 
 def stream_config(tmp_path: Path, **changes: Any) -> StreamConfig:

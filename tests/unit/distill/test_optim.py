@@ -56,8 +56,9 @@ def test_setting_the_rate_keeps_a_groups_own_scale() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), OptimizerConfig())
     assert len(optimizer.param_groups) == 2
     optimizer.param_groups[0]["lr_scale"] = 0.5
-    set_learning_rate(optimizer, 0.2)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+    optimizer.param_groups[1]["fixed_rate"] = True
+    set_learning_rate(optimizer, 0.2, peak=0.9)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.9]
 
 
 def test_the_rate_scales_with_the_batch_where_asked() -> None:

@@ -9,10 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from distill.config import DataConfig, OptimizerConfig, StudentConfig
+from distill.checkpoint import TrainState
+from distill.config import (
+    DataConfig,
+    DreamTeacherConfig,
+    MonitorConfig,
+    OptimizerConfig,
+    SimSiamConfig,
+    StudentConfig,
+    SupervisedConfig,
+    VICRegConfig,
+)
+from distill.data import ShardBatches, open_training_set
 from distill.export import load_student
-from distill.train import train
+from distill.launch import start_accelerator
+from distill.methods import build_method
+from distill.train import add_gradients, train
 from dreamshard.errors import ConfigError, DataError, DreamshardError
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import add_units, make_dataset
@@ -148,3 +162,110 @@ def test_holes_need_a_flag(configure, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="allow_holes"):
         train(configure(data=DataConfig(dataset=dataset.url)))
     train(configure(data=DataConfig(dataset=dataset.url, allow_holes=True)))
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(configure, tmp_path: Path) -> None:
+    # Batch norm sees a part at a time, so this student has none; AdamW would amplify round-off.
+    changes = {
+        "student": StudentConfig(name="test_convnext", settings={"dims": [8, 8, 8, 8]}),
+        "optimizer": OptimizerConfig(name="sgd", lr=0.01, clip=0.0),
+        "dreamteacher": DreamTeacherConfig(regressor="fpn", width=8, bridge="interpolate"),
+    }
+    seen = []
+    for parts in (1, 4):
+        config = configure(run_dir=str(tmp_path / str(parts)), accumulate=parts, **changes)
+        accelerator = start_accelerator(config)
+        training_set = open_training_set(config.data)
+        method = build_method(config, training_set=training_set).eval()
+        batches = ShardBatches(
+            training_set,
+            config=config,
+            student=method.student,
+            accelerator=accelerator,
+            state=TrainState(),
+        )
+        terms, index = add_gradients(method, batches, accelerator, parts=parts)
+        batches.close()
+        assert batches.position == config.batch_size and len(index) == config.batch_size
+        seen.append((terms["loss"], [p.grad for p in method.parameters()], sorted(index)))
+    torch.testing.assert_close(seen[0][0], seen[1][0])
+    for whole, summed in zip(seen[0][1], seen[1][1], strict=True):
+        torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
+    assert seen[0][2] == seen[1][2]
+
+
+def test_a_run_with_average_and_parts_goes_on_exactly(configure, tmp_path: Path) -> None:
+    import shutil
+
+    config = configure(ema=0.9, accumulate=2)
+    train(config)
+    whole, run_dir = weights(config.run_dir), Path(config.run_dir)
+    last = load_file(run_dir / "checkpoint-000004" / "model.safetensors")
+    assert not torch.equal(whole["backbone.conv1.weight"], last["student.backbone.conv1.weight"])
+    shutil.rmtree(run_dir / "student")
+    shutil.rmtree(run_dir / "checkpoint-000004")
+    train(config)
+    assert same(whole, weights(run_dir))
+
+
+def test_the_monitor_looks_every_so_many_steps_and_changes_nothing(
+    configure, tmp_path: Path
+) -> None:
+    train(configure(run_dir=str(tmp_path / "plain")))
+    monitor = MonitorConfig(every=2, samples=60, neighbours=3)
+    train(configure(run_dir=str(tmp_path / "watched"), monitor=monitor))
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "watched"))
+    looks = [line for line in metrics(tmp_path / "watched") if "monitor_knn" in line]
+    assert [line["step"] for line in looks] == [2, 4]
+    stats = json.loads((tmp_path / "watched" / "stats.json").read_text(encoding="utf-8"))
+    assert 0 <= stats["monitor_knn"] <= 100
+
+
+def test_tensorboard_gets_the_metrics_too(configure) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = configure(trackers=["tensorboard"], steps=2)
+    train(config)
+    events = EventAccumulator(str(Path(config.run_dir) / "dreamshard")).Reload()
+    losses = [scalar.value for scalar in events.Scalars("loss")]
+    assert losses == pytest.approx([line["loss"] for line in metrics(config.run_dir)], rel=1e-6)
+
+
+def test_a_tracker_that_does_not_start_is_an_error_of_the_configuration(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from accelerate import Accelerator
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("no login")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    with pytest.raises(ConfigError, match=r"trackers: got tensorboard \(no login\)"):
+        train(configure(trackers=["tensorboard"]))
+
+
+@pytest.mark.parametrize("method", ["simsiam", "vicreg", "supervised"])
+def test_baselines_train_on_the_datasets_images_and_count_their_passes(
+    configure, method: str
+) -> None:
+    small = {
+        "simsiam": SimSiamConfig(width=16, predictor_width=8),
+        "vicreg": VICRegConfig(width=16, hidden=16),
+        "supervised": SupervisedConfig(label_share=0.5),
+    }
+    student = StudentConfig(name="cifar_resnet18", settings={"width": 4}, strides=[1, 2, 4, 8])
+    config = configure(method=method, student=student, **{method: small[method]})
+    folder = train(config)
+    card = load_student(folder)[1]
+    views = 1 if method == "supervised" else 2
+    assert card.provenance["student_images"] == 4 * 8 * views
+    assert card.levels == [] and card.strides == [1, 2, 4, 8]
+    lines = metrics(config.run_dir)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_without_levels_and_strides_the_deepest_map_is_taken(configure) -> None:
+    config = configure(method="vicreg", steps=1, vicreg=VICRegConfig(width=16, hidden=16))
+    assert load_student(train(config))[1].strides == [4]

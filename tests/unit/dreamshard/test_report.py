@@ -377,3 +377,17 @@ def test_long_commands_are_broken_into_lines_that_a_shell_joins() -> None:
     lines = facts.wrapped(long).split("\n")
     assert len(lines) == 10
     assert shlex.split("".join(line.removesuffix("\\") for line in lines)) == shlex.split(long)
+
+
+def test_what_the_monitor_saw_is_a_table_of_few_rows_and_not_a_loss(tmp_path: Path) -> None:
+    record = RunFolder(tmp_path / "train", config=Config(), command=["dreamshard", "train"])
+    for step in range(1, 41):
+        record.log(step=step, loss=1 / step, memory_gb=1.0)
+        if step % 2 == 0:
+            record.log(step=step, monitor_knn=20.0 + step)
+    material = gather(tmp_path)
+    assert material.train is not None
+    (table,) = learning.monitor_tables(material.train)
+    assert table.heads == ["step", "knn"] and len(table.rows) <= 12
+    assert table.rows[-1].cells == ["40", "60.0"], "the last look is always shown"
+    assert learning.losses(material).tables == [table]

@@ -181,6 +181,49 @@ def test_images_come_by_position() -> None:
     assert np.array_equal(first[1:], again)
 
 
+def test_windows_are_cut_from_the_image_by_position() -> None:
+    source = open_source(SourceConfig())
+    whole = TrainingImages(source, config=ImageConfig(size=16, width=24), seed=0)
+    cut = TrainingImages(source, config=ImageConfig(size=16, width=24), seed=0, window=8)
+    samples = np.zeros(40, np.int64)
+    (image, *_), _ = whole.batch(samples, range(40))
+    windows, _ = cut.batch(samples, range(40))
+    assert image.shape == (16, 24, 3) and windows.shape == (40, 8, 8, 3)
+    places = {
+        (top, left)
+        for top in range(9)
+        for left in range(17)
+        for window in windows
+        if np.array_equal(window, image[top : top + 8, left : left + 8])
+    }
+    assert len(places) > 10
+    again, _ = cut.batch(samples[:1], [7])
+    assert np.array_equal(again[0], windows[7])
+
+
+def test_training_on_windows_of_wide_images_and_old_keys(tmp_path: Path) -> None:
+    image = ImageConfig(size=16, width=24)
+    folder = script.pretrain(tiny(tmp_path / "wide", image=image, crop=8))
+    assert json.loads((folder / "config.json").read_text())["sample_size"] == [16, 24]
+    config = tiny(tmp_path)
+    keys = [problem.key for problem in tiny(tmp_path, crop=20).problems()]
+    assert keys == ["crop"]
+    # A teacher trained before there were windows and widths keeps its key.
+    text = state.canonical_json(
+        {
+            "algorithm": state.ALGORITHM,
+            **{
+                name: value
+                for name, value in state.to_dict(config).items()
+                if name not in (*state.NOT_THE_WEIGHTS, "crop")
+            },
+            "image": {k: v for k, v in state.to_dict(config.image).items() if k != "width"},
+            "source": {},
+        }
+    )
+    assert state.recipe_key(config, {}) == state.hashlib.sha256(text.encode()).hexdigest()
+
+
 def test_damaged_images_never_come_up(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -246,3 +289,18 @@ def test_help_imports_neither_torch_nor_ray() -> None:
     )
     assert result.stderr.strip() == "[]"
     assert "Peak learning rate" in result.stdout
+
+
+def test_a_run_shows_what_it_does(tmp_path: Path) -> None:
+    folder = script.pretrain(
+        tiny(tmp_path / "t", sample_every=2, distance_every=2, distance_samples=70)
+    )
+    run = folder / "run"
+    assert (run / "samples-000002.png").exists() and (run / "loss.png").stat().st_size > 1000
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    distances = {entry["step"]: entry["proxy_fd"] for entry in entries if "proxy_fd" in entry}
+    assert sorted(distances) == [2, 4] and min(distances.values()) > 0
+    card = json.loads((folder / "teacher_card.json").read_text())
+    assert card["proxy_distance"]["proxy_fd"] == distances[4]
+    stats = json.loads((run / "stats.json").read_text())
+    assert stats["seconds"] > 0 and stats["img_per_s"] > 0

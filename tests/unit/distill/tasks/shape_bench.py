@@ -37,7 +37,7 @@ class ShapeBench:
 
     def __init__(self, folder: Path, *, train: int = 48, heldout: int = 24) -> None:
         self.names, self.device = ["pixels", UNTRAINED, SUBJECT], torch.device("cpu")
-        self.seed = 0
+        self.seed, self.student_config = 0, STUDENT
         self.image_size, self.folder = (16, 16), folder
         self.head: Path | None = None
         self._images = {"train": labelled(train, seed=1), "heldout": labelled(heldout, seed=2)}

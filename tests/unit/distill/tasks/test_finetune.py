@@ -10,7 +10,7 @@ from distill.bench import SUBJECT, UNTRAINED
 from distill.config import OptimizerConfig
 from distill.tasks.configs import FinetuneConfig
 from distill.tasks.finetune import Classifier, Finetune
-from distill.tasks.fitting import fit
+from distill.tasks.fitting import fit, layer_depths
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 
 
@@ -47,9 +47,34 @@ def test_fit_trains_returns_the_average_and_stops_at_nan(tmp_path: Path) -> None
         return network(images).square().mean()
 
     config = OptimizerConfig(lr=1e-2)
-    judged = fit(network, config=config, steps=3, next_loss=next_loss, ema=0.99)
+    settings: dict = {"config": config, "steps": 3, "batch_size": 4}
+    judged = fit(network, next_loss=next_loss, ema=0.99, **settings)
     after = network.student.backbone.get_parameter("conv1.weight")
     assert judged is not network and not judged.training
     assert not torch.equal(before, after)
     with pytest.raises(DreamshardError, match="step 1: the loss is nan"):
-        fit(network, config=config, steps=3, next_loss=lambda: next_loss() * float("nan"))
+        fit(network, next_loss=lambda: next_loss() * float("nan"), **settings)
+
+
+def test_layer_decay_reaches_the_backbone_wherever_it_is(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    network = Classifier(bench.networks[SUBJECT](), num_classes=2)
+    student = network.student
+    assert layer_depths(network, student, config=OptimizerConfig(), bench=bench) == {}
+    depths = layer_depths(network, student, config=OptimizerConfig(layer_decay=0.5), bench=bench)
+    assert depths["student.backbone.conv1.weight"] == 0
+    assert max(depths.values()) > 1 and not any("classify" in name for name in depths)
+    before = student.backbone.get_parameter("conv1.weight").detach().clone()
+    head = network.classify.weight.detach().clone()
+    config = OptimizerConfig(name="sgd", lr=1e-2, lr_batch=4, layer_decay=1e-4, warmup=0, clip=0)
+    images = torch.randn(4, 3, 16, 16)
+    fit(
+        network,
+        config=config,
+        steps=1,
+        batch_size=4,
+        next_loss=lambda: network(images).square().sum(),
+        depths=layer_depths(network, student, config=config, bench=bench),
+    )
+    moved = student.backbone.get_parameter("conv1.weight").detach() - before
+    assert float(moved.abs().max()) < 1e-6 < float((network.classify.weight - head).abs().max())

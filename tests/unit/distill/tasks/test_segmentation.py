@@ -64,7 +64,8 @@ def test_a_frozen_backbone_stays_as_it_was(head: Any, tmp_path: Path) -> None:
     student = bench.networks[SUBJECT]()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     network = task._build(student, bench).train()
-    task._train(network, bench.images("train"), rows=np.arange(8), report=lambda: None)
+    rows = np.arange(8)
+    task._train(network, bench.images("train"), rows=rows, bench=bench, report=lambda: None)
     for name, value in network.student.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not (tmp_path / PICTURE).exists()

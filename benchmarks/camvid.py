@@ -1,0 +1,225 @@
+"""Label-efficient segmentation of CamVid: what feature, label and mixed distillation are worth.
+
+    python benchmarks/camvid.py --data DIR --out runs/camvid-benchmark
+
+DIR holds camvid-train.parquet and camvid-val.parquet. The steps are those of recipes/camvid, run as
+commands; a rerun goes on where the last one stopped. Per seed, the same 20 (or 40) labelled frames
+train the interpreter and the read-out. Arms, all judged by the same UPerNet read-out:
+
+    scratch      the untrained student
+    supervised   the untrained student, as many further steps as distillation took
+    feature, label, mix   DreamTeacher's students
+
+Prints a table and, as the last line, one JSON object, which is also written to OUT/camvid.json.
+`--tiny` runs everything at a size that says nothing, to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "recipes" / "camvid"
+ARMS = ("scratch", "supervised", "feature", "label", "mix")
+TINY = {
+    "pretrain": ["--steps", "4", "--warmup_steps", "1", "--batch_size", "4", "--num_samples", "2",
+                 "--sample_steps", "2", "--unet.block_out_channels", "[8,8,8,8,8]"],
+    "encode": ["--image.views", "1", "--samples", "64", "--samples_per_unit", "64"],
+    "interpret": ["--epochs", "1", "--noisings", "1", "--mirror", "false", "--width", "8"],
+    "train": ["--steps", "4", "--batch_size", "8", "--log_every", "2", "--save_every", "4",
+              "--dreamteacher.width", "8", "--dreamteacher.head_width", "8"],
+    "evaluate": ["--segmentation.steps", "2", "--segmentation.width", "8"],
+}  # fmt: skip
+"""Overrides by command that make the whole experiment a matter of minutes."""
+
+
+class Experiment:
+    """Run the recipes of one experiment into one folder.
+
+    Args:
+        options: the command line's.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.out = options, options.out.resolve()
+        self.data = options.data.resolve()
+        self.extra = TINY if options.tiny else {verb: [] for verb in TINY}
+        self.teacher = self.out / "teacher"
+        self.features = self.out / "data" / "camvid-features"
+
+    def run(self) -> dict[str, Any]:
+        """Run what is missing; return mIoU by arm, labelled frames and seed, in per cent."""
+        train = str(self.data / "camvid-train.parquet")
+        self.call("pretrain", "pretrain", "--out", self.teacher, "--source.path", train)
+        self.encode("encode", "camvid-features")
+        found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
+        for seed in range(self.options.seeds):
+            student = self.train("feature", seed, frames=0, joined="")
+            for frames in self.options.frames:
+                scores = self.score(student, seed, frames, "feature", baselines="[random]")
+                self.note(found, "feature", frames, seed, scores["distilled student"])
+                self.note(found, "scratch", frames, seed, scores["random student"])
+                longer = self.score(
+                    student, seed, frames, "supervised", baselines="[random]",
+                    steps=self.read_out_steps() + self.distillation_steps(),
+                )  # fmt: skip
+                self.note(found, "supervised", frames, seed, longer["random student"])
+                soft = self.soft_labels(seed, frames)
+                for arm in ("label", "mix"):
+                    other = self.train(arm, seed, frames=frames, joined=str(soft))
+                    scores = self.score(other, seed, frames, arm, baselines="[]")
+                    self.note(found, arm, frames, seed, scores["distilled student"])
+        return found
+
+    def encode(self, recipe: str, name: str, *more: object) -> Path:
+        """Record features or soft labels; return ROOT/NAME of the dataset."""
+        path = str(self.data / "camvid-train.parquet")
+        root = self.out / "data"
+        self.call(
+            "encode", recipe, "--root", root, "--name", name, "--teacher.path", self.teacher,
+            "--source.path", path, "--run_dir", self.out / name, *more, *self.extra["encode"],
+        )  # fmt: skip
+        return root / name
+
+    def soft_labels(self, seed: int, frames: int) -> Path:
+        """Train the interpreter of some labelled frames and record what it says of all."""
+        folder = self.out / f"interpreter-{frames}-{seed}"
+        path = str(self.data / "camvid-train.parquet")
+        labelled = min(frames, 8) if self.options.tiny else frames
+        self.call(
+            "interpret", "interpret", "--out", folder, "--labelled", labelled, "--seed", seed,
+            "--teacher.path", self.teacher, "--source.path", path, *self.extra["interpret"],
+        )  # fmt: skip
+        return self.encode("soft_labels", f"soft-{frames}-{seed}", "--teacher.interpreter", folder)
+
+    def train(self, arm: str, seed: int, *, frames: int, joined: str) -> Path:
+        """Distil a student; return its run folder."""
+        folder = self.out / f"{arm}-{frames}-{seed}"
+        self.call(
+            "train", "train", "--run_dir", folder, "--seed", seed, "--dreamteacher.mode", arm,
+            "--data.dataset", self.features, "--data.join", f"[{joined}]", *self.extra["train"],
+        )  # fmt: skip
+        return folder
+
+    def score(
+        self, student: Path, seed: int, frames: int, arm: str, *, baselines: str, steps: int = 0
+    ) -> dict[str, float]:
+        """Train and judge the read-out; return mIoU in per cent by network."""
+        folder = self.out / f"score-{arm}-{frames}-{seed}"
+        results = folder / "results.json"
+        if not results.exists():
+            more = ["--segmentation.steps", str(steps)] if steps else []
+            self.call(
+                "evaluate", "evaluate", "--student", student, "--run_dir", folder, "--seed", seed,
+                "--segmentation.shots", f"[{frames}]", "--baselines", baselines,
+                "--train_images.path", self.data / "camvid-train.parquet",
+                "--heldout_images.path", self.data / "camvid-val.parquet",
+                *self.extra["evaluate"], *more,
+            )  # fmt: skip
+        rows = json.loads(results.read_text(encoding="utf-8"))["segmentation"]["rows"]
+        return {name: row[str(frames)]["mean"] for name, row in rows.items()}
+
+    def note(self, found: dict[str, Any], arm: str, frames: int, seed: int, value: float) -> None:
+        """Keep a figure, and show it at once."""
+        found[arm].setdefault(str(frames), {})[str(seed)] = value
+        print(f"{arm}, {frames} frames, seed {seed}: {value:.2f} % mIoU", file=sys.stderr)
+
+    def read_out_steps(self) -> int:
+        """Return the steps of the read-out, as the recipe or its overrides say."""
+        return _steps("evaluate", self.extra["evaluate"], "--segmentation.steps")
+
+    def distillation_steps(self) -> int:
+        """Return distillation's student images as steps of the read-out's batches."""
+        images = _steps("train", self.extra["train"], "--steps") * _steps(
+            "train", self.extra["train"], "--batch_size"
+        )
+        return images // _steps("evaluate", [], "--segmentation.batch_size")
+
+    def call(self, verb: str, recipe: str, *words: object) -> None:
+        """Run one command in a process of its own; stop where it fails."""
+        config = str(RECIPES / f"{recipe}.yaml")
+        line = [sys.executable, "-m", "dreamshard", verb, "--config", config]
+        line += [str(word) for word in words]
+        if verb == "pretrain":
+            line += self.extra["pretrain"]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{_python_path()}"}
+        done = subprocess.run(line, cwd=self.out, env=environment, stdout=sys.stderr, check=False)
+        if done.returncode:
+            raise SystemExit(f"{verb} {recipe} failed with code {done.returncode}")
+
+
+def _python_path() -> str:
+    return os.environ.get("PYTHONPATH", "")
+
+
+def _steps(recipe: str, overrides: Sequence[str], key: str) -> int:
+    """Read a count from the overrides, else from a recipe."""
+    if key in overrides:
+        return int(overrides[list(overrides).index(key) + 1])
+    sys.path[0] = str(ROOT)
+    from dreamshard.config.yaml12 import parse_yaml
+
+    value = parse_yaml((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    for part in key.removeprefix("--").split("."):
+        value = value[part]
+    return int(value)
+
+
+def summarise(found: dict[str, Any]) -> dict[str, Any]:
+    """Return mean and standard deviation by arm and frames, and paired gains over scratch."""
+    table: dict[str, Any] = {}
+    for arm, columns in found.items():
+        table[arm] = {}
+        for frames, by_seed in columns.items():
+            values = list(by_seed.values())
+            gains = [value - found["scratch"][frames][seed] for seed, value in by_seed.items()]
+            table[arm][frames] = {
+                "mean": statistics.mean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "gain": statistics.mean(gains),
+                "won": sum(gain > 0 for gain in gains),
+                "seeds": len(values),
+            }
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--out", type=Path, default=Path("runs/camvid-benchmark"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--frames", type=int, nargs="+", default=[20, 40])
+    parser.add_argument("--tiny", action="store_true", help="see that it runs, in minutes")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    found = Experiment(options).run()
+    result = {
+        "what": "mIoU in % on camvid-val at 96 x 128, ResNet-18, UPerNet read-out",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "command": " ".join(sys.argv),
+        "tiny": options.tiny,
+        "seconds_of_this_call": round(time.time() - began),
+        "table": summarise(found),
+        "by_seed": found,
+    }
+    (options.out / "camvid.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for arm, columns in result["table"].items():
+        cells = [f"{f} frames {c['mean']:.1f} ± {c['std']:.1f}" for f, c in columns.items()]
+        print(f"{arm:<12} {', '.join(cells)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Random views of whole batches on their device, every sample with random numbers of its own.
+
+Shapes: B samples, images float (B, 3, H, W). Random numbers are PyTorch's global ones on the CPU,
+which the trainer seeds before every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from distill.configs.methods import AugmentConfig
+
+ASPECT = (3 / 4, 4 / 3)  # of a crop, as in torchvision's RandomResizedCrop
+LUMA = (0.299, 0.587, 0.114)
+RGB_TO_YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+def random_view(
+    images: Tensor, config: AugmentConfig, *, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Return one random view of each image: resized crop, mirror, colour jitter, gray.
+
+    As the papers' torchvision transforms but for three things that make it one pass over a batch:
+    the order of the colour changes is fixed, hue turns in YIQ instead of HSV, and a crop whose side
+    would exceed the image is cut to it instead of drawn again.
+
+    Args:
+        images: float32 (B, 3, H, W), normalised by mean and std.
+        config: ranges and chances.
+        mean, std: per channel, of pixels in 0..1.
+
+    Returns:
+        float32 (B, 3, H, W), normalised alike.
+    """
+    smallest, largest = config.crop_scale
+    views = crop_and_mirror(images, scale=(smallest, largest), mirror=config.flip)
+    if not any(config.jitter) and not config.grayscale:
+        return views
+    per_channel = (1, 3, 1, 1)
+    shift = torch.tensor(mean, device=images.device).view(per_channel)
+    scale = torch.tensor(std, device=images.device).view(per_channel)
+    pixels = (views * scale + shift).clamp(0, 1)
+    return (jitter(pixels, config).clamp(0, 1) - shift) / scale
+
+
+def crop_and_mirror(images: Tensor, *, scale: tuple[float, float], mirror: float) -> Tensor:
+    """Resize a random part of each image back to the image's size; mirror some.
+
+    Args:
+        images: float (B, 3, H, W).
+        scale: smallest and largest area of the part, relative to the image's (0..1].
+        mirror: chance to be mirrored left to right (0..1).
+
+    Returns:
+        The same shape, by bilinear interpolation.
+    """
+    count = len(images)
+    area, aspect, right, down, side = torch.rand(5, count)
+    area = scale[0] + (scale[1] - scale[0]) * area
+    low, high = (math.log(value) for value in ASPECT)
+    if scale[0] == 1.0:
+        low = high = 0.0  # the whole image: nothing to draw
+    aspect = (low + (high - low) * aspect).exp()
+    wide, tall = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = wide, tall
+    theta[:, 0, 2] = (1 - wide) * (2 * right - 1)
+    theta[:, 1, 2] = (1 - tall) * (2 * down - 1)
+    theta[:, 0, 0] *= torch.where(side < mirror, -1.0, 1.0)
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+
+
+def jitter(pixels: Tensor, config: AugmentConfig) -> Tensor:
+    """Change brightness, contrast, saturation and hue of some images; make some gray.
+
+    Args:
+        pixels: float (B, 3, H, W) of 0..1.
+        config: strengths and chances.
+
+    Returns:
+        The same shape, not clamped.
+    """
+    count = len(pixels)
+    drawn = torch.rand(5, count)
+    strengths = torch.tensor(config.jitter)[:, None] * (drawn[4] < config.jitter_chance)
+    factors = 1 + strengths * (2 * drawn[:4] - 1)  # around 1, hue too
+    brightness, contrast, saturation, hue = factors.to(pixels.device, pixels.dtype)
+    saturation = torch.where(
+        torch.rand(count).to(pixels.device) < config.grayscale, 0.0, saturation
+    )
+    pixels = (pixels * brightness.view(-1, 1, 1, 1)).clamp(0, 1)
+    luma = torch.tensor(LUMA, device=pixels.device, dtype=pixels.dtype)
+    level = torch.einsum("c,bchw->b", luma, pixels) / pixels[0, 0].numel()  # mean gray
+    blend = contrast.view(-1, 1, 1, 1)
+    pixels = blend * pixels + (1 - blend) * level.view(-1, 1, 1, 1)
+    return torch.einsum("bij,bjhw->bihw", _turn(saturation, 2 * math.pi * (hue - 1)), pixels)
+
+
+def _turn(saturation: Tensor, angle: Tensor) -> Tensor:
+    """Return the matrices (B, 3, 3) on RGB that scale and turn its chroma, the (I, Q) plane."""
+    there = torch.tensor(RGB_TO_YIQ, dtype=torch.float64)
+    back = torch.linalg.inv(there).to(saturation)
+    turn = torch.zeros(len(saturation), 3, 3, device=saturation.device, dtype=saturation.dtype)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = saturation * angle.cos()
+    turn[:, 1, 2], turn[:, 2, 1] = -saturation * angle.sin(), saturation * angle.sin()
+    return back @ turn @ there.to(saturation)

@@ -1,0 +1,126 @@
+"""How close a set of images is to another: Fréchet and kernel distance of their features.
+
+The extractor is the caller's choice, so the numbers are proxies: comparable between runs with one
+extractor and one sample count, never with published FID or KID, which fix an Inception network.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dreamshard.errors import ConfigError, Problem
+
+Extractor = Callable[[np.ndarray], np.ndarray]
+"""uint8 images (N, H, W, 3) -> features, float (N, D)."""
+
+CELLS = 8
+"""Cells per side to which `pixels` averages an image."""
+BATCH = 64
+
+
+def open_extractor(name: str) -> Extractor:
+    """Return the extractor of a name.
+
+    Args:
+        name: `pixels` (means over an 8x8 grid of cells: no network), `timm:MODEL` with an optional
+            `@FILE` of weights (any timm network, pooled features), or `module:function` of your
+            own; a function without arguments that returns an `Extractor`.
+
+    Raises: ConfigError: there is no such extractor, or its package is missing.
+    """
+    if name == "pixels":
+        return pixel_features
+    kind, _, rest = name.partition(":")
+    try:
+        if kind == "timm" and rest:
+            return _timm(*rest.split("@", 1))
+        return getattr(importlib.import_module(kind), rest)()
+    except (ImportError, AttributeError, RuntimeError, ValueError, OSError) as error:
+        got = f"{name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        allowed = "pixels | timm:MODEL[@FILE] | module:function"
+        raise ConfigError(Problem("extractor", got, allowed)) from error
+
+
+def pixel_features(images: np.ndarray) -> np.ndarray:
+    """Average images over a grid of cells, scaled to [0, 1]: float64 (N, 3 * cells)."""
+    _, height, width, _ = images.shape
+    rows, columns = (
+        np.linspace(0, side, min(CELLS, side) + 1).astype(int) for side in (height, width)
+    )
+    found = np.add.reduceat(images.astype(np.float64), rows[:-1], axis=1)
+    found = np.add.reduceat(found, columns[:-1], axis=2)
+    area = np.diff(rows)[:, None, None] * np.diff(columns)[None, :, None]
+    return (found / (255 * area)).reshape(len(images), -1)
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the squared Fréchet distance of two Gaussians fitted to features.
+
+    `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`, with the trace of the root from the eigenvalues
+    of `S1^(1/2) S2 S1^(1/2)`, which is symmetric.
+
+    Args:
+        first: features (N, D), N at least 2; fewer samples than D give a biased, larger value.
+        second: features (M, D).
+
+    Source: Heusel et al. 2017, eq. 6.
+    """
+    from scipy.linalg import eigh
+
+    means = [features.astype(np.float64).mean(0) for features in (first, second)]
+    spreads = [np.atleast_2d(np.cov(f.astype(np.float64), rowvar=False)) for f in (first, second)]
+    values, vectors = eigh(spreads[0])
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(eigh(root @ spreads[1] @ root, eigvals_only=True).clip(0)).sum()
+    distance = float(((means[0] - means[1]) ** 2).sum())
+    return max(0.0, distance + float(np.trace(spreads[0]) + np.trace(spreads[1]) - 2 * cross))
+
+
+def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the unbiased squared maximum mean discrepancy with the kernel `(x.y / D + 1)^3`.
+
+    Unlike the Fréchet distance it has no bias at small counts; it may fall below 0.
+
+    Args:
+        first: features (N, D), N at least 2.
+        second: features (M, D).
+
+    Source: Binkowski et al. 2018, eq. 4 and section 4.
+    """
+    x, y = first.astype(np.float64), second.astype(np.float64)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a: np.ndarray) -> float:
+        grid = kernel(a, a)
+        return float((grid.sum() - np.trace(grid)) / (len(a) * (len(a) - 1)))
+
+    return within(x) + within(y) - 2 * float(kernel(x, y).mean())
+
+
+def _timm(model: str, file: str = "") -> Extractor:
+    import timm
+    import torch
+
+    if file and not Path(file).is_file():
+        raise ValueError(f"{file}: not found")
+    network = timm.create_model(
+        model, pretrained=not file, checkpoint_path=file, num_classes=0
+    ).eval()
+    data = timm.data.resolve_data_config({}, model=network)  # type: ignore[attr-defined]
+    mean, std = (torch.tensor(data[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+
+    def extract(images: np.ndarray) -> np.ndarray:
+        found = []
+        for start in range(0, len(images), BATCH):
+            x = torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2).float() / 255
+            with torch.inference_mode():
+                found.append(network((x - mean) / std).numpy())
+        return np.concatenate(found)
+
+    return extract
