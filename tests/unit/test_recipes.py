@@ -18,7 +18,9 @@ VERBS = {
     "soft_labels": "pipeline.config:EncodeConfig",
     "synthesize": "pipeline.config:SynthesizeConfig",
     "interpret": "pipeline.interpret_config:InterpretConfig",
+    "serve": "pipeline.streaming.config:ServeConfig",
     "train": "distill.config:TrainConfig",
+    "train_online": "distill.config:TrainConfig",
     "evaluate": "distill.evaluate_config:EvaluateConfig",
 }
 ENCODE = [path for path in RECIPES if path.stem in ("encode", "soft_labels")]
