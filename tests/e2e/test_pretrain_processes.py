@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -45,3 +46,24 @@ def test_two_processes_train_the_teacher_of_one(tmp_path: Path) -> None:
     one, two = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_killed_run_goes_on_exactly(tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints: the rerun ends with the weights of an undisturbed run."""
+    config = tmp_path / "pretrain.yaml"
+    config.write_text(CONFIG.replace("steps: 3", "steps: 40") + "checkpoint_every: 8\n")
+    main(["--config", str(config), "--out", str(tmp_path / "whole")])
+    command = [sys.executable, str(ROOT / "pipeline" / "pretrain.py"), "--config", str(config)]
+    command += ["--out", str(tmp_path / "killed")]
+    checkpoint = tmp_path / "killed" / "run" / "checkpoint.pt"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and not checkpoint.exists():
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert checkpoint.exists() and not (tmp_path / "killed" / WEIGHTS).exists()
+    main(["--config", str(config), "--out", str(tmp_path / "killed")])
+    whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
