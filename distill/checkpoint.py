@@ -189,10 +189,15 @@ def load_checkpoint(checkpoint: Path, learner: Learner) -> None:
 def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None:
     """Refuse to go on with a run under settings that would have made it another.
 
+    A setting that did not exist when the run began had what is its default now.
+
     Raises:
         ConfigError: naming every key that differs, and the two ways out.
     """
-    before, after = _flat(state.config), _flat(now.config)
+    from distill.config import TrainConfig
+
+    usual = _flat(to_dict(TrainConfig()))
+    before, after = usual | _flat(state.config), usual | _flat(now.config)
     differing = [
         f"\n  {key}: {before.get(key)!r} there, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())

@@ -124,6 +124,15 @@ def test_settings_that_decide_nothing_may_change(tmp_path: Path) -> None:
     assert state.step == 2 and state.config["keep"] == 7
 
 
+def test_a_setting_that_is_newer_than_the_run_had_its_default(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    known = replace(FRESH, config={**FRESH.config, "accumulate": 1})
+    assert resume_point(tmp_path, fresh=known)[0].step == 1
+    other = replace(FRESH, config={**FRESH.config, "batch_size": 7})
+    with pytest.raises(ConfigError, match="batch_size: 256 there, 7 asked for"):
+        resume_point(tmp_path, fresh=other)
+
+
 def test_another_dataset_is_another_run(tmp_path: Path) -> None:
     save(tmp_path, 2)
     with pytest.raises(ConfigError, match=r"data\.dataset"):
