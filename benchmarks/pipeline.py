@@ -2,18 +2,22 @@
 
     python benchmarks/pipeline.py                      # stand-in teacher, 1 and 2 actors
     python benchmarks/pipeline.py --unet teachers/digits   # and a real diffusion UNet
+    python benchmarks/pipeline.py --only ray_data          # against Ray Data alone
 
 Stand-in: the noise teacher, 40 ms per batch of 32 (a GPU that is busy while its CPU is not),
 records of 0.36 MB. Bare loop: the same class in an actor process with the same threads, fed
 prepared images from memory (or none: the stand-in synthesizes), its results dropped. Rounds are
 interleaved (bare, pipeline, bare, ...); a ratio is that of a round to the mean of the bare rounds
 around it, and the median over rounds is given. Time counts from the first unit handed out, teachers
-loaded, to the last commit. The last line is one JSON object.
+loaded, to the last commit. `ray_data` is the wall time of Ray Data (`map_batches` with as many
+actors of the same teacher, then `write_webdataset`) over ours for the same samples, each from
+nothing but a running cluster to the last file. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -28,6 +32,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from pipeline import cluster as cluster_module
 from pipeline.actor import Job
 from pipeline.cluster import cluster, worker_env
 from pipeline.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
@@ -78,6 +83,21 @@ class Bare:
         return time.perf_counter() - started
 
 
+class DataTeacher:
+    """The teacher as Ray Data calls it: a batch of numbers in, one row per sample out."""
+
+    def __init__(self, config: PipelineConfig, request: Request) -> None:
+        self.bare = Bare(config, request)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        indices = batch["id"]
+        made = self.bare.teacher.synthesize(indices)
+        assert made.image is not None
+        rows = {f"{name.replace('.', '_')}.npy": values for name, values in made.levels.items()}
+        keys = [f"{index:08d}" for index in indices.tolist()]
+        return {"__key__": keys, "image.npy": made.image, **rows}
+
+
 class Bench:
     """The actors of one case, kept warm between rounds."""
 
@@ -86,12 +106,12 @@ class Bench:
 
         from pipeline.workers import RayWorkers
 
-        self.case, self.folder = case, folder
+        self.case, self.folder, self._runs = case, folder, 0
         self.request = resolve(case.config)
         self.dataset = self._dataset()
         pins = self.request.pins
         self.samples = case.units * self.request.plan.samples_per_unit
-        job = Job(
+        self.job = job = Job(
             url=self.dataset.url,
             run_id=f"bench-{case.name}",
             teacher=case.config.teacher,
@@ -145,13 +165,62 @@ class Bench:
             seconds = time.perf_counter() - started
         return self.samples / seconds, totals
 
+    def cold_seconds(self) -> float:
+        """Make the samples with actors that start now."""
+        from pipeline.workers import RayWorkers
+
+        shutil.rmtree(self.dataset.url)
+        self.dataset = self._dataset()
+        self._runs += 1
+        per_unit = self.request.plan.samples_per_unit
+        started = time.perf_counter()
+        with (
+            self.dataset.lease(f"cold-{self._runs}"),
+            RayWorkers(
+                dataclasses.replace(self.job, run_id=f"cold-{self._runs}-{self.case.name}"),
+                self.request.input,
+                target=lambda: self.case.actors,
+                num_cpus=1,
+                num_gpus=0,
+                env_vars=worker_env(1),
+            ) as workers,
+        ):
+            driver = Driver(workers, max_attempts=1, on_done=lambda event: None)
+            driver.run(Task(unit, per_unit) for unit in range(self.case.units))
+            self.dataset.roll_up(final=True)
+        return time.perf_counter() - started
+
+    def ray_data_seconds(self) -> float:
+        """Make the same samples with Ray Data, written as WebDataset shards."""
+        import ray.data
+
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        folder = self.folder / "ray-data"
+        shutil.rmtree(folder, ignore_errors=True)
+        started = time.perf_counter()
+        ray.data.range(self.samples).map_batches(
+            DataTeacher,
+            fn_constructor_args=(self.case.config, self.request),
+            batch_size=self.request.pins.micro_batch,
+            compute=ray.data.ActorPoolStrategy(size=self.case.actors),
+            num_cpus=1,
+            runtime_env={"env_vars": worker_env(1)},
+        ).write_webdataset(str(folder))
+        seconds = time.perf_counter() - started
+        assert any(folder.iterdir())
+        shutil.rmtree(folder)
+        return seconds
+
     def close(self) -> None:
+        self.close_actors()
+        shutil.rmtree(self.dataset.url, ignore_errors=True)
+
+    def close_actors(self) -> None:
         import ray
 
         self.workers.__exit__()
         for actor in self.bare:
             ray.kill(actor)
-        shutil.rmtree(self.dataset.url, ignore_errors=True)
 
 
 def measure(case: Case, folder: Path, rounds: int) -> dict[str, object]:
@@ -181,6 +250,28 @@ def measure(case: Case, folder: Path, rounds: int) -> dict[str, object]:
     return result
 
 
+def against_ray_data(case: Case, folder: Path, rounds: int) -> dict[str, object]:
+    """Compare the wall times, ours and Ray Data's in turn."""
+    bench = Bench(case, folder)
+    bench.close_actors()  # the cores are for those that start in each round
+    ours, theirs = list[float](), list[float]()
+    for _ in range(rounds):
+        ours.append(bench.cold_seconds())
+        theirs.append(bench.ray_data_seconds())
+    shutil.rmtree(bench.dataset.url, ignore_errors=True)
+    ratios = [after / before for before, after in zip(ours, theirs, strict=True)]
+    result: dict[str, object] = {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "pipeline_s": [round(seconds, 2) for seconds in ours],
+        "ray_data_s": [round(seconds, 2) for seconds in theirs],
+        "samples_per_round": bench.samples,
+        "actors": case.actors,
+    }
+    print(f"{case.name}: {json.dumps(result)}", flush=True)
+    return result
+
+
 def cases(folder: Path, unet: str, units: int) -> list[Case]:
     def stand_in(name: str, *, fsync: bool = True) -> SynthesizeConfig:
         return SynthesizeConfig(
@@ -203,6 +294,7 @@ def cases(folder: Path, unet: str, units: int) -> list[Case]:
         Case("standin_1_actor_nofsync", stand_in("onex", fsync=False), 1, units),
         Case("standin_2_actors", stand_in("two"), 2, 2 * units),
         Case("standin_2_actors_nofsync", stand_in("twox", fsync=False), 2, 2 * units),
+        Case("ray_data_1_actor", stand_in("data", fsync=False), 1, units),
     ]
     if unet:
         found.append(Case("unet_1_actor_2_threads", digits("unet", 2), 1, 8))
@@ -221,10 +313,12 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(options.folder or tempfile.mkdtemp(prefix="dreamshard-bench-"))
     results: dict[str, Any] = {}
+    cluster_module.OBJECT_STORE_BYTES = 2 << 30  # Ray Data sends everything through it
     with cluster(RayConfig(), num_cpus=4, num_gpus=0):
         for case in cases(folder, options.unet, options.units):
             if options.only in case.name:
-                results[case.name] = measure(case, folder, options.rounds)
+                compare = against_ray_data if "ray_data" in case.name else measure
+                results[case.name] = compare(case, folder, options.rounds)
     if not options.folder:
         shutil.rmtree(folder, ignore_errors=True)
     summary = {

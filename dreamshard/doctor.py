@@ -8,10 +8,9 @@ import json
 import os
 import platform
 import shutil
+import socket
 import sys
-import tempfile
 import textwrap
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,8 @@ Status = Literal["ok", "note", "fail"]
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
 OUT_OF_THE_WAY = ("hf", "tar", "remote")  # extras that most people do well without
 GIB = 1 << 30
-SPEED_BYTES = 256 << 20
+MAX_SKEW_S = 5.0  # a lease lives for 30
+CONNECT_S = 2.0
 LEAST_MEMORY_GIB = 4  # the quick start with Ray, a teacher and a student needs about 3
 LEAST_DISK_GIB = 5
 
@@ -131,42 +131,53 @@ def check_ray() -> Check:
     return Check("ray", value)
 
 
-def check_disk(root: Path) -> Check:
-    """Look at free space under a folder and time writing and reading a file there."""
+def check_cluster() -> list[Check]:
+    """Look whether the cluster of $RAY_ADDRESS answers; nothing where there is none."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return []
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(root).free
-        if free < 2 * SPEED_BYTES:
-            value = f"{free / GIB:.1f} GiB free"
-            return Check("disk", value, "fail", f"Free space under {root}, or choose another root.")
-        write, read = _disk_speed(root)
+        socket.create_connection((host.rpartition("/")[2], int(port)), CONNECT_S).close()
     except OSError as error:
+        advice = "Start it (`ray start --head`), or `unset RAY_ADDRESS` to run without a cluster."
+        return [Check("ray cluster", f"{address}: {error.strerror or error}", "fail", advice)]
+    return [Check("ray cluster", f"{address} answers")]
+
+
+def check_root(root: str) -> list[Check]:
+    """Look at a root, a folder or a URL: free space, speed of writing and reading, clock."""
+    from dreamshard.errors import DataError
+    from storage.speed import SPEED_BYTES, measure_root
+
+    free = ""
+    try:
+        if "://" not in root:
+            path = Path(root).expanduser()
+            path.mkdir(parents=True, exist_ok=True)
+            left = shutil.disk_usage(path).free
+            free = f"{left / GIB:.0f} GiB free, "
+            if left < 2 * SPEED_BYTES:
+                advice = f"Free space under {root}, or choose another root."
+                return [Check("storage", f"{root}: {left / GIB:.1f} GiB free", "fail", advice)]
+        speed = measure_root(root)
+    except (OSError, DataError) as error:
+        reason = getattr(error, "strerror", None) or error
         advice = f"Make {root} writable, or choose another root."
-        return Check("disk", f"{root}: {error.strerror or error}", "fail", advice)
-    value = f"{root}: {free / GIB:.0f} GiB free, write {write:.0f} MB/s, read {read:.0f} MB/s"
-    if free < LEAST_DISK_GIB * GIB:
-        return Check("disk", value, "note", f"Free some space under {root}.")
-    return Check("disk", value)
+        return [Check("storage", f"{root}: {reason}", "fail", advice)]
+    write, read = speed.write_bytes_per_s / 1e6, speed.read_bytes_per_s / 1e6
+    value = f"{root}: {free}write {write:.0f} MB/s, read {read:.0f} MB/s"
+    short = bool(free) and left < LEAST_DISK_GIB * GIB
+    advice = f"Free some space under {root}." if short else ""
+    return [Check("storage", value, "note" if short else "ok", advice), _clock(speed.skew_s)]
 
 
-def _disk_speed(root: Path) -> tuple[float, float]:
-    """Return MB/s of writing (with fsync) and of reading back what is no longer cached."""
-    block = os.urandom(8 << 20)
-    with tempfile.NamedTemporaryFile(dir=root, prefix=".doctor-", buffering=0) as file:
-        start = time.perf_counter()
-        for _ in range(SPEED_BYTES // len(block)):
-            file.write(block)
-        os.fsync(file.fileno())
-        written = time.perf_counter()
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.seek(0)
-        begin = time.perf_counter()
-        while file.read(len(block)):
-            pass
-        end = time.perf_counter()
-    megabytes = SPEED_BYTES / 1e6
-    return megabytes / (written - start), megabytes / (end - begin)
+def _clock(skew_s: float) -> Check:
+    value = f"{abs(skew_s):.1f} s {'behind' if skew_s > 0 else 'ahead of'} the root's"
+    if abs(skew_s) > MAX_SKEW_S:
+        advice = "Set the clock (chronyd, ntpd): leases of runs on other hosts go by it."
+        return Check("clock", value, "fail", advice)
+    return Check("clock", value)
 
 
 def _read_lines(path: str) -> list[str]:
@@ -176,11 +187,11 @@ def _read_lines(path: str) -> list[str]:
         return []
 
 
-def examine(root: Path | None) -> list[Check]:
-    """Run every check; the disk's only if a folder is given."""
+def examine(root: str | None) -> list[Check]:
+    """Run every check; the storage's only if a root is given."""
     checks = [check_python(), *check_packages(), check_random(), check_cpu(), check_memory()]
-    checks += [check_gpus(), check_ray()]
-    return [*checks, check_disk(root)] if root is not None else checks
+    checks += [check_gpus(), check_ray(), *check_cluster()]
+    return [*checks, *check_root(root)] if root is not None else checks
 
 
 def format_table(checks: Sequence[Check]) -> str:
@@ -209,7 +220,7 @@ def next_step(checks: Sequence[Check]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Print what was found and the next thing to fix; return 1 if something must be fixed."""
     parser = argparse.ArgumentParser(prog="dreamshard doctor", description=__doc__)
-    parser.add_argument("--root", type=Path, help="folder to measure disk speed in (256 MiB)")
+    parser.add_argument("--root", help="folder or URL to write and read 128 MiB in")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     options = parser.parse_args(argv)

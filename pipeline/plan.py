@@ -95,8 +95,32 @@ def make_plan(
     return Plan(end, samples_per_unit, sizes, codecs or {})
 
 
-def describe(plan: Plan, *, rate: float = 0.0) -> str:
-    """Write a plan as a table; hours and bandwidth at a rate in img/s, if one is given."""
+@dataclass(frozen=True)
+class Speed:
+    """What a run would go by; 0 where nothing is known.
+
+    Args:
+        rate: images per second of the whole cluster.
+        write_bytes_per_s: what the root was measured to take.
+        memory_bytes: of one actor.
+        gpus: GPUs of the whole cluster in use (count).
+        gpu_hour_price: of one, in any currency.
+    """
+
+    rate: float = 0.0
+    write_bytes_per_s: float = 0.0
+    memory_bytes: int = 0
+    gpus: float = 0.0
+    gpu_hour_price: float = 0.0
+
+
+def describe(plan: Plan, *, speed: Speed | None = None) -> str:
+    """Write a plan as a table; hours, bandwidth and cost as far as speeds are known.
+
+    Args:
+        plan: what there is to make.
+        speed: what the run would go by.
+    """
     lines = [
         f"samples   {plan.num_samples:,}",
         f"shards    {plan.num_units:,} of {plan.samples_per_unit:,} samples",
@@ -108,10 +132,29 @@ def describe(plan: Plan, *, rate: float = 0.0) -> str:
         lines.append(f"{line}  {plan.codecs.get(name, '')}".rstrip())
     total = sum(plan.bytes_per_sample.values())
     lines.append(f"  {'all arrays':<{width}} {total:>10,} {format_bytes(plan.total_bytes):>12}")
-    if rate > 0:
-        lines.append(f"time      {plan.num_samples / rate / 3600:,.2f} h at {rate:,.4g} img/s")
-        lines.append(f"write     {format_bytes(rate * total)}/s")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_speeds(plan, speed or Speed())])
+
+
+def _speeds(plan: Plan, speed: Speed) -> Iterator[str]:
+    """Write the lines that depend on speeds."""
+    if speed.memory_bytes:
+        yield f"memory    {format_bytes(speed.memory_bytes)} per actor"
+    if speed.rate <= 0:
+        return
+    hours = plan.num_samples / speed.rate / 3600
+    needed = speed.rate * sum(plan.bytes_per_sample.values())
+    yield f"time      {hours:,.2f} h at {speed.rate:,.4g} img/s"
+    measured = ""
+    if speed.write_bytes_per_s:
+        share = needed / speed.write_bytes_per_s
+        measured = f" needed, {format_bytes(speed.write_bytes_per_s)}/s measured from here"
+        if share > 1:
+            hours *= share
+            measured += f": the root is the bottleneck, {hours:,.2f} h"
+    yield f"write     {format_bytes(needed)}/s{measured}"
+    if speed.gpu_hour_price:
+        cost = hours * speed.gpus * speed.gpu_hour_price
+        yield f"cost      {cost:,.2f} at {speed.gpu_hour_price:g} per GPU hour, {speed.gpus:g} GPUs"
 
 
 def format_bytes(count: float) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from pydantic import Field
@@ -14,27 +14,38 @@ from pydantic import Field
 from dreamshard.config import load_config
 from pipeline.config import EncodeConfig, SynthesizeConfig
 
+if TYPE_CHECKING:
+    from pipeline.plan import Speed
+    from pipeline.resolve import Request
+
 Rate = Annotated[float, Field(ge=0)]
 
 
 @dataclass(kw_only=True)
-class EncodePlanConfig(EncodeConfig):
-    """Show what `dreamshard encode` would make of the same settings."""
+class MeasureConfig:
+    """What the hours, the bandwidth and the cost go by."""
 
     rate: Rate = 0.0
-    """Images per second of the whole cluster, for hours and bandwidth; 0 leaves them out."""
+    """Images per second of the whole cluster, for hours and bandwidth; 0 leaves them out, or takes
+    what --measure finds."""
+    measure: bool = False
+    """Load the teacher here, run a few micro-batches, and write and read 128 MiB at the root."""
+    gpu_hour_price: Rate = 0.0
+    """Price of a GPU for an hour, in any currency; 0 leaves the cost out."""
 
 
 @dataclass(kw_only=True)
-class SynthesizePlanConfig(SynthesizeConfig):
-    """Show what `dreamshard synthesize` would make of the same settings."""
+class EncodePlanConfig(EncodeConfig, MeasureConfig):
+    """Show what `dreamshard encode` would make of the same settings."""
 
-    rate: Rate = 0.0
-    """Images per second of the whole cluster, for hours and bandwidth; 0 leaves them out."""
+
+@dataclass(kw_only=True)
+class SynthesizePlanConfig(SynthesizeConfig, MeasureConfig):
+    """Show what `dreamshard synthesize` would make of the same settings."""
 
 
 def plan(argv: Sequence[str]) -> int:
-    """Print the plan; the teacher's weights are not loaded and nothing is written but the root."""
+    """Print the plan; unless it is to measure, no weights are loaded and nothing is written."""
     words = list(argv)
     verb = words.pop(0) if words[:1] in (["encode"], ["synthesize"]) else _guess(words)
     cls = EncodePlanConfig if verb == "encode" else SynthesizePlanConfig
@@ -50,7 +61,7 @@ def plan(argv: Sequence[str]) -> int:
     found = look_up(config, request)
     missing = found.dataset.missing(request.plan.num_samples) if found else None
     lines = [
-        describe(request.plan, rate=config.rate),
+        describe(request.plan, speed=_speed(config, request)),
         f"dataset   {config.root}/{request.recipe.folder}",
     ]
     if found is not None and missing is not None:
@@ -59,6 +70,28 @@ def plan(argv: Sequence[str]) -> int:
         lines.append(f"there     {state}: {found.reason}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _speed(config: EncodePlanConfig | SynthesizePlanConfig, request: Request) -> Speed:
+    """Measure what is asked for; `actors` 0 counts as one."""
+    from pipeline.plan import Speed
+
+    actors = max(1, config.actors)
+    rate, write, memory = config.rate, 0.0, 0
+    if config.measure:
+        from pipeline.trial import try_out
+        from storage.speed import measure_root
+
+        trial = try_out(config, request)
+        rate, memory = rate or trial.rate * actors, trial.memory_bytes
+        write = measure_root(config.root).write_bytes_per_s
+    return Speed(
+        rate=rate,
+        write_bytes_per_s=write,
+        memory_bytes=memory,
+        gpus=actors * config.gpus_per_actor,
+        gpu_hour_price=config.gpu_hour_price,
+    )
 
 
 def _guess(argv: Sequence[str]) -> str:

@@ -140,3 +140,14 @@ def test_another_run_was_first_with_all_of_it(tmp_path: Path, monkeypatch, capsy
     monkeypatch.setattr("storage.dataset.Dataset.missing", none_missing)
     assert dreamshard(*words, "--max_invalid_share", "1") == 0
     assert "another run was first" in capsys.readouterr().out
+
+
+def test_plan_measures_when_asked(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("storage.speed.SPEED_BYTES", 1 << 20)
+    words = [*NOISE, "--teacher.settings", "{delay_s: 0.05}", "--root", str(tmp_path / "data")]
+    assert dreamshard("plan", "encode", *words, "--measure", "true", "--actors", "2") == 0
+    text = capsys.readouterr().out
+    rate = float(text.split(" h at ")[1].split(" img/s")[0].replace(",", ""))
+    assert 300 < rate <= 2 * 32 / 0.05  # two actors of one batch of 32 per 50 ms
+    assert "measured from here" in text and "memory " in text and "cost" not in text
+    assert list((tmp_path / "data").iterdir()) == []

@@ -1,4 +1,5 @@
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,10 @@ def test_json_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     doctor.main(["--json", "--root", str(tmp_path)])
     report = json.loads(capsys.readouterr().out)
     names = [check["name"] for check in report["checks"]]
-    assert {"python", "packages: base", "random streams", "cpu", "memory", "ray", "disk"} <= {
-        *names
-    }
-    disk = report["checks"][names.index("disk")]
-    assert "MB/s" in disk["value"] and not list(tmp_path.iterdir())
+    looked_at = {"python", "packages: base", "random streams", "cpu", "memory", "ray"}
+    assert looked_at | {"storage", "clock"} <= {*names}
+    storage = report["checks"][names.index("storage")]
+    assert "MB/s" in storage["value"] and not list(tmp_path.iterdir())
     assert report["versions"]["numpy"] and report["next"]
 
 
@@ -39,7 +39,7 @@ def test_table_ends_with_the_next_step(
 
 def test_disk_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert doctor.check_disk(tmp_path / "file" / "root").status == "fail"
+    assert doctor.check_root(str(tmp_path / "file" / "root"))[0].status == "fail"
 
 
 def test_missing_extras_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +69,26 @@ def test_other_random_streams_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
     assert doctor.check_random().status == "ok"
     monkeypatch.setattr(doctor.rng, "is_golden", lambda: False)
     assert doctor.check_random().status == "fail"
+
+
+def test_a_root_on_an_object_store_is_measured_too() -> None:
+    storage, clock = doctor.check_root("memory://doctor/data")
+    assert storage.status == clock.status == "ok" and "MB/s" in storage.value
+    (refused,) = doctor.check_root("ftp://there/data")
+    assert refused.status == "fail" and "writable" in refused.advice
+
+
+def test_a_clock_that_is_off_must_be_set() -> None:
+    assert doctor._clock(0.4).status == "ok"
+    off = doctor._clock(-60.0)
+    assert off.status == "fail" and "60.0 s ahead of the root's" in off.value and off.advice
+
+
+def test_a_cluster_that_is_named_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert doctor.check_cluster() == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        assert doctor.check_cluster()[0].status == "ok"
+    (gone,) = doctor.check_cluster()
+    assert gone.status == "fail" and "ray start --head" in gone.advice

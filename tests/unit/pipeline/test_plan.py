@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline.layout import choose_codecs
 from pipeline.plan import (
     UNIT_BYTES,
+    Speed,
     bytes_per_sample,
     choose_samples_per_unit,
     describe,
@@ -74,7 +75,21 @@ def test_the_table() -> None:
     sizes = {"image": 768, "b8": 8192}
     plan = make_plan(1000, available=None, samples_per_unit=500, sizes=sizes, codecs={"b8": "int8"})
     assert "8.19 MB  int8" in describe(plan)
-    text = describe(plan, rate=100.0)
+    text = describe(plan, speed=Speed(rate=100.0))
     assert "samples   1,000" in text and "shards    2 of 500 samples" in text
     assert "8.96 MB" in text and "0.00 h at 100 img/s" in text and "896 kB/s" in text
     assert format_bytes(0) == "0 B" and format_bytes(5e15) == "5.0 PB"
+
+
+def test_the_bottleneck_and_the_cost_are_named() -> None:
+    sizes = {"b8": 10_000}
+    plan = make_plan(
+        360_000, available=None, samples_per_unit=500, sizes=sizes, codecs={"b8": "int8"}
+    )
+    speed = Speed(rate=100.0, write_bytes_per_s=2e6, gpus=4, gpu_hour_price=2.5)
+    text = describe(plan, speed=speed)
+    assert "3.6 GB  int8" in text and "1.00 h at 100 img/s" in text and "memory" not in text
+    assert "write     1 MB/s needed, 2 MB/s measured from here\n" in text
+    assert "cost      10.00 at 2.5 per GPU hour, 4 GPUs" in text
+    slow = describe(plan, speed=Speed(rate=100.0, write_bytes_per_s=5e5, memory_bytes=3 << 30))
+    assert "the root is the bottleneck, 2.00 h" in slow and "memory    3.22 GB per actor" in slow
