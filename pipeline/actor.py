@@ -165,7 +165,7 @@ class ShardActor:
             pins=pins,
         )
         if "torch" in sys.modules:
-            _settle_torch(pins.threads)
+            settle_torch(pins.threads)
 
     def _fit(self) -> None:
         """Fit learned codecs to micro-batches spread over the source: the same ones in any actor.
@@ -197,7 +197,7 @@ class ShardActor:
             try:
                 batch = self._input.forward(self._teacher, work)
             except (MemoryError, RuntimeError) as error:
-                explained = _explained(error, micro_batch)
+                explained = explain_memory(error, micro_batch)
                 if explained is not error and self._job.halve_on_oom and micro_batch > 1:
                     self._halve()
                 raise explained from error
@@ -280,7 +280,7 @@ class WriterThread:
                     self._error = error
 
 
-def _settle_torch(threads: int) -> None:
+def settle_torch(threads: int) -> None:
     """Make torch compute the same bytes every time."""
     import torch
 
@@ -302,7 +302,7 @@ _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 """What CUDA and torch's two CPU allocators say."""
 
 
-def _explained(error: Exception, micro_batch: int) -> Exception:
+def explain_memory(error: Exception, micro_batch: int) -> Exception:
     """Name the setting behind a lack of memory; pass other errors on."""
     if is_out_of_memory(error):
         return TeacherError(

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dreamshard.errors import DataError, DreamshardError
-from pipeline.actor import _explained as explain_memory
-from pipeline.actor import _settle_torch as settle_torch
+from pipeline.actor import explain_memory, settle_torch
 from pipeline.inputs import Input, Work
 from pipeline.metrics import Metrics
 from pipeline.streaming.keeper import Keeper
