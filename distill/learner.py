@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from timm.utils.model_ema import ModelEmaV3
     from torch.amp.grad_scaler import GradScaler
 
+    from distill.config import TrainConfig
     from distill.methods.base import Method
     from distill.students import Student
 
@@ -43,6 +44,31 @@ class Learner:
         """Move the average towards the student's weights after a step (1, 2, ...)."""
         if self.average is not None:
             self.average.update(self.method.student, step=step)
+
+
+def build_learner(
+    method: Method,
+    *,
+    config: TrainConfig,
+    image_size: tuple[int, int],
+    scaler: GradScaler | None,
+) -> Learner:
+    """Build the optimiser and the moving average that go with a method.
+
+    Args:
+        method: placed on its device already.
+        image_size: (H, W) in pixels.
+        scaler: of the loss, where training is in float16.
+    """
+    from distill.optim import build_optimizer
+
+    layers = method.layers(config, image_size=image_size)
+    return Learner(
+        method=method,
+        optimizer=build_optimizer(method, config.optimizer, layers=layers),
+        average=build_average(method.student, decay=config.ema),
+        scaler=scaler,
+    )
 
 
 def build_average(student: Student, *, decay: float) -> ModelEmaV3 | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.checkpoint import TrainState
-    from distill.data import ShardBatches
+    from distill.data import ShardBatches, TrainingSet
     from distill.learner import Learner
     from distill.monitor import Monitor
     from distill.runlog import RunLog
@@ -71,25 +71,20 @@ def train(config: TrainConfig) -> Path:
 
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
-    from distill.checkpoint import first_state, forget, load_checkpoint, resume_point
+    from distill.checkpoint import load_checkpoint
     from distill.data import choice_of, open_batches, open_training_set
     from distill.export import STUDENT_FOLDER, keep_student
     from distill.launch import place
-    from distill.learner import Learner, build_average
+    from distill.learner import build_learner
     from distill.methods import build_method
     from distill.monitor import open_monitor
-    from distill.optim import build_optimizer
     from distill.runlog import RunLog
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
     training_set = open_training_set(
         config.data, kinds=config.level_kinds(), choose=choice_of(config)
     )
-    if config.restart and chief:
-        forget(run_dir)
-    accelerator.wait_for_everyone()
-    first = first_state(config, training_set=training_set, processes=accelerator.num_processes)
-    state, checkpoint = resume_point(run_dir, fresh=first)
+    state, checkpoint = find_start(accelerator, config=config, training_set=training_set)
     student_folder = run_dir / STUDENT_FOLDER
     if state.step >= config.steps and student_folder.exists():
         if chief:
@@ -98,12 +93,8 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     training_set = training_set.at(state.snapshot)
     method = build_method(config, training_set=training_set)
     place(method, config=config, accelerator=accelerator)
-    layers = method.layers(config, image_size=training_set.image_size)
-    learner = Learner(
-        method=method,
-        optimizer=build_optimizer(method, config.optimizer, layers=layers),
-        average=build_average(method.student, decay=config.ema),
-        scaler=accelerator.scaler,
+    learner = build_learner(
+        method, config=config, image_size=training_set.image_size, scaler=accelerator.scaler
     )
     if checkpoint is not None:
         load_checkpoint(checkpoint, learner)
@@ -128,6 +119,20 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
         keep_student(learner.kept, config=config, training_set=training_set, log=log)
     accelerator.wait_for_everyone()
     return student_folder
+
+
+def find_start(
+    accelerator: Accelerator, *, config: TrainConfig, training_set: TrainingSet
+) -> tuple[TrainState, Path | None]:
+    """Return where the run folder's last checkpoint stands, and its folder; or step 0 and None."""
+    from distill.checkpoint import first_state, forget, resume_point
+
+    run_dir = Path(config.run_dir)
+    if config.restart and accelerator.is_main_process:
+        forget(run_dir)
+    accelerator.wait_for_everyone()
+    first = first_state(config, training_set=training_set, processes=accelerator.num_processes)
+    return resume_point(run_dir, fresh=first)
 
 
 def take_steps(
