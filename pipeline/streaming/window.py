@@ -27,6 +27,8 @@ FACTOR = 4.0
 what is buffered, that hides a dead actor or node within two seconds where answers take 0.3 s."""
 FIRST_DEADLINE_S = 60.0
 """While no answer came yet: a first forward pass may compile kernels."""
+LAST_RESORT = 3
+"""Deadlines that a request may miss at every worker at once before one is asked a second time."""
 MAX_DEATHS = 6
 """Workers that may die over one request before the request is taken for the reason."""
 NOTICE_S = 5.0
@@ -128,6 +130,8 @@ class _Pending:
     failures: int = 0
     deaths: int = 0
     due: float = float("inf")
+    overdue: int = 0
+    """Times in a row that it was late with nobody else to ask."""
 
 
 class Window:
@@ -314,9 +318,12 @@ class Window:
         workers = self._transport.workers()
         for pending in late:
             slow = {name for name, _ in pending.tickets.values()}
-            if not set(workers) - slow:
+            if not set(workers) - slow and (not workers or pending.overdue < LAST_RESORT):
+                pending.overdue += 1
                 pending.due = now + self._allowance()  # nobody else to ask
                 continue
+            # All have it and none answers: an answer may be lost, so one is asked once more.
+            pending.overdue = 0
             self._suspects |= slow
             self.retries += 1
             log.warning(

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from storage.dataset import Dataset
-from tests.feature_store import fill, make_batch, make_dataset, write_unit
+from tests.feature_store import fill, make_batch, make_dataset, make_recipe, write_unit
 
 
 @pytest.fixture
@@ -121,3 +121,15 @@ def test_strays_are_found(dataset: Dataset) -> None:
     assert list(dataset.store.strays({0})) == []
     dataset.files.write("data.zarr/emb/c/7/0", b"x")
     assert list(dataset.store.strays({0})) == ["data.zarr/emb/c/7"]
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16", "int8", "float16+zstd"])
+def test_tensorstore_reads_every_array(tmp_path: Path, codec: str) -> None:
+    tensorstore = pytest.importorskip("tensorstore", reason="pip install 'dreamshard[bench]'")
+    dataset = make_dataset(tmp_path, recipe=make_recipe(codec=codec))
+    fill(dataset, 20)
+    group = zarr.open_group(f"{dataset.url}/data.zarr", mode="r")
+    for name in group.array_keys():
+        store = {"driver": "file", "path": f"{dataset.url}/data.zarr/{name}"}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
+        assert np.array_equal(np.asarray(array[:].read().result()), np.asarray(group[name])), name

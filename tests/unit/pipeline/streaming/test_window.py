@@ -42,7 +42,7 @@ FAULTS = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(faults=FAULTS, workers=st.integers(1, 4), size=st.integers(1, 9))
 def test_the_sequence_is_that_of_an_undisturbed_run(
     faults: dict[int, Fault], workers: int, size: int
@@ -59,6 +59,18 @@ def test_the_sequence_is_that_of_an_undisturbed_run(
     assert held <= size
     # A request is at two workers at most per deadline missed: memory stays within four windows.
     assert len(transport.asked) <= 40 + size + source.retries
+
+
+@pytest.mark.parametrize("workers", ["a", "ab"])
+def test_an_answer_lost_at_every_worker_is_asked_for_again(workers: str) -> None:
+    transport = FakeTransport(workers)
+    source = window(transport, size=1)
+    pull(source, 3)  # by now the usual time is known
+    for number in range(3, 3 + len(workers)):  # the next request, and the second try of it
+        transport.faults[number] = Fault("hang")
+    before = transport.now
+    assert pull(source, 5) == [12, 16, 20, 24, 28]
+    assert transport.now - before < 10.0
 
 
 def test_the_window_is_full_and_never_more_than_full() -> None:
