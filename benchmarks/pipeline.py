@@ -284,7 +284,7 @@ def cases(folder: Path, unet: str, units: int) -> list[Case]:
             root=str(folder),
             teacher=TeacherConfig(path=unet, levels=["s1", "s2", "s4"], timesteps=[50]),
             source=SourceConfig(split="all"),
-            image=ImageConfig(size=16, views=8),
+            image=ImageConfig(views=8),
             samples_per_unit=256,
             threads_per_actor=threads,
         )
@@ -297,8 +297,8 @@ def cases(folder: Path, unet: str, units: int) -> list[Case]:
         Case("ray_data_1_actor", stand_in("data", fsync=False), 1, units),
     ]
     if unet:
-        found.append(Case("unet_1_actor_2_threads", digits("unet", 2), 1, 8))
-        found.append(Case("unet_2_actors_1_thread", digits("unets", 1), 2, 16))
+        found.append(Case("unet_1_actor_2_threads", digits("unet", 2), 1, 4))
+        found.append(Case("unet_2_actors_1_thread", digits("unets", 1), 2, 8))
     return found
 
 
