@@ -23,7 +23,8 @@ class Trial:
     Args:
         rate: images per second of one actor.
         load_s: seconds until the teacher was loaded.
-        memory_bytes: most that was allocated on the GPU, or what this process grew by on the CPU.
+        memory_bytes: most that was allocated on the GPU, or most that this process took on the CPU,
+            Python and torch included, as in an actor.
         on_gpu: which of the two.
     """
 
@@ -39,7 +40,7 @@ def try_out(config: PipelineConfig, request: Request) -> Trial:
     Raises:
         ConfigError, TeacherError: as an actor would.
     """
-    pins, before, started = request.pins, _peak_bytes(), time.perf_counter()
+    pins, started = request.pins, time.perf_counter()
     teacher = load_teacher(
         config.teacher,
         mode=request.input.mode,
@@ -62,7 +63,7 @@ def try_out(config: PipelineConfig, request: Request) -> Trial:
         request.input.forward(teacher, work)
         seconds.append(time.perf_counter() - begin)
     typical = statistics.median(seconds[WARM_UP:] or seconds)
-    memory = cuda.max_memory_allocated() if cuda is not None else _peak_bytes() - before
+    memory = cuda.max_memory_allocated() if cuda is not None else _peak_bytes()
     return Trial(pins.micro_batch / typical, load_s, memory, cuda is not None)
 
 

@@ -1,6 +1,7 @@
 """What every test can rely on: one thread, no network, no colours, Ray tests in one process."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,12 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist reads the groups, also first of all
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     no_gpu = any(item.get_closest_marker("gpu") for item in items) and not _has_gpu()
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
         if no_gpu and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    return (yield)

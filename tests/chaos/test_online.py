@@ -38,7 +38,7 @@ psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = 2
+FEW = 1
 FULL = int(os.environ.get("DREAMSHARD_CHAOS", "0"))
 FOUND = {
     2: "a service stopped and started at once: the names of its actors were not free yet, and "
