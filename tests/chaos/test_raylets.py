@@ -166,9 +166,7 @@ STORMS = [
 ]
 
 
-@pytest.mark.skipif(
-    not FULL, reason="three raylets do not start in time on a busy machine: make chaos"
-)
+@pytest.mark.skipif(not FULL, reason="three raylets: only in make chaos")
 @pytest.mark.parametrize("storm", STORMS, ids=lambda storm: storm.__name__)
 def test_the_bytes_are_the_same(
     storm: Callable[[Raylets, Path, subprocess.Popen[bytes]], None],
