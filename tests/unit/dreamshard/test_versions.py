@@ -13,13 +13,17 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+BY_NAME = {"bench", "mlflow", "onnx", "tensorboard", "wandb"}
+"""Extras that are asked for by name alone: trackers, one export format, rivals in benchmarks."""
+
+
 def test_the_lists_agree_with_pyproject(repo_root: Path) -> None:
     project = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]
     assert set(map(_plain, BASE)) == _names(project["dependencies"])
     optional = project["optional-dependencies"]
     for extra, names in EXTRAS.items():
         assert set(map(_plain, names)) == _names(optional[extra]), extra
-    assert set(optional) == {*EXTRAS, "all", "dev"}
+    assert set(optional) == {*EXTRAS, *BY_NAME, "all", "dev"}
     for extra in EXTRAS:
         assert extra in optional["all"][0]
 
