@@ -27,6 +27,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from distill.tasks.knn import knn_classes
 from distill.tasks.probe import probe_accuracy, standardise
 from dreamshard.charts import LIGHT, level_curves
 from dreamshard.progress import Progress
@@ -167,19 +168,9 @@ def knn_accuracy(
     train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.ndarray, *, k: int
 ) -> float:
     """Classify by the k nearest by cosine, votes weighted exp(similarity / temperature)."""
-    import torch
-    from torch.nn import functional as F
-
-    bank = F.normalize(torch.from_numpy(train), dim=1)
-    classes = torch.from_numpy(labels)
-    right = 0
-    for start in range(0, len(val), 1000):
-        rows = F.normalize(torch.from_numpy(val[start : start + 1000]), dim=1)
-        near, which = (rows @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(rows), int(classes.max()) + 1)
-        votes.scatter_add_(1, classes[which], (near / TEMPERATURE).exp())
-        right += int((votes.argmax(1).numpy() == truth[start : start + 1000]).sum())
-    return right / len(val)
+    ks = [min(k, len(train))]
+    guesses = knn_classes(train, labels, val, ks=ks, temperature=TEMPERATURE)
+    return float((guesses[:, 0] == truth).mean())
 
 
 def picture(scores: dict[str, dict[str, float]], taps: list[str], path: Path) -> None:

@@ -61,8 +61,33 @@ def crop_and_mirror(images: Tensor, *, scale: tuple[float, float], mirror: float
     Returns:
         The same shape, by bilinear interpolation.
     """
+    grid = crop_grid(images, scale=scale, mirror=mirror)
+    return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+
+
+def crop_grid(
+    images: Tensor,
+    *,
+    scale: tuple[float, float],
+    mirror: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a part of each image, maybe mirrored, as the grid that samples it at the image's size.
+
+    The part's aspect ratio relative to the image's is log-uniform over ASPECT. It is never larger
+    than the image, so that bilinear interpolation needs no smoothing.
+
+    Args:
+        images: (B, 3, H, W); only the shape and the device count.
+        scale: smallest and largest area of the part, relative to the image's (0..1].
+        mirror: chance to be mirrored left to right (0..1).
+        generator: on the CPU; None for torch's global one.
+
+    Returns:
+        float32 (B, H, W, 2), for `grid_sample` with align_corners False.
+    """
     count = len(images)
-    area, aspect, right, down, side = torch.rand(5, count)
+    area, aspect, right, down, side = torch.rand(5, count, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * area
     low, high = (math.log(value) for value in ASPECT)
     if scale[0] == 1.0:
@@ -74,8 +99,8 @@ def crop_and_mirror(images: Tensor, *, scale: tuple[float, float], mirror: float
     theta[:, 0, 2] = (1 - wide) * (2 * right - 1)
     theta[:, 1, 2] = (1 - tall) * (2 * down - 1)
     theta[:, 0, 0] *= torch.where(side < mirror, -1.0, 1.0)
-    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+    shape = [count, 1, *images.shape[-2:]]
+    return F.affine_grid(theta.to(images.device), shape, align_corners=False)
 
 
 def jitter(pixels: Tensor, config: AugmentConfig) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from safetensors.numpy import load_file
+
+from tests.stream_runs import results
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -39,7 +39,6 @@ dreamteacher: {width: 8}
 data: {kind: stream, stream: {name: served, micro_batch: 8, samples: 64, samples_per_unit: 32,
   image: {size: 16}, teacher: {kind: noise, levels: [s2, s4], settings: {channels: 4}}}}
 """
-TIMES = ("time", "img_per_s", "wait_percent")
 
 
 @dataclass
@@ -89,13 +88,6 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, output
     return output
-
-
-def results(run_dir: Path) -> tuple[list[dict], dict[str, bytes]]:
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    figures = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-    weights = load_file(run_dir / "student" / "model.safetensors")
-    return figures, {name: value.tobytes() for name, value in weights.items()}
 
 
 def test_a_trainer_finds_the_service_and_learns_what_live_learns(served: Served) -> None:

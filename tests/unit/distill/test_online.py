@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
 
 from distill.config import DataConfig, DreamTeacherConfig, StudentConfig, TrainConfig
 from distill.data import open_training_set
 from distill.train import train
 from dreamshard.errors import ConfigError
-from pipeline.actor import Job, ShardActor
 from pipeline.images import ImageConfig
-from pipeline.lookup import create
-from pipeline.resolve import resolve
 from pipeline.streaming.config import PartConfig, StreamConfig
 from pipeline.teachers.base import TeacherConfig
+from tests.stream_runs import TIMES, make_offline, results
 
-TIMES = ("time", "img_per_s", "wait_percent", "memory_gb")
+BUT = (*TIMES, "memory_gb")  # the process grows from run to run
 
 
 def stream_config(tmp_path: Path, **changes: Any) -> StreamConfig:
@@ -58,37 +54,12 @@ def live(tmp_path: Path, *, shuffle: str = "full", **changes: Any) -> DataConfig
     return DataConfig(kind="live", stream=stream, shuffle=shuffle)  # pyright: ignore
 
 
-def results(run_dir: Path) -> tuple[list[dict], dict[str, bytes]]:
-    """Return a run's metrics without times, and the student's weights."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    figures = [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
-    weights = load_file(run_dir / "student" / "model.safetensors")
-    return figures, {name: value.tobytes() for name, value in weights.items()}
-
-
-def make_shards(config: StreamConfig) -> str:
-    plain = config.offline()
-    request = resolve(plain)
-    dataset = create(plain, request)
-    dataset.grow(request.plan.num_samples)
-    job = Job(
-        url=dataset.url, run_id="test", teacher=plain.teacher, seed=plain.seed, fsync=False,
-        image_size=request.spec.image_size,
-    )  # fmt: skip
-    actor = ShardActor(job, request.input)
-    actor.load()
-    for unit, count in request.plan.units():
-        actor.make(unit, count)
-    dataset.roll_up(final=True)
-    return dataset.url
-
-
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 def test_live_trains_the_very_student_that_shards_do(tmp_path: Path, codec: str) -> None:
-    url = make_shards(stream_config(tmp_path, codec=codec))
+    url = make_offline(stream_config(tmp_path, codec=codec)).url
     train(train_config(tmp_path / "shards", DataConfig(dataset=url)))
     train(train_config(tmp_path / "live", live(tmp_path, codec=codec)))
-    assert results(tmp_path / "live") == results(tmp_path / "shards")
+    assert results(tmp_path / "live", but=BUT) == results(tmp_path / "shards", but=BUT)
 
 
 def test_a_streamed_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -98,7 +69,7 @@ def test_a_streamed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     short.steps = 12
     train_until(short, 8)
     train(short)
-    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+    assert results(tmp_path / "parts", but=BUT) == results(tmp_path / "whole", but=BUT)
 
 
 def train_until(config: TrainConfig, step: int) -> None:
@@ -120,7 +91,7 @@ def test_a_run_that_keeps_what_it_streams_ends_the_same(tmp_path: Path) -> None:
     train(train_config(tmp_path / "plain", live(tmp_path, shuffle="block")))
     data = live(tmp_path, shuffle="block", keep=True)
     train(train_config(tmp_path / "kept", data))
-    assert results(tmp_path / "kept") == results(tmp_path / "plain")
+    assert results(tmp_path / "kept", but=BUT) == results(tmp_path / "plain", but=BUT)
     (part, *_) = open_training_set(data).dataset.stream.parts  # pyright: ignore
     assert len(part.keep.committed()) == 2
 

@@ -11,10 +11,7 @@ import pytest
 from PIL import Image
 
 from dreamshard.errors import ConfigError
-from pipeline.actor import Job, ShardActor
 from pipeline.images import ImageConfig, SourceConfig
-from pipeline.lookup import create
-from pipeline.resolve import resolve
 from pipeline.stream import Share, StreamReader
 from pipeline.streaming.config import PartConfig, StreamConfig
 from pipeline.streaming.live import LiveTransport
@@ -24,6 +21,7 @@ from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.reader import BatchReader
 from storage.rows import read_rows
+from tests.stream_runs import make_offline
 
 Configure = Callable[..., StreamConfig]
 
@@ -54,27 +52,9 @@ def same(left: list[dict[str, np.ndarray]], right: list[dict[str, np.ndarray]]) 
         assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
-def offline(config: StreamConfig) -> Dataset:
-    """Make the dataset of a stream's recipe as the offline pipeline does, without its driver."""
-    plain = config.offline()
-    request = resolve(plain)
-    dataset = create(plain, request)
-    dataset.grow(request.plan.num_samples)
-    job = Job(
-        url=dataset.url, run_id="test", teacher=plain.teacher, seed=plain.seed, fsync=False,
-        image_size=request.spec.image_size,
-    )  # fmt: skip
-    actor = ShardActor(job, request.input)
-    actor.load()
-    for unit, count in request.plan.units():
-        actor.make(unit, count)
-    dataset.roll_up(final=True)
-    return dataset
-
-
 @pytest.fixture
 def shards(configure: Configure, tmp_path: Path) -> Dataset:
-    return offline(configure(root=str(tmp_path / "shards")))
+    return make_offline(configure(root=str(tmp_path / "shards")))
 
 
 @pytest.mark.parametrize("shuffle", ["full", "none"])
