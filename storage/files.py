@@ -54,13 +54,12 @@ class LocalSink:
                 view = view[os.write(self._fd, view) :]
 
     def write_many(self, buffers: Sequence[memoryview | bytes]) -> None:
-        """Append many buffers, as few requests as the system allows, without joining them."""
+        """Append many buffers of bytes in as few requests as the system allows, never joined."""
         self._files.step("write", self.key)
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        self._expect(sum(map(len, views)))
+        self._expect(sum(map(len, buffers)))
         with self._files.explain("write", self.key):
-            for start in range(0, len(views), _MAX_BUFFERS):
-                self._write_some(views[start : start + _MAX_BUFFERS])
+            for start in range(0, len(buffers), _MAX_BUFFERS):
+                self._write_some(buffers[start : start + _MAX_BUFFERS])
 
     def _expect(self, size: int) -> None:
         """Reserve room for the next bytes and some more."""
@@ -70,11 +69,13 @@ class LocalSink:
             if reserve(self._fd, start, more):
                 self._reserved = start + more
 
-    def _write_some(self, views: list[memoryview]) -> None:
-        done = os.writev(self._fd, views)
-        for view in views:
-            rest = view[done:]
-            done = max(0, done - len(view))
+    def _write_some(self, buffers: Sequence[memoryview | bytes]) -> None:
+        done = os.writev(self._fd, buffers)
+        if done == sum(map(len, buffers)):
+            return
+        for buffer in buffers:
+            rest = memoryview(buffer)[done:]
+            done = max(0, done - len(buffer))
             while len(rest):  # a short write: go on where it stopped
                 rest = rest[os.write(self._fd, rest) :]
 

@@ -47,6 +47,7 @@ class TarUnit:
         self._tables: list[np.ndarray] = []
         self._offset = 0
         self._headers: dict[str, MemberHeader] = {}
+        self._json_headers: dict[int, MemberHeader] = {}  # by the text's size; few differ
         fronts = []  # bytes before each member's data, the JSON's last
         for name, spec in store.arrays.items():
             prefix = b""
@@ -104,7 +105,7 @@ class TarUnit:
         ]
         sums = [sum(key) for key in keys]
         members = [self._members(name, keys, sums) for name in self._store.arrays]
-        members.append(_json_members(batch, keys))
+        members.append(self._json_members(batch, keys, sums))
         buffers: list[bytes | memoryview] = []
         for sample in zip(*members, strict=True):
             for front, data, gap in sample:
@@ -142,20 +143,25 @@ class TarUnit:
             for place, (key, total) in enumerate(zip(keys, sums, strict=True))
         ]
 
-
-def _json_members(batch: FeatureBatch, keys: list[bytes]) -> list[_Member]:
-    labels = [None] * len(batch) if batch.label is None else [int(label) for label in batch.label]
-    members: list[_Member] = []
-    for row, (index, key, label) in enumerate(zip(batch.index, batch.key, labels, strict=True)):
-        text = json_member(
-            index=int(index),
-            key=str(key),
-            label=None if label in (None, -1) else label,
-            valid=bool(batch.valid[row]),
-            error=batch.error.get(row) and str(batch.error[row])[:300],
-        )
-        members.append(_member(keys[row].decode("ascii") + ".json", text))
-    return members
+    def _json_members(
+        self, batch: FeatureBatch, keys: list[bytes], sums: list[int]
+    ) -> list[_Member]:
+        labels = [None] * len(batch) if batch.label is None else batch.label.tolist()
+        valid, index = batch.valid.tolist(), batch.index.tolist()
+        members: list[_Member] = []
+        for row, (key, total) in enumerate(zip(keys, sums, strict=True)):
+            text = json_member(
+                index=index[row],
+                key=str(batch.key[row]),
+                label=None if labels[row] in (None, -1) else labels[row],
+                valid=valid[row],
+                error=batch.error.get(row) and str(batch.error[row])[:300],
+            )
+            size = len(text)
+            if size not in self._json_headers:
+                self._json_headers[size] = MemberHeader(".json", size)
+            members.append((self._json_headers[size](key, total), text, _ZEROS[: padding(size)]))
+        return members
 
 
 def _member(name: str, data: bytes) -> _Member:

@@ -29,6 +29,7 @@ from storage.schema import Level
 
 _SIDE_WEIGHT = 0.25  # of a position's mean and scale against its C values, which whitening keeps
 _TINY = 1e-12
+_CANCELLED = 1e-6  # relative rounding of float32 sums of a few terms
 
 
 class DctCodec(LearnedCodec):
@@ -154,8 +155,11 @@ class DctCodec(LearnedCodec):
         error.reshape(count, -1)[:, found.order] = step
         error = np.abs(dct(error, height, width, inverse=True, absolute=True))
         spread = np.matmul(np.abs(found.rotation.T), error[:, :channels]) + np.abs(kept[0] - normal)
-        of_mean = error[:, -2:-1] + np.abs(kept[1] - mean)
-        of_log = error[:, -1:] + np.abs(kept[2] - log)
+        # Where coefficients cancel a large centre, anywhere on the map: each is a sum over it.
+        lost = _CANCELLED * np.abs(found.centre).max(axis=1, keepdims=True)
+        spread = spread + lost[:channels].max()
+        of_mean = error[:, -2:-1] + np.abs(kept[1] - mean) + lost[-2]
+        of_log = error[:, -1:] + np.abs(kept[2] - log) + lost[-1]
         scale = np.exp(log)
         total = scale * np.exp(of_log) * (spread + np.abs(normal) * of_log) + of_mean
         rounding = 1e-4 * (np.abs(mean) + scale * np.abs(normal).max(axis=1, keepdims=True))
