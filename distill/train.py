@@ -32,6 +32,7 @@ from dreamshard.progress import stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
     from torch import Tensor
 
     from distill.checkpoint import TrainState
@@ -163,10 +164,9 @@ def take_steps(
         )
         set_learning_rate(learner.optimizer, rate, peak=peak)
         seed_step(config.seed, step=step, rank=accelerator.process_index)
-        terms, index = add_gradients(model, batches, accelerator, parts=config.accumulate)
+        terms, index = add_gradients(model, stepper, batches, accelerator, parts=config.accumulate)
         norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip or math.inf)
         stepper.step()
-        stepper.zero_grad()
         learner.follow(step)
         log.note(step, terms=terms, norm=norm, index=index, skipped=stepper.step_was_skipped)
         last = step == config.steps
@@ -181,12 +181,16 @@ def take_steps(
 
 def add_gradients(
     model: Callable[..., dict[str, Tensor]],
+    stepper: AcceleratedOptimizer,
     batches: ShardBatches,
     accelerator: Accelerator,
     *,
     parts: int,
 ) -> tuple[dict[str, Tensor], np.ndarray]:
     """Run a step's batch forward and backward, in parts; ranks share gradients after the last.
+
+    The step before leaves its gradients to this one, which drops them after its first forward pass:
+    dropped earlier, their holes are taken by activations, and on a CPU a step takes 10 % longer.
 
     Returns:
         The loss terms' means over the parts, and the sample numbers of this rank's batch.
@@ -198,6 +202,8 @@ def add_gradients(
         alone = part < parts - 1
         with accelerator.no_sync(model) if alone else nullcontext():
             terms = model(batch.images, batch.targets)
+            if part == 0:
+                stepper.zero_grad()
             accelerator.backward(terms["loss"] / parts)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value.detach() / parts

@@ -184,7 +184,10 @@ def test_parts_of_a_batch_add_up_to_its_gradient(configure, tmp_path: Path) -> N
             accelerator=accelerator,
             state=TrainState(),
         )
-        terms, index = add_gradients(method, batches, accelerator, parts=parts)
+        model, stepper = accelerator.prepare(method, torch.optim.SGD(method.parameters(), lr=0.01))
+        for parameter in method.parameters():
+            parameter.grad = torch.ones_like(parameter)  # of the step before, to be dropped
+        terms, index = add_gradients(model, stepper, batches, accelerator, parts=parts)
         batches.close()
         assert batches.position == config.batch_size and len(index) == config.batch_size
         seen.append((terms["loss"], [p.grad for p in method.parameters()], sorted(index)))
