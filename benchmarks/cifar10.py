@@ -87,7 +87,9 @@ def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConf
             std=CIFAR_STD,
         ),
         data=DataConfig(dataset=options.dataset, flip=settings.get("flip", "none")),
-        dreamteacher=DreamTeacherConfig(width=options.regressor_width),
+        dreamteacher=DreamTeacherConfig(
+            width=options.regressor_width, **settings.get("settings", {})
+        ),
         simsiam=SimSiamConfig(width=options.head_width, predictor_width=options.head_width // 4),
         vicreg=VICRegConfig(width=options.head_width),
         supervised=SupervisedConfig(label_share=settings.get("share", 1.0)),

@@ -188,6 +188,34 @@ def level_curves(
     return _png(figure)
 
 
+def paired_intervals(
+    panels: Mapping[str, Mapping[str, tuple[float, float | None]]], theme: Theme, *, xlabel: str
+) -> bytes:
+    """Draw one panel per measure: a row per variant, a dot at its difference, a bar its interval.
+
+    Args:
+        panels: {panel title: {row name: (difference, half its confidence interval or None)}}; the
+            rows of all panels are the same.
+        theme: colours.
+        xlabel: of every panel.
+    """
+    names = list(next(iter(panels.values())))
+    height = 1.1 + 0.27 * len(names)
+    figure, axeses = _figure(theme, width=4.9 * len(panels), height=height, columns=len(panels))
+    for column, (axes, (title, rows)) in enumerate(zip(axeses, panels.items(), strict=True)):
+        axes.axvline(0, color=theme.text, linewidth=0.9)
+        for place, (difference, half) in enumerate(rows.values()):
+            if half is not None:
+                ends = (difference - half, difference + half)
+                axes.plot(ends, (place, place), color=theme.series[0], linewidth=2)
+            axes.plot(difference, place, "o", color=theme.series[0], markersize=5)
+        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names))
+        axes.set(title=title, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+        _style(axes, theme, grid="x")
+        axes.tick_params(axis="y", length=0)
+    return _png(figure)
+
+
 def stage_bars(stages: Mapping[str, tuple[float | None, float | None]], theme: Theme) -> bytes:
     """Draw seconds and images per second of each stage as two panels of horizontal bars.
 

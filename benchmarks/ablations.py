@@ -1,0 +1,248 @@
+"""What DreamTeacher's parts and the codecs of cached features are worth: CIFAR-10, small size.
+
+    python benchmarks/ablations.py --train cifar10-train.parquet --val cifar10-val.parquet \
+        --out runs/ablations [--groups bytes loss regressor encoding timestep] [--seeds 0 1 2]
+
+One factor at a time around one base: a ResNet-18 of width 16 learns from float16 features (strides
+1, 2, 4; t = 50; stochastic encoding) of the first 20,000 training images. Every variant shares the
+base's seeds: initial weights and order of the images. Linear probes and nearest neighbours judge
+the frozen students. Datasets are made by the commands a user would type; whatever is there already
+is reused, so the same command goes on after an interruption. Differences from the base are paired
+by seed, with Student's 95 % confidence interval. The last line printed is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks import cifar10
+from dreamshard.charts import LIGHT, paired_intervals
+from dreamshard.runfolder import write_text
+
+LEVELS = {"up.2.t50": 32, "up.1.t50": 96, "up.0.t50": 160}  # channels of the default teacher
+BASE = "base"
+FIGURES = ("linear_100", "knn_20")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Say in what a variant differs from the base.
+
+    Args:
+        group: what is compared.
+        method: settings of DreamTeacherConfig.
+        encode: options of `dreamshard encode`; none: the base's dataset.
+        codec: arguments of `dreamshard export --codec`; none: the dataset as encoded.
+    """
+
+    group: str
+    method: dict[str, Any] = field(default_factory=dict)
+    encode: tuple[str, ...] = ()
+    codec: tuple[str, ...] = ()
+
+
+def low_rank(fold: int, inner: str) -> tuple[str, ...]:
+    """Return the codecs that keep 1/fold of float16's bytes (the scales' few not counted)."""
+    per_value = {"int8": 2, "int4": 4}[inner]  # of float16's bytes, how many times fewer
+    ranks = {level: max(1, round(per_value * size / fold)) for level, size in LEVELS.items()}
+    return tuple(f"{level}=lowrank{rank}-{inner}" for level, rank in ranks.items())
+
+
+VARIANTS: dict[str, Variant] = {
+    BASE: Variant("base"),
+    "int8": Variant("bytes", codec=("int8",)),
+    "int4": Variant("bytes", codec=("int4",)),
+    **{
+        f"lowrank-{inner} 1/{fold}": Variant("bytes", codec=low_rank(fold, inner))
+        for inner in ("int8", "int4")
+        for fold in (8, 16, 32)
+    },
+    **{f"dct 1/{fold}": Variant("bytes", codec=(f"dct{fold}",)) for fold in (16, 32)},
+    "MSE alone": Variant("loss", {"attention_weight": 0.0}),
+    "AT alone": Variant("loss", {"mse_weight": 0.0}),
+    "FPN": Variant("regressor", {"regressor": "fpn"}),
+    "FPN + attention": Variant("regressor", {"regressor": "fpn_attention"}),
+    "PaFPN": Variant("regressor", {"regressor": "pafpn"}),
+    "deterministic": Variant("encoding", encode=("--teacher.settings.encoding", "inversion")),
+    **{
+        f"t = {t}": Variant("timestep", encode=("--teacher.timesteps", f"[{t}]"))
+        for t in (0, 25, 100, 200, 400)
+    },
+}
+GROUPS = list(dict.fromkeys(variant.group for variant in VARIANTS.values()))[1:]
+
+
+def dataset_of(name: str, options: argparse.Namespace) -> str:
+    """Make a variant's dataset unless it is there; return where it is."""
+    variant = VARIANTS[name]
+    root, kind = options.out / "data", _slug(name) if variant.encode else BASE
+    words: list[str] = [
+        *("encode", "--config", str(ROOT / "recipes" / "cifar10" / "encode.yaml")),
+        *("--teacher.path", str(options.teacher), "--source.path", str(options.train.resolve())),
+        *("--name", kind, "--root", str(root), "--run_dir", str(options.out / f"encode-{kind}")),
+        *("--samples", str(options.samples), "--image.views", "1", "--codec", "float16"),
+        *variant.encode,
+    ]
+    done = options.out / "data" / f"{kind}.done"
+    if not done.exists():
+        _command(words)
+        done.touch()
+    if not variant.codec:
+        return str(root / kind)
+    copies = root / _slug(name)
+    done = root / f"{_slug(name)}.done"
+    if not done.exists():
+        _command(["export", str(root / kind), str(copies), "--codec", *variant.codec])
+        done.touch()
+    return str(copies / kind)
+
+
+def _slug(name: str) -> str:
+    return "".join(mark if mark.isalnum() else "-" for mark in name.lower())
+
+
+def _command(words: list[str]) -> None:
+    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": python_path}
+    line = [sys.executable, "-m", "dreamshard", *words]
+    done = subprocess.run(line, env=environment, stdout=sys.stderr, cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words[:2])} failed with code {done.returncode}")
+
+
+def run_variant(name: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
+    """Train and judge a variant with one seed; reuse what is there already."""
+    options.dataset = dataset_of(name, options)
+    arm = f"ablation-{_slug(name)}"
+    cifar10.ARMS[arm] = {**cifar10.ARMS["dreamteacher"], "settings": VARIANTS[name].method}
+    return cifar10.run_arm(arm, options, seed=seed)
+
+
+def bytes_per_sample(dataset: str) -> int:
+    """Return the bytes that the levels of one sample take."""
+    from storage.catalog import find_dataset
+
+    found = find_dataset(dataset)
+    snapshot = found.snapshot()
+    parts = {part for level in found.levels for part in snapshot.components(level.name)}
+    specs = [snapshot.array_spec(part) for part in parts]
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in specs)
+
+
+def compare(rows: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Return each variant's means, and its paired differences from the base with intervals."""
+    table: dict[str, Any] = {}
+    for name, by_seed in rows.items():
+        shared = [seed for seed in by_seed if seed in rows.get(BASE, {})]
+        entry: dict[str, Any] = {"group": VARIANTS[name].group, "seeds": len(by_seed)}
+        for figure in FIGURES:
+            values = [row[figure] for row in by_seed.values()]
+            entry[figure] = {"mean": float(np.mean(values)), "values": values}
+            if name != BASE and shared:
+                pairs = [by_seed[seed][figure] - rows[BASE][seed][figure] for seed in shared]
+                entry[figure] |= interval(pairs)
+        table[name] = entry
+    return table
+
+
+def interval(differences: list[float]) -> dict[str, float | None]:
+    """Return the mean difference and half its 95 % interval (None for a single pair)."""
+    from scipy import stats
+
+    half = None
+    if len(differences) > 1:
+        spread = float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+        half = float(stats.t.ppf(0.975, len(differences) - 1)) * spread
+    return {"difference": float(np.mean(differences)), "half_interval": half}
+
+
+def picture(table: dict[str, Any], path: Path) -> None:
+    """Draw every variant's difference from the base."""
+    names = [name for name, entry in table.items() if "difference" in entry[FIGURES[0]]]
+    panels = {
+        figure.replace("_100", " probe").replace("_", ", k = "): {
+            name: (table[name][figure]["difference"], table[name][figure]["half_interval"])
+            for name in names
+        }
+        for figure in FIGURES
+    }
+    if names:
+        path.write_bytes(paired_intervals(panels, LIGHT, xlabel="points over the base"))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line, and add what `benchmarks.cifar10` wants to know."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--train", type=Path, required=True, help="Parquet of training images")
+    parser.add_argument("--val", type=Path, required=True, help="Parquet of held-out images")
+    parser.add_argument("--teacher", type=Path, default=ROOT / "recipes" / "cifar10" / "teacher")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--results", type=Path, help="also write result and picture here")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=20_000, help="images that are encoded")
+    parser.add_argument("--images", type=int, default=60_000, help="student forward passes")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--width", type=int, default=16, help="of the ResNet-18")
+    parser.add_argument("--regressor_width", type=int, default=32)
+    parser.add_argument("--probe_images", type=int, default=10_000)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
+    options = parser.parse_args()
+    options.out, options.head_width = options.out.resolve(), 1
+    return options
+
+
+def main() -> None:
+    """Run what is missing, seeds outermost, and report what is there."""
+    options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
+    chosen = [n for n, variant in VARIANTS.items() if n == BASE or variant.group in options.groups]
+    rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in chosen}
+    for seed in options.seeds:
+        for name in chosen:
+            rows[name][seed] = row = run_variant(name, options, seed=seed)
+            shown = ", ".join(f"{figure} {row[figure]:.2f}" for figure in FIGURES)
+            print(f"{name}, seed {seed}: {shown}", file=sys.stderr, flush=True)
+    table = compare(rows)
+    for name in chosen:
+        table[name]["bytes_per_sample"] = bytes_per_sample(dataset_of(name, options))
+    result = {
+        "what": "CIFAR-10 ablations of DreamTeacher, % correct, differences paired by seed",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "settings": {
+            name: getattr(options, name)
+            for name in ("samples", "images", "batch_size", "width", "regressor_width")
+        }
+        | {"probe_images": options.probe_images, "precision": options.precision},
+        "table": table,
+    }
+    for folder in filter(None, (options.out, options.results)):
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{result['date']}-ablations"
+        write_text(folder / f"{stem}.json", json.dumps(result, indent=2) + "\n")
+        picture(table, folder / f"{stem}.png")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
