@@ -7,11 +7,13 @@ process. Everything else about a run is as with shards: the same batches at the 
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from distill.data import ShardBatches, TrainingSet
+from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import stage
 from pipeline.cluster import Cluster, cluster
 from pipeline.config import RayConfig
@@ -186,7 +188,7 @@ def _join(
     """Join the cluster, all ranks the same one; the main process starts one if there is none."""
     given = config.ray.address or os.environ.get("RAY_ADDRESS")
     alone = accelerator.num_processes == 1
-    facts: list[Any] = ["", ""]
+    facts: list[Any] = ["", "", "", ""]
     actors = config.actors or max(1, num_cpus() // config.threads_per_actor)
     if given or alone or accelerator.is_main_process:
         there = stack.enter_context(
@@ -202,14 +204,19 @@ def _join(
         import ray
 
         address = ray.get_runtime_context().gcs_address
-        facts = [address, os.environ.get("RAY_AUTH_MODE", ""), os.environ.get("RAY_AUTH_TOKEN", "")]
+        token = os.environ.get("RAY_AUTH_TOKEN", "")
+        facts = [address, os.environ.get("RAY_AUTH_MODE", ""), token, socket.gethostname()]
     else:
         there = None
-        facts = ["", "", ""]
     from accelerate.utils import broadcast_object_list
 
-    address, mode, token = broadcast_object_list(facts)
+    address, mode, token, host = broadcast_object_list(facts)
     if there is not None:
         return there
+    if host != socket.gethostname():
+        hint = "Start a cluster with `ray start --head` and `ray start`, then set RAY_ADDRESS."
+        allowed = f"a cluster's address, as ranks run on {host} and {socket.gethostname()}"
+        raise ConfigError(Problem("data.stream.ray.address", "nothing", allowed, hint))
     os.environ.update({"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token} if mode else {})
-    return stack.enter_context(cluster(RayConfig(address=address), num_cpus=1, num_gpus=0))
+    joined = cluster(RayConfig(address=address), num_cpus=1, num_gpus=0, embedded=True)
+    return stack.enter_context(joined)

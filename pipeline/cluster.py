@@ -75,6 +75,7 @@ def cluster(
     num_cpus: float,
     num_gpus: float,
     object_store_bytes: int = OBJECT_STORE_BYTES,
+    embedded: bool = False,
 ) -> Iterator[Cluster]:
     """Yield a cluster; leave it as it was found.
 
@@ -83,13 +84,14 @@ def cluster(
         num_cpus: CPUs that an embedded one must offer at least (count).
         num_gpus: GPUs asked for; 0 keeps an embedded one from looking for any.
         object_store_bytes: of an embedded one.
+        embedded: the address is that of another process's embedded one, on this host.
 
     Raises:
         ConfigError: nobody answers at the address, or authentication fails.
     """
     address = config.address or os.environ.get("RAY_ADDRESS") or None
     address = None if address == "local" else address
-    _set_environment(config, joining=address is not None)
+    _set_environment(config, joining=address is not None, embedded=embedded or address is None)
     import ray
     from ray.exceptions import RayError
 
@@ -147,10 +149,10 @@ def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
     )
 
 
-def _set_environment(config: RayConfig, *, joining: bool) -> None:
+def _set_environment(config: RayConfig, *, joining: bool, embedded: bool) -> None:
     """Decide what Ray reads from the environment, and read it again if Ray is imported already."""
     before = dict(os.environ)
-    for name, value in (QUIET if joining else QUIET | EMBEDDED_ONLY).items():
+    for name, value in (QUIET | EMBEDDED_ONLY if embedded else QUIET).items():
         os.environ.setdefault(name, value)
     if config.auth_mode is not None:
         os.environ["RAY_AUTH_MODE"] = config.auth_mode

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.stream_runs import results
+from tests.stream_runs import TIMES, results
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
@@ -72,10 +72,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def start(
-    folder: Path, environment: dict[str, str], script: str, *words: str
+    folder: Path,
+    environment: dict[str, str],
+    script: str,
+    *words: str,
+    launcher: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *words],
+        [sys.executable, *launcher, str(ROOT / script), *words],
         cwd=folder,
         env=environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -120,6 +124,18 @@ def test_status_and_a_graceful_stop(served: Served) -> None:
     output = finish(served.process, 130)
     assert "stopping; units being committed are finished first" in output
     assert time.monotonic() - started < 60
+
+
+def test_two_ranks_without_a_service_start_one_and_learn_what_live_learns(tmp_path: Path) -> None:
+    (tmp_path / "train.yaml").write_text(TRAIN)
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST"))}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for kind in ("live", "stream"):
+        words = ("--config", "train.yaml", "--run_dir", kind, "--data.kind", kind)
+        more = ("--data.stream.actors", "2")
+        finish(start(tmp_path, plain, "distill/train.py", *words, *more, launcher=launcher))
+    but = (*TIMES, "memory_gb")
+    assert results(tmp_path / "stream", but=but) == results(tmp_path / "live", but=but)
 
 
 def test_a_window_of_nothing_is_a_plain_error(tmp_path: Path) -> None:
