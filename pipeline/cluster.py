@@ -91,7 +91,7 @@ def cluster(
     """
     address = config.address or os.environ.get("RAY_ADDRESS") or None
     address = None if address == "local" else address
-    _set_environment(config, joining=address is not None, embedded=embedded or address is None)
+    _set_environment(config, joining=address is not None, embedded=embedded)
     import ray
     from ray.exceptions import RayError
 
@@ -149,10 +149,10 @@ def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
     )
 
 
-def _set_environment(config: RayConfig, *, joining: bool, embedded: bool) -> None:
+def _set_environment(config: RayConfig, *, joining: bool, embedded: bool = False) -> None:
     """Decide what Ray reads from the environment, and read it again if Ray is imported already."""
     before = dict(os.environ)
-    for name, value in (QUIET | EMBEDDED_ONLY if embedded else QUIET).items():
+    for name, value in (QUIET | EMBEDDED_ONLY if embedded or not joining else QUIET).items():
         os.environ.setdefault(name, value)
     if config.auth_mode is not None:
         os.environ["RAY_AUTH_MODE"] = config.auth_mode

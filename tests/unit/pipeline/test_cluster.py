@@ -52,12 +52,17 @@ def test_actors_get_their_threads_and_our_code(monkeypatch: pytest.MonkeyPatch) 
 
 
 def environment(
-    monkeypatch: pytest.MonkeyPatch, config: RayConfig, *, joining: bool, **before: str
+    monkeypatch: pytest.MonkeyPatch,
+    config: RayConfig,
+    *,
+    joining: bool,
+    embedded: bool = False,
+    **before: str,
 ) -> dict[str, str]:
     fake = dict(before)
     monkeypatch.setattr(cluster.os, "environ", fake)
     monkeypatch.setattr(cluster.sys, "modules", {})
-    cluster._set_environment(config, joining=joining)
+    cluster._set_environment(config, joining=joining, embedded=embedded)
     return fake
 
 
@@ -79,3 +84,11 @@ def test_joining_decides_nothing_that_was_not_asked_for(monkeypatch: pytest.Monk
     assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *cluster.EMBEDDED_ONLY} & set(told)
     told = environment(monkeypatch, RayConfig(auth_mode="token"), joining=True)
     assert told["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in told
+
+
+def test_another_process_joins_an_embedded_cluster_where_it_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = environment(monkeypatch, RayConfig(), joining=True, embedded=True)
+    assert told["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # 127.0.0.1 stays 127.0.0.1
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(told)

@@ -18,7 +18,8 @@ from pipeline.streaming.resolve import resolve_stream
 from pipeline.streaming.server import Server
 from storage.dataset import Dataset
 from storage.verify import verify_dataset
-from tests.unit.pipeline.test_stream import offline, take
+from tests.stream_runs import make_offline
+from tests.unit.pipeline.test_stream import take
 
 Configure = Callable[..., StreamConfig]
 
@@ -56,7 +57,7 @@ def test_an_epoch_fills_the_very_dataset_of_an_offline_run(
     take(reader, -(-epoch // 16))
     kept, made = (
         dataset_of(config),
-        offline(configure(root=str(tmp_path / "offline"), samples=samples)),
+        make_offline(configure(root=str(tmp_path / "offline"), samples=samples)),
     )
     assert files(kept) == files(made)
     ours, theirs = kept.committed(), made.committed()
