@@ -213,14 +213,14 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": rows, "dreamteacher_minus": gains}
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _spread(values: list[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": deviation}
+    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--dataset", required=True, help="features of the training images")
     parser.add_argument("--train", required=True, help="Parquet of the labelled training images")
     parser.add_argument("--val", required=True, help="Parquet of the labelled held-out images")
