@@ -41,6 +41,7 @@ N = 20
 FEW = LEVELS[:2]
 FORK = multiprocessing.get_context("fork")
 _bucket = itertools.count()
+both_formats = pytest.mark.parametrize("layout_format", ["zarr", "tar"])
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,10 @@ def some(server: Proxy, faults: dict[str, float], *, seed: int) -> Callable[[str
 
 
 def data_files(dataset: Dataset) -> dict[str, bytes]:
-    """Return the bytes of all chunks, without asking for those that are not there."""
-    keys = [key for key in dataset.files.walk("data.zarr") if "/c/" in key]
+    """Return the bytes of all chunks or shards, without asking for those that are not there."""
+    folder = dataset.store.array_key("emb", 0).partition("/")[0]
+    keys = [key for key in dataset.files.walk(folder) if "/c/" in key or key.endswith(".tar")]
+    assert len(keys) >= len(dataset.committed())
     return {key: dataset.files.read(key) for key in keys}
 
 
@@ -102,8 +105,11 @@ def check(dataset: Dataset, reference: Dataset) -> None:
     assert verify_dataset(dataset).findings == []
 
 
-def test_a_bucket_holds_what_a_folder_holds(root: str, tmp_path: Path) -> None:
-    dataset, local = make(root), make(str(tmp_path / "local"))
+@both_formats
+def test_a_bucket_holds_what_a_folder_holds(root: str, tmp_path: Path, layout_format: str) -> None:
+    dataset, local = (
+        make(where, layout_format=layout_format) for where in (root, str(tmp_path / "local"))
+    )
     assert fill(dataset, N, invalid=(7,)) == [0, 1, 2, 3] == fill(local, N, invalid=(7,))
     assert fill(dataset, N) == []
     check(dataset, local)
@@ -114,12 +120,15 @@ def test_a_bucket_holds_what_a_folder_holds(root: str, tmp_path: Path) -> None:
     assert match is not None and match.exact and match.url == dataset.url
 
 
+@both_formats
 def test_readers_see_the_same_through_a_small_cache(
-    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout_format: str
 ) -> None:
-    dataset, local = make(root), make(str(tmp_path / "local"))
+    dataset, local = (
+        make(where, layout_format=layout_format) for where in (root, str(tmp_path / "local"))
+    )
     fill(dataset, N), fill(local, N)
-    limit = 3 * dataset.arrays["up.1.t100"].row_bytes * dataset.samples_per_unit
+    limit = max(map(len, data_files(dataset).values())) * 3
     monkeypatch.setenv(BYTES_VARIABLE, str(limit))
     names = [level.name for level in FEW]
     readers = [
@@ -148,7 +157,10 @@ def test_a_chunk_is_downloaded_once(root: str, server: Proxy) -> None:
 def test_a_bad_network_costs_time_and_nothing_else(
     root: str, server: Proxy, tmp_path: Path, seed: int
 ) -> None:
-    dataset, local = make(root), make(str(tmp_path / "local"))
+    layout_format = ("zarr", "tar")[seed]
+    dataset, local = (
+        make(where, layout_format=layout_format) for where in (root, str(tmp_path / "local"))
+    )
     fill(local, N)
     faults = {"503": 0.06, "cut": 0.06, "lost answer": 0.06, "short": 0.06, "slow": 0.01}
     server.choose = some(server, faults, seed=seed)
