@@ -255,19 +255,22 @@ def main() -> None:
             shown = ", ".join(f"{k} {v:.1f}" for k, v in row.items() if k[:3] in ("knn", "lin"))
             print(f"{arm} seed {seed}: {shown} ({time.monotonic() - began:.0f} s)", flush=True)
     settings = {k: v for k, v in vars(options).items() if k not in ("loaded", "out", "results")}
+    settings |= {name: Path(settings[name]).name for name in ("dataset", "train", "val")}
     result = {
         "what": "CIFAR-10, accuracy in per cent on held-out images, mean and std over seeds",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "settings": {**settings, "train": Path(options.train).name, "val": Path(options.val).name},
+        "settings": settings,
         **summary(results),
+        "runs": results,
     }
     text = json.dumps(result)
     write_text(options.out / "cifar10.json", json.dumps(result, indent=2) + "\n")
     if options.results:
         options.results.mkdir(parents=True, exist_ok=True)
-        write_text(options.results / "cifar10.json", json.dumps(result, indent=2) + "\n")
+        path = options.results / f"{result['date']}-cifar10.json"
+        write_text(path, json.dumps(result, indent=2) + "\n")
     print(text)
 
 
