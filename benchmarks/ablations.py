@@ -25,14 +25,15 @@ import json
 import math
 import os
 import platform
-import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from benchmarks import cifar10
+from benchmarks.commands import run_command
 from dreamshard.charts import LIGHT, paired_intervals
 from dreamshard.runfolder import write_text
 
@@ -89,47 +90,46 @@ VARIANTS: dict[str, Variant] = {
 GROUPS = list(dict.fromkeys(variant.group for variant in VARIANTS.values()))[1:]
 
 
-def dataset_of(name: str, options: argparse.Namespace) -> str:
-    """Make a variant's dataset unless it is there; return where it is."""
-    variant = VARIANTS[name]
-    root, kind = options.out / "data", _slug(name) if variant.encode else BASE
-    words: list[str] = [
+def make_datasets(names: Sequence[str], options: argparse.Namespace) -> dict[str, str]:
+    """Make what the variants learn from; the commands reuse what is there. Return where it is."""
+    root = options.out / "data"
+    encoded: dict[tuple[str, ...], str] = {}  # by what differs from the base
+    found = {}
+    for name in names:
+        variant = VARIANTS[name]
+        if variant.encode not in encoded:
+            encoded[variant.encode] = kind = _slug(name) if variant.encode else BASE
+            _encode(kind, variant.encode, options)
+        kind = encoded[variant.encode]
+        found[name] = str(root / kind)
+        if variant.codec:
+            copies = root / _slug(name)
+            words = ["export", str(root / kind), str(copies), "--codec", *variant.codec]
+            run_command(words, cwd=ROOT)
+            found[name] = str(copies / kind)
+    return found
+
+
+def _encode(kind: str, more: Sequence[str], options: argparse.Namespace) -> None:
+    words = [
         *("encode", "--config", str(ROOT / "recipes" / "cifar10" / "encode.yaml")),
         *("--teacher.path", str(options.teacher), "--source.path", str(options.train.resolve())),
-        *("--name", kind, "--root", str(root), "--run_dir", str(options.out / f"encode-{kind}")),
-        *("--samples", str(options.samples), "--image.views", "1", "--codec", "float16"),
-        *variant.encode,
+        *("--name", kind, "--root", str(options.out / "data")),
+        *("--run_dir", str(options.out / f"encode-{kind}"), "--samples", str(options.samples)),
+        *("--image.views", "1", "--codec", "float16", *more),
     ]
-    done = options.out / "data" / f"{kind}.done"
-    if not done.exists():
-        _command(words)
-        done.touch()
-    if not variant.codec:
-        return str(root / kind)
-    copies = root / _slug(name)
-    done = root / f"{_slug(name)}.done"
-    if not done.exists():
-        _command(["export", str(root / kind), str(copies), "--codec", *variant.codec])
-        done.touch()
-    return str(copies / kind)
+    run_command(words, cwd=ROOT)
 
 
 def _slug(name: str) -> str:
     return "".join(mark if mark.isalnum() else "-" for mark in name.lower())
 
 
-def _command(words: list[str]) -> None:
-    python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": python_path}
-    line = [sys.executable, "-m", "dreamshard", *words]
-    done = subprocess.run(line, env=environment, stdout=sys.stderr, cwd=ROOT, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words[:2])} failed with code {done.returncode}")
-
-
-def run_variant(name: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
+def run_variant(
+    name: str, dataset: str, options: argparse.Namespace, *, seed: int
+) -> dict[str, Any]:
     """Train and judge a variant with one seed; reuse what is there already."""
-    options.dataset = dataset_of(name, options)
+    options.dataset = dataset
     arm = f"ablation-{_slug(name)}"
     cifar10.ARMS[arm] = {**cifar10.ARMS["dreamteacher"], "settings": VARIANTS[name].method}
     return cifar10.run_arm(arm, options, seed=seed)
@@ -216,15 +216,16 @@ def main() -> None:
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = [n for n, variant in VARIANTS.items() if n == BASE or variant.group in options.groups]
+    datasets = make_datasets(chosen, options)
     rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in chosen}
     for seed in options.seeds:
         for name in chosen:
-            rows[name][seed] = row = run_variant(name, options, seed=seed)
+            rows[name][seed] = row = run_variant(name, datasets[name], options, seed=seed)
             shown = ", ".join(f"{figure} {row[figure]:.2f}" for figure in FIGURES)
             print(f"{name}, seed {seed}: {shown}", file=sys.stderr, flush=True)
     table = compare(rows)
     for name in chosen:
-        table[name]["bytes_per_sample"] = bytes_per_sample(dataset_of(name, options))
+        table[name]["bytes_per_sample"] = bytes_per_sample(datasets[name])
     result = {
         "what": "CIFAR-10 ablations of DreamTeacher, % correct, differences paired by seed",
         "date": time.strftime("%Y-%m-%d"),

@@ -16,19 +16,25 @@ Prints a table and, as the last line, one JSON object, which is also written to 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+
 import argparse
 import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.commands import run_command
+from dreamshard.config.yaml12 import parse_yaml
+
 RECIPES = ROOT / "recipes" / "camvid"
 ARMS = ("scratch", "supervised", "feature", "label", "mix")
 TINY = {
@@ -147,28 +153,16 @@ class Experiment:
 
     def call(self, verb: str, recipe: str, *words: object) -> None:
         """Run one command in a process of its own; stop where it fails."""
-        config = str(RECIPES / f"{recipe}.yaml")
-        line = [sys.executable, "-m", "dreamshard", verb, "--config", config]
-        line += [str(word) for word in words]
+        line = [verb, "--config", str(RECIPES / f"{recipe}.yaml"), *map(str, words)]
         if verb == "pretrain":
             line += self.extra["pretrain"]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{_python_path()}"}
-        done = subprocess.run(line, cwd=self.out, env=environment, stdout=sys.stderr, check=False)
-        if done.returncode:
-            raise SystemExit(f"{verb} {recipe} failed with code {done.returncode}")
-
-
-def _python_path() -> str:
-    return os.environ.get("PYTHONPATH", "")
+        run_command(line, cwd=self.out)
 
 
 def _steps(recipe: str, overrides: Sequence[str], key: str) -> int:
     """Read a count from the overrides, else from a recipe."""
     if key in overrides:
         return int(overrides[list(overrides).index(key) + 1])
-    sys.path[0] = str(ROOT)
-    from dreamshard.config.yaml12 import parse_yaml
-
     value = parse_yaml((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))
     for part in key.removeprefix("--").split("."):
         value = value[part]
