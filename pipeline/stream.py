@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dreamshard.errors import ConfigError, Problem
+from pipeline.metrics import Metrics
 from pipeline.streaming.order import MicroBatch, Mix, Order, Shuffle
 from pipeline.streaming.resolve import Stream
 from pipeline.streaming.shards import KeptRows, ShardRows
@@ -108,6 +109,7 @@ class StreamReader:
             deadline_s=share.deadline_s,
             patience_s=share.patience_s,
         )
+        self._metrics, self._counted = Metrics("online", stream.name), 0
         self._held: dict[int, tuple[tuple[int, int], Arrays]] = {}
         specs = {name: (spec.dtype, spec.shape) for name, spec in self._specs.items()}
         self._ring = [Slot(share.rows, specs) for _ in range(share.prefetch + 2)]
@@ -168,6 +170,8 @@ class StreamReader:
                 if not self._put_together(slot):
                     break
                 self._hand(slot)
+                self._metrics.count(retries=self.retries - self._counted)
+                self._counted = self.retries
         except BaseException as error:
             self._hand(error)
         finally:

@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,64 +22,14 @@ from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.verify import verify_dataset
 from tests.chaos.play import hashes
+from tests.chaos.raylet_client import FULL, Raylets, when
 
-psutil = pytest.importorskip("psutil")
+pytest.importorskip("psutil")
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS, PER_UNIT = 10, 16
-FULL = bool(int(os.environ.get("DREAMSHARD_CHAOS", "0")))
-
-
-@dataclass
-class Raylets:
-    """A running cluster of three nodes."""
-
-    process: subprocess.Popen[str]
-    address: str
-    token: str
-
-    def tell(self, word: str) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{word}\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline().strip() == "done"
-
-    def actors(self) -> list[int]:
-        """Return the process numbers of the shard actors."""
-        return [
-            child.pid
-            for child in psutil.Process(self.process.pid).children(recursive=True)
-            if "ShardActor" in " ".join(_words(child))
-        ]
-
-
-def _words(process: object) -> list[str]:
-    try:
-        return process.cmdline()  # type: ignore[attr-defined]
-    except psutil.Error:
-        return []
-
-
-@pytest.fixture(scope="module")
-def raylets() -> Iterator[Raylets]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.chaos.raylets"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None and process.stdin is not None
-        address, token = process.stdout.readline().split()
-        yield Raylets(process, address, token)
-        process.stdin.close()
-        process.wait(60)
-    finally:
-        process.kill()
 
 
 def config(folder: Path) -> EncodeConfig:
@@ -105,7 +54,7 @@ def start(raylets: Raylets, folder: Path) -> subprocess.Popen[bytes]:
     log = (folder / "log.txt").open("ab")
     return subprocess.Popen(
         [sys.executable, ROOT / "pipeline" / "encode.py", "--config", folder / "config.yaml"],
-        env={**os.environ, "RAY_ADDRESS": raylets.address, "RAY_AUTH_TOKEN": raylets.token},
+        env=raylets.environment(),
         stdout=log,
         stderr=log,
     )
@@ -113,13 +62,6 @@ def start(raylets: Raylets, folder: Path) -> subprocess.Popen[bytes]:
 
 def commits(folder: Path) -> int:
     return sum(1 for _ in (folder / "data").glob("*/commits/0*/*.json"))
-
-
-def when(condition: Callable[[], bool], *, timeout_s: float = 90.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < ends, "nothing happened"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -135,20 +77,20 @@ def lose_a_node(raylets: Raylets, folder: Path, driver: subprocess.Popen[bytes])
 
 def pause_an_actor(raylets: Raylets, folder: Path, driver: subprocess.Popen[bytes]) -> None:
     """Stop one for good: past its deadline it is replaced."""
-    os.kill(raylets.actors()[0], signal.SIGSTOP)
+    os.kill(raylets.actors("ShardActor")[0], signal.SIGSTOP)
 
 
 def pause_an_actor_that_wakes(
     raylets: Raylets, folder: Path, driver: subprocess.Popen[bytes]
 ) -> None:
-    victim = raylets.actors()[0]
+    victim = raylets.actors("ShardActor")[0]
     os.kill(victim, signal.SIGSTOP)
     time.sleep(4.0)  # its unit was given to another meanwhile
     os.kill(victim, signal.SIGCONT)
 
 
 def kill_actors(raylets: Raylets, folder: Path, driver: subprocess.Popen[bytes]) -> None:
-    for victim in raylets.actors()[:2]:
+    for victim in raylets.actors("ShardActor")[:2]:
         os.kill(victim, signal.SIGKILL)
 
 
@@ -175,7 +117,7 @@ def test_the_bytes_are_the_same(
     tmp_path: Path,
 ) -> None:
     driver = start(raylets, tmp_path)
-    when(lambda: commits(tmp_path) >= 1 and len(raylets.actors()) >= 2)
+    when(lambda: commits(tmp_path) >= 1 and len(raylets.actors("ShardActor")) >= 2)
     storm(raylets, tmp_path, driver)
     code = driver.wait(120)
     text = (tmp_path / "log.txt").read_text()
@@ -184,7 +126,7 @@ def test_the_bytes_are_the_same(
         assert start(raylets, tmp_path).wait(120) == 0
     if storm is pause_an_actor:
         assert "is stuck with it; replacing it" in text and "is late: " in text
-    when(lambda: not raylets.actors(), timeout_s=30.0)  # none is leaked
+    when(lambda: not raylets.actors("ShardActor"), timeout_s=30.0)  # none is leaked
     assert hashes(tmp_path / "data") == reference
     (folder,) = (tmp_path / "data").iterdir()
     dataset = Dataset.open(str(folder))

@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from dreamshard.errors import ConfigError
+from pipeline import metrics
 from pipeline.images import ImageConfig, SourceConfig
 from pipeline.stream import Share, StreamReader
 from pipeline.streaming.config import PartConfig, StreamConfig
 from pipeline.streaming.live import LiveTransport
 from pipeline.streaming.order import Mix
 from pipeline.streaming.resolve import resolve_stream
+from pipeline.streaming.window import Arrived, Event, Lost
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.reader import BatchReader
@@ -194,3 +196,44 @@ def test_what_does_not_fit_is_told_all_at_once(configure: Configure, shards: Dat
     assert "mix.1.image.size: got (32, 32), allowed (16, 16)" in text
     with pytest.raises(ConfigError, match="batch_size: got 15"):
         open_live(configure(), batch_size=15, world_size=2)
+
+
+class LosesTheFirst(LiveTransport):
+    """A transport whose first answer is lost on the way."""
+
+    lost = False
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        events = super().poll(timeout_s)
+        for place, event in enumerate(events):
+            if isinstance(event, Arrived) and not self.lost:
+                self.lost = True
+                events[place] = Lost(event.ticket, OSError("the node is gone"))
+        return events
+
+
+def test_retries_are_counted_for_the_dashboard(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, int, dict[str, str]]] = []
+
+    class Counter:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def inc(self, value: int, tags: dict[str, str]) -> None:
+            counted.append((self.name, value, tags))
+
+        set = inc
+
+    monkeypatch.setattr(metrics, "_metric", Counter)
+    monkeypatch.setattr(metrics, "_in_ray", lambda: True)
+    stream = resolve_stream(configure())
+    levels = [level.name for level in stream.levels]
+    transport = LosesTheFirst(stream)
+    reader = StreamReader(stream, transport, levels=levels, share=Share(batch_size=16))
+    disturbed = take(reader, 3)
+    assert transport.lost and reader.retries == 1
+    same(disturbed, take(open_live(configure()), 3))
+    retries = [call[1:] for call in counted if call[0] == "dreamshard_retries"]
+    assert retries == [(1, {"part": "online", "run": stream.name})]
