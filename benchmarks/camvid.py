@@ -11,7 +11,9 @@ train the interpreter and the read-out. Arms, all judged by the same UPerNet rea
     feature, label, mix   DreamTeacher's students
 
 Prints a table and, as the last line, one JSON object, which is also written to OUT/camvid.json.
-`--tiny` runs everything at a size that says nothing, to see that it runs.
+`--size short` is what two cores do in about three hours (a third of the recipes' steps); `--size
+tiny` runs everything at a size that says nothing, to see that it runs. Seeds may run side by side
+in one OUT once the first has made teacher and features; a last call over all of them sums up.
 """
 
 from __future__ import annotations
@@ -38,15 +40,48 @@ from dreamshard.config.yaml12 import parse_yaml
 RECIPES = ROOT / "recipes" / "camvid"
 ARMS = ("scratch", "supervised", "feature", "label", "mix")
 TINY = {
-    "pretrain": ["--steps", "4", "--warmup_steps", "1", "--batch_size", "4", "--num_samples", "2",
-                 "--sample_steps", "2", "--unet.block_out_channels", "[8,8,8,8,8]"],
+    "pretrain": [
+        "--steps",
+        "4",
+        "--warmup_steps",
+        "1",
+        "--batch_size",
+        "4",
+        "--num_samples",
+        "2",
+        "--sample_steps",
+        "2",
+        "--unet.block_out_channels",
+        "[8,8,8,8,8]",
+    ],
     "encode": ["--image.views", "1", "--samples", "64", "--samples_per_unit", "64"],
     "interpret": ["--epochs", "1", "--noisings", "1", "--mirror", "false", "--width", "8"],
-    "train": ["--steps", "4", "--batch_size", "8", "--log_every", "2", "--save_every", "4",
-              "--dreamteacher.width", "8", "--dreamteacher.head_width", "8"],
+    "train": [
+        "--steps",
+        "4",
+        "--batch_size",
+        "8",
+        "--log_every",
+        "2",
+        "--save_every",
+        "4",
+        "--dreamteacher.width",
+        "8",
+        "--dreamteacher.head_width",
+        "8",
+    ],
     "evaluate": ["--segmentation.steps", "2", "--segmentation.width", "8"],
+}
+SHORT = {
+    "pretrain": ["--steps", "1600", "--warmup_steps", "100", "--checkpoint_every", "100",
+                 "--precision", "bfloat16"],
+    "encode": [],
+    "interpret": ["--epochs", "50"],
+    "train": ["--steps", "400", "--precision", "bf16", "--log_every", "20", "--save_every", "100"],
+    "evaluate": ["--segmentation.steps", "300"],
 }  # fmt: skip
-"""Overrides by command that make the whole experiment a matter of minutes."""
+SIZES = {"tiny": TINY, "short": SHORT, "full": {verb: [] for verb in TINY}}
+"""Overrides of the recipes by command."""
 
 
 class Experiment:
@@ -59,7 +94,7 @@ class Experiment:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out = options, options.out.resolve()
         self.data = options.data.resolve()
-        self.extra = TINY if options.tiny else {verb: [] for verb in TINY}
+        self.extra = SIZES[options.size]
         self.teacher = self.out / "teacher"
         self.features = self.out / "data" / "camvid-features"
 
@@ -69,7 +104,7 @@ class Experiment:
         self.call("pretrain", "pretrain", "--out", self.teacher, "--source.path", train)
         self.encode("encode", "camvid-features")
         found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
-        for seed in range(self.options.seeds):
+        for seed in self.options.seeds:
             student = self.train("feature", seed, frames=0, joined="")
             for frames in self.options.frames:
                 scores = self.score(student, seed, frames, "feature", baselines="[random]")
@@ -101,7 +136,7 @@ class Experiment:
         """Train the interpreter of some labelled frames and record what it says of all."""
         folder = self.out / f"interpreter-{frames}-{seed}"
         path = str(self.data / "camvid-train.parquet")
-        labelled = min(frames, 8) if self.options.tiny else frames
+        labelled = min(frames, 8) if self.options.size == "tiny" else frames
         self.call(
             "interpret", "interpret", "--out", folder, "--labelled", labelled, "--seed", seed,
             "--teacher.path", self.teacher, "--source.path", path, *self.extra["interpret"],
@@ -191,9 +226,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument("--out", type=Path, default=Path("runs/camvid-benchmark"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--frames", type=int, nargs="+", default=[20, 40])
-    parser.add_argument("--tiny", action="store_true", help="see that it runs, in minutes")
+    parser.add_argument("--size", choices=SIZES, default="full", help="share of the recipes' steps")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -202,8 +237,9 @@ def main() -> None:
         "what": "mIoU in % on camvid-val at 96 x 128, ResNet-18, UPerNet read-out",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "command": " ".join(sys.argv),
-        "tiny": options.tiny,
+        "command": f"python benchmarks/camvid.py --size {options.size} --data DIR",
+        "size": options.size,
+        "overrides": SIZES[options.size],
         "seconds_of_this_call": round(time.time() - began),
         "table": summarise(found),
         "by_seed": found,

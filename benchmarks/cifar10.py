@@ -60,6 +60,21 @@ SGD = OptimizerConfig(
 ARMS: dict[str, dict[str, Any]] = {
     "random": {},
     "dreamteacher": {"method": "dreamteacher", "optimizer": ADAMW},
+    "dreamteacher_mse": {
+        "method": "dreamteacher",
+        "optimizer": ADAMW,
+        "settings": {"attention_weight": 0.0},
+    },
+    "dreamteacher_chw": {
+        "method": "dreamteacher",
+        "optimizer": ADAMW,
+        "settings": {"whiten_axes": "chw"},
+    },
+    "dreamteacher_chw_mse": {
+        "method": "dreamteacher",
+        "optimizer": ADAMW,
+        "settings": {"whiten_axes": "chw", "attention_weight": 0.0},
+    },
     "dreamteacher_mirror": {"method": "dreamteacher", "optimizer": ADAMW, "flip": "mirror"},
     "vicreg": {"method": "vicreg", "optimizer": SGD},
     "vicreg_adamw": {"method": "vicreg", "optimizer": ADAMW},
