@@ -78,7 +78,10 @@ VARIANTS: dict[str, Variant] = {
     **{f"dct 1/{fold}": Variant("bytes", codec=(f"dct{fold}",)) for fold in (16, 32)},
     "MSE alone": Variant("loss", {"attention_weight": 0.0}),
     "AT alone": Variant("loss", {"mse_weight": 0.0}),
-    "MSE + AT": Variant("loss", {"attention_weight": 1.0}),
+    **{
+        f"MSE + {weight:g} AT": Variant("loss", {"attention_weight": weight})
+        for weight in (0.1, 1.0)
+    },
     "whole map whitened": Variant("whitening", {"whiten_axes": "chw"}),
     "whole map whitened, MSE alone": Variant(
         "whitening", {"whiten_axes": "chw", "attention_weight": 0.0}

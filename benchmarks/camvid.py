@@ -76,7 +76,7 @@ SHORT = {
     "pretrain": ["--steps", "1600", "--warmup_steps", "100", "--checkpoint_every", "100",
                  "--precision", "bfloat16"],
     "encode": [],
-    "interpret": ["--epochs", "50"],
+    "interpret": [],
     "train": ["--steps", "400", "--precision", "bf16", "--log_every", "20", "--save_every", "100"],
     "evaluate": ["--segmentation.steps", "300"],
 }  # fmt: skip

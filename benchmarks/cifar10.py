@@ -10,7 +10,8 @@ All arms train the same student, a ResNet-18 for 32 pixels, by the same number o
 passes in the same number of steps; a method with two views gets half the samples per step. Then
 the frozen student is judged on images that nobody trained on: linear probes on all and on few
 labels, and nearest neighbours. Every (arm, seed) is a run of its own: stop the script at any time,
-the same command goes on. The last line printed is the result as JSON.
+the same command goes on. The last line printed is the result as JSON, of all that is finished in
+the folder: arms and seeds may be run by several calls.
 """
 
 from __future__ import annotations
@@ -204,8 +205,15 @@ def images(options: argparse.Namespace) -> list[tuple[np.ndarray, np.ndarray]]:
     return options.loaded
 
 
+def finished(out: Path) -> list[dict[str, Any]]:
+    """Read what this call and others into the same folder have finished, in the order of ARMS."""
+    paths = (out / "results").glob("*.json")
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return sorted(rows, key=lambda row: (list(ARMS).index(row["arm"]), row["seed"]))
+
+
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return mean, spread over seeds and DreamTeacher's paired gain over every other arm."""
+    """Return mean, spread over seeds and DreamTeacher's gains, paired by seed, over other arms."""
     figures = [name for name in results[0] if name.startswith(("knn_", "linear_"))]
     arms = list(dict.fromkeys(row["arm"] for row in results))
     table = {arm: {row["seed"]: row for row in results if row["arm"] == arm} for arm in arms}
@@ -214,18 +222,25 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         | {"student_images": next(iter(seeds.values()))["student_images"], "seeds": len(seeds)}
         for arm, seeds in table.items()
     }
-    subject = table.get("dreamteacher", {})
-    gains = {
-        arm: {
-            name: _spread(
-                [subject[s][name] - row[name] for s, row in seeds.items() if s in subject]
-            )
-            for name in figures
-        }
-        for arm, seeds in table.items()
-        if arm != "dreamteacher" and set(seeds) & set(subject)
-    }
-    return {"rows": rows, "dreamteacher_minus": gains}
+    subjects = [arm for arm in arms if arm.startswith("dreamteacher")]
+    gains = {subject: _gains(table, subject, figures) for subject in subjects}
+    return {"rows": rows, "gains": gains}
+
+
+def _gains(
+    table: dict[str, dict[int, dict[str, Any]]], subject: str, figures: list[str]
+) -> dict[str, Any]:
+    """Return how far an arm is ahead of every other one, paired by seed."""
+    ahead = table[subject]
+    found = {}
+    for arm, seeds in table.items():
+        shared = sorted(set(seeds) & set(ahead))
+        if arm != subject and shared:
+            found[arm] = {
+                name: _spread([ahead[seed][name] - seeds[seed][name] for seed in shared])
+                for name in figures
+            }
+    return found
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
@@ -261,15 +276,15 @@ def main() -> None:
     import torch
 
     options = parse()
-    results = []
     for seed in options.seeds:  # a whole comparison is there after the first seed
         for arm in options.arms:
             began = time.monotonic()
             row = run_arm(arm, options, seed=seed)
-            results.append(row)
             shown = ", ".join(f"{k} {v:.1f}" for k, v in row.items() if k[:3] in ("knn", "lin"))
             print(f"{arm} seed {seed}: {shown} ({time.monotonic() - began:.0f} s)", flush=True)
-    settings = {k: v for k, v in vars(options).items() if k not in ("loaded", "out", "results")}
+    results = finished(options.out)
+    here = ("loaded", "out", "results", "arms", "seeds")
+    settings = {name: value for name, value in vars(options).items() if name not in here}
     settings |= {name: Path(settings[name]).name for name in ("dataset", "train", "val")}
     result = {
         "what": "CIFAR-10, accuracy in per cent on held-out images, mean and std over seeds",
