@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distill.students import Student
 
 Images = LabelledImages | LazyImages
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def normalised(images: np.ndarray, *, student: Student, device: torch.device) -> Tensor:
@@ -25,6 +26,12 @@ def normalised(images: np.ndarray, *, student: Student, device: torch.device) ->
     scale = torch.tensor([255 * s for s in student.std], device=device).view(1, 3, 1, 1)
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
     return pixels.to(torch.float32).sub_(shift).div_(scale)
+
+
+def on_device(network: Network, device: torch.device) -> Network:
+    """Move a network to where it is trained, in the order that batches of `normalised` have."""
+    moved: Network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore
+    return moved
 
 
 def endless_rows(rows: np.ndarray, *, batch_size: int, seed: int) -> Iterator[np.ndarray]:

@@ -123,6 +123,8 @@ class FinetuneConfig:
     """Label smoothing."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9998
     """Decay of the averaged weights that are judged, warmed up; 0: none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the training steps; weights stay float32, judging is float32."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser, learning rate, layer decay."""
 
@@ -157,6 +159,8 @@ class SegmentationConfig:
     """Smallest area of a crop, as a share of the image."""
     pictures: CountOrNone = 4
     """Held-out images shown with their masks in segmentation.png (count)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the training steps; weights stay float32, judging is float32."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser, learning rate, layer decay."""
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.tasks.augment import crop_and_flip
-from distill.tasks.batches import Images, endless_rows, labels_of, normalised, ordered_rows
+from distill.tasks.batches import (
+    Images,
+    endless_rows,
+    labels_of,
+    normalised,
+    on_device,
+    ordered_rows,
+)
 from distill.tasks.fitting import fit, layer_depths
 from distill.tasks.layout import TextTable
 from distill.tasks.probe import fraction_draws
@@ -36,8 +43,8 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to logits (B, K)."""
-        return self.classify(self.student(images)[-1].mean(dim=(2, 3)))
+        """Map (B, 3, H, W) to float32 logits (B, K)."""
+        return self.classify(self.student(images)[-1].mean(dim=(2, 3))).float()
 
 
 class Finetune:
@@ -80,7 +87,8 @@ class Finetune:
                 )
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
-                    network = Classifier(build(), num_classes=classes).to(bench.device).train()
+                    network = Classifier(build(), num_classes=classes)
+                    network = on_device(network, bench.device).train()
                     judged = self._train(
                         network, train, labels, rows=chosen, bench=bench, report=report
                     )
@@ -132,6 +140,7 @@ class Finetune:
             depths=layer_depths(network, network.student, config=config.optimizer, bench=bench),
             next_loss=next_loss,
             ema=config.ema,
+            precision=config.precision,
             report=report,
         )
 

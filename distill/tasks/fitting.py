@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ def fit(
     next_loss: Callable[[], Tensor],
     depths: Mapping[str, int] | None = None,
     ema: float = 0.0,
+    precision: Literal["fp32", "bf16"] = "fp32",
     report: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """Train a module in place and return what is to be judged.
@@ -36,9 +37,10 @@ def fit(
         config: optimiser and learning rate.
         steps: optimiser steps.
         batch_size: images per step, which the learning rate may be scaled by.
-        next_loss: computes the loss of the next batch.
+        next_loss: computes the loss of the next batch, from float32 logits.
         depths: of the module's parameters, for layer decay; see `layer_depths`.
         ema: decay of averaged weights, warmed up (timm's ModelEmaV3); 0: none.
+        precision: bf16 runs next_loss under autocast; the weights stay float32.
         report: called after each step.
 
     Returns:
@@ -49,6 +51,7 @@ def fit(
     """
     optimizer = build_optimizer(module, config, layers=depths)
     trained = [weight for weight in module.parameters() if weight.requires_grad]
+    device, half = next(module.parameters()).device.type, precision == "bf16"
     average = None
     if ema:
         from timm.utils.model_ema import ModelEmaV3
@@ -57,7 +60,8 @@ def fit(
     for step in range(1, steps + 1):
         rate = learning_rate(step, steps=steps, config=config, batch_size=batch_size)
         set_learning_rate(optimizer, rate)
-        loss = next_loss()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+            loss = next_loss()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DreamshardError(

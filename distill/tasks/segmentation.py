@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from distill.heads import FcnHead, UperHead, load_head
 from distill.tasks.augment import crop_and_flip
-from distill.tasks.batches import Images, endless_rows, normalised, ordered_rows
+from distill.tasks.batches import Images, endless_rows, normalised, on_device, ordered_rows
 from distill.tasks.fitting import fit, layer_depths
 from distill.tasks.layout import TextTable
 from dreamshard.errors import ConfigError, DataError, Problem
@@ -47,8 +47,8 @@ class Segmenter(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to logits (B, K, H, W)."""
-        logits = self.head(self.student(images))
+        """Map (B, 3, H, W) to float32 logits (B, K, H, W)."""
+        logits = self.head(self.student(images)).float()
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
 
 
@@ -97,7 +97,7 @@ class Segmentation:
                 chosen = draw_labelled(total, count=shots or total, seed=self.seed)
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
-                    network = self._build(build(), bench).to(bench.device).train()
+                    network = on_device(self._build(build(), bench), bench.device).train()
                     self._train(network, train, rows=chosen, bench=bench, report=report)
                 cell, guess = self._judge(network, heldout)
                 rows[name][str(shots or "all")] = {"images": len(chosen), **cell}
@@ -177,6 +177,7 @@ class Segmentation:
             batch_size=config.batch_size,
             depths=layer_depths(network, network.student, config=config.optimizer, bench=bench),
             next_loss=next_loss,
+            precision=config.precision,
             report=report,
         )
 

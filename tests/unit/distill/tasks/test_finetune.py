@@ -34,6 +34,15 @@ def test_it_learns_on_all_and_on_a_few_labels(tmp_path: Path) -> None:
     assert list(task.tables(result)[0].header) == ["network", "25 % of labels", "100 % of labels"]
 
 
+def test_it_learns_in_bf16(tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(lr=5e-3)
+    config = FinetuneConfig(
+        steps=40, batch_size=16, smallest_crop=0.6, ema=0.9, precision="bf16", optimizer=optimizer
+    )
+    row = Finetune(config, seed=0).run(ShapeBench(tmp_path))["rows"][SUBJECT]
+    assert row["100 %"]["mean"] > 85
+
+
 def test_fit_trains_returns_the_average_and_stops_at_nan(tmp_path: Path) -> None:
     import pytest
 

@@ -57,6 +57,21 @@ def test_it_learns_draws_and_tables(tmp_path: Path) -> None:
     assert list(classes.header) == ["network", *CLASSES]
 
 
+def test_bf16_learns_in_half_precision_and_is_judged_in_full(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    task = Segmentation(settings(steps=60, pictures=0, precision="bf16"), seed=0)
+    network = task._build(bench.networks[SUBJECT](), bench).train()
+    met: set[torch.dtype] = set()
+    network.head.register_forward_pre_hook(lambda _, maps: met.update(m.dtype for m in maps[0]))
+    rows = np.arange(48)
+    task._train(network, bench.images("train"), rows=rows, bench=bench, report=lambda: None)
+    assert met == {torch.bfloat16}
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+    assert network(torch.randn(2, 3, 16, 16)).dtype == torch.float32
+    scores, _ = task._judge(network, bench.images("heldout"))
+    assert torch.bfloat16 in met and torch.float32 in met and scores["mean"] > 50
+
+
 @pytest.mark.parametrize("head", ["fcn", "upernet"])
 def test_a_frozen_backbone_stays_as_it_was(head: Any, tmp_path: Path) -> None:
     bench = ShapeBench(tmp_path)
