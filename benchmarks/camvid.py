@@ -103,7 +103,7 @@ class Experiment:
         train = str(self.data / "camvid-train.parquet")
         self.call("pretrain", "pretrain", "--out", self.teacher, "--source.path", train)
         self.encode("encode", "camvid-features")
-        found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in ARMS}
+        found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in self.options.arms}
         for frames in self.options.frames:
             for seed in self.options.seeds:
                 self.cell(found, seed, frames)
@@ -115,11 +115,14 @@ class Experiment:
         scores = self.score(student, seed, frames, "feature", baselines="[random]")
         self.note(found, "feature", frames, seed, scores["distilled student"])
         self.note(found, "scratch", frames, seed, scores["random student"])
-        soft = self.soft_labels(seed, frames)
-        for arm in ("label", "mix"):
+        distilled = [arm for arm in ("label", "mix") if arm in self.options.arms]
+        soft = self.soft_labels(seed, frames) if distilled else None
+        for arm in distilled:
             other = self.train(arm, seed, frames=frames, joined=str(soft))
             scores = self.score(other, seed, frames, arm, baselines="[]")
             self.note(found, arm, frames, seed, scores["distilled student"])
+        if "supervised" not in self.options.arms:
+            return
         steps = self.read_out_steps() + self.distillation_steps()
         scores = self.score(student, seed, frames, "supervised", baselines="[random]", steps=steps)
         self.note(found, "supervised", frames, seed, scores["random student"])
@@ -173,7 +176,9 @@ class Experiment:
         return {name: row[str(frames)]["mean"] for name, row in rows.items()}
 
     def note(self, found: dict[str, Any], arm: str, frames: int, seed: int, value: float) -> None:
-        """Keep a figure, and show it at once."""
+        """Keep a figure that is wanted, and show it at once."""
+        if arm not in found:
+            return
         found[arm].setdefault(str(frames), {})[str(seed)] = value
         print(f"{arm}, {frames} frames, seed {seed}: {value:.2f} % mIoU", file=sys.stderr)
 
@@ -213,11 +218,12 @@ def summarise(found: dict[str, Any]) -> dict[str, Any]:
         table[arm] = {}
         for frames, by_seed in columns.items():
             values = list(by_seed.values())
-            gains = [value - found["scratch"][frames][seed] for seed, value in by_seed.items()]
+            floor = found.get("scratch", {}).get(frames, {})
+            gains = [value - floor[seed] for seed, value in by_seed.items() if seed in floor]
             table[arm][frames] = {
                 "mean": statistics.mean(values),
                 "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-                "gain": statistics.mean(gains),
+                "gain": statistics.mean(gains) if gains else None,
                 "won": sum(gain > 0 for gain in gains),
                 "seeds": len(values),
             }
@@ -230,6 +236,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/camvid-benchmark"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--frames", type=int, nargs="+", default=[20, 40])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--size", choices=SIZES, default="full", help="share of the recipes' steps")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
