@@ -39,48 +39,25 @@ from dreamshard.config.yaml12 import parse_yaml
 
 RECIPES = ROOT / "recipes" / "camvid"
 ARMS = ("scratch", "supervised", "feature", "label", "mix")
-TINY = {
-    "pretrain": [
-        "--steps",
-        "4",
-        "--warmup_steps",
-        "1",
-        "--batch_size",
-        "4",
-        "--num_samples",
-        "2",
-        "--sample_steps",
-        "2",
-        "--unet.block_out_channels",
-        "[8,8,8,8,8]",
-    ],
-    "encode": ["--image.views", "1", "--samples", "64", "--samples_per_unit", "64"],
-    "interpret": ["--epochs", "1", "--noisings", "1", "--mirror", "false", "--width", "8"],
-    "train": [
-        "--steps",
-        "4",
-        "--batch_size",
-        "8",
-        "--log_every",
-        "2",
-        "--save_every",
-        "4",
-        "--dreamteacher.width",
-        "8",
-        "--dreamteacher.head_width",
-        "8",
-    ],
-    "evaluate": ["--segmentation.steps", "2", "--segmentation.width", "8"],
-}
-SHORT = {
-    "pretrain": ["--steps", "1600", "--warmup_steps", "100", "--checkpoint_every", "100",
-                 "--precision", "bfloat16"],
-    "encode": [],
-    "interpret": [],
-    "train": ["--steps", "400", "--precision", "bf16", "--log_every", "20", "--save_every", "100"],
-    "evaluate": [],
+SIZES: dict[str, dict[str, list[str]]] = {
+    "tiny": {
+        "pretrain": ["--steps", "4", "--warmup_steps", "1", "--batch_size", "4",
+                     "--num_samples", "2", "--sample_steps", "2",
+                     "--unet.block_out_channels", "[8,8,8,8,8]"],
+        "encode": ["--image.views", "1", "--samples", "64", "--samples_per_unit", "64"],
+        "interpret": ["--epochs", "1", "--noisings", "1", "--mirror", "false", "--width", "8"],
+        "train": ["--steps", "4", "--batch_size", "8", "--log_every", "2", "--save_every", "4",
+                  "--dreamteacher.width", "8", "--dreamteacher.head_width", "8"],
+        "evaluate": ["--segmentation.steps", "2", "--segmentation.width", "8"],
+    },
+    "short": {
+        "pretrain": ["--steps", "1600", "--warmup_steps", "100", "--checkpoint_every", "100",
+                     "--precision", "bfloat16"],
+        "train": ["--steps", "400", "--precision", "bf16",
+                  "--log_every", "20", "--save_every", "100"],
+    },
+    "full": {},
 }  # fmt: skip
-SIZES = {"tiny": TINY, "short": SHORT, "full": {verb: [] for verb in TINY}}
 """Overrides of the recipes by command."""
 
 
@@ -94,7 +71,6 @@ class Experiment:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out = options, options.out.resolve()
         self.data = options.data.resolve()
-        self.extra = SIZES[options.size]
         self.teacher = self.out / "teacher"
         self.features = self.out / "data" / "camvid-features"
 
@@ -111,21 +87,24 @@ class Experiment:
 
     def cell(self, found: dict[str, dict[str, dict[str, float]]], seed: int, frames: int) -> None:
         """Run and note what is missing of one seed with so many labelled frames."""
+        wanted = set(self.options.arms)
         student = self.train("feature", seed, frames=0, joined="")
-        scores = self.score(student, seed, frames, "feature", baselines="[random]")
-        self.note(found, "feature", frames, seed, scores["distilled student"])
-        self.note(found, "scratch", frames, seed, scores["random student"])
-        distilled = [arm for arm in ("label", "mix") if arm in self.options.arms]
+        if wanted & {"feature", "scratch"}:
+            scores = self.score(student, seed, frames, "feature", baselines="[random]")
+            self.note(found, "feature", frames, seed, scores["distilled student"])
+            self.note(found, "scratch", frames, seed, scores["random student"])
+        distilled = [arm for arm in ("label", "mix") if arm in wanted]
         soft = self.soft_labels(seed, frames) if distilled else None
         for arm in distilled:
             other = self.train(arm, seed, frames=frames, joined=str(soft))
             scores = self.score(other, seed, frames, arm, baselines="[]")
             self.note(found, arm, frames, seed, scores["distilled student"])
-        if "supervised" not in self.options.arms:
-            return
-        steps = self.read_out_steps() + self.distillation_steps()
-        scores = self.score(student, seed, frames, "supervised", baselines="[random]", steps=steps)
-        self.note(found, "supervised", frames, seed, scores["random student"])
+        if "supervised" in wanted:
+            steps = self.supervised_steps()
+            scores = self.score(
+                student, seed, frames, "supervised", baselines="[random]", steps=steps
+            )
+            self.note(found, "supervised", frames, seed, scores["random student"])
 
     def encode(self, recipe: str, name: str, *more: object) -> Path:
         """Record features or soft labels; return ROOT/NAME of the dataset."""
@@ -133,7 +112,7 @@ class Experiment:
         root = self.out / "data"
         self.call(
             "encode", recipe, "--root", root, "--name", name, "--teacher.path", self.teacher,
-            "--source.path", path, "--run_dir", self.out / name, *more, *self.extra["encode"],
+            "--source.path", path, "--run_dir", self.out / name, *more,
         )  # fmt: skip
         return root / name
 
@@ -144,7 +123,7 @@ class Experiment:
         labelled = min(frames, 8) if self.options.size == "tiny" else frames
         self.call(
             "interpret", "interpret", "--out", folder, "--labelled", labelled, "--seed", seed,
-            "--teacher.path", self.teacher, "--source.path", path, *self.extra["interpret"],
+            "--teacher.path", self.teacher, "--source.path", path,
         )  # fmt: skip
         return self.encode("soft_labels", f"soft-{frames}-{seed}", "--teacher.interpreter", folder)
 
@@ -153,7 +132,7 @@ class Experiment:
         folder = self.out / f"{arm}-{frames}-{seed}"
         self.call(
             "train", "train", "--run_dir", folder, "--seed", seed, "--dreamteacher.mode", arm,
-            "--data.dataset", self.features, "--data.join", f"[{joined}]", *self.extra["train"],
+            "--data.dataset", self.features, "--data.join", f"[{joined}]",
         )  # fmt: skip
         return folder
 
@@ -170,7 +149,7 @@ class Experiment:
                 "--segmentation.shots", f"[{frames}]", "--baselines", baselines,
                 "--train_images.path", self.data / "camvid-train.parquet",
                 "--heldout_images.path", self.data / "camvid-val.parquet",
-                *self.extra["evaluate"], *more,
+                *more,
             )  # fmt: skip
         rows = json.loads(results.read_text(encoding="utf-8"))["segmentation"]["rows"]
         return {name: row[str(frames)]["mean"] for name, row in rows.items()}
@@ -182,33 +161,27 @@ class Experiment:
         found[arm].setdefault(str(frames), {})[str(seed)] = value
         print(f"{arm}, {frames} frames, seed {seed}: {value:.2f} % mIoU", file=sys.stderr)
 
-    def read_out_steps(self) -> int:
-        """Return the steps of the read-out, as the recipe or its overrides say."""
-        return _steps("evaluate", self.extra["evaluate"], "--segmentation.steps")
+    def supervised_steps(self) -> int:
+        """Return the read-out's steps and, in its batches, distillation's student images."""
+        images = self.setting("train", "steps") * self.setting("train", "batch_size")
+        further = images // self.setting("evaluate", "segmentation.batch_size")
+        return self.setting("evaluate", "segmentation.steps") + further
 
-    def distillation_steps(self) -> int:
-        """Return distillation's student images as steps of the read-out's batches."""
-        images = _steps("train", self.extra["train"], "--steps") * _steps(
-            "train", self.extra["train"], "--batch_size"
-        )
-        return images // _steps("evaluate", [], "--segmentation.batch_size")
+    def setting(self, verb: str, key: str) -> int:
+        """Return a count as the size's overrides say, else as the recipe of that name says."""
+        overrides = SIZES[self.options.size].get(verb, [])
+        if f"--{key}" in overrides:
+            return int(overrides[overrides.index(f"--{key}") + 1])
+        value = parse_yaml((RECIPES / f"{verb}.yaml").read_text(encoding="utf-8"))
+        for part in key.split("."):
+            value = value[part]
+        return int(value)
 
     def call(self, verb: str, recipe: str, *words: object) -> None:
-        """Run one command in a process of its own; stop where it fails."""
-        line = [verb, "--config", str(RECIPES / f"{recipe}.yaml"), *map(str, words)]
-        if verb == "pretrain":
-            line += self.extra["pretrain"]
-        run_command(line, cwd=self.out)
-
-
-def _steps(recipe: str, overrides: Sequence[str], key: str) -> int:
-    """Read a count from the overrides, else from a recipe."""
-    if key in overrides:
-        return int(overrides[list(overrides).index(key) + 1])
-    value = parse_yaml((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))
-    for part in key.removeprefix("--").split("."):
-        value = value[part]
-    return int(value)
+        """Run one command; the size's overrides come first, so that what is told here wins."""
+        config = str(RECIPES / f"{recipe}.yaml")
+        more = SIZES[self.options.size].get(verb, [])
+        run_command([verb, "--config", config, *more, *map(str, words)], cwd=self.out)
 
 
 def summarise(found: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +203,10 @@ def summarise(found: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
+def _words(values: Sequence[object]) -> str:
+    return " ".join(map(str, values))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the Parquet files")
@@ -246,7 +223,11 @@ def main() -> None:
         "what": "mIoU in % on camvid-val at 96 x 128, ResNet-18, UPerNet read-out",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "command": f"python benchmarks/camvid.py --size {options.size} --data DIR",
+        "command": (
+            f"python benchmarks/camvid.py --data DIR --size {options.size} "
+            f"--frames {_words(options.frames)} --seeds {_words(options.seeds)} "
+            f"--arms {_words(options.arms)}"
+        ),
         "size": options.size,
         "overrides": SIZES[options.size],
         "seconds_of_this_call": round(time.time() - began),

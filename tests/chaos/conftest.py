@@ -11,7 +11,6 @@ import pytest
 def raylets() -> Iterator[object]:
     """Three raylets for the tests of one file (`Raylets`)."""
     pytest.importorskip("ray")
-    pytest.importorskip("psutil")
     from tests.chaos.raylet_client import three_raylets
 
     with three_raylets() as running:

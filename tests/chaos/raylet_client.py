@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
+when = functools.partial(processes.when, timeout_s=90.0)
 FULL = bool(int(os.environ.get("DREAMSHARD_CHAOS", "0")))
 
 
@@ -34,20 +35,26 @@ class Raylets:
 
     def actors(self, kind: str) -> list[int]:
         """Return the process numbers of the actors of a class."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child.pid for child in children if kind in " ".join(_words(child))]
+        return processes.children_named(kind, of=self.process.pid)
 
-    def environment(self) -> dict[str, str]:
-        """Return the variables with which a command joins the cluster."""
+    def start(self, script: str, *words: str, folder: Path, log: str) -> subprocess.Popen[bytes]:
+        """Start a script of the checkout that joins the cluster, in a folder, its output in a file.
+
+        Args:
+            script: relative to the checkout.
+            words: its arguments.
+            folder: where it runs.
+            log: name of the file in that folder, which is appended to.
+        """
         joining = {"RAY_ADDRESS": self.address, "RAY_AUTH_TOKEN": self.token}
-        return {**os.environ, **joining, "RAY_AUTH_MODE": "token"}
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+        with (folder / log).open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, ROOT / script, *words],
+                cwd=folder,
+                env={**os.environ, **joining, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"},
+                stdout=file,
+                stderr=file,
+            )
 
 
 @contextlib.contextmanager
@@ -69,11 +76,3 @@ def three_raylets() -> Iterator[Raylets]:
         process.wait(60)
     finally:
         process.kill()
-
-
-def when(condition: Callable[[], bool], *, timeout_s: float = 90.0) -> None:
-    """Wait until something holds; fail if it does not in time."""
-    ends = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < ends, "nothing happened"
-        time.sleep(0.02)

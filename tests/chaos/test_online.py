@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,9 +31,9 @@ from tests.chaos.online_trainer import (
     open_reader,
     saved_step,
 )
+from tests.processes import children_named
 
 ray = pytest.importorskip("ray")
-psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,8 +85,7 @@ class Stage:
     asleep: list[threading.Timer] = field(default_factory=list)
 
     def actors(self) -> list[int]:
-        children = psutil.Process().children(recursive=True)
-        return [child.pid for child in children if "StreamActor" in _words(child)]
+        return children_named("StreamActor")
 
     def strike(self, blow: Blow) -> None:
         victims = self.actors()
@@ -107,13 +105,6 @@ class Stage:
                 timer.start()
                 self.asleep.append(timer)
         self.struck += bool(victims)
-
-
-def _words(process: Any) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def _send(pid: int, number: signal.Signals) -> None:

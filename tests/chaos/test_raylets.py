@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +23,9 @@ from storage.verify import verify_dataset
 from tests.chaos.play import hashes
 from tests.chaos.raylet_client import FULL, Raylets, when
 
-pytest.importorskip("psutil")
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
-ROOT = Path(__file__).resolve().parents[2]
 UNITS, PER_UNIT = 10, 16
 
 
@@ -51,13 +48,8 @@ def config(folder: Path) -> EncodeConfig:
 def start(raylets: Raylets, folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config(folder)))
-    log = (folder / "log.txt").open("ab")
-    return subprocess.Popen(
-        [sys.executable, ROOT / "pipeline" / "encode.py", "--config", folder / "config.yaml"],
-        env=raylets.environment(),
-        stdout=log,
-        stderr=log,
-    )
+    words = ("pipeline/encode.py", "--config", "config.yaml")
+    return raylets.start(*words, folder=folder, log="log.txt")
 
 
 def commits(folder: Path) -> int:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("psutil")
-pytest.importorskip("ray")
-
-from tests.chaos.raylet_client import FULL, ROOT, Raylets, when
+from tests.chaos.raylet_client import FULL, Raylets, when
 from tests.stream_runs import TIMES, results
 
+pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 TEACHER = "{kind: noise, levels: [s2], settings: {channels: 4, delay_s: 0.1}}"
@@ -40,11 +37,9 @@ data: {{kind: stream, stream: {{name: storm, micro_batch: 8, samples: 256, image
 """
 
 
-def start(raylets: Raylets, folder: Path, script: str, *words: str) -> subprocess.Popen[bytes]:
-    log = (folder / f"{Path(script).stem}.txt").open("ab")
-    command = [sys.executable, ROOT / script, *words]
-    environment = {**raylets.environment(), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+def learning(raylets: Raylets, folder: Path, run_dir: str, *words: str) -> subprocess.Popen[bytes]:
+    command = ("distill/train.py", "--config", "train.yaml", "--run_dir", run_dir, *words)
+    return raylets.start(*command, folder=folder, log="train.txt")
 
 
 @pytest.mark.skipif(not FULL, reason="three raylets: only in make chaos")
@@ -52,12 +47,11 @@ def test_a_node_is_lost_and_another_comes(raylets: Raylets, tmp_path: Path) -> N
     (tmp_path / "serve.yaml").write_text(STREAM)
     (tmp_path / "train.yaml").write_text(TRAIN)
     serve = ("pipeline/serve.py", "--config", "serve.yaml", "--actors", "3")
-    train = ("distill/train.py", "--config", "train.yaml", "--run_dir")
-    service = start(raylets, tmp_path, *serve)
+    service = raylets.start(*serve, folder=tmp_path, log="serve.txt")
     metrics = tmp_path / "streamed" / "metrics.jsonl"
     try:
         when(lambda: "dreamshard train" in (tmp_path / "serve.txt").read_text())
-        trainer = start(raylets, tmp_path, *train, "streamed")
+        trainer = learning(raylets, tmp_path, "streamed")
         when(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 5)
         before = raylets.actors("StreamActor")
         assert len(before) == 3, "one on each node"
@@ -73,6 +67,6 @@ def test_a_node_is_lost_and_another_comes(raylets: Raylets, tmp_path: Path) -> N
         service.send_signal(signal.SIGTERM)
         service.wait(60)
     when(lambda: not raylets.actors("StreamActor"), timeout_s=30.0)  # none is leaked
-    assert start(raylets, tmp_path, *train, "live", "--data.kind", "live").wait(240) == 0
+    assert learning(raylets, tmp_path, "live", "--data.kind", "live").wait(240) == 0
     but = (*TIMES, "memory_gb")
     assert results(tmp_path / "streamed", but=but) == results(tmp_path / "live", but=but)

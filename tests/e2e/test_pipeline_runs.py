@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from pipeline.run import run
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.verify import verify_dataset
+from tests.processes import when
 
 psutil = pytest.importorskip("psutil")
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,13 +121,6 @@ def shard_actors() -> list[int]:
         if "ShardActor" in " ".join(process.info["cmdline"] or [process.info["name"] or ""])
         and process.status() != psutil.STATUS_ZOMBIE
     ]
-
-
-def when(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
 
 
 def num_commits(root: Path) -> int:
