@@ -20,6 +20,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,8 +120,8 @@ def read_sets(
         allowed = f"at most {len(source)} together, the images of the source, one to train on"
         got = f"{config.labelled} + {config.validation}"
         raise ConfigError(Problem("labelled + validation", got, allowed))
-    chosen = draw_labelled(len(source), count=count, seed=config.seed)
-    both = draw_labelled(len(source), count=count + config.validation, seed=config.seed)
+    draw = partial(draw_labelled, len(source), seed=config.seed, draw=config.draw)
+    chosen, both = draw(count=count), draw(count=count + config.validation)
     found = []
     for numbers in (chosen, np.setdiff1d(both, chosen)):
         data = read_labelled(

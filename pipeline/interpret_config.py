@@ -38,6 +38,8 @@ class InterpretConfig:
     """Number in masks, or label, that stands for no class (unlabelled images have label -1)."""
     labelled: CountOrNone = 0
     """Labelled images to train on (count), drawn by the seed; 0 for all of the source."""
+    draw: Literal["random", "even"] = "random"
+    """Draw them at random, or at even distances through the source: frames of videos."""
     validation: CountOrNone = 0
     """Further images to judge on (count), drawn after those; never trained on."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

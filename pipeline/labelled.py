@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from pipeline.inputs import read_retrying
 from pipeline.prepare import InvalidImageError, decode, decode_mask, prepare
 
 NO_LABEL = -1
+Draw = Literal["random", "even"]
 KEEP_BYTES = 4 << 30
 """Prepared images with masks up to this size are kept in memory."""
 AT_ONCE = 64
@@ -123,7 +125,7 @@ def open_labelled(
     return LazyImages(source, config=config, size=size, seed=seed)
 
 
-def draw_labelled(total: int, *, count: int, seed: int) -> np.ndarray:
+def draw_labelled(total: int, *, count: int, seed: int, draw: Draw = "random") -> np.ndarray:
     """Draw which images of a source count as labelled.
 
     The draw of 20 is contained in the draw of 40 with the same seed, so that a second reader of the
@@ -133,12 +135,29 @@ def draw_labelled(total: int, *, count: int, seed: int) -> np.ndarray:
         total: images of the source.
         count: how many are labelled; all of them where there are no more.
         seed: of the draw.
+        draw: at random, or at even distances from a random start.
 
     Returns:
         int64 (min(count, total),), ascending.
     """
-    order = generator(seed, 0, 0, "labelled-images").permutation(total)
+    numbers = generator(seed, 0, 0, "labelled-images")
+    order = numbers.permutation(total) if draw == "random" else _evenly(total, numbers)
     return np.sort(order[:count]).astype(np.int64)
+
+
+def _evenly(total: int, numbers: np.random.Generator) -> np.ndarray:
+    """Order all images so that the first n lie at about even distances, whatever n is.
+
+    They follow a van der Corput sequence: every new one halves a gap that is among the widest.
+    """
+    bits = max(total - 1, 1).bit_length()
+    count = np.arange(1 << bits)
+    halved = np.zeros_like(count)
+    for bit in range(bits):  # the bits of the number in reverse
+        halved |= ((count >> bit) & 1) << (bits - 1 - bit)
+    places = ((halved / (1 << bits) + numbers.random()) % 1.0 * total).astype(np.int64)
+    _, first = np.unique(places, return_index=True)
+    return places[np.sort(first)]
 
 
 def read_labelled(

@@ -147,6 +147,8 @@ class SegmentationConfig:
     """Train the head alone, on the frozen backbone."""
     shots: list[CountOrNone] = field(default_factory=lambda: [0])
     """Labelled training images, drawn by the seed, one column each (counts); 0: all."""
+    draw: Literal["random", "even"] = "random"
+    """Draw them at random, or at even distances through the source: frames of videos."""
     steps: Count = 1000
     """Optimiser steps for each (count); 20 000 in the paper's few-label settings."""
     batch_size: Count = 8

@@ -94,7 +94,9 @@ class Segmentation:
         for name, build in bench.networks.items():
             rows[name] = {}
             for shots in self.config.shots:
-                chosen = draw_labelled(total, count=shots or total, seed=self.seed)
+                chosen = draw_labelled(
+                    total, count=shots or total, seed=self.seed, draw=self.config.draw
+                )
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
                     network = on_device(self._build(build(), bench), bench.device).train()
