@@ -58,25 +58,17 @@ ADAMW = OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.05, warmup=0.05)
 SGD = OptimizerConfig(
     name="sgd", lr=0.03, lr_batch=256, weight_decay=5e-4, betas=[0.9, 0.0], warmup=0.0
 )
+DREAMTEACHER: dict[str, Any] = {"method": "dreamteacher", "optimizer": ADAMW}
 ARMS: dict[str, dict[str, Any]] = {
     "random": {},
-    "dreamteacher": {"method": "dreamteacher", "optimizer": ADAMW},
-    "dreamteacher_mse": {
-        "method": "dreamteacher",
-        "optimizer": ADAMW,
-        "settings": {"attention_weight": 0.0},
-    },
-    "dreamteacher_chw": {
-        "method": "dreamteacher",
-        "optimizer": ADAMW,
-        "settings": {"whiten_axes": "chw"},
-    },
+    "dreamteacher": DREAMTEACHER,
+    "dreamteacher_mse": {**DREAMTEACHER, "settings": {"attention_weight": 0.0}},
+    "dreamteacher_chw": {**DREAMTEACHER, "settings": {"whiten_axes": "chw"}},
     "dreamteacher_chw_mse": {
-        "method": "dreamteacher",
-        "optimizer": ADAMW,
+        **DREAMTEACHER,
         "settings": {"whiten_axes": "chw", "attention_weight": 0.0},
     },
-    "dreamteacher_mirror": {"method": "dreamteacher", "optimizer": ADAMW, "flip": "mirror"},
+    "dreamteacher_mirror": {**DREAMTEACHER, "flip": "mirror"},
     "vicreg": {"method": "vicreg", "optimizer": SGD},
     "vicreg_adamw": {"method": "vicreg", "optimizer": ADAMW},
     "simsiam": {"method": "simsiam", "optimizer": SGD},
@@ -163,7 +155,7 @@ def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[s
     right = knn_classes(features, labels, queries, ks=NEIGHBOURS) == truth[:, None]
     shares = zip(NEIGHBOURS, right.mean(axis=0).tolist(), strict=True)
     found = {f"knn_{k}": 100 * share for k, share in shares}
-    for share in SHARES:
+    for share in options.shares:
         kept = labelled_share(labels, share=share, seed=seed)
         accuracy = linear(features[kept], labels[kept], queries, truth)
         found[f"linear_{100 * share:g}"] = 100 * accuracy
@@ -268,6 +260,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
+    parser.set_defaults(shares=SHARES)
     return parser.parse_args()
 
 
