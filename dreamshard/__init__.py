@@ -37,7 +37,7 @@ def load_teacher(
     kind: str = "diffusers",
     levels: Sequence[str] | None = None,
     timesteps: Sequence[int] | None = None,
-    mode: Literal["encode", "synthesize"] = "encode",
+    mode: Literal["encode", "synthesize"] | None = None,
     image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     micro_batch: int = 16,
@@ -51,7 +51,7 @@ def load_teacher(
         kind: teacher family, or `module:Class` of your own.
         levels: levels to record, names or strides (`s4`); None for the family's default.
         timesteps: diffusion steps at which to record; None for 150 where the family has them.
-        mode: what the teacher will be asked for.
+        mode: what the teacher will be asked for; None for encode, or the one thing it can do.
         image_size: side, or height and width, in pixels; None for the network's own.
         seed: decides the noise and the latents, together with a sample's index.
         micro_batch: images per call, 1 or more; every call takes exactly as many.

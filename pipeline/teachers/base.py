@@ -34,6 +34,7 @@ Scalar = str | int | float | bool | None
 TEACHERS: dict[str, str] = {
     "noise": "pipeline.teachers.noise:NoiseTeacher",
     "diffusers": "pipeline.teachers.diffusion:DiffusionTeacher",
+    "biggan": "pipeline.teachers.biggan:BigGANTeacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
 
@@ -43,7 +44,7 @@ class TeacherConfig:
     """Which network to run and which of its features to record."""
 
     kind: str = "diffusers"
-    """Teacher family: noise | diffusers, or an import path `module:Class` of your own."""
+    """Teacher family: noise | diffusers | biggan, or an import path `module:Class` of your own."""
     path: str = ""
     """Folder, file or URL of the weights; unused by families without weights."""
     levels: list[str] = field(default_factory=lambda: ["s2", "s4", "s8"])

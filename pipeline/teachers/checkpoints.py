@@ -25,6 +25,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("encoder.conv_in.", "an autoencoder, not a denoising network"),
 )
 """Beginning of a tensor's name -> what such a file is; none of them is read."""
+GENERATORS: tuple[tuple[str, str], ...] = (("output_layer.2.weight", "biggan"),)
+"""A tensor that every file of a kind of generator has -> `teacher.kind`."""
 
 
 def family_of(path: Path) -> str:
@@ -36,14 +38,27 @@ def family_of(path: Path) -> str:
     for mark, module in MARKS:
         if mark in names:
             return module
+    for mark, kind in GENERATORS:
+        if mark in names:
+            raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
     what = next((text for start, text in OTHERS if _has(names, start)), None)
     if what is not None:
         raise TeacherError(f"{path}: it is {what}. {CONVERT}")
     raise TeacherError(
         f"{path}: holds no known network; its keys begin {', '.join(sorted(names)[:3])}, allowed "
-        "guided-diffusion, DDPM, DiT or SiT checkpoints and UNet2DModel weights. "
+        "guided-diffusion, DDPM, DiT, SiT or BigGAN checkpoints and UNet2DModel weights. "
         "Other networks: a folder saved by save_pretrained."
     )
+
+
+def kind_of(path: Path) -> str:
+    """Guess the teacher family of a path: that of a generator's checkpoint, or diffusers."""
+    if path.is_dir() and any(path.glob("G_ema*")):
+        return "biggan"
+    if not path.is_file() or path.suffix not in weights.SAFE + weights.PICKLED:
+        return "diffusers"
+    names = weights.shapes(path)
+    return next((kind for mark, kind in GENERATORS if mark in names), "diffusers")
 
 
 def _has(names: Iterable[str], start: str) -> bool:

@@ -6,9 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers.base import Mode, Scalar, Teacher, TeacherConfig, teacher_class
+from pipeline.teachers.base import (
+    Mode,
+    Scalar,
+    Teacher,
+    TeacherClass,
+    TeacherConfig,
+    teacher_class,
+)
+from pipeline.teachers.diffusion import DiffusionTeacher
 from pipeline.teachers.diffusion_request import NO_CLASS
 from pipeline.teachers.families import Description, find_family
+from pipeline.teachers.generator import GeneratorDescription, GeneratorTeacher
 from storage.schema import Pins
 
 USUAL_STRIDES = ("s4", "s8", "s16", "s32")
@@ -24,7 +33,7 @@ def open_teacher(
     timesteps: Sequence[int] | None = None,
     draws: int = 1,
     pool: str = "none",
-    mode: Mode = "encode",
+    mode: Mode | None = None,
     image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     micro_batch: int = 16,
@@ -42,7 +51,7 @@ def open_teacher(
         timesteps: noise levels to record at; None for 150, DreamTeacher's general choice.
         draws: independent noise draws per image, each a level of its own.
         pool: none or gap.
-        mode: encode or synthesize.
+        mode: encode or synthesize; None for encode where the family can, as GANs cannot.
         image_size: pixels; for guided-diffusion checkpoints also the official flag of that name.
         seed: selects the noise.
         micro_batch: rows per call; diffusion teachers take any number.
@@ -61,20 +70,15 @@ def open_teacher(
         TeacherError: the files are damaged, hostile or of no known network.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if kind == "diffusers":
-        found = _describe(Path(path), settings, size)
-        if levels is None:
-            levels = _usual_levels(found)
-        if timesteps is None:
-            last = len(found.schedule) - 1 if found is not None else USUAL_TIMESTEP
-            timesteps = [min(USUAL_TIMESTEP, last)]
-        if found is not None and found.classes and mode == "encode":
-            # The pipeline asks for a label; looking inside, labels are given to each call.
-            settings.setdefault("class_label", NO_CLASS)
+    cls = teacher_class(kind)
+    mode = mode or cls.modes[0]
+    usual_levels, usual_timesteps = _usual(cls, Path(path), settings, size, mode)
+    levels = usual_levels if levels is None else levels
+    timesteps = usual_timesteps if timesteps is None else timesteps
     config = TeacherConfig(
         kind=kind,
         path=str(path),
-        timesteps=list(timesteps or ()),
+        timesteps=list(timesteps),
         draws=draws,
         pool=pool,  # type: ignore[arg-type]
         compute_dtype=compute_dtype,  # type: ignore[arg-type]
@@ -86,7 +90,6 @@ def open_teacher(
     pins = Pins(
         micro_batch=micro_batch, compute_dtype=compute_dtype, device=device, threads=threads
     )
-    cls = teacher_class(kind)
     return cls(config, mode=mode, image_size=size, seed=seed, pins=pins)
 
 
@@ -102,9 +105,28 @@ def _describe(
         return None
 
 
-def _usual_levels(found: Description | None) -> list[str]:
-    if found is None:
-        return list(USUAL_STRIDES)
+def _usual(
+    cls: TeacherClass,
+    path: Path,
+    settings: dict[str, Scalar],
+    size: tuple[int, int] | None,
+    mode: Mode,
+) -> tuple[list[str] | None, list[int]]:
+    """Return levels and timesteps for a request that names none, by what the path holds."""
+    if cls is DiffusionTeacher:
+        found = _describe(path, settings, size)
+        if found is None:
+            return list(USUAL_STRIDES), [USUAL_TIMESTEP]
+        if found.classes and mode == "encode":
+            # The pipeline asks for a label; looking inside, labels are given to each call.
+            settings.setdefault("class_label", NO_CLASS)
+        return _usual_levels(found), [min(USUAL_TIMESTEP, len(found.schedule) - 1)]
+    if isinstance(cls, type) and issubclass(cls, GeneratorTeacher):
+        return _usual_levels(cls.describe_network(path, {**cls.SETTINGS, **settings})), []
+    return None, []
+
+
+def _usual_levels(found: Description | GeneratorDescription) -> list[str]:
     usual = [name for name in USUAL_STRIDES if name in found.aliases]
     return usual or list(found.aliases)
 

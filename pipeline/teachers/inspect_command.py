@@ -10,6 +10,7 @@ import yaml
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.families import Description
+from pipeline.teachers.generator import GeneratorDescription
 from pipeline.teachers.tap_table import TapRow, format_table, tap_table
 
 EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
@@ -44,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dreamshard inspect teacher",
-        description="Show what a diffusion teacher can record: taps, channels, map sizes, strides, "
-        "cost.",
+        description="Show what a diffusion teacher or a generator can record: taps, channels, map "
+        "sizes, strides, cost.",
         epilog=f"Further settings of the teacher are given by name: {EXAMPLE}",
         allow_abbrev=False,
     )
@@ -88,15 +89,21 @@ def _choose(rows: list[TapRow], levels: Sequence[str] | None) -> list[TapRow]:
     return [known[level] for level in levels]
 
 
-def _head(path: str, description: Description) -> str:
+def _head(path: str, description: Description | GeneratorDescription) -> str:
     height, width = description.image_size
+    what = f"{path}: {description.family}, {height}x{width} pixels"
+    licence = f"licence {description.licence}"
+    classes = f"class-conditional: {description.classes} classes (settings.class_label)"
+    lines = [] if not description.classes else [classes]
+    if isinstance(description, GeneratorDescription):
+        lines = [f"{what}, a generator of latents of {description.latent}, {licence}", *lines]
+        if description.features:
+            needs = f"(N, {description.features}) numbers (settings.instance_features)"
+            lines.append(f"conditioned on instances: {needs}")
+        return "\n".join([*lines, *description.notes])
     schedule = description.schedule
-    lines = [
-        f"{path}: {description.family}, {height}x{width} pixels, {schedule.prediction}, "
-        f"timesteps 0..{len(schedule) - 1}, licence {description.licence}"
-    ]
-    if description.classes:
-        lines.append(f"class-conditional: {description.classes} classes (settings.class_label)")
+    steps = f"{schedule.prediction}, timesteps 0..{len(schedule) - 1}"
+    lines = [f"{what}, {steps}, {licence}", *lines]
     if description.latent:
         channels, rows, columns = description.space
         lines.append(f"works on latents of {channels}x{rows}x{columns}")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamshard.errors import ConfigError
-from pipeline.teachers import taps
-from pipeline.teachers.base import Scalar, TeacherConfig
-from pipeline.teachers.diffusion_request import SETTINGS
+from pipeline.teachers import diffusion_request, generator, taps
+from pipeline.teachers.base import Scalar, TeacherConfig, teacher_class
+from pipeline.teachers.checkpoints import kind_of
 from pipeline.teachers.families import Description, find_family
+from pipeline.teachers.generator import GeneratorDescription, GeneratorTeacher
 from pipeline.teachers.request import check_settings
 
 
@@ -43,24 +44,19 @@ def tap_table(
     settings: Mapping[str, Scalar] | None = None,
     image_size: tuple[int, int] | None = None,
     costs: bool = False,
-) -> tuple[Description, list[TapRow]]:
-    """List what a diffusion teacher can record, in the order it is computed.
+) -> tuple[Description | GeneratorDescription, list[TapRow]]:
+    """List what a diffusion teacher or a generator can record, in the order it is computed.
 
     Args:
         path: folder or checkpoint, as `teacher.path`.
         settings: as `teacher.settings`; guided-diffusion's flags among them.
-        image_size: (height, width) in pixels; None for the network's own.
+        image_size: (height, width) in pixels; None for the network's own, as for generators.
         costs: also count operations; this reads the weights, but computes nothing.
 
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
     """
-    family, found = find_family(Path(path))
-    config = TeacherConfig(path=path, settings=dict(settings or {}))
-    complete, problems = check_settings(config, {**SETTINGS, **family.SETTINGS})
-    if problems:
-        raise ConfigError(problems)
-    description = family.describe(found, complete, image_size)
+    description = _describe(Path(path), dict(settings or {}), image_size)
     flops = _count(description) if costs else {}
     rows = []
     for tap in description.taps:
@@ -95,14 +91,38 @@ def format_table(rows: list[TapRow]) -> str:
     return "\n".join(lines)
 
 
-def _count(description: Description) -> dict[str, int]:
+def _describe(
+    path: Path, settings: dict[str, Scalar], image_size: tuple[int, int] | None
+) -> Description | GeneratorDescription:
+    cls = teacher_class(kind_of(path))
+    config = TeacherConfig(path=str(path), settings=settings)
+    if isinstance(cls, type) and issubclass(cls, GeneratorTeacher):
+        return cls.describe_network(path, _complete(config, {**generator.SETTINGS, **cls.SETTINGS}))
+    family, found = find_family(path)
+    known = _complete(config, {**diffusion_request.SETTINGS, **family.SETTINGS})
+    return family.describe(found, known, image_size)
+
+
+def _complete(config: TeacherConfig, defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    complete, problems = check_settings(config, defaults)
+    if problems:
+        raise ConfigError(problems)
+    return complete
+
+
+def _count(description: Description | GeneratorDescription) -> dict[str, int]:
     """Count operations per image on the meta device, where nothing is computed."""
     import torch
 
     network = description.load(torch.float32)
     torch.nn.Module.to(network.module, device="meta")
-    x = torch.empty((1, *description.space), device="meta")
-    time = torch.zeros(1, dtype=torch.float32, device="meta")
     labels = torch.zeros(1, dtype=torch.int64, device="meta") if description.classes else None
+    if isinstance(description, GeneratorDescription):
+        first = torch.empty((1, description.latent), device="meta")
+        features = torch.empty((1, description.features), device="meta")
+        told = (first, labels, features if description.features else None)
+    else:
+        first = torch.empty((1, *description.space), device="meta")
+        told = (first, torch.zeros(1, dtype=torch.float32, device="meta"), labels)
     with torch.inference_mode():
-        return taps.costs(lambda: network(x, time, labels), network.module, description.taps)
+        return taps.costs(lambda: network(*told), network.module, description.taps)  # type: ignore[arg-type]

@@ -54,8 +54,20 @@ def diffusers(folder: Path) -> TeacherConfig:
     )
 
 
+def biggan(folder: Path) -> TeacherConfig:
+    torch = pytest.importorskip("torch")
+    from tests.unit.pipeline.teachers.biggan_reference import Reference
+
+    torch.save(Reference(attention=(0,)).state, folder / "G_ema.pth")
+    return TeacherConfig(kind="biggan", path=str(folder), levels=["s1", "s2"])
+
+
 # A new entry of TEACHERS joins with one small example of itself.
-EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {"noise": noise, "diffusers": diffusers}
+EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
+    "noise": noise,
+    "diffusers": diffusers,
+    "biggan": biggan,
+}
 Load = Callable[..., Teacher]
 
 
@@ -73,9 +85,13 @@ def load(config: TeacherConfig, mode: Mode, *, seed: int = 0, micro_batch: int =
     return load_teacher(config, mode=mode, seed=seed, pins=pins, image_size=(16, 16))
 
 
+def first_mode(config: TeacherConfig) -> Mode:
+    return teacher_class(config.kind).modes[0]
+
+
 @pytest.fixture(scope="module")
 def teacher(config: TeacherConfig) -> Teacher:
-    return load(config, "encode")
+    return load(config, first_mode(config))
 
 
 @pytest.fixture(scope="module", params=["encode", "synthesize"])
@@ -95,14 +111,14 @@ ALL = np.arange(MICRO_BATCH)
 
 
 def test_it_is_what_it_said(config: TeacherConfig, teacher: Teacher) -> None:
-    spec = describe_teacher(config, mode="encode", image_size=(16, 16))
+    spec = describe_teacher(config, mode=first_mode(config), image_size=(16, 16))
     assert teacher.levels == spec.levels and teacher.image_size == spec.image_size == (16, 16)
     assert teacher.fingerprint == spec.fingerprint and "kind" in spec.fingerprint
     canonical_json([spec.fingerprint, spec.mode_settings])
     names = [level.name for level in spec.levels]
     assert len(set(names)) == len(names)
-    assert {level.timestep for level in spec.levels} == {5, 10}
-    assert {level.draw for level in spec.levels} == {0, 1}
+    assert {level.timestep for level in spec.levels} == (set(config.timesteps) or {-1})
+    assert {level.draw for level in spec.levels} == set(range(config.draws))
 
 
 def test_shapes_and_types(config: TeacherConfig, mode: Mode) -> None:
@@ -140,20 +156,23 @@ def test_the_order_of_rows_does_not_matter(config: TeacherConfig, mode: Mode) ->
         np.testing.assert_allclose(values, turned.levels[name][::-1], atol=2e-3, rtol=2e-3)
 
 
-def test_draws_timesteps_and_images_differ(teacher: Teacher) -> None:
-    batch = teacher.encode(IMAGES, INDICES)
+def test_samples_draws_and_timesteps_differ(config: TeacherConfig, teacher: Teacher) -> None:
+    batch = act(teacher, first_mode(config), ALL)
     for values in batch.levels.values():
         assert not np.array_equal(values[0], values[1])
     tap = teacher.levels[0].tap
     same = [level.name for level in teacher.levels if level.tap == tap]
     maps = [batch.levels[name] for name in same]
-    assert len(maps) == 4
+    assert len(maps) == max(1, len(config.timesteps)) * config.draws
     assert all(not np.array_equal(maps[0], each) for each in maps[1:])
 
 
-def test_the_input_is_left_alone(teacher: Teacher) -> None:
+def test_the_input_is_left_alone(config: TeacherConfig, teacher: Teacher) -> None:
     images, indices = IMAGES.copy(), INDICES.copy()
-    teacher.encode(images, indices)
+    if first_mode(config) == "encode":
+        teacher.encode(images, indices)
+    else:
+        teacher.synthesize(indices)
     assert np.array_equal(images, IMAGES) and np.array_equal(indices, INDICES)
 
 
@@ -166,9 +185,10 @@ def test_its_mistakes_are_told_before_it_loads(config: TeacherConfig) -> None:
         settings={**config.settings, "no_such_setting": 1},
     )
     with pytest.raises(ConfigError) as error:
-        describe_teacher(changed, mode="encode", image_size=(16, 16))
+        describe_teacher(changed, mode=first_mode(config), image_size=(16, 16))
     text = str(error.value)
-    assert "teacher.timesteps: got 1200, allowed 0..999" in text
+    steps = "got 1200, allowed 0..999" if config.timesteps else "got [5, 1200], allowed none"
+    assert f"teacher.timesteps: {steps}" in text
     assert "teacher.levels: got nowhere, allowed" in text
     assert "teacher.settings.no_such_setting" in text
 

@@ -23,7 +23,7 @@ VERBS = {
     "train_online": "distill.config:TrainConfig",
     "evaluate": "distill.evaluate_config:EvaluateConfig",
 }
-ENCODE = [path for path in RECIPES if path.stem in ("encode", "soft_labels")]
+PLANNED = [p for p in RECIPES if p.stem in ("encode", "soft_labels", "synthesize")]
 
 
 def name(path: Path) -> str:
@@ -47,7 +47,7 @@ def test_it_parses_and_prints(path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not problems and again == config, "what it prints is what it is"
 
 
-@pytest.mark.parametrize("path", ENCODE, ids=name)
+@pytest.mark.parametrize("path", PLANNED, ids=name)
 def test_it_plans_without_the_data(path: Path, tmp_path: Path) -> None:
     """The noise teacher has maps of any stride; the digits stand in for the images."""
     import dataclasses
@@ -57,16 +57,21 @@ def test_it_plans_without_the_data(path: Path, tmp_path: Path) -> None:
     from pipeline.plan import describe
     from pipeline.resolve import resolve
 
-    config = load_config(EncodeConfig, ["--config", str(path)], prog="x", description="")
+    config = load_config(settings_class(path), ["--config", str(path)], prog="x", description="")
+    config = dataclasses.replace(config, root=str(tmp_path))
+    encodes = isinstance(config, EncodeConfig)
+    if encodes:
+        config = dataclasses.replace(config, source=SourceConfig())
     if config.teacher.interpreter:
         with pytest.raises(ConfigError, match=r"teacher\.(interpreter|path): got"):
-            resolve(dataclasses.replace(config, root=str(tmp_path), source=SourceConfig()))
+            resolve(config)
         return
-    teacher = dataclasses.replace(config.teacher, kind="noise", path="", settings={"channels": 512})
-    config = dataclasses.replace(config, root=str(tmp_path), source=SourceConfig(), teacher=teacher)
-    request = resolve(config)
+    settings = {"channels": 512} if encodes else {"channels": 512, "image_size": 256}
+    teacher = dataclasses.replace(config.teacher, kind="noise", path="", settings=settings)
+    request = resolve(dataclasses.replace(config, teacher=teacher))
     assert len(request.spec.levels) == len(config.teacher.levels)
-    assert request.spec.image_size == (config.image.shape or request.spec.image_size)
+    if encodes:
+        assert request.spec.image_size == (config.image.shape or request.spec.image_size)
     assert "shards" in describe(request.plan)
 
 
