@@ -3,8 +3,14 @@
     python benchmarks/camvid.py --data DIR --out runs/camvid-benchmark
 
 DIR holds camvid-train.parquet and camvid-val.parquet. The steps are those of recipes/camvid, run as
-commands; a rerun goes on where the last one stopped. Per seed, the same 20 (or 40) labelled frames
-train the interpreter and the read-out. Arms, all judged by the same UPerNet read-out:
+commands; a rerun goes on where the last one stopped. Per seed, the same 20 (or 40) labelled frames,
+drawn evenly over the videos, train the interpreter and the read-out. Two sets of frames judge:
+
+    val     camvid-val: 101 frames of seven seconds of one street
+    rest    the training frames that are not labelled (seconds apart, all streets): teacher and
+            students have seen them, but no label of theirs
+
+Arms, all judged by the same UPerNet read-out:
 
     scratch      the untrained student
     supervised   the untrained student, as many further steps as distillation took
@@ -34,11 +40,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.commands import run_command
+from distill.tasks.segmentation import COUNTS, scores_of
 from dreamshard.config.yaml12 import parse_yaml
 
 RECIPES = ROOT / "recipes" / "camvid"
 ARMS = ("scratch", "supervised", "feature", "label", "mix")
+MOST_LABELLED = 40  # the draw of 20 is part of it: both columns are judged on the same frames
+Scores = dict[str, float]
+Found = dict[str, dict[str, dict[str, Scores]]]
 SIZES: dict[str, dict[str, list[str]]] = {
     "tiny": {
         "pretrain": ["--steps", "4", "--warmup_steps", "1", "--batch_size", "4",
@@ -74,18 +86,18 @@ class Experiment:
         self.teacher = self.out / "teacher"
         self.features = self.out / "data" / "camvid-features"
 
-    def run(self) -> dict[str, Any]:
-        """Run what is missing; return mIoU by arm, labelled frames and seed, in per cent."""
+    def run(self) -> Found:
+        """Run what is missing; return mIoU in per cent by arm, labelled frames, seed and set."""
         train = str(self.data / "camvid-train.parquet")
         self.call("pretrain", "pretrain", "--out", self.teacher, "--source.path", train)
         self.encode("encode", "camvid-features")
-        found: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in self.options.arms}
+        found: Found = {arm: {} for arm in self.options.arms}
         for frames in self.options.frames:
             for seed in self.options.seeds:
                 self.cell(found, seed, frames)
         return found
 
-    def cell(self, found: dict[str, dict[str, dict[str, float]]], seed: int, frames: int) -> None:
+    def cell(self, found: Found, seed: int, frames: int) -> None:
         """Run and note what is missing of one seed with so many labelled frames."""
         wanted = set(self.options.arms)
         student = self.train("feature", seed, frames=0, joined="")
@@ -138,28 +150,69 @@ class Experiment:
 
     def score(
         self, student: Path, seed: int, frames: int, arm: str, *, baselines: str, steps: int = 0
-    ) -> dict[str, float]:
-        """Train and judge the read-out; return mIoU in per cent by network."""
+    ) -> dict[str, Scores]:
+        """Train and judge the read-out; return mIoU in per cent by network and set."""
         folder = self.out / f"score-{arm}-{frames}-{seed}"
-        results = folder / "results.json"
-        if not results.exists():
+        if not (folder / "results.json").exists():
             more = ["--segmentation.steps", str(steps)] if steps else []
             self.call(
                 "evaluate", "evaluate", "--student", student, "--run_dir", folder, "--seed", seed,
                 "--segmentation.shots", f"[{frames}]", "--baselines", baselines,
                 "--train_images.path", self.data / "camvid-train.parquet",
-                "--heldout_images.path", self.data / "camvid-val.parquet",
+                "--heldout_images.path", self.heldout(),
                 *more,
             )  # fmt: skip
-        rows = json.loads(results.read_text(encoding="utf-8"))["segmentation"]["rows"]
-        return {name: row[str(frames)]["mean"] for name, row in rows.items()}
+        return self.by_set(folder / COUNTS, seed)
 
-    def note(self, found: dict[str, Any], arm: str, frames: int, seed: int, value: float) -> None:
-        """Keep a figure that is wanted, and show it at once."""
+    def heldout(self) -> Path:
+        """Write the frames of both files into one, to be judged in one go."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.out / "both.parquet"
+        if not path.exists():
+            tables = [
+                pq.read_table(self.data / f"camvid-{name}.parquet") for name in ("val", "train")
+            ]
+            part = path.with_suffix(f".{os.getpid()}.part")
+            pq.write_table(pa.concat_tables(tables), part)
+            part.replace(path)
+        return path
+
+    def by_set(self, counts: Path, seed: int) -> dict[str, Scores]:
+        """Read the counts of every frame and return mIoU by network and set."""
+        from pipeline.labelled import draw_labelled
+
+        with np.load(counts) as found:
+            keys = found["keys"]
+            own = sum(1 for _ in self.keys("val"))
+            train = np.array(self.keys("train"))
+            drawn = draw_labelled(len(train), count=MOST_LABELLED, seed=seed, draw="even")
+            place = np.arange(len(keys))
+            sets = {"val": place < own, "rest": (place >= own) & ~np.isin(keys, train[drawn])}
+            return {
+                name.rpartition("/")[0]: {
+                    label: scores_of(found[name][chosen].sum(axis=0).astype(np.float64))["mean"]
+                    for label, chosen in sets.items()
+                }
+                for name in found.files
+                if name != "keys"
+            }
+
+    def keys(self, split: str) -> list[str]:
+        """Return the names of a split's frames, in order."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.data / f"camvid-{split}.parquet", columns=["key"])
+        return table["key"].to_pylist()
+
+    def note(self, found: Found, arm: str, frames: int, seed: int, scores: Scores) -> None:
+        """Keep figures that are wanted, and show them at once."""
         if arm not in found:
             return
-        found[arm].setdefault(str(frames), {})[str(seed)] = value
-        print(f"{arm}, {frames} frames, seed {seed}: {value:.2f} % mIoU", file=sys.stderr)
+        found[arm].setdefault(str(frames), {})[str(seed)] = scores
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        print(f"{arm}, {frames} frames, seed {seed}: {shown} % mIoU", file=sys.stderr)
 
     def supervised_steps(self) -> int:
         """Return the read-out's steps and, in its batches, distillation's student images."""
@@ -184,23 +237,33 @@ class Experiment:
         run_command([verb, "--config", config, *more, *map(str, words)], cwd=self.out)
 
 
-def summarise(found: dict[str, Any]) -> dict[str, Any]:
-    """Return mean and standard deviation by arm and frames, and paired gains over scratch."""
+def summarise(found: Found) -> dict[str, Any]:
+    """Return mean, deviation and the gain over scratch, by arm, frames and set."""
     table: dict[str, Any] = {}
     for arm, columns in found.items():
         table[arm] = {}
         for frames, by_seed in columns.items():
-            values = list(by_seed.values())
             floor = found.get("scratch", {}).get(frames, {})
-            gains = [value - floor[seed] for seed, value in by_seed.items() if seed in floor]
             table[arm][frames] = {
-                "mean": statistics.mean(values),
-                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-                "gain": statistics.mean(gains) if gains else None,
-                "won": sum(gain > 0 for gain in gains),
-                "seeds": len(values),
+                name: spread(
+                    [scores[name] for scores in by_seed.values()],
+                    [v[name] - floor[seed][name] for seed, v in by_seed.items() if seed in floor],
+                )
+                for name in ("val", "rest")
             }
     return table
+
+
+def spread(values: list[float], gains: list[float]) -> dict[str, Any]:
+    """Return mean and standard deviation of scores and of gains paired by seed."""
+    return {
+        "mean": statistics.mean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "seeds": len(values),
+        "gain": statistics.mean(gains) if gains else None,
+        "gain_std": statistics.stdev(gains) if len(gains) > 1 else 0.0,
+        "won": sum(gain > 0 for gain in gains),
+    }
 
 
 def _words(values: Sequence[object]) -> str:
@@ -220,7 +283,7 @@ def main() -> None:
     began = time.time()
     found = Experiment(options).run()
     result = {
-        "what": "mIoU in % on camvid-val at 96 x 128, ResNet-18, UPerNet read-out",
+        "what": "mIoU in % at 96 x 128, ResNet-18, UPerNet read-out; sets as in the script's text",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "command": (
@@ -236,7 +299,11 @@ def main() -> None:
     }
     (options.out / "camvid.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for arm, columns in result["table"].items():
-        cells = [f"{f} frames {c['mean']:.1f} ± {c['std']:.1f}" for f, c in columns.items()]
+        cells = [
+            f"{frames} frames {name} {cell['mean']:.1f} ± {cell['std']:.1f}"
+            for frames, sets in columns.items()
+            for name, cell in sets.items()
+        ]
         print(f"{arm:<12} {', '.join(cells)}")
     print(json.dumps(result))
 

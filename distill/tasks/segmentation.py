@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from distill.tasks.configs import SegmentationConfig
 
 PICTURE = "segmentation.png"
+COUNTS = "segmentation-counts.npz"
+"""Pixels by true and found class of every held-out image: `keys`, and `NETWORK/IMAGES` (N, K, K).
+
+Scores of a part of the images, or of resampled ones, need no second training.
+"""
+KEEP_COUNTS = 1 << 28
+"""Counts up to this size are kept (bytes): 2,000 images of 150 classes take 180 MB."""
 
 
 class Segmenter(nn.Module):
@@ -50,6 +58,21 @@ class Segmenter(nn.Module):
         """Map (B, 3, H, W) to float32 logits (B, K, H, W)."""
         logits = self.head(self.student(images)).float()
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a read-out found in N held-out images.
+
+    Args:
+        counts: int32 (N, K, K), pixels of every image by true and found class.
+        keys: N texts, the source's names of the images.
+        shown: uint8 (M, H, W), the classes found in the first images.
+    """
+
+    counts: np.ndarray
+    keys: list[str]
+    shown: np.ndarray
 
 
 class Segmentation:
@@ -91,6 +114,7 @@ class Segmentation:
             self._check(images.rows(np.arange(min(len(images), 256))), split=split)
         rows: dict[str, dict[str, Any]] = {}
         guesses: dict[str, np.ndarray] = {}
+        counts: dict[str, np.ndarray] = {}
         for name, build in bench.networks.items():
             rows[name] = {}
             for shots in self.config.shots:
@@ -101,9 +125,13 @@ class Segmentation:
                     torch.manual_seed(self.seed)
                     network = on_device(self._build(build(), bench), bench.device).train()
                     self._train(network, train, rows=chosen, bench=bench, report=report)
-                cell, guess = self._judge(network, heldout)
-                rows[name][str(shots or "all")] = {"images": len(chosen), **cell}
-                guesses[name] = guess
+                column = str(shots or "all")
+                found = self._judge(network, heldout)
+                rows[name][column] = {"images": len(chosen), **self._cell(found.counts)}
+                guesses[name] = found.shown
+                counts |= {"keys": np.array(found.keys), f"{name}/{column}": found.counts}
+        if sum(found.nbytes for found in counts.values()) <= KEEP_COUNTS:
+            np.savez_compressed(bench.folder / COUNTS, **counts)
         if self.config.pictures:
             self._draw(bench.folder / PICTURE, heldout, guesses)
         return {"rows": rows, "classes": self.config.classes}
@@ -183,26 +211,33 @@ class Segmentation:
             report=report,
         )
 
-    def _judge(self, network: Segmenter, images: Images) -> tuple[dict[str, Any], np.ndarray]:
-        """Return the scores, and the classes found in the first images, uint8 (N, H, W)."""
-        from torchmetrics.classification import MulticlassConfusionMatrix
+    def _judge(self, network: Segmenter, images: Images) -> Judged:
+        """Count pixels by true and found class, image by image."""
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
 
         config, device = self.config, next(network.parameters()).device
-        metric = MulticlassConfusionMatrix(len(config.classes), ignore_index=config.ignore)
-        metric = metric.to(device)
-        shown = []
+        counts, shown, keys = [], [], []
         with torch.inference_mode():
             for rows in ordered_rows(len(images), batch_size=config.batch_size):
                 batch = images.rows(rows)
                 assert batch.masks is not None
+                keys += batch.keys
                 pixels = normalised(batch.images, student=network.student, device=device)
                 guess = network(pixels).argmax(dim=1)
-                metric.update(guess, torch.from_numpy(batch.masks.astype(np.int64)).to(device))
+                truth = torch.from_numpy(batch.masks.astype(np.int64)).to(device)
+                for pair in zip(guess, truth, strict=True):
+                    found = multiclass_confusion_matrix(
+                        *pair, num_classes=len(config.classes), ignore_index=config.ignore
+                    )
+                    counts.append(found.cpu().numpy().astype(np.int32))
                 if rows[0] < config.pictures:
                     shown.append(guess.cpu().numpy().astype(np.uint8))
-        scores = scores_of(metric.compute().cpu().numpy().astype(np.float64))
-        classes = dict(zip(config.classes, scores.pop("iou"), strict=True))
-        return {**scores, "classes": classes}, np.concatenate(shown) if shown else np.empty(0)
+        return Judged(np.stack(counts), keys, np.concatenate(shown) if shown else np.empty(0))
+
+    def _cell(self, counts: np.ndarray) -> dict[str, Any]:
+        scores = scores_of(counts.sum(axis=0, dtype=np.float64))
+        classes = dict(zip(self.config.classes, scores.pop("iou"), strict=True))
+        return {**scores, "classes": classes}
 
     def _draw(self, path: Path, images: Images, guesses: Mapping[str, np.ndarray]) -> None:
         """Draw image, truth and every network's last prediction side by side."""

@@ -15,6 +15,7 @@ from distill.config import OptimizerConfig
 from distill.heads import FcnHead, UperHead, save_head
 from distill.tasks.configs import SegmentationConfig
 from distill.tasks.segmentation import (
+    COUNTS,
     PICTURE,
     Segmentation,
     Segmenter,
@@ -52,6 +53,11 @@ def test_it_learns_draws_and_tables(tmp_path: Path) -> None:
     assert row["all"]["mean"] > 50 and row["all"]["accuracy"] > 80
     assert result["rows"][UNTRAINED] == row, "the same network from the same seed"
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
+    with np.load(tmp_path / COUNTS) as counts:
+        assert counts["keys"].tolist() == bench.images("heldout").keys
+        for column, cell in row.items():
+            total = counts[f"{SUBJECT}/{column}"].sum(axis=0).astype(float)
+            assert scores_of(total)["mean"] == cell["mean"]
     means, classes = task.tables(result)
     assert list(means.header) == ["network", "4 images", "all images"]
     assert list(classes.header) == ["network", *CLASSES]
@@ -68,8 +74,9 @@ def test_bf16_learns_in_half_precision_and_is_judged_in_full(tmp_path: Path) -> 
     assert met == {torch.bfloat16}
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
     assert network(torch.randn(2, 3, 16, 16)).dtype == torch.float32
-    scores, _ = task._judge(network, bench.images("heldout"))
-    assert torch.bfloat16 in met and torch.float32 in met and scores["mean"] > 50
+    counts = task._judge(network, bench.images("heldout")).counts
+    assert torch.bfloat16 in met and torch.float32 in met
+    assert scores_of(counts.sum(axis=0).astype(float))["mean"] > 50
 
 
 @pytest.mark.parametrize("head", ["fcn", "upernet"])
@@ -144,8 +151,12 @@ def test_pixels_without_a_class_do_not_count(tmp_path: Path) -> None:
         def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
             return torch.eye(3)[0].view(1, 3, 1, 1).expand(len(maps[0]), 3, 16, 16)
 
-    scores, _ = task._judge(Segmenter(bench.student, Zero(), frozen=True).eval(), batch)
+    found = task._judge(Segmenter(bench.student, Zero(), frozen=True).eval(), batch)
     known = batch.masks != VOID
+    assert found.counts.shape == (len(batch), 3, 3) and found.keys == batch.keys
+    per_image = found.counts.sum(axis=(1, 2))
+    assert np.array_equal(per_image, known.reshape(len(batch), -1).sum(axis=1))
+    scores = scores_of(found.counts.sum(axis=0).astype(float))
     assert scores["accuracy"] == pytest.approx(100 * float((batch.masks[known] == 0).mean()))
 
 
