@@ -141,7 +141,7 @@ def read_images(options: argparse.Namespace) -> None:
     """Read what judges the students: 5,000 held-out images alone would add 0.7 points of noise.
 
     Probe and neighbours know the first training images; the held-out ones and the last training
-    images, which no dataset of this benchmark holds, judge.
+    images judge, which no dataset of this benchmark holds (the teacher has seen them, unlabelled).
     """
     options.probe_images, wanted = 0, options.probe_images
     (images, labels), (held, truth) = cifar10.images(options)

@@ -153,7 +153,7 @@ class Experiment:
     ) -> dict[str, Scores]:
         """Train and judge the read-out; return mIoU in per cent by network and set."""
         folder = self.out / f"score-{arm}-{frames}-{seed}"
-        if not (folder / "results.json").exists():
+        if not (folder / COUNTS).exists():
             more = ["--segmentation.steps", str(steps)] if steps else []
             self.call(
                 "evaluate", "evaluate", "--student", student, "--run_dir", folder, "--seed", seed,
@@ -187,7 +187,8 @@ class Experiment:
             keys = found["keys"]
             own = sum(1 for _ in self.keys("val"))
             train = np.array(self.keys("train"))
-            drawn = draw_labelled(len(train), count=MOST_LABELLED, seed=seed, draw="even")
+            most = max(MOST_LABELLED, *self.options.frames)
+            drawn = draw_labelled(len(train), count=most, seed=seed, draw="even")
             place = np.arange(len(keys))
             sets = {"val": place < own, "rest": (place >= own) & ~np.isin(keys, train[drawn])}
             return {

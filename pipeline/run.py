@@ -88,6 +88,8 @@ def _make(
         f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
         f"{format_bytes(plan.total_bytes)} in {dataset.url}"
     )
+    for note in request.spec.notes:
+        stage(f"teacher: {note}")
     wanted = config.actors or max(1, num_cpus() // pins.threads)
     with cluster(
         config.ray,

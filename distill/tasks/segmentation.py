@@ -36,7 +36,7 @@ COUNTS = "segmentation-counts.npz"
 Scores of a part of the images, or of resampled ones, need no second training.
 """
 KEEP_COUNTS = 1 << 28
-"""Counts up to this size are kept (bytes): 2,000 images of 150 classes take 180 MB."""
+"""Counts up to this size are kept (bytes per read-out): 2,000 images of 150 classes take 180 MB."""
 
 
 class Segmenter(nn.Module):
@@ -114,7 +114,7 @@ class Segmentation:
             self._check(images.rows(np.arange(min(len(images), 256))), split=split)
         rows: dict[str, dict[str, Any]] = {}
         guesses: dict[str, np.ndarray] = {}
-        counts: dict[str, np.ndarray] = {}
+        counts: dict[str, Any] = {}
         for name, build in bench.networks.items():
             rows[name] = {}
             for shots in self.config.shots:
@@ -129,8 +129,9 @@ class Segmentation:
                 found = self._judge(network, heldout)
                 rows[name][column] = {"images": len(chosen), **self._cell(found.counts)}
                 guesses[name] = found.shown
-                counts |= {"keys": np.array(found.keys), f"{name}/{column}": found.counts}
-        if sum(found.nbytes for found in counts.values()) <= KEEP_COUNTS:
+                if found.counts.nbytes <= KEEP_COUNTS:
+                    counts |= {"keys": np.array(found.keys), f"{name}/{column}": found.counts}
+        if counts:
             np.savez_compressed(bench.folder / COUNTS, **counts)
         if self.config.pictures:
             self._draw(bench.folder / PICTURE, heldout, guesses)

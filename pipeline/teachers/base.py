@@ -102,6 +102,8 @@ class TeacherSpec:
     """Whether `synthesize` gives class labels."""
     licence: str = "unknown"
     """Licence of the weights, as recorded beside them; kept with the dataset."""
+    notes: tuple[str, ...] = ()
+    """Sentences worth saying before a run: what was guessed."""
     level_facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Level name -> what else decides its bytes, JSON-able (an interpreter's digest)."""
 

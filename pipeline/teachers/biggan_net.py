@@ -9,6 +9,7 @@ of its own), maps (N, C, H, W). Source: Brock et al. 2019, appendix B; BigGAN-Py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamshard.errors import TeacherError
 from pipeline.teachers.biggan_layout import BigGANLayout, Block
 
 OUTPUT_EPS = 1e-5  # of the last normalisation, whatever the flags say
@@ -29,16 +31,15 @@ class ConditionalNorm(nn.Module):
 
     def __init__(self, channels: int, layout: BigGANLayout, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.additive = eps, layout.additive
         self.gain, self.bias = _told(channels, layout), _told(channels, layout)
         self.register_buffer("stored_mean", torch.empty(channels))
         self.register_buffer("stored_var", torch.empty(channels))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Map x (N, C, H, W) and the condition y to (N, C, H, W)."""
-        scale = (1 + self.gain(y)) * (cast(Tensor, self.stored_var) + self.eps).rsqrt()
-        shift = self.bias(y) - cast(Tensor, self.stored_mean) * scale
-        return torch.addcmul(_map(shift, x), x, _map(scale, x))
+        stats = cast(Tensor, self.stored_mean), cast(Tensor, self.stored_var) + self.eps
+        return _normalise(x, *stats, 1 + self.gain(y), self.bias(y), additive=self.additive)
 
 
 def _told(channels: int, layout: BigGANLayout) -> nn.Module:
@@ -51,8 +52,9 @@ def _told(channels: int, layout: BigGANLayout) -> nn.Module:
 class OutputNorm(nn.Module):
     """Normalise by stored statistics; gain and bias are plain parameters."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, additive: bool) -> None:
         super().__init__()
+        self.additive = additive
         self.gain, self.bias = (
             nn.Parameter(torch.empty(channels)),
             nn.Parameter(torch.empty(channels)),
@@ -62,13 +64,18 @@ class OutputNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        scale = self.gain * (cast(Tensor, self.stored_var) + OUTPUT_EPS).rsqrt()
-        shift = self.bias - cast(Tensor, self.stored_mean) * scale
-        return torch.addcmul(_map(shift[None], x), x, _map(scale[None], x))
+        stats = cast(Tensor, self.stored_mean), cast(Tensor, self.stored_var) + OUTPUT_EPS
+        return _normalise(x, *stats, self.gain[None], self.bias[None], additive=self.additive)
 
 
-def _map(values: Tensor, like: Tensor) -> Tensor:
-    return values[:, :, None, None].to(like.dtype)
+def _normalise(
+    x: Tensor, mean: Tensor, var: Tensor, gain: Tensor, bias: Tensor, *, additive: bool
+) -> Tensor:
+    """Scale and shift x (N, C, H, W) once; gain and bias float32 (N or 1, C)."""
+    scale = var.rsqrt()[None] if additive else gain * var.rsqrt()
+    shift = bias - mean * scale + (gain if additive else 0)
+    scale, shift = (each[:, :, None, None].to(x.dtype) for each in (scale, shift))
+    return torch.addcmul(shift, x, scale)
 
 
 class GBlock(nn.Module):
@@ -156,9 +163,7 @@ class BigGANGenerator(nn.Module):
             self.shared = nn.Embedding(layout.classes, layout.shared)
         if layout.features:
             self.shared_feat = nn.Linear(layout.features, layout.shared_features)
-        first = layout.chunk or layout.latent
-        if layout.deep and layout.chunk:
-            first = layout.condition
+        first = layout.condition if layout.deep else layout.chunk or layout.latent
         self.linear = nn.Linear(first, layout.blocks[0].inputs * layout.bottom**2)
         kind = DeepGBlock if layout.deep else GBlock
         self.first = nn.Unflatten(1, (-1, layout.bottom, layout.bottom))
@@ -170,7 +175,7 @@ class BigGANGenerator(nn.Module):
             self.blocks.append(nn.ModuleList(parts))
         last = layout.blocks[-1].outputs
         self.output_layer = nn.Sequential(
-            OutputNorm(last), nn.ReLU(), nn.Conv2d(last, 3, 3, padding=1)
+            OutputNorm(last, additive=layout.additive), nn.ReLU(), nn.Conv2d(last, 3, 3, padding=1)
         )
 
     def forward(self, z: Tensor, labels: Tensor | None, features: Tensor | None) -> Tensor:
@@ -199,7 +204,7 @@ class BigGANGenerator(nn.Module):
             return z, [cast(Tensor, labels)] * count
         told = [self.shared(labels)] if layout.shared else []
         told += [self.shared_feat(features)] if layout.features else []
-        if layout.deep and layout.chunk:
+        if layout.deep:
             both = torch.cat([*told, z], dim=1)
             return both, [both] * count
         if not layout.chunk:
@@ -209,7 +214,7 @@ class BigGANGenerator(nn.Module):
 
 
 def plain_weights(
-    state: Mapping[str, Tensor], layout: BigGANLayout, *, eps: float
+    state: Mapping[str, Tensor], layout: BigGANLayout, *, eps: float, where: str
 ) -> dict[str, Tensor]:
     """Divide weights by their spectral norm and drop what inference does not need.
 
@@ -217,20 +222,42 @@ def plain_weights(
     not keep it: v = normalize(u0 W), sigma = |W v|. `sv0` is a log, not sigma.
 
     Args:
-        state: an official state dict, in any of its three spellings of the stored statistics.
+        state: an official state dict, in any of its spellings of the stored statistics.
         eps: SN_eps, the least length that a vector is divided by.
+        where: names the file in errors.
+
+    Raises: TeacherError if vectors and weights do not fit together.
     """
+    state = {n: value.float() if value.is_floating_point() else value for n, value in state.items()}
+    counts = {
+        name: value for name, value in state.items() if name.endswith(".accumulation_counter")
+    }
     found = {}
     for name, value in state.items():
         base, _, last = name.rpartition(".")
-        if last in ("u0", "sv0", "accumulation_counter", "num_batches_tracked"):
+        if name in counts or last == "num_batches_tracked" or re.fullmatch(r"(u|sv)\d+", last):
             continue
         if last == "weight" and f"{base}.u0" in state:
-            matrix = value.flatten(1)
-            v = F.normalize(state[f"{base}.u0"] @ matrix, eps=eps)
-            value = value / (v @ matrix.T).norm()
-        name = name.replace(".bn.running_", ".stored_").replace(".bn.stored_", ".stored_")
-        found[name] = value
+            value = value / _sigma(value, state[f"{base}.u0"], eps=eps, where=f"{where}: {base}.u0")
+        count = counts.get(f"{base}.accumulation_counter")
+        if count is not None and last in ("stored_mean", "stored_var") and float(count) > 0:
+            value = value / count  # sums over batches ("standing statistics") until divided
+        found[_own_name(name)] = value
     unused = [] if layout.shared else ["shared."]
     unused += [] if layout.features else ["shared_feat."]
     return {n: v for n, v in found.items() if not n.startswith(tuple(unused))}
+
+
+def _sigma(weight: Tensor, u: Tensor, *, eps: float, where: str) -> Tensor:
+    matrix = weight.flatten(1)
+    if u.numel() != len(matrix):
+        raise TeacherError(f"{where}: got {u.numel()} numbers, allowed {len(matrix)}. Damaged?")
+    v = F.normalize(u.view(1, -1) @ matrix, eps=eps)
+    return (v @ matrix.T).norm()
+
+
+def _own_name(name: str) -> str:
+    """Spell a tensor as our modules do: three ways to store statistics, and IC-GAN's last norm."""
+    name = name.replace(".bn.running_", ".stored_").replace(".bn.stored_", ".stored_")
+    last_norm = {"output_layer.0.bn.weight": "gain", "output_layer.0.bn.bias": "bias"}
+    return f"output_layer.0.{last_norm[name]}" if name in last_norm else name

@@ -38,9 +38,6 @@ def family_of(path: Path) -> str:
     for mark, module in MARKS:
         if mark in names:
             return module
-    for mark, kind in GENERATORS:
-        if mark in names:
-            raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
     what = next((text for start, text in OTHERS if _has(names, start)), None)
     if what is not None:
         raise TeacherError(f"{path}: it is {what}. {CONVERT}")

@@ -53,13 +53,14 @@ def open_teacher(
         pool: none or gap.
         mode: encode or synthesize; None for encode where the family can, as GANs cannot.
         image_size: pixels; for guided-diffusion checkpoints also the official flag of that name.
-        seed: selects the noise.
+        seed: selects the noise, and the latents of generators.
         micro_batch: rows per call; diffusion teachers take any number.
         compute_dtype: float32, bfloat16 or float16.
         device: cpu or cuda.
         threads: CPU threads; 0 leaves torch's number alone.
         settings: further settings, for guided-diffusion checkpoints by the official flags' names.
-            Without `class_label`, a class-conditional network gets no class.
+            Without `class_label`, a class-conditional diffusion network gets no class, and a
+            generator draws one per sample.
 
     Returns:
         a teacher (`levels`, `image_size`, `fingerprint`, `encode`, `synthesize`); diffusion
@@ -72,13 +73,16 @@ def open_teacher(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     cls = teacher_class(kind)
     mode = mode or cls.modes[0]
-    usual_levels, usual_timesteps = _usual(cls, Path(path), settings, size, mode)
-    levels = usual_levels if levels is None else levels
-    timesteps = usual_timesteps if timesteps is None else timesteps
+    if mode not in cls.modes:
+        raise ConfigError(Problem("mode", mode, f"{' | '.join(cls.modes)} for {kind}"))
+    if levels is None or cls is DiffusionTeacher:
+        usual_levels, usual_timesteps = _usual(cls, Path(path), settings, size, mode)
+        levels = usual_levels if levels is None else levels
+        timesteps = usual_timesteps if timesteps is None else timesteps
     config = TeacherConfig(
         kind=kind,
         path=str(path),
-        timesteps=list(timesteps),
+        timesteps=list(timesteps or ()),
         draws=draws,
         pool=pool,  # type: ignore[arg-type]
         compute_dtype=compute_dtype,  # type: ignore[arg-type]
@@ -122,7 +126,10 @@ def _usual(
             settings.setdefault("class_label", NO_CLASS)
         return _usual_levels(found), [min(USUAL_TIMESTEP, len(found.schedule) - 1)]
     if isinstance(cls, type) and issubclass(cls, GeneratorTeacher):
-        return _usual_levels(cls.describe_network(path, {**cls.SETTINGS, **settings})), []
+        try:
+            return _usual_levels(cls.describe_network(path, {**cls.SETTINGS, **settings})), []
+        except ConfigError:  # told with every other problem, when it is loaded
+            return None, []
     return None, []
 
 

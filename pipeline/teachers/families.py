@@ -116,6 +116,9 @@ def find_family(path: Path) -> tuple[Family, Path]:
     if not path.exists():
         hint = "Give a folder saved by save_pretrained or a checkpoint file."
         raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
+    kind = checkpoints.kind_of(path)
+    if kind != "diffusers":
+        raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
     if path.is_file():
         if path.suffix not in weights.SAFE + weights.PICKLED:
             allowed = ", ".join(weights.SAFE + weights.PICKLED)

@@ -70,8 +70,12 @@ class GeneratorDescription:
     latent: int
     """Numbers of z."""
     load: Callable[[torch.dtype], Generator]
+    latent_std: float = 1.0
+    """Standard deviation of z, where it is not truncated."""
     classes: int = 0
     """Number of class labels it is conditioned on; 0 = none."""
+    usual_class: int | None = None
+    """The one class that training used, where it used one."""
     features: int = 0
     """Width of the instance features it is conditioned on (IC-GAN); 0 = none."""
     licence: str = "unknown"
@@ -151,6 +155,7 @@ class GeneratorTeacher(ABC):
             mode_settings=_mode_settings(request),
             has_labels=request.description.classes > 0,
             licence=request.description.licence,
+            notes=request.description.notes,
         )
 
     @classmethod
@@ -164,9 +169,12 @@ class GeneratorTeacher(ABC):
         own = description.image_size
         if image_size not in (None, own):
             got = f"{image_size[0]}x{image_size[1]}"
-            problems.append(Problem("image_size", got, f"{own[0]}x{own[1]}, the generator's"))
+            allowed = f"{own[0]}x{own[1]}, the generator's"
+            problems.append(Problem("image_size", got, allowed, "Leave it out."))
         if config.draws != 1:
             problems.append(Problem("draws", str(config.draws), "1 (a sample is drawn once)"))
+        if settings["class_label"] is None:
+            settings["class_label"] = description.usual_class
         problems += _setting_problems(settings, description)
         instances = None
         try:
@@ -232,6 +240,7 @@ class GeneratorTeacher(ABC):
             z *= np.float32(tau if settings["truncation_form"] == "scaled" else 1)
         else:
             z = rng.normal(self._seed, indices, 0, "latent", shape)
+            z *= np.float32(self.description.latent_std)
         instances = self.request.instances
         if instances is not None:
             rows = rng.integers(self._seed, indices, 0, "instance", (), len(instances.features))
@@ -284,8 +293,10 @@ def _fingerprint(description: GeneratorDescription) -> dict[str, object]:
 
 def _mode_settings(request: Request) -> dict[str, object]:
     """Return the settings that change recorded bytes, defaults filled in."""
-    names = ["truncation"] + (["truncation_form"] if request.settings["truncation"] else [])
-    found: dict[str, object] = {name: request.settings[name] for name in names}
+    tau = float(cast(float, request.settings["truncation"]))  # 1 and 1.0 are one recipe
+    found: dict[str, object] = {"truncation": tau}
+    if tau:
+        found["truncation_form"] = request.settings["truncation_form"]
     if request.description.classes:
         found["class_label"] = request.settings["class_label"]
     if request.instances is not None:
@@ -306,8 +317,8 @@ def _setting_problems(
         )
         found.append(Problem("settings.class_label", str(label), allowed))
     tau, form = settings["truncation"], settings["truncation_form"]
-    if isinstance(tau, int | float) and tau < 0:
-        found.append(Problem("settings.truncation", str(tau), "above 0, or 0 for no truncation"))
+    if isinstance(tau, int | float) and not 0 <= tau <= 10:
+        found.append(Problem("settings.truncation", str(tau), "0 (none) .. 10"))
     if form not in FORMS:
         found.append(Problem("settings.truncation_form", str(form), " | ".join(FORMS)))
     path = settings["instance_features"]

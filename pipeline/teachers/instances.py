@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import functools
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dreamshard.errors import Problem
+from dreamshard.errors import Problem, TeacherError
 from pipeline.teachers import weights
 
 KEY = "settings.instance_features"
 FEATURES, LABELS = "instance_features", "labels"
 SUFFIXES = (".npy", ".npz", ".safetensors")
+ROWS = 4096
+"""Features normalised at a time: bounds the memory beside them, not the result."""
+MAX_BYTES = 32 << 30
+"""Largest archive, unpacked: three times ImageNet's 1.28 million features."""
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error)
 CONVERT = "Convert it as pipeline/teachers/instances.py says, where you trust it."
 
 
@@ -55,36 +61,65 @@ def read_instances(path: Path, width: int, classes: int) -> tuple[Instances | No
     if path.suffix not in SUFFIXES:
         return None, [Problem(KEY, str(path), f"a file of {', '.join(SUFFIXES)}", CONVERT)]
     try:
-        arrays = _arrays(str(path), weights.digest([path]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        return None, [Problem(KEY, f"{path} ({error})", "a readable file of plain arrays", CONVERT)]
-    features, labels = arrays.get(FEATURES), arrays.get(LABELS)
-    if features is None or features.shape[1:] != (width,) or not len(features):
-        got = "none" if features is None else f"one of shape {features.shape}"
-        return None, [Problem(KEY, f"{FEATURES}: {got}", f"(N, {width})")]
-    features = features.astype(np.float32)
-    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
-    if not np.isfinite(lengths).all() or (lengths == 0).any():
-        return None, [Problem(KEY, "features that are zero or not finite", "finite, of any length")]
-    if labels is not None and classes:
-        if labels.shape != (len(features),) or not np.issubdtype(labels.dtype, np.integer):
-            got = f"{LABELS} of shape {labels.shape}, {labels.dtype}"
-            return None, [Problem(KEY, got, f"({len(features)},) of whole numbers")]
-        if labels.min() < 0 or labels.max() >= classes:
-            got = f"{LABELS} {labels.min()}..{labels.max()}"
-            return None, [Problem(KEY, got, f"0..{classes - 1}")]
-    kept = labels.astype(np.int64) if labels is not None and classes else None
-    unit = (features / lengths).astype(np.float32)
-    return Instances(unit, kept, weights.digest([path])), []
+        found = _read(str(path), weights.digest([path]))
+    except _WrongError as error:
+        return None, [Problem(KEY, f"{path}: {error.got}", error.allowed, CONVERT)]
+    if found.features.shape[1] != width:
+        got = f"{path}: {FEATURES} of shape {found.features.shape}"
+        return None, [Problem(KEY, got, f"(N, {width})", "Is it of another generator?")]
+    if not classes:
+        return Instances(found.features, None, found.digest), []
+    if found.labels is not None and not 0 <= found.labels.min() <= found.labels.max() < classes:
+        got = f"{path}: {LABELS} {found.labels.min()}..{found.labels.max()}"
+        return None, [Problem(KEY, got, f"0..{classes - 1}", "Is it of another generator?")]
+    return found, []
+
+
+class _WrongError(Exception):
+    def __init__(self, got: object, allowed: str) -> None:
+        self.got, self.allowed = str(got) or type(got).__name__, allowed
 
 
 @functools.lru_cache(maxsize=2)
-def _arrays(path: str, _digest: str) -> dict[str, np.ndarray]:
+def _read(path: str, digest: str) -> Instances:
+    """Read, check and normalise; once per file and process."""
+    try:
+        arrays = _arrays(path)
+    # What a damaged archive raises depends on the byte that is damaged.
+    except (*READ_ERRORS, TeacherError) as error:
+        raise _WrongError(error, "a readable file of plain arrays") from error
+    features, labels = arrays.get(FEATURES), arrays.get(LABELS)
+    if features is None:
+        raise _WrongError(f"arrays {', '.join(arrays) or 'none'}", f"one of name {FEATURES}")
+    if features.ndim != 2 or not features.size or features.dtype.kind != "f":
+        got = f"{FEATURES} of shape {features.shape}, {features.dtype}"
+        raise _WrongError(got, "(N, D) of floating-point numbers")
+    unit = np.empty(features.shape, np.float32)
+    for first in range(0, len(unit), ROWS):
+        part = features[first : first + ROWS].astype(np.float64)
+        lengths = np.linalg.norm(part, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or not lengths.all():
+            raise _WrongError("features that are zero or not finite", "finite ones, of any length")
+        unit[first : first + ROWS] = part / lengths
+    if labels is not None and (labels.shape != (len(unit),) or labels.dtype.kind not in "iu"):
+        got = f"{LABELS} of shape {labels.shape}, {labels.dtype}"
+        raise _WrongError(got, f"({len(unit)},) of whole numbers")
+    return Instances(unit, None if labels is None else labels.astype(np.int64), digest)
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
     if path.endswith(".safetensors"):
+        import torch
+
         state = weights.read([Path(path)])
-        return {name: tensor.numpy() for name, tensor in state.items()}
-    value = np.load(path, allow_pickle=False)
-    if isinstance(value, np.ndarray):
-        return {FEATURES: value}
-    with value:
-        return {name: value[name] for name in value.files}
+        return {
+            name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            for name, tensor in state.items()
+        }
+    if path.endswith(".npy"):  # mapped: a header cannot ask for more memory than the file has
+        return {FEATURES: np.load(path, mmap_mode="r", allow_pickle=False)}
+    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as value:
+        size = sum(part.file_size for part in value.zip.infolist())
+        if size > MAX_BYTES:
+            raise ValueError(f"{size:,} bytes unpacked")
+        return {name: value[name] for name in value.files if name in (FEATURES, LABELS)}

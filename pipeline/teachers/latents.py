@@ -15,8 +15,8 @@ FORMS: dict[str, Callable[[float], float]] = {
 }
 """Name of a form -> bound at which the normal distribution is cut, by tau.
 
-scaled: tau times a normal cut at 2 (BigGAN's published samples); bounded: a normal cut at 2 tau,
-not scaled (IC-GAN's generation scripts).
+scaled: tau times a normal cut at 2, as BigGAN's published samples; bounded: a normal cut at 2 tau,
+not scaled, as in IC-GAN's notebooks.
 """
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dreamshard.errors import ConfigError
+from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import diffusion_request, generator, taps
 from pipeline.teachers.base import Scalar, TeacherConfig, teacher_class
 from pipeline.teachers.checkpoints import kind_of
@@ -97,10 +97,15 @@ def _describe(
     cls = teacher_class(kind_of(path))
     config = TeacherConfig(path=str(path), settings=settings)
     if isinstance(cls, type) and issubclass(cls, GeneratorTeacher):
-        return cls.describe_network(path, _complete(config, {**generator.SETTINGS, **cls.SETTINGS}))
-    family, found = find_family(path)
+        known = _complete(config, {**generator.SETTINGS, **cls.SETTINGS})
+        found = cls.describe_network(path, known)
+        if image_size not in (None, found.image_size):
+            allowed = f"{found.image_size[0]}x{found.image_size[1]}, the generator's"
+            raise ConfigError(Problem("image_size", f"{image_size[0]}x{image_size[1]}", allowed))
+        return found
+    family, folder = find_family(path)
     known = _complete(config, {**diffusion_request.SETTINGS, **family.SETTINGS})
-    return family.describe(found, known, image_size)
+    return family.describe(folder, known, image_size)
 
 
 def _complete(config: TeacherConfig, defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:

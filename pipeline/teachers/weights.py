@@ -132,14 +132,29 @@ def _damaged(path: Path, error: BaseException) -> TeacherError:
 
 def _read_pickled(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     import argparse
+
+    # Training files of the DiT family carry their arguments; a Namespace only holds values.
+    value = read_plain(path, allowed=[argparse.Namespace], device=device)
+    return plain_state(value, where=str(path))
+
+
+def read_plain(path: Path, *, allowed: Sequence[Any] = (), device: str = "cpu") -> Any:
+    """Read a pickled file of tensors and plain values, running nothing in it.
+
+    Args:
+        path: written by torch.save.
+        allowed: harmless classes that may be in it as well, as torch's `safe_globals` takes them.
+        device: where tensors go; "meta" for shapes alone.
+
+    Raises: TeacherError for a file that is missing, damaged, or would execute code on loading.
+    """
     import pickle
 
     import torch
 
     try:
-        # Training files of the DiT family carry their arguments; a Namespace only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            value = torch.load(path, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise TeacherError(f"{path}: not found.") from None
     except pickle.UnpicklingError as error:
@@ -151,7 +166,6 @@ def _read_pickled(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
-    return plain_state(value, where=str(path))
 
 
 def plain_state(value: object, *, where: str) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 `Reference(...)` makes a random network's state dict in the official format; `forward` runs it
 with a power iteration per layer, plain batch normalisation and explicit attention. What
-`pipeline.teachers.biggan_net` folds together is kept apart here.
+`pipeline.teachers.biggan_net` folds together is kept apart here. BigGAN-PyTorch's synchronised
+normalisation adds gains in evaluation (its issue 96); ic_gan's multiplies.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Reference:
     Args:
         widths: channels into the first block and out of every block (or stage, if deep).
         latent, classes, shared: as in `BigGANLayout`; shared 0: tables per block.
-        hier, deep: the official flags.
+        hier, deep, depth: the official flags.
         attention: numbers of blocks with attention after them.
         features, shared_features: of IC-GAN.
         told_class: whether the class embedding is used (IC-GAN keeps it in the file anyway).
@@ -36,6 +37,7 @@ class Reference:
     shared: int = 6
     hier: bool = True
     deep: bool = False
+    depth: int = 2
     attention: tuple[int, ...] = ()
     features: int = 0
     shared_features: int = 0
@@ -49,23 +51,28 @@ class Reference:
         self.random = torch.Generator().manual_seed(0)
         self.blocks: list[tuple[int, int]] = []
         for into, out in zip(self.widths, self.widths[1:], strict=False):
-            self.blocks += [(into, into), (into, out)] if self.deep else [(into, out)]
+            first = [(into, into)] * (self.depth - 1) if self.deep else []
+            self.blocks += [*first, (into, out)]
         if self.shared:
             self.state["shared.weight"] = self._normal(self.classes, self.shared)
         if self.features:
             self._layer("shared_feat", self.shared_features, self.features)
         told = self._told_width()
         self.chunk = self.latent // (len(self.blocks) + 1) if self.hier and not self.deep else 0
-        first = told + self.latent if self.hier and self.deep else self.chunk or self.latent
-        self.told = first if self.hier and self.deep else told + self.chunk
+        first = told + self.latent if self.deep else self.chunk or self.latent
+        self.told = first if self.deep else told + self.chunk
         self._layer("linear", self.widths[0] * 16, first)
         for number, (into, out) in enumerate(self.blocks):
             self._block(f"blocks.{number}.0", into, out)
             if number in self.attention:
                 self._attention(f"blocks.{number}.1", out)
         self._stats("output_layer.0", self.widths[-1])
-        self.state["output_layer.0.gain"] = 1 + 0.1 * self._normal(self.widths[-1])
-        self.state["output_layer.0.bias"] = 0.1 * self._normal(self.widths[-1])
+        synchronised = self.stats == "cross_replica"
+        self.additive = synchronised and not self.features
+        own = ("bn.weight", "bn.bias") if synchronised and self.features else ("gain", "bias")
+        self.last = [f"output_layer.0.{name}" for name in own]
+        self.state[self.last[0]] = 1 + 0.1 * self._normal(self.widths[-1])
+        self.state[self.last[1]] = 0.1 * self._normal(self.widths[-1])
         self._layer("output_layer.2", 3, self.widths[-1], 3)
 
     def _told_width(self) -> int:
@@ -133,7 +140,7 @@ class Reference:
         y = torch.cat(told, 1) if told else labels
         conditions = [y] * len(self.blocks)
         first = z
-        if self.hier and self.deep:
+        if self.deep:
             first = torch.cat([y, z], 1)
             conditions = [first] * len(self.blocks)
         elif self.hier:
@@ -149,8 +156,9 @@ class Reference:
             if number in self.attention:
                 found[f"blocks.{number}.1"] = x = self._attend(f"blocks.{number}.1", x)
         mean, var = self._read_stats("output_layer.0")
-        gain, bias = self.state["output_layer.0.gain"], self.state["output_layer.0.bias"]
-        x = F.batch_norm(x, mean, var, gain, bias, eps=OUTPUT_EPS)
+        gain, bias = (self.state[name] for name in self.last)
+        x = F.batch_norm(x, mean, var, eps=OUTPUT_EPS)
+        x = self._change(x, gain[None], bias[None])
         found["image"] = torch.tanh(self._apply("output_layer.2", F.relu(x), padding=1))
         return found
 
@@ -181,7 +189,11 @@ class Reference:
                 F.embedding(y, self.state[f"{name}.{w}.weight"]) for w in ("gain", "bias")
             )
         x = F.batch_norm(x, *self._read_stats(name), eps=self.bn_eps)
-        return x * (1 + gain)[:, :, None, None] + bias[:, :, None, None]
+        return self._change(x, 1 + gain, bias)
+
+    def _change(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        gain, bias = gain[:, :, None, None], bias[:, :, None, None]
+        return x + gain + bias if self.additive else x * gain + bias
 
     def _run_block(self, name: str, x: Tensor, y: Tensor, *, into: int, out: int) -> Tensor:
         h = F.interpolate(F.relu(self._normalise(f"{name}.bn1", x, y)), scale_factor=2)
@@ -191,7 +203,7 @@ class Reference:
         return h + self._apply(f"{name}.conv_sc", F.interpolate(x, scale_factor=2))
 
     def _run_deep(self, name: str, x: Tensor, y: Tensor, *, into: int, out: int) -> Tensor:
-        upsample = int(name.split(".")[1]) % 2 == 1
+        upsample = int(name.split(".")[1]) % self.depth == self.depth - 1
         h = self._apply(f"{name}.conv1", F.relu(self._normalise(f"{name}.bn1", x, y)))
         h = F.relu(self._normalise(f"{name}.bn2", h, y))
         if into != out:

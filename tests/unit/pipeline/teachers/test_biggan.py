@@ -28,9 +28,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "biggan, cross_replica": {"stats": "cross_replica"},
     "biggan, from TensorFlow": {"bn_eps": 1e-4, "sn_eps": 1e-4},
     "deep": {"deep": True, "attention": (1,), "widths": (32, 16, 16)},
-    "deep, one z": {"deep": True, "hier": False, "widths": (32, 32, 16)},
+    "deep, of one width, three blocks a stage": {
+        "deep": True,
+        "depth": 3,
+        "widths": (16, 16, 16, 16),
+    },
     "ic-gan": {"features": 20, "shared_features": 7, "told_class": False},
     "ic-gan with classes": {"features": 20, "shared_features": 7},
+    "ic-gan, cross_replica": {"features": 20, "shared_features": 7, "stats": "cross_replica"},
     "ic-gan of one z": {"features": 20, "shared_features": 7, "told_class": False, "hier": False},
 }
 
@@ -50,10 +55,12 @@ def load(config: TeacherConfig, *, seed: int = 0) -> BigGANTeacher:
 def write(
     folder: Path, reference: Reference, *, name: str = "G_ema.pth", flags: bool = True
 ) -> Path:
+    """Write a checkpoint as the official code does, with what `torch.load` would refuse in it."""
     torch.save(reference.state, folder / name)
     if flags:
-        told = {"BN_eps": reference.bn_eps, "SN_eps": reference.sn_eps, "G_nl": "relu"}
-        record = {"itr": 3, "config": {**told, "G_activation": nn.ReLU(inplace=False)}}
+        config = {"BN_eps": reference.bn_eps, "SN_eps": reference.sn_eps, "G_nl": "relu"}
+        config |= {"hier": reference.hier, "G_activation": nn.ReLU(inplace=False)}
+        record = {"itr": 3, "best_IS": np.float32(9.5), "best_FID": np.float64(7), "config": config}
         torch.save(record, folder / name.replace("G_ema", "state_dict"))
     return folder / name
 
@@ -117,24 +124,80 @@ def test_records_are_what_the_network_gave(tmp_path: Path) -> None:
     np.testing.assert_allclose(pooled.levels["blocks.0.gap"], mean, atol=2e-3)
 
 
+def described(path: Path, **settings: Any) -> Any:
+    return BigGANTeacher.describe_network(path, {**BigGANTeacher.SETTINGS, **settings})
+
+
 def test_epsilons_are_found_asked_for_or_usual(tmp_path: Path) -> None:
     reference = Reference(bn_eps=1e-2, sn_eps=1e-3)
     path = write(tmp_path, reference)
-    found = BigGANTeacher.describe_network(path, BigGANTeacher.SETTINGS)
+    found = described(path)
     assert (found.architecture["BN_eps"], found.architecture["SN_eps"]) == (1e-2, 1e-3)
     assert not found.notes
-    given = BigGANTeacher.describe_network(path, {"BN_eps": 1e-4, "SN_eps": 0.0})
+    given = described(path, BN_eps=1e-4)
     assert (given.architecture["BN_eps"], given.architecture["SN_eps"]) == (1e-4, 1e-3)
     (tmp_path / "alone").mkdir()
     alone = write(tmp_path / "alone", reference, flags=False)
-    usual = BigGANTeacher.describe_network(alone, BigGANTeacher.SETTINGS)
+    usual = described(alone)
     assert (usual.architecture["BN_eps"], usual.architecture["SN_eps"]) == (1e-5, 1e-6)
-    assert "weights from TensorFlow: 1e-4" in usual.notes[0]
+    assert "BN_eps 1e-05, SN_eps 1e-06: guessed, as those of the official" in usual.notes[0]
     fingerprints = {
         str(describe_teacher(config_of(p), mode="synthesize").fingerprint["architecture"])
         for p in (path, alone)
     }
     assert len(fingerprints) == 2, "another epsilon is another network"
+    torch.save({k: v for k, v in reference.state.items() if not k.endswith("sv0")}, alone)
+    assert described(alone).architecture["BN_eps"] == 1e-4, "weights from TensorFlow"
+
+
+@pytest.mark.parametrize("name", ["G.pth", "G_ema.safetensors", "G_ema_best0.pth", "G_best0.pth"])
+def test_the_record_of_a_checkpoint_is_found(tmp_path: Path, name: str) -> None:
+    from safetensors.torch import save_file
+
+    write(tmp_path, Reference(bn_eps=1e-2))
+    record = "state_dict_best0.pth" if "best0" in name else "state_dict.pth"
+    (tmp_path / "state_dict.pth").rename(tmp_path / record)
+    (tmp_path / "G_ema.pth").rename(tmp_path / name)
+    if name.endswith("safetensors"):
+        save_file(Reference().state, tmp_path / name)
+    assert described(tmp_path / name).architecture["BN_eps"] == 1e-2
+
+
+def test_flags_of_the_record_are_heeded(tmp_path: Path) -> None:
+    path = write(tmp_path, Reference())
+    config = {"z_var": 0.5, "constant_conditioning": True, "G_nl": "ir"}
+    torch.save({"config": config}, tmp_path / "state_dict.pth")
+    teacher = load(config_of(path))
+    z, labels, _ = teacher.inputs(np.arange(4000))
+    assert z.std() == pytest.approx(0.5, abs=0.01)
+    assert labels is not None and not labels.any()
+    one = load(config_of(path, settings={"z_var": 2.0, "class_label": 3}))
+    assert one.inputs(np.arange(4000))[0].std() == pytest.approx(2, abs=0.04)
+
+
+def test_gains_that_the_official_evaluation_adds_can_be_multiplied(tmp_path: Path) -> None:
+    reference = Reference(stats="cross_replica")
+    path = write(tmp_path, reference)
+    told = config_of(path, settings={"cross_replica": False})
+    teacher = load(told)
+    inputs = teacher.inputs(np.arange(ROWS))
+    reference.additive = False
+    z, labels = (torch.from_numpy(each) for each in inputs[:2] if each is not None)
+    expected = reference.forward(z, labels)["image"]
+    torch.testing.assert_close(teacher.generate(*inputs)[1], expected, rtol=1e-5, atol=1e-5)
+    assert teacher.fingerprint != load(config_of(path)).fingerprint
+
+
+def test_a_shape_that_can_be_read_in_two_ways_is_asked_about(tmp_path: Path) -> None:
+    twofold = {"features": 20, "shared_features": 7, "shared": 12, "hier": False}
+    path = write(tmp_path, Reference(**twofold), flags=False)
+    with pytest.raises(TeacherError, match=r"2 readings .* Give settings.hier and settings.class"):
+        described(path)
+    found = described(path, hier=False)
+    assert (found.latent, found.classes) == (12, 5)
+    assert described(path, hier=True).classes == 0
+    write(tmp_path, Reference(**twofold))
+    assert described(path).classes == 5, "the record says"
 
 
 def test_a_hostile_record_is_refused(tmp_path: Path) -> None:
@@ -146,14 +209,58 @@ def test_a_hostile_record_is_refused(tmp_path: Path) -> None:
             return (marker.touch, ())
 
     torch.save({"config": {"BN_eps": 1e-5, "G_activation": Bomb()}}, tmp_path / "state_dict.pth")
-    with pytest.raises(TeacherError, match=r"state_dict\.pth: not the record of a training"):
+    with pytest.raises(TeacherError, match=r"state_dict\.pth: refused: loading it would run code"):
         describe_teacher(config_of(path), mode="synthesize")
     assert not marker.exists()
     told = {"BN_eps": 1e-4, "SN_eps": 1e-4}
     describe_teacher(config_of(path, settings=told), mode="synthesize")  # not needed, not read
-    torch.save({"config": {"G_nl": "ir"}}, tmp_path / "state_dict.pth")
-    with pytest.raises(TeacherError, match="G_nl: got ir, allowed relu"):
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"config": {"G_nl": "tanh"}}, "G_nl: got tanh, allowed relu"),
+        ({"config": {"BN_eps": float("nan")}}, "BN_eps: got nan"),
+        ({"config": {"SN_eps": None}}, "SN_eps: got None"),
+        ({"config": [1]}, "holds no `config`"),
+        (torch.zeros(3), "holds no `config`"),
+        (b"", "damaged or truncated"),
+    ],
+)
+def test_a_record_of_something_else_is_named(tmp_path: Path, record: Any, message: str) -> None:
+    path = write(tmp_path, Reference())
+    if isinstance(record, bytes):
+        (tmp_path / "state_dict.pth").write_bytes(record)
+    else:
+        torch.save(record, tmp_path / "state_dict.pth")
+    with pytest.raises(TeacherError, match=message):
         describe_teacher(config_of(path), mode="synthesize")
+
+
+def test_what_is_stored_besides_is_understood(tmp_path: Path) -> None:
+    """Half precision, DataParallel's prefix, further singular vectors, sums not yet divided."""
+    reference = Reference(stats="mybn")
+    inputs = torch.randn(ROWS, 12), torch.tensor([0, 1, 4])
+    expected = reference.forward(*inputs)["image"]
+    state = dict(reference.state)
+    for name, value in reference.state.items():
+        if name.endswith(("stored_mean", "stored_var")):
+            state[name] = value * 16
+        if name.endswith("accumulation_counter"):
+            state[name] = value + 16
+        if name.endswith("u0"):
+            state[name.replace("u0", "u1")], state[name.replace("u0", "sv1")] = value, value[0, :1]
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "G_ema.pth")
+    teacher = load(config_of(tmp_path, settings={"BN_eps": 1e-5, "SN_eps": 1e-6}))
+    images = teacher.generate(inputs[0].numpy(), inputs[1].numpy(), None)[1]
+    torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
+    torch.save({name: value.half() for name, value in state.items()}, tmp_path / "G_ema.pth")
+    halves = load(config_of(tmp_path)).generate(inputs[0].numpy(), inputs[1].numpy(), None)[1]
+    torch.testing.assert_close(halves, expected, rtol=0, atol=0.05)
+    state["linear.u0"] = torch.ones(1, 3)
+    torch.save(state, tmp_path / "G_ema.pth")
+    with pytest.raises(TeacherError, match=r"linear\.u0: got 3 numbers, allowed 256"):
+        load(config_of(tmp_path))
 
 
 def test_files_that_lack_the_log_of_sigma_load_and_others_do_not(tmp_path: Path) -> None:
@@ -225,6 +332,12 @@ def test_instances_decide_features_and_classes(tmp_path: Path) -> None:
         ({"instance_features": "zero.npy"}, "zero or not finite"),
         ({"instance_features": "pickled.npy"}, "plain arrays"),
         ({"instance_features": "beyond.npz"}, r"labels 0\.\.9, allowed 0\.\.4"),
+        ({"instance_features": "empty.npy"}, r"empty\.npy: .*plain arrays"),
+        ({"instance_features": "huge.npy"}, r"huge\.npy: .*plain arrays"),
+        ({"instance_features": "broken.npz"}, r"broken\.npz: .*plain arrays"),
+        ({"instance_features": "other.npz"}, "arrays none, allowed one of name instance_features"),
+        ({"instance_features": "whole.npy"}, "allowed \\(N, D\\) of floating-point"),
+        ({"instance_features": "short.npz"}, r"labels of shape \(9,\)"),
     ],
 )
 def test_bad_instances_are_refused(
@@ -236,6 +349,13 @@ def test_bad_instances_are_refused(
     np.save("pickled.npy", np.array({"instance_features": 1}, dtype=object), allow_pickle=True)
     rows = np.ones((10, 20), np.float32)
     np.savez("beyond.npz", instance_features=rows, labels=np.arange(10))
+    np.savez("short.npz", instance_features=rows, labels=np.arange(9))
+    np.savez("other.npz", features=rows)
+    np.save("whole.npy", rows.astype(np.int64))
+    Path("empty.npy").touch()
+    whole = Path("whole.npy").read_bytes()
+    Path("huge.npy").write_bytes(whole.replace(b"(10, 20), }    ", b"(1000000, 99),}"))
+    Path("broken.npz").write_bytes(Path("beyond.npz").read_bytes()[:-200])
     path = write(tmp_path, Reference(features=20, shared_features=7))
     with pytest.raises((ConfigError, TeacherError), match=message):
         describe_teacher(config_of(path, settings=settings), mode="synthesize")
@@ -272,17 +392,25 @@ def test_all_mistakes_of_a_request_are_told_at_once(tmp_path: Path) -> None:
         assert part in str(error.value)
     with pytest.raises(ConfigError, match="biggan for encode, allowed synthesize"):
         describe_teacher(config_of(path), mode="encode")
-    with pytest.raises(ConfigError, match="BN_eps: got 2"):
-        describe_teacher(config_of(path, settings={"BN_eps": 2.0}), mode="synthesize")
+    for told, message in (
+        ({"BN_eps": 2.0}, "BN_eps: got 2"),
+        ({"z_var": -1.0}, "z_var: got -1.0, allowed above 0"),
+        ({"hier": 3}, "hier: got 3, allowed true | false"),
+        ({"SN_eps": "x"}, "SN_eps: got 'x', allowed a float"),
+        ({"truncation": float("nan")}, "truncation: got nan"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            describe_teacher(config_of(path, settings=told), mode="synthesize")
 
 
-def test_half_precision_is_close(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "far"), [("bfloat16", 0.02), ("float16", 0.003)])
+def test_half_precision_is_close(tmp_path: Path, dtype: str, far: float) -> None:
     path = write(tmp_path, Reference(attention=(0,)))
     exact = load(config_of(path))
     inputs = exact.inputs(np.arange(ROWS))
-    close = load(config_of(path, compute_dtype="bfloat16"))
+    close = load(config_of(path, compute_dtype=dtype))
     difference = (close.generate(*inputs)[1].float() - exact.generate(*inputs)[1]).abs()
-    assert 0 < difference.mean() < 0.02
+    assert 0 < difference.mean() < far
 
 
 def test_it_is_inspected_and_opened_in_one_line(
@@ -295,13 +423,19 @@ def test_it_is_inspected_and_opened_in_one_line(
         "biggan, 16x16 pixels, a generator of latents of 12",
         "class-conditional: 5 classes",
         "conditioned on instances: (N, 20) numbers",
-        "those of the official ImageNet scripts",
+        "as those of the official ImageNet scripts",
         "blocks.0.0",
         "GFLOP per image",
     ):
         assert part in shown
     with pytest.raises(TeacherError, match="it is a generator. Set teacher.kind to biggan"):
         dreamshard.load_teacher(str(path))
+    with pytest.raises(TeacherError, match="it is a generator"):
+        dreamshard.load_teacher(str(tmp_path))
+    with pytest.raises(ConfigError, match="mode: got encode, allowed synthesize for biggan"):
+        dreamshard.load_teacher(str(path), kind="biggan", mode="encode")
+    with pytest.raises(ConfigError, match="image_size: got 32x32, allowed 16x16"):
+        inspect_teacher([str(path), "--image_size", "32"])
     told = {"instance_features": str(instances(tmp_path))}
     teacher = dreamshard.load_teacher(str(path), kind="biggan", micro_batch=2, **told)
     assert [level.tap for level in teacher.levels] == ["linear"], "of strides 4, 8, 16 and 32"
