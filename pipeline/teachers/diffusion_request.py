@@ -6,7 +6,6 @@ Nothing here loads weights or imports torch, so every mistake is found before an
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from pathlib import Path
 from typing import cast
@@ -18,7 +17,7 @@ from pipeline.teachers import sampling, taps, weights
 from pipeline.teachers.base import Mode, Scalar, TeacherConfig
 from pipeline.teachers.families import Description, find_family
 from pipeline.teachers.request import check_settings, expand_levels, level_name
-from storage.schema import Level, canonical_json
+from storage.schema import Level
 
 SETTINGS: dict[str, Scalar] = {
     "encoding": "stochastic",
@@ -112,13 +111,8 @@ def resolve(config: TeacherConfig, *, mode: Mode, image_size: tuple[int, int] | 
 
 
 def fingerprint(description: Description) -> dict[str, object]:
-    """Return what identifies a teacher: its family, digests of weights and architecture."""
-    text = canonical_json(dict(description.architecture))
-    return {
-        "kind": description.family,
-        "weights": weights.digest(description.weights),
-        "architecture": hashlib.sha256(text.encode()).hexdigest(),
-    }
+    """Return what identifies a teacher."""
+    return weights.identity(description.family, description.weights, description.architecture)
 
 
 def mode_settings(request: Request, mode: Mode) -> dict[str, object]:

@@ -10,7 +10,6 @@ section 3.1 (features of synthesised images, recorded as they are generated).
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from pipeline.teachers.latents import FORMS, truncated_normal
 from pipeline.teachers.outbox import Outbox
 from pipeline.teachers.request import check_settings, expand_levels
 from pipeline.teachers.taps import Tap
-from storage.schema import FeatureBatch, Level, Pins, canonical_json
+from storage.schema import FeatureBatch, Level, Pins
 
 if TYPE_CHECKING:
     import torch
@@ -283,12 +282,7 @@ class GeneratorTeacher(ABC):
 
 
 def _fingerprint(description: GeneratorDescription) -> dict[str, object]:
-    text = canonical_json(dict(description.architecture))
-    return {
-        "kind": description.family,
-        "weights": weights.digest(description.weights),
-        "architecture": hashlib.sha256(text.encode()).hexdigest(),
-    }
+    return weights.identity(description.family, description.weights, description.architecture)
 
 
 def _mode_settings(request: Request) -> dict[str, object]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
+from storage.schema import canonical_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,6 +71,18 @@ def digest(files: Sequence[Path]) -> str:
             raise TeacherError(f"{path}: cannot be read ({error.strerror}).") from error
         parts.append(_digest_one(str(path.resolve()), status.st_size, status.st_mtime_ns))
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def identity(
+    family: str, files: Sequence[Path], architecture: Mapping[str, Any]
+) -> dict[str, object]:
+    """Return what identifies a network: its family, digests of weights and architecture."""
+    text = canonical_json(dict(architecture))
+    return {
+        "kind": family,
+        "weights": digest(files),
+        "architecture": hashlib.sha256(text.encode()).hexdigest(),
+    }
 
 
 @functools.lru_cache(maxsize=64)
