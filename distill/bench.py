@@ -93,6 +93,7 @@ class StudentBench:
         student: trained.
         card: its description.
         extractors: representation -> what computes it.
+        image_size: (H, W) of the images that judge, in pixels.
         folder: of the run.
         device: where networks run.
         head: folder with the student's logit head, if it has one.
@@ -105,12 +106,13 @@ class StudentBench:
         student: Student,
         card: StudentCard,
         extractors: Mapping[str, Extractor],
+        image_size: tuple[int, int],
         folder: Path,
         device: torch.device,
         head: Path | None = None,
     ) -> None:
         self.names, self.device, self.seed = list(extractors), device, config.seed
-        self.image_size = (card.image_size[0], card.image_size[1])
+        self.image_size = image_size
         self.folder, self.head, self.student_config = folder, head, card.config
         self._config, self._student, self._card = config, student, card
         self._extractors = extractors

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from distill.learner import Learner
 
 PREFIX = "checkpoint-"
-# Settings that decide neither the weights nor the metrics; a run may go on with others.
+# Settings that a run may go on with others of. All but the third line decide neither weights nor
+# metrics; that line is like another number of processes: the same samples, and other batches for
+# batch norm's statistics (checkpointed activations update them twice).
 FREE = (
     *("run_dir", "restart", "keep", "save_every", "trackers"),
     *("data.threads", "data.prefetch", "data.dataset"),

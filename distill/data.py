@@ -48,12 +48,14 @@ class Choice:
         labels: the samples' labels.
         share: of each class's samples, those drawn for `seed` (0..1]; only with labels.
         seed: of the draw.
+        classes: of the method's classifier; 0: it has none.
     """
 
     levels: bool = True
     labels: bool = False
     share: float = 1.0
     seed: int = 0
+    classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,21 @@ class TrainingSet:
         kept = labelled_share(self._all_labels(), share=self.choice.share, seed=self.choice.seed)
         subset: Any = Subset(self.snapshot, kept)  # the rest of the protocol is the snapshot's
         return subset
+
+    def check_labels(self) -> None:
+        """Refuse labels that the method's classifier has no output for.
+
+        Raises: ConfigError naming them.
+        """
+        shown = self.reading().valid
+        labels = self._all_labels()[shown]
+        beyond = np.unique(labels[(labels < 0) | (labels >= self.choice.classes)])
+        if not len(beyond):
+            return
+        listed = ", ".join(map(str, beyond[:5].tolist())) + (" ..." if len(beyond) > 5 else "")
+        hint = "Set supervised.classes, or supervised.label_share below 1 to leave out -1 (none)."
+        allowed = f"0..{self.choice.classes - 1}"
+        raise ConfigError(Problem("supervised.classes", f"labels {listed}", allowed, hint))
 
     def _all_labels(self) -> np.ndarray:
         return read_rows(self.snapshot, "label", np.arange(self.snapshot.num_samples))
@@ -292,6 +309,7 @@ def choice_of(config: TrainConfig) -> Choice:
         labels="labels" in needs,
         share=config.supervised.label_share if supervised else 1.0,
         seed=config.seed,
+        classes=config.supervised.classes if supervised else 0,
     )
 
 
@@ -340,7 +358,7 @@ def open_training_set(
     if problems:
         raise ConfigError(problems)
     crop = (config.crop[0], config.crop[1]) if config.crop else None
-    return TrainingSet(
+    found = TrainingSet(
         dataset=dataset,
         snapshot=_open_snapshot((dataset, *others)),
         levels=tuple(cropped(level, crop) for level in levels),
@@ -348,6 +366,9 @@ def open_training_set(
         choice=choice,
         crop=crop,
     )
+    if choice.classes and config.kind == "shards":
+        found.check_labels()
+    return found
 
 
 def _choose_levels(

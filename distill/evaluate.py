@@ -61,18 +61,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     began = time.perf_counter()
     student, card = load_student(Path(config.student))
+    size = judged_size(config, student=student, card=card)
     tasks = {
         name: load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)
         for name in config.tasks
     }
     device = choose_device(config)
-    extractors = choose_extractors(config, student=student, card=card, device=device)
+    extractors = choose_extractors(
+        config, student=student, card=card, device=device, image_size=size
+    )
     record = RunFolder(config.run_dir, config=config)
     bench = StudentBench(
         config,
         student=student,
         card=card,
         extractors=extractors,
+        image_size=size,
         folder=record.path,
         device=device,
         head=head_folder(Path(config.student)),
@@ -94,6 +98,25 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return results
 
 
+def judged_size(config: EvaluateConfig, *, student: Student, card: StudentCard) -> tuple[int, int]:
+    """Return height and width of the images that judge: `image.size`, or those of training.
+
+    Raises:
+        ConfigError: a student that takes images of one size only.
+    """
+    from distill.students import output_shapes
+
+    size = config.image.shape or card.size
+    if size != card.size:
+        try:
+            output_shapes(student, image_size=size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            got, own = (f"{height}x{width}" for height, width in (size, card.size))
+            hint = f"This student is built for its size ({error}): leave image.size out."
+            raise ConfigError(Problem("image.size", got, own, hint)) from error
+    return size
+
+
 def choose_device(config: EvaluateConfig) -> torch.device:
     """Return where networks run.
 
@@ -110,7 +133,12 @@ def choose_device(config: EvaluateConfig) -> torch.device:
 
 
 def choose_extractors(
-    config: EvaluateConfig, *, student: Student, card: StudentCard, device: torch.device
+    config: EvaluateConfig,
+    *,
+    student: Student,
+    card: StudentCard,
+    device: torch.device,
+    image_size: tuple[int, int],
 ) -> dict[str, Extractor]:
     """Build what turns images into the representations asked for; the student's comes last.
 
@@ -135,9 +163,8 @@ def choose_extractors(
             device=device.type,
             threads=torch.get_num_threads(),
         )
-        size = (card.image_size[0], card.image_size[1])
         teacher = load_teacher(
-            config.teacher, mode="encode", seed=config.seed, pins=pins, image_size=size
+            config.teacher, mode="encode", seed=config.seed, pins=pins, image_size=image_size
         )
         chosen["teacher"] = kinds.teacher_extractor(teacher, card=card)
     if "random" in config.baselines:

@@ -46,7 +46,7 @@ class EvaluateConfig:
     heldout_images: SourceConfig = field(default_factory=lambda: SourceConfig(split="heldout"))
     """Labelled images that probes are judged on."""
     image: ImageConfig = field(default_factory=ImageConfig)
-    """How images are brought to the student's size."""
+    """How images are brought to size; size 0 for that of the student's training."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """The student's own teacher, with the levels and timesteps it was distilled from."""
     pool: Literal["all", "last"] = "all"

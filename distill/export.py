@@ -93,6 +93,9 @@ def keep_student(
     dataset, run_dir = training_set.dataset, log.record.path
     provenance = {
         "method": config.method,
+        "settings": _settings(config),
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, weight decay "
+        f"{config.optimizer.weight_decay:g}",
         "steps": config.steps,
         "batch_size": config.batch_size,
         "student_images": config.steps * config.batch_size * method_class(config).views,
@@ -117,7 +120,35 @@ def keep_student(
     )
     passes = provenance["student_images"]
     log.record.stats(steps=config.steps, student=str(folder), student_images=passes, **log.figures)
-    log.record.finish(f"dreamshard evaluate --student {run_dir}")
+    log.record.finish(_next_command(run_dir, source=provenance["source"]))
+
+
+def _next_command(run_dir: Path, *, source: object) -> str:
+    """Spell how to judge the student; only of the digits we know where held-out images are."""
+    command = f"dreamshard evaluate --student {run_dir}"
+    kind = source.get("kind") if isinstance(source, dict) else None
+    if kind == "digits":
+        return command
+    images = f"--train_images.kind {kind} --train_images.path TRAIN" if kind != "latents" else ""
+    images = images or "--train_images.kind folder --train_images.path TRAIN"
+    held = images.replace("train_images", "heldout_images").replace("TRAIN", "HELDOUT")
+    return f"{command} --baselines [random] {images} {held}"
+
+
+def _settings(config: TrainConfig) -> str:
+    """Say how the method learned, as far as a reader of the card wants to know."""
+    if config.method != "dreamteacher":
+        return ""
+    told = config.dreamteacher
+    words = [f"mode {told.mode}"]
+    if told.mode != "label":
+        words += [
+            f"regressor {told.regressor} of width {told.width}",
+            f"weights MSE {told.mse_weight:g}, AT {told.attention_weight:g}",
+        ]
+    if told.mode != "feature":
+        words.append(f"labels {told.label_weight:g} at temperature {told.temperature:g}")
+    return ", ".join(words)
 
 
 def export_student(

@@ -19,10 +19,12 @@ def model_card(card: StudentCard) -> str:
     """
     name, origin = card.config.name, card.provenance
     method = origin.get("method", "unknown")
+    # Without levels of a teacher it has learned from images alone, or from their labels.
+    how = "on a frozen teacher's features" if card.levels else "on images"
     sections = [
         _header(card),
-        f"# {timm_name(name)}, distilled with {method}",
-        "A backbone without a classifier, trained by dreamshard on a frozen teacher's features.",
+        f"# {timm_name(name)}, {'distilled' if card.levels else 'trained'} with {method}",
+        f"A backbone without a classifier, trained by dreamshard {how}.",
         "## Use",
         _usage(card),
         "## Where it comes from",
@@ -85,6 +87,8 @@ def _facts(card: StudentCard) -> dict[str, str]:
         "levels": ", ".join(card.levels) or "none",
         "recipe": f"{origin.get('method', 'unknown')}, {origin.get('steps', '?')} steps of "
         f"{origin.get('batch_size', '?')} images at {card.image_size[0]}x{card.image_size[1]}",
+        "settings": _text(origin.get("settings") or "unknown"),
+        "optimiser": _text(origin.get("optimizer", "unknown")),
         "dataset": f"content key {_text(origin.get('content_key', 'unknown'))}",
     }
     if origin.get("ema"):

@@ -103,7 +103,7 @@ def open_pairs(training_set: TrainingSet, *, config: TrainConfig, rank: int) -> 
         mirror=mirror,
         size=training_set.dataset.image_size,
         crop=training_set.crop,
-        grid=max(strides.values(), default=1),
+        grid=max([1, *strides.values()]),
     )
 
 
@@ -133,7 +133,7 @@ def pair_problems(
         hint = "Record mirrored samples instead: `dreamshard encode --image.flip random`."
         found.append(Problem("data.flip", "'mirror'", allowed, hint))
     if len(config.crop) == 2:
-        grid = max((level.stride for level in levels), default=1)
+        grid = max([1, *(level.stride for level in levels)])  # labels of images have stride 0
         height, width = dataset.image_size
         fits = config.crop[0] <= height and config.crop[1] <= width
         if not fits or config.crop[0] % grid or config.crop[1] % grid:

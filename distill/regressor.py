@@ -141,15 +141,24 @@ class FeatureRegressor(nn.Module):
             self.top = ConvBlock(deepest, width, kernel=1)
             if kind == "fpn_attention":
                 self.top.append(SelfAttention(width))
-        self.laterals = nn.ModuleList(ConvBlock(c, width, kernel=1) for c in channels[:-1])
-        # The pooled top has its 3x3 already (UPerNet); a plain FPN smooths its top as well.
-        smoothed = channels[:-1] if kind == "fpn_ppm" else channels
-        self.smooths = nn.ModuleList(ConvBlock(width, width, kernel=3) for _ in smoothed)
-        self.bottom_up = BottomUp(width, maps=len(channels)) if kind == "pafpn" else None
         # A level's name has dots, which a module's name may not have: heads are kept in a list.
         self.level_names = tuple(levels)
         self.level_maps = tuple(tuple(strides).index(stride) for stride, _ in levels.values())
         self.heads = nn.ModuleList(nn.Conv2d(width, out, 1) for _, out in levels.values())
+        # Only what leads to a level: processes that train together need a gradient everywhere.
+        used, last = set(self.level_maps), len(channels) - 1
+        bottom_up = kind == "pafpn"
+        self.first = 0 if bottom_up else min(used)
+        smoothed = set(range(max(used) + 1)) if bottom_up else used
+        # The pooled top has its 3x3 already (UPerNet); a plain FPN smooths its top as well.
+        smoothed -= {last} if kind == "fpn_ppm" else set()
+        self.laterals = nn.ModuleDict(
+            {str(at): ConvBlock(channels[at], width, kernel=1) for at in range(self.first, last)}
+        )
+        self.smooths = nn.ModuleDict(
+            {str(at): ConvBlock(width, width, kernel=3) for at in sorted(smoothed)}
+        )
+        self.bottom_up = BottomUp(width, maps=max(used) + 1) if bottom_up else None
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Map the student's pyramid, finest first, to {level name: (B, C_level, h, w)}."""
@@ -159,12 +168,21 @@ class FeatureRegressor(nn.Module):
             for name, index, head in zip(self.level_names, self.level_maps, self.heads, strict=True)
         }
 
-    def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Fuse the student's pyramid, finest first, into one of `width` channels each."""
-        merged = [self.top(features[-1])]
-        for lateral, feature in zip(reversed(self.laterals), reversed(features[:-1]), strict=True):
-            above = F.interpolate(merged[0], size=feature.shape[-2:], mode="nearest")
-            merged.insert(0, lateral(feature) + above)
-        for index, smooth in enumerate(self.smooths):
-            merged[index] = smooth(merged[index])
-        return merged if self.bottom_up is None else self.bottom_up(merged)
+    def pyramid(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Fuse the student's pyramid, finest first, into maps of `width` channels each.
+
+        Returns:
+            Place of a map -> the fused map; of those that a level is predicted from, at least.
+        """
+        last = len(features) - 1
+        merged = {last: self.top(features[-1])}
+        for at in range(last - 1, self.first - 1, -1):
+            size = features[at].shape[-2:]
+            above = F.interpolate(merged[at + 1], size=size, mode="nearest")
+            merged[at] = self.laterals[str(at)](features[at]) + above
+        for at, smooth in self.smooths.items():
+            merged[int(at)] = smooth(merged[int(at)])
+        if self.bottom_up is None:
+            return merged
+        wanted = [merged[at] for at in range(max(self.level_maps) + 1)]
+        return dict(enumerate(self.bottom_up(wanted)))

@@ -51,7 +51,8 @@ class Student(nn.Module):
         self.channels = tuple(info.channels for info in maps)
         self.mean, self.std = tuple(mean), tuple(std)
         self._channels_side = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
-        self._frozen = tuple(frozen)  # a tuple: these modules are the backbone's already
+        # By name: synchronised batch norm puts other modules in the places of some.
+        self._frozen = tuple(n for n, m in backbone.named_modules() if any(m is f for f in frozen))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map normalised images (B, 3, H, W) to one (B, C, H/stride, W/stride) per stride."""
@@ -67,8 +68,8 @@ class Student(nn.Module):
     def train(self, mode: bool = True) -> Student:
         """Set training mode; frozen parts keep their statistics and stay in evaluation mode."""
         super().train(mode)
-        for module in self._frozen:
-            module.eval()
+        for name in self._frozen:
+            self.backbone.get_submodule(name).eval()
         return self
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dreamshard.errors import Problem
+from pipeline.assume import AssumeConfig
 from pipeline.images import ImageConfig, SourceConfig
 from pipeline.layout import setting_problems
 from pipeline.teachers.base import TeacherConfig
@@ -85,6 +86,8 @@ class PipelineConfig:
     """Folder for the record of this run; empty for runs/<name>."""
     ray: RayConfig = field(default_factory=RayConfig)
     """Cluster."""
+    assume: AssumeConfig = field(default_factory=AssumeConfig)
+    """Stands in for a teacher or images that are not there, in `dreamshard plan` alone."""
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""

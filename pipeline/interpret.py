@@ -129,6 +129,10 @@ def read_sets(
         )
         values = data.masks if masks else data.labels
         assert values is not None
+        if not masks and (values != config.ignore).any():  # unlabelled images teach nothing
+            data = data.rows(np.flatnonzero(values != config.ignore))
+            values = data.labels
+            assert values is not None
         check_classes(
             values,
             num_classes=len(config.classes),

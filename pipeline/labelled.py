@@ -237,7 +237,13 @@ def _prepared(
 
 
 def check_classes(
-    values: np.ndarray, *, num_classes: int, ignore: int, what: str, keys: Sequence[str]
+    values: np.ndarray,
+    *,
+    num_classes: int,
+    ignore: int,
+    what: str,
+    keys: Sequence[str],
+    empty: bool = False,
 ) -> None:
     """Refuse classes that a head has no output for, and samples with nothing to learn from.
 
@@ -247,6 +253,7 @@ def check_classes(
         ignore: value that stands for no class.
         what: "mask" or "label", for the message.
         keys: N names of the samples.
+        empty: whether a sample may have nothing to learn from: where it is judged, it counts not.
 
     Raises:
         DataError: naming the values and the first samples that have them.
@@ -260,10 +267,10 @@ def check_classes(
             f"{what}s: got classes {found} in {_named(keys, beyond.any(axis=1))}, allowed 0.."
             f"{num_classes - 1} and {ignore} (to ignore). Name more classes, or set ignore."
         )
-    empty = ~known.any(axis=1)
-    if empty.any():
+    bare = ~known.any(axis=1)
+    if bare.any() and not empty:
         raise DataError(
-            f"{what}s: got nothing but {ignore} (to ignore) in {_named(keys, empty)}, allowed a "
+            f"{what}s: got nothing but {ignore} (to ignore) in {_named(keys, bare)}, allowed a "
             "class somewhere. Leave those samples out."
         )
 

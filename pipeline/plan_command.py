@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,17 +51,29 @@ def plan(argv: Sequence[str]) -> int:
     cls = EncodePlanConfig if verb == "encode" else SynthesizePlanConfig
     description = "Show samples, shards, bytes and hours before anything is spent."
     config = load_config(cls, words, prog="dreamshard plan", description=description)
+    from pipeline.assume import images_are_missing, teacher_is_missing
     from pipeline.lookup import look_up
     from pipeline.paths import settle_paths
     from pipeline.plan import describe
     from pipeline.resolve import resolve
 
     config = settle_paths(config)
-    request = resolve(config)
+    request = resolve(config, assuming=True)
+    lines = [f"note      {note}" for note in request.spec.notes]
+    if images_are_missing(config):
+        lines.append(
+            f"note      the images are not there: {config.assume.samples:,}, says `assume`"
+        )
+    if teacher_is_missing(config) or images_are_missing(config):
+        # Which dataset it would be follows from the weights and the images.
+        speed = _speed(replace(config, measure=False), request)
+        sys.stdout.write("\n".join([describe(request.plan, speed=speed), *lines]) + "\n")
+        return 0
     found = look_up(config, request)
     missing = found.dataset.missing(request.plan.num_samples) if found else None
     lines = [
         describe(request.plan, speed=_speed(config, request)),
+        *lines,
         f"dataset   {config.root}/{request.recipe.folder}",
     ]
     if found is not None and missing is not None:

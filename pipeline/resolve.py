@@ -12,6 +12,12 @@ from typing import TypeVar
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.rng import RNG_VERSION
+from pipeline.assume import (
+    assumed_images,
+    assumed_spec,
+    images_are_missing,
+    teacher_is_missing,
+)
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.images import open_source
 from pipeline.inputs import ImageInput, Input, LatentInput
@@ -47,12 +53,13 @@ class Request:
     pins: Pins
 
 
-def resolve(config: PipelineConfig, *, writing: bool = True) -> Request:
+def resolve(config: PipelineConfig, *, writing: bool = True, assuming: bool = False) -> Request:
     """Understand a config.
 
     Args:
         config: an EncodeConfig or a SynthesizeConfig.
         writing: whether its root must be a place to write to.
+        assuming: whether `assume` may stand in for a teacher or images that are not there.
 
     Raises:
         ConfigError: everything that is wrong with teacher, source and root, in one go.
@@ -67,19 +74,23 @@ def resolve(config: PipelineConfig, *, writing: bool = True) -> Request:
             problems.extend(error.problems)
             return None
 
-    spec = attempt(lambda: _describe(config))
-    source = (
-        attempt(lambda: open_source(config.source)) if isinstance(config, EncodeConfig) else None
-    )
+    describe = assumed_spec if assuming and teacher_is_missing(config) else _describe
+    spec = attempt(lambda: describe(config))
+    source, imagined = None, assuming and images_are_missing(config)
+    if isinstance(config, EncodeConfig) and not imagined:
+        source = attempt(lambda: open_source(config.source))
     if spec is not None:
         attempt(lambda: choose_codecs(spec.levels, config.codec))
     if writing:
         attempt(lambda: check_root(config.root))
     if problems or spec is None:
         raise ConfigError(problems)
-    if isinstance(config, EncodeConfig):
+    inputs: Input
+    if isinstance(config, EncodeConfig) and imagined:
+        inputs = assumed_images(config)
+    elif isinstance(config, EncodeConfig):
         assert source is not None
-        inputs: Input = ImageInput(
+        inputs = ImageInput(
             source, config=config.image, image_size=spec.image_size, seed=config.seed
         )
     else:

@@ -25,7 +25,7 @@ class MonitorConfig:
     heldout_images: SourceConfig = field(default_factory=lambda: SourceConfig(split="heldout"))
     """Labelled images to judge on."""
     image: ImageConfig = field(default_factory=ImageConfig)
-    """How images are brought to the student's size."""
+    """How images are brought to the size of the training images; its own size stays 0."""
     samples: Count = 2000
     """Images of either source to use at most, the first ones (count)."""
     neighbours: Count = 20
@@ -33,6 +33,11 @@ class MonitorConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
+        found = []
         if self.neighbours > self.samples:
-            return [Problem("neighbours", str(self.neighbours), f"1..{self.samples}, the samples")]
-        return []
+            allowed = f"1..{self.samples}, the samples"
+            found.append(Problem("neighbours", str(self.neighbours), allowed))
+        if self.image.size:
+            allowed = "0, the size of the training images"
+            found.append(Problem("image.size", str(self.image.size), allowed))
+        return found

@@ -130,7 +130,11 @@ class FinetuneConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        return [] if self.fractions else [Problem("fractions", "[]", "at least one share")]
+        found = [] if self.fractions else [Problem("fractions", "[]", "at least one share")]
+        if self.mixup and self.batch_size % 2:
+            allowed = "an even number: mixup makes pairs"
+            found.append(Problem("batch_size", str(self.batch_size), allowed, "Or set mixup to 0."))
+        return found
 
 
 @dataclass(kw_only=True)

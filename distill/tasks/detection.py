@@ -55,8 +55,9 @@ class Detection:
         """Return {"rows": {name: {"bbox" | "segm": {"map", "map_50", ...} in per cent}}}.
 
         Raises:
-            ConfigError: annotations that are not there.
-            DataError: annotations without a box, or held-out categories that training has not.
+            ConfigError: annotations that are not there; a student of one image size.
+            DataError: annotations without a box, or without masks where these are wanted; held-out
+                categories that training has not.
             DreamshardError: training diverged.
         """
         config = self.config
@@ -68,11 +69,16 @@ class Detection:
                 f"detection.heldout_annotations: got categories {sorted(unknown)}, allowed those "
                 "of the training images."
             )
+        heldout.number_as(train)
+        if config.masks:
+            train.require_masks()
+            heldout.require_masks()
         rows: dict[str, Any] = {}
         for name, build in bench.networks.items():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 student = build()
+                require_any_size(student, image_size=bench.image_size)
                 network = build_detector(student, config, num_classes=len(train.categories))
                 network.to(bench.device).train()
                 depths = layer_depths(network, student, config=config.optimizer, bench=bench)
@@ -135,7 +141,8 @@ class Detection:
             torch.inference_mode(),
         ):
             for rows in ordered_rows(len(data), batch_size=config.batch_size):
-                images, targets = zip(*pool.map(data.read, rows.tolist()), strict=True)
+                pairs = pool.map(data.read_judged, rows.tolist())
+                images, targets = zip(*pairs, strict=True)
                 found = network([image.to(device) for image in images])
                 found = [{k: v.cpu() for k, v in each.items()} for each in found]
                 for each in found:
@@ -207,6 +214,22 @@ def build_detector(student: Student, config: DetectionConfig, *, num_classes: in
     return MaskRCNN(backbone, **settings)
 
 
+def require_any_size(student: Student, *, image_size: tuple[int, int]) -> None:
+    """Refuse a student that takes images of one size only: detectors' images have many.
+
+    Raises: ConfigError.
+    """
+    from distill.students import output_shapes
+
+    other = (2 * image_size[0], 2 * image_size[1])
+    try:
+        output_shapes(student, image_size=other)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        got = f"a student that takes {image_size[0]}x{image_size[1]} pixels alone ({error})"
+        allowed = "one that takes images of any size, as convolutional ones do"
+        raise ConfigError(Problem("tasks", f"detection for {got}", allowed)) from error
+
+
 class CocoImages:
     """Images with boxes and masks, as COCO's JSON lists them.
 
@@ -234,7 +257,7 @@ class CocoImages:
                 self._coco: Any = COCO(annotations)
             except (ValueError, KeyError, AssertionError, TypeError) as error:
                 raise DataError(f"{annotations}: got {error}, allowed COCO's JSON.") from error
-        self._folder = Path(folder)
+        self._folder, self._path = Path(folder), annotations
         self._images = sorted(self._coco.getImgIds())
         numbers = sorted(self._coco.getCatIds())
         self.categories = {number: str(self._coco.cats[number]["name"]) for number in numbers}
@@ -247,12 +270,53 @@ class CocoImages:
     def __len__(self) -> int:
         return len(self._images)
 
+    def number_as(self, other: CocoImages) -> None:
+        """Give categories the numbers that those of the same name have in other annotations."""
+        numbers = {name: other._class_of[number] for number, name in other.categories.items()}
+        self._class_of = {number: numbers[name] for number, name in self.categories.items()}
+
+    def require_masks(self) -> None:
+        """Refuse objects without a mask.
+
+        Raises: DataError naming the first images that have one.
+        """
+        bare = [
+            str(self._coco.imgs[image]["file_name"])
+            for image in self._images
+            if any(not each.get("segmentation") for each in self._boxes(image))
+        ]
+        if bare:
+            shown = ", ".join(bare[:3]) + (f" and {len(bare) - 3} more" if len(bare) > 3 else "")
+            raise DataError(
+                f"{self._path}: got objects without a segmentation in {shown}, allowed a mask for "
+                "every box. Set detection.masks to false."
+            )
+
+    def read_judged(self, row: int) -> tuple[Tensor, Target]:
+        """Return what `read` does with crowds among the objects, "iscrowd" and "area".
+
+        COCO's evaluation forgives what is found inside a crowd, and tells sizes by the annotated
+        area.
+        """
+        found = self._boxes(self._images[row], crowds=True)
+        image, target = self._read(row, found)
+        target["iscrowd"] = torch.tensor([int(each.get("iscrowd", 0)) for each in found])
+        boxes = [each["bbox"] for each in found]
+        areas = [
+            float(each.get("area", box[2] * box[3])) for each, box in zip(found, boxes, strict=True)
+        ]
+        target["area"] = torch.tensor(areas)
+        return image, target
+
     def read(self, row: int) -> tuple[Tensor, Target]:
         """Return an image, float32 (3, H, W) in 0..1, and its boxes, labels and masks.
 
         Raises:
             DataError: an image that cannot be read.
         """
+        return self._read(row, self._boxes(self._images[row]))
+
+    def _read(self, row: int, found: list[dict[str, Any]]) -> tuple[Tensor, Target]:
         from PIL import Image
 
         number = self._images[row]
@@ -261,10 +325,9 @@ class CocoImages:
             pixels = np.array(Image.open(path).convert("RGB"))
         except OSError as error:
             raise DataError(f"{path}: got {error}, allowed an image.") from error
-        found = self._boxes(number)
         boxes = np.array([each["bbox"] for each in found], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        masks = [self._coco.annToMask(each) for each in found if "segmentation" in each]
+        masks = [self._coco.annToMask(each) for each in found if each.get("segmentation")]
         target = {
             "boxes": torch.from_numpy(boxes),
             "labels": torch.tensor(
@@ -276,13 +339,13 @@ class CocoImages:
             target["masks"] = torch.from_numpy(stacked).to(torch.uint8)
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, target
 
-    def _boxes(self, image: int) -> list[dict[str, Any]]:
-        """Return an image's objects; crowds and boxes without area are left out."""
+    def _boxes(self, image: int, *, crowds: bool = False) -> list[dict[str, Any]]:
+        """Return an image's objects; boxes without area are left out."""
         found = self._coco.imgToAnns.get(image, [])
         return [
             each
             for each in found
-            if not each.get("iscrowd") and each["bbox"][2] > 1 and each["bbox"][3] > 1
+            if (crowds or not each.get("iscrowd")) and each["bbox"][2] > 1 and each["bbox"][3] > 1
         ]
 
 

@@ -146,8 +146,6 @@ class _Job:
 
         Source: METHODS 4.6; SimSiam's linear evaluation.
         """
-        from timm.optim.lars import Lars
-
         config = self.config.simsiam
         batch_size = min(config.batch_size, len(self.labels))
         classifier = nn.Linear(self.network.width, self.classes)
@@ -155,8 +153,7 @@ class _Job:
         nn.init.zeros_(classifier.bias)
         classifier.to(self.network.device)
         peak = config.lr * batch_size / 256
-        momentum: Any = config.momentum  # timm's annotation says int
-        optimizer = Lars(classifier.parameters(), lr=peak, momentum=momentum)
+        optimizer = lars(classifier, lr=peak, momentum=config.momentum)
         per_epoch = math.ceil(len(self.labels) / batch_size)
         steps = config.epochs * per_epoch
         rows = np.arange(len(self.labels))
@@ -232,6 +229,18 @@ class _Job:
             student, device = self.network.student, self.network.device
             parts.append(self.network(normalised(pixels, student=student, device=device)))
         return torch.cat(parts), torch.from_numpy(labels[rows]).to(self.network.device)
+
+
+def lars(module: nn.Module, *, lr: float, momentum: float) -> torch.optim.Optimizer:
+    """Return LARS without weight decay, its rate adapted to every weight as in SimSiam's probe.
+
+    A step is lr x 0.001 x |w| / |gradient| times the gradient; plain where a weight is 0.
+    """
+    from timm.optim.lars import Lars
+
+    any_momentum: Any = momentum  # timm's annotation says int
+    # By default timm adapts only weights that decay: without decay it would be plain SGD.
+    return Lars(module.parameters(), lr=lr, momentum=any_momentum, always_adapt=True)
 
 
 class Sweep(nn.Module):

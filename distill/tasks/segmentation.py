@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.bench import SUBJECT
 from distill.heads import FcnHead, UperHead, load_head
 from distill.tasks.augment import crop_and_flip
 from distill.tasks.batches import Images, endless_rows, normalised, on_device, ordered_rows
@@ -110,24 +111,28 @@ class Segmentation:
         if max(self.config.shots) > total:
             allowed = f"up to {total}, the training images (0: all)"
             raise ConfigError(Problem("segmentation.shots", str(self.config.shots), allowed))
-        for split, images in (("train", train), ("heldout", heldout)):
-            self._check(images.rows(np.arange(min(len(images), 256))), split=split)
-        rows: dict[str, dict[str, Any]] = {}
+        drawn = self._draws(total)
+        learnt = np.unique(np.concatenate(list(drawn.values())))
+        for split, images, rows in (
+            ("train", train, learnt),
+            ("heldout", heldout, np.arange(len(heldout))),
+        ):
+            for at in ordered_rows(len(rows), batch_size=256):
+                self._check(images.rows(rows[at]), split=split)
+        self._build(bench.networks[SUBJECT](), bench, subject=True)  # its head fits, or we hear now
+        table: dict[str, dict[str, Any]] = {}
         guesses: dict[str, np.ndarray] = {}
         counts: dict[str, Any] = {}
         for name, build in bench.networks.items():
-            rows[name] = {}
-            for shots in self.config.shots:
-                chosen = draw_labelled(
-                    total, count=shots or total, seed=self.seed, draw=self.config.draw
-                )
+            table[name] = {}
+            for column, chosen in drawn.items():
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
-                    network = on_device(self._build(build(), bench), bench.device).train()
+                    network = self._build(build(), bench, subject=name == SUBJECT)
+                    network = on_device(network, bench.device).train()
                     self._train(network, train, rows=chosen, bench=bench, report=report)
-                column = str(shots or "all")
                 found = self._judge(network, heldout)
-                rows[name][column] = {"images": len(chosen), **self._cell(found.counts)}
+                table[name][column] = {"images": len(chosen), **self._cell(found.counts)}
                 guesses[name] = found.shown
                 if found.counts.nbytes <= KEEP_COUNTS:
                     counts |= {"keys": np.array(found.keys), f"{name}/{column}": found.counts}
@@ -135,7 +140,17 @@ class Segmentation:
             np.savez_compressed(bench.folder / COUNTS, **counts)
         if self.config.pictures:
             self._draw(bench.folder / PICTURE, heldout, guesses)
-        return {"rows": rows, "classes": self.config.classes}
+        return {"rows": table, "classes": self.config.classes}
+
+    def _draws(self, total: int) -> dict[str, np.ndarray]:
+        """Return the rows to learn from, by column."""
+        config = self.config
+        return {
+            str(shots or "all"): draw_labelled(
+                total, count=shots or total, seed=self.seed, draw=config.draw
+            )
+            for shots in config.shots
+        }
 
     def tables(self, result: Mapping[str, Any]) -> list[TextTable]:
         """Lay a result of `run` out: the means, then every class of the last column."""
@@ -163,15 +178,17 @@ class Segmentation:
             ignore=self.config.ignore,
             what="mask",
             keys=images.keys,
+            empty=split == "heldout",
         )
 
-    def _build(self, student: Student, bench: Bench) -> Segmenter:
+    def _build(self, student: Student, bench: Bench, *, subject: bool) -> Segmenter:
+        """Put a head on a student; only the subject may have one that was trained before."""
         config, classes = self.config, len(self.config.classes)
         if config.head == "fcn":
             head: nn.Module = FcnHead(student.channels, num_classes=classes)
         else:
             head = UperHead(student.channels, num_classes=classes, width=config.width)
-        if config.head == "distilled":
+        if config.head == "distilled" and subject:
             load_head(head, bench.head, num_classes=classes)
         return Segmenter(student, head, frozen=config.frozen)
 

@@ -127,3 +127,13 @@ def test_images_without_labels_are_refused(run_dir: Path, tmp_path: Path) -> Non
     unlabelled = SourceConfig(kind="folder", path=str(tmp_path))
     with pytest.raises(DataError, match="without labels"):
         evaluate(settings(run_dir, heldout_images=unlabelled, baselines=[]))
+
+
+def test_images_of_another_size_are_judged_where_the_student_takes_them(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    larger = ImageConfig(size=24)
+    changes = {"image": larger, "baselines": [], "run_dir": str(tmp_path / "evaluate")}
+    whole = evaluate(settings(run_dir, baselines=[]))
+    results = evaluate(settings(run_dir, **changes))
+    assert results["few_label"]["rows"] != whole["few_label"]["rows"]

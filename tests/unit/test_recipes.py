@@ -22,8 +22,10 @@ VERBS = {
     "train": "distill.config:TrainConfig",
     "train_online": "distill.config:TrainConfig",
     "evaluate": "distill.evaluate_config:EvaluateConfig",
+    "evaluate_coco": "distill.evaluate_config:EvaluateConfig",
 }
 PLANNED = [p for p in RECIPES if p.stem in ("encode", "soft_labels", "synthesize")]
+PUBLISHED = [p for p in PLANNED if "\nassume:" in p.read_text(encoding="utf-8")]
 
 
 def name(path: Path) -> str:
@@ -47,8 +49,8 @@ def test_it_parses_and_prints(path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not problems and again == config, "what it prints is what it is"
 
 
-@pytest.mark.parametrize("path", PLANNED, ids=name)
-def test_it_plans_without_the_data(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [p for p in PLANNED if p not in PUBLISHED], ids=name)
+def test_it_plans_with_a_stand_in(path: Path, tmp_path: Path) -> None:
     """The noise teacher has maps of any stride; the digits stand in for the images."""
     import dataclasses
 
@@ -66,13 +68,42 @@ def test_it_plans_without_the_data(path: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"teacher\.(interpreter|path): got"):
             resolve(config)
         return
-    settings = {"channels": 512} if encodes else {"channels": 512, "image_size": 256}
-    teacher = dataclasses.replace(config.teacher, kind="noise", path="", settings=settings)
+    teacher = dataclasses.replace(config.teacher, kind="noise", path="", settings={"channels": 512})
     request = resolve(dataclasses.replace(config, teacher=teacher))
     assert len(request.spec.levels) == len(config.teacher.levels)
     if encodes:
         assert request.spec.image_size == (config.image.shape or request.spec.image_size)
     assert "shards" in describe(request.plan)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=name)
+def test_it_plans_without_weights_and_images(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the recipe says of them stands in: the command prints samples, shards and bytes."""
+    from pipeline.plan_command import plan
+
+    monkeypatch.chdir(tmp_path)
+    assert plan(["--config", str(path)]) == 0
+    shown = capsys.readouterr().out
+    raw = parse_yaml(path.read_text(encoding="utf-8"))
+    assert f"samples   {raw.get('samples') or raw['assume']['samples']:,}" in shown
+    levels = [*raw["teacher"]["levels"], *raw["teacher"].get("soft_labels", [])]
+    side = raw["image"]["size"] if "image" in raw else raw["assume"]["image_size"]
+    width = raw.get("image", {}).get("width", side)
+    for level in levels:
+        cells = side * width // int(level[1:]) ** 2
+        stored = 1 if "int8" in raw.get("codec", "") else 2
+        channels = raw["assume"]["channels"][level]
+        rank = 32 if raw.get("codec") == "lowrank32-int8" else channels
+        assert f" {cells * rank * stored:,} " in shown, level
+    assert "is not there: its levels are those that `assume` names" in shown
+    assert raw["teacher"]["path"] in shown
+
+
+def test_every_published_setting_can_be_planned() -> None:
+    runnable = {"digits", "cifar10", "camvid"}
+    assert {p.parent.name for p in PLANNED} - runnable == {p.parent.name for p in PUBLISHED}
 
 
 @pytest.mark.parametrize(
@@ -92,5 +123,5 @@ def test_a_folders_files_fit_together(folder: Path) -> None:
             wanted = [raw["data"]["dataset"], *raw["data"].get("join", [])]
             assert set(wanted) <= made, path
             made.add(raw["run_dir"])
-        if stem == "evaluate":
+        if stem.startswith("evaluate"):
             assert raw["student"] in made, path

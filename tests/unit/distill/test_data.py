@@ -175,3 +175,12 @@ def test_a_dataset_without_labels_cannot_be_learned_from(tmp_path: Path) -> None
     unlabelled = make_dataset(tmp_path, num_samples=4, labels=False)
     with pytest.raises(ConfigError, match=r"data\.dataset: got .*a dataset with labels"):
         open_training_set(DataConfig(dataset=unlabelled.url), choose=Choice(labels=True))
+
+
+def test_labels_beyond_the_classifier_are_refused_before_training(dataset: Dataset) -> None:
+    config = DataConfig(dataset=dataset.url)  # its labels are 0, 1, 2
+    choose = Choice(levels=False, labels=True, classes=2)
+    with pytest.raises(ConfigError, match=r"supervised\.classes: got labels 2, allowed 0\.\.1"):
+        open_training_set(config, choose=choose)
+    enough = open_training_set(config, choose=Choice(levels=False, labels=True, classes=3))
+    assert enough.num_classes == 3

@@ -119,3 +119,9 @@ def test_the_hash_is_uniform() -> None:
     drawn = paired._mix(np.arange(40_000, dtype=np.uint64), 7, 0)
     shares = np.bincount((drawn >> np.uint64(60)).astype(int), minlength=16) / 40_000
     assert np.abs(shares - 1 / 16).max() < 0.006
+
+
+def test_labels_of_images_set_no_grid(dataset: Dataset) -> None:
+    whole = replace(LEVELS[0], name="kind", kind="soft_label", stride=0, shape=(3,))
+    config = DataConfig(dataset=dataset.url, crop=[7, 9])
+    assert not pair_problems(config, dataset=dataset, levels=[whole])

@@ -210,3 +210,19 @@ def test_only_the_bottom_up_branch_carries_fine_maps_to_coarse_levels() -> None:
         small_regressor(kind=kind).eval()(maps)["up.0.t100"].sum().backward()
         felt[kind] = maps[0].grad is not None and bool((maps[0].grad != 0).any())
     assert felt == {"fpn": False, "pafpn": True}
+
+
+@pytest.mark.parametrize("kind", ["fpn", "fpn_attention", "pafpn", "fpn_ppm"])
+@pytest.mark.parametrize("strides", [(2,), (4,), (1, 2), (2, 4), (1, 4)])
+def test_only_parts_that_lead_to_a_level_are_built(
+    kind: RegressorKind, strides: tuple[int, ...]
+) -> None:
+    """Processes that train together wait for a gradient of every parameter."""
+    levels = {f"s{stride}": (stride, 5) for stride in strides}
+    regressor = small_regressor(kind=kind, levels=levels)
+    outputs = regressor(pyramid())
+    assert {name: tuple(value.shape[1:]) for name, value in outputs.items()} == {
+        f"s{stride}": (5, 16 // stride, 16 // stride) for stride in strides
+    }
+    sum(output.square().mean() for output in outputs.values()).backward()
+    assert [name for name, p in regressor.named_parameters() if p.grad is None] == []

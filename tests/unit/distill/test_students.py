@@ -224,3 +224,20 @@ def test_drop_path_reaches_the_network_or_is_refused() -> None:
 def test_the_nearest_stride_is_by_ratio_and_of_equals_the_finer() -> None:
     assert nearest_strides((1, 3, 8, 64), offered=(2, 4, 8, 32)) == (2, 4, 8, 32)
     assert nearest_strides((4,), offered=(2, 8)) == (2,)
+
+
+def test_frozen_parts_stay_frozen_when_their_batch_norm_is_synchronised() -> None:
+    config = StudentConfig(name="cifar_resnet18", settings={"width": 4}, frozen_stages=2)
+    student = build_student(config, strides=(1, 8), seed=0)
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(student)  # as on several GPUs
+    student.train()
+    layers = {
+        name: layer.training
+        for name, layer in student.backbone.named_modules()
+        if isinstance(layer, torch.nn.SyncBatchNorm)
+    }
+    assert {name.split(".")[0] for name, training in layers.items() if not training} == {
+        "bn1",
+        "layer1",
+    }
+    assert any(layers.values())

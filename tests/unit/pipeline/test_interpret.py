@@ -226,3 +226,29 @@ def test_class_labels_are_learnt_too(here: Path, tmp_path: Path) -> None:
     assert [(lv.name, lv.kind, lv.shape, lv.stride) for lv in spec.levels] == [
         ("kind", "soft_label", (2,), 0)
     ]
+
+
+def test_images_without_a_label_are_left_out(here: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(write_shapes(tmp_path / "half.parquet", count=16))
+    labels = table["label"].to_pylist()
+    kept = [label if row % 2 else -1 for row, label in enumerate(labels)]
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(kept))
+    pq.write_table(table, tmp_path / "half.parquet")
+    folder = interpret(
+        settings(
+            here,
+            out=str(tmp_path / "labels"),
+            target="label",
+            classes=["bright", "dark"],
+            ignore=-1,
+            labelled=0,
+            validation=0,
+            epochs=1,
+            source=SourceConfig(kind="parquet", path=str(tmp_path / "half.parquet")),
+        )
+    )
+    card = json.loads((folder / "interpreter.json").read_text("utf-8"))
+    assert card["training"]["labelled"] == [f"shape-{row}" for row in range(1, 16, 2)]

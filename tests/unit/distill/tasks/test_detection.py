@@ -14,7 +14,13 @@ from PIL import Image
 from distill.bench import SUBJECT
 from distill.config import OptimizerConfig
 from distill.tasks.configs import DetectionConfig
-from distill.tasks.detection import CocoImages, Detection, _mirrored, build_detector
+from distill.tasks.detection import (
+    CocoImages,
+    Detection,
+    _mirrored,
+    build_detector,
+    require_any_size,
+)
 from dreamshard.errors import ConfigError, DataError
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 
@@ -151,3 +157,53 @@ def test_missing_and_foreign_annotations_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(DataError, match=r"bad\.json: got"):
         CocoImages("train", str(tmp_path / "bad.json"), "")
+
+
+def test_categories_have_one_number_by_name(tmp_path: Path) -> None:
+    train = CocoImages("train", write_coco(tmp_path / "a", names=("bright", "dark")), "")
+    path = Path(write_coco(tmp_path / "b", names=("bright", "dark")))
+    content = json.loads(path.read_text())
+    content["categories"] = content["categories"][1:]  # dark alone: its first category
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == 14]
+    path.write_text(json.dumps(content))
+    heldout = CocoImages("heldout", str(path), str(path.parent))
+    assert heldout.read(1)[1]["labels"].tolist() == [1]
+    heldout.number_as(train)
+    assert heldout.read(1)[1]["labels"].tolist() == [2], "as in training"
+
+
+def test_crowds_are_judged_as_crowds(tmp_path: Path) -> None:
+    data = CocoImages("heldout", write_coco(tmp_path), str(tmp_path))
+    _, learnt = data.read(0)
+    _, judged = data.read_judged(0)
+    assert len(learnt["boxes"]) == 1 and "iscrowd" not in learnt
+    assert judged["iscrowd"].tolist() == [0, 1] and judged["area"].tolist() == [480.0, 480.0]
+    assert len(judged["masks"]) == len(judged["labels"]) == 2
+
+
+def test_objects_without_masks_and_students_of_one_size_are_refused(tmp_path: Path) -> None:
+    bench = ShapeBench(tmp_path)
+    config = settings(tmp_path / "coco")
+    path = Path(config.heldout_annotations)
+    content = json.loads(path.read_text())
+    del content["annotations"][1]["segmentation"]
+    bare = tmp_path / "bare.json"
+    bare.write_text(json.dumps(content))
+    with pytest.raises(
+        DataError, match=r"bare\.json: got objects without a segmentation in 1\.png"
+    ):
+        Detection(settings(tmp_path / "coco", heldout_annotations=str(bare)), seed=0).run(bench)
+    Detection(
+        settings(tmp_path / "coco", heldout_annotations=str(bare), masks=False, steps=1), seed=0
+    ).run(bench)
+
+    class OneSize(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            assert images.shape[-1] == 16, "one size"
+            return [images]
+
+    student = bench.student
+    student.backbone = OneSize()  # type: ignore[assignment]
+    student.register_parameter("any", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(ConfigError, match="a student that takes 16x16 pixels alone"):
+        require_any_size(student, image_size=(16, 16))

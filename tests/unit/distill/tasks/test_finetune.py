@@ -87,3 +87,9 @@ def test_layer_decay_reaches_the_backbone_wherever_it_is(tmp_path: Path) -> None
     )
     moved = student.backbone.get_parameter("conv1.weight").detach() - before
     assert float(moved.abs().max()) < 1e-6 < float((network.classify.weight - head).abs().max())
+
+
+def test_mixup_needs_pairs() -> None:
+    problems = FinetuneConfig(batch_size=7).problems()
+    assert [problem.key for problem in problems] == ["batch_size"]
+    assert not FinetuneConfig(batch_size=7, mixup=0.0).problems()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from distill.bench import SUBJECT, UNTRAINED
@@ -15,7 +16,7 @@ from distill.tasks.configs import (
     SimSiamProbeConfig,
 )
 from distill.tasks.frozen_probe import fit_logistic, frozen_probe
-from distill.tasks.linear_probe import LinearProbe, Sweep
+from distill.tasks.linear_probe import LinearProbe, Sweep, lars
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 
 RNG = np.random.default_rng(0)
@@ -108,3 +109,21 @@ def test_crelu_doubles_the_features() -> None:
 def test_nothing_to_choose_from_is_refused() -> None:
     config = LinearProbeConfig(protocols=[], bigbigan=BigBiGanProbeConfig(lrs=[]))
     assert [problem.key for problem in config.problems()] == ["protocols", "bigbigan.lrs"]
+
+
+def test_the_rate_follows_every_weights_own_size() -> None:
+    """LARS: the first step has length lr x 0.001 x |w|, whatever the gradient's size."""
+    for scale in (1e-3, 1e3):
+        layer = torch.nn.Linear(4, 3)
+        with torch.no_grad():
+            layer.bias.zero_()
+        before = layer.weight.detach().clone()
+        optimizer = lars(layer, lr=2.0, momentum=0.9)
+        (scale * layer(torch.ones(2, 4)).square().sum()).backward()
+        gradient = layer.bias.grad
+        assert gradient is not None
+        moved_bias = -2.0 * gradient.clone()
+        optimizer.step()
+        moved = float((layer.weight.detach() - before).norm())
+        assert moved == pytest.approx(2.0 * 0.001 * float(before.norm()), rel=1e-3)
+        assert torch.allclose(layer.bias.detach(), moved_bias), "a weight of 0 takes plain steps"

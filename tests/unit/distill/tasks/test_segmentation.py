@@ -66,7 +66,7 @@ def test_it_learns_draws_and_tables(tmp_path: Path) -> None:
 def test_bf16_learns_in_half_precision_and_is_judged_in_full(tmp_path: Path) -> None:
     bench = ShapeBench(tmp_path)
     task = Segmentation(settings(steps=60, pictures=0, precision="bf16"), seed=0)
-    network = task._build(bench.networks[SUBJECT](), bench).train()
+    network = task._build(bench.networks[SUBJECT](), bench, subject=True).train()
     met: set[torch.dtype] = set()
     network.head.register_forward_pre_hook(lambda _, maps: met.update(m.dtype for m in maps[0]))
     rows = np.arange(48)
@@ -85,7 +85,7 @@ def test_a_frozen_backbone_stays_as_it_was(head: Any, tmp_path: Path) -> None:
     task = Segmentation(settings(head=head, frozen=True, steps=2, pictures=0), seed=0)
     student = bench.networks[SUBJECT]()
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    network = task._build(student, bench).train()
+    network = task._build(student, bench, subject=True).train()
     rows = np.arange(8)
     task._train(network, bench.images("train"), rows=rows, bench=bench, report=lambda: None)
     for name, value in network.student.state_dict().items():
@@ -123,17 +123,29 @@ def test_a_distilled_head_is_carried_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"segmentation\.head: got distilled"):
         Segmentation(settings(head="distilled"), seed=0).run(bench)
     bench.head = tmp_path
-    network = Segmentation(settings(head="distilled"), seed=0)._build(bench.student, bench)
+    task = Segmentation(settings(head="distilled"), seed=0)
+    network = task._build(bench.student, bench, subject=True)
     for name, value in network.head.state_dict().items():
         assert torch.equal(value, head.state_dict()[name])
+    baseline = task._build(bench.student, bench, subject=False).head.state_dict()
+    assert any(not torch.equal(value, head.state_dict()[n]) for n, value in baseline.items())
     with pytest.raises(ConfigError, match=r"segmentation\.width: got another head, allowed 16"):
-        Segmentation(settings(head="distilled", width=24), seed=0)._build(bench.student, bench)
+        Segmentation(settings(head="distilled", width=24), seed=0).run(bench)
 
 
 def test_bad_masks_and_too_many_shots_are_refused(tmp_path: Path) -> None:
     bench = ShapeBench(tmp_path)
     with pytest.raises(DataError, match=r"masks: got classes \[2\]"):
         Segmentation(settings(classes=["ground", "bright"]), seed=0).run(bench)
+    many = ShapeBench(tmp_path, train=300)
+    masks = many.images("train").masks
+    assert masks is not None
+    masks[290] = 7  # beyond the first 256, where a look at the first ones would end
+    with pytest.raises(DataError, match=r"masks: got classes \[7\] in shape-290"):
+        Segmentation(settings(steps=1), seed=0).run(many)
+    masks[290] = VOID
+    with pytest.raises(DataError, match=r"nothing but 9 .* in shape-290"):
+        Segmentation(settings(steps=1), seed=0).run(many)
     with pytest.raises(ConfigError, match=r"segmentation\.shots: got \[99\], allowed up to 48"):
         Segmentation(settings(shots=[99]), seed=0).run(bench)
     bench._images["train"] = dataclasses.replace(bench.images("train"), masks=None)
