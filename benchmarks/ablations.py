@@ -225,6 +225,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--results", type=Path, help="also write result and picture here")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, help="of the groups; all of them"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=20_000, help="images that are encoded")
     parser.add_argument("--images", type=int, default=40_000, help="student forward passes")
@@ -247,7 +250,8 @@ def main() -> None:
     """Run what is missing, seeds outermost, and report what is there."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    chosen = [n for n, variant in VARIANTS.items() if n == BASE or variant.group in options.groups]
+    wanted = [n for n, variant in VARIANTS.items() if variant.group in options.groups]
+    chosen = [BASE, *(n for n in wanted if not options.variants or n in options.variants)]
     datasets = make_datasets(chosen, options)
     read_images(options)
     rows: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in chosen}
