@@ -121,6 +121,9 @@ class FinetuneConfig:
     """Mixup's alpha; 0: none. SparK's fine-tuning has 0.1."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of residual branches dropped while training (timm's drop_path_rate); 0.05 in SparK's
+    fine-tuning of ResNet-50."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9998
     """Decay of the averaged weights that are judged, warmed up; 0: none."""
     precision: Literal["fp32", "bf16"] = "fp32"

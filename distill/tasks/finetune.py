@@ -6,6 +6,7 @@ Shapes: B images, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from distill.tasks.batches import (
 from distill.tasks.fitting import fit, layer_depths
 from distill.tasks.layout import TextTable
 from distill.tasks.probe import fraction_draws
+from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from distill.bench import Bench
@@ -69,6 +71,7 @@ class Finetune:
         """Return {"rows": {name: {share: {"mean": accuracy in per cent, "images"}}}}.
 
         Raises:
+            ConfigError: drop_path for a backbone that has none.
             DataError: images without labels.
             DreamshardError: training diverged.
         """
@@ -87,7 +90,8 @@ class Finetune:
                 )
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self.seed)
-                    network = Classifier(build(), num_classes=classes)
+                    student = dropping(build(), rate=self.config.drop_path, bench=bench)
+                    network = Classifier(student, num_classes=classes)
                     network = on_device(network, bench.device).train()
                     judged = self._train(
                         network, train, labels, rows=chosen, bench=bench, report=report
@@ -156,6 +160,32 @@ class Finetune:
             label_smoothing=self.config.smoothing,
             num_classes=num_classes,
         )
+
+
+def dropping(student: Student, *, rate: float, bench: Bench) -> Student:
+    """Return a student whose residual branches are dropped while it trains; itself at rate 0.
+
+    Args:
+        student: trained, in training mode.
+        rate: share of the branches of the deepest block, as timm's drop_path_rate.
+        bench: knows how the student was built.
+
+    Raises:
+        ConfigError: a backbone that does not take the setting.
+    """
+    if not rate:
+        return student
+    from distill.students import build_student
+
+    config = bench.student_config
+    config = replace(config, settings={**config.settings, "drop_path_rate": rate})
+    try:
+        found = build_student(config, strides=student.strides, seed=0, image_size=bench.image_size)
+    except ConfigError as error:
+        allowed = f"0, as {config.name!r} does not take drop_path_rate"
+        raise ConfigError(Problem("finetune.drop_path", str(rate), allowed)) from error
+    found.load_state_dict(student.state_dict())
+    return found.train()
 
 
 def _judge(network: nn.Module, images: Images, truth: np.ndarray, *, student: Student) -> float:

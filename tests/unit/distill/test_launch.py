@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from distill import launch
+from distill.train import train
 from dreamshard.errors import ConfigError
 
 
@@ -106,3 +109,18 @@ def test_compiling_is_asked_of_the_backbone_alone(
     )
     launch.place(method, config=config, accelerator=accelerator)  # type: ignore[arg-type]
     assert modes == [("Conv2d", "reduce-overhead")]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for CPUs with g++")
+def test_a_compiled_student_learns_the_same(configure, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    found = []
+    for mode in ("off", "default"):
+        config = configure(run_dir=str(tmp_path / mode), steps=1, save_every=1)
+        config.student.compile = mode
+        found.append(load_file(train(config) / "model.safetensors"))
+    eager, compiled = found
+    assert list(eager) == list(compiled), "names stay those of the backbone"
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 
 from distill.bench import SUBJECT, UNTRAINED
-from distill.config import OptimizerConfig
+from distill.config import OptimizerConfig, StudentConfig
+from distill.students import build_student
 from distill.tasks.configs import FinetuneConfig
-from distill.tasks.finetune import Classifier, Finetune
+from distill.tasks.finetune import Classifier, Finetune, dropping
 from distill.tasks.fitting import fit, layer_depths
+from dreamshard.errors import ConfigError, DreamshardError
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 
 
@@ -44,10 +49,6 @@ def test_it_learns_in_bf16(tmp_path: Path) -> None:
 
 
 def test_fit_trains_returns_the_average_and_stops_at_nan(tmp_path: Path) -> None:
-    import pytest
-
-    from dreamshard.errors import DreamshardError
-
     network = Classifier(ShapeBench(tmp_path).networks[SUBJECT](), num_classes=2)
     before = network.student.backbone.get_parameter("conv1.weight").detach().clone()
     images = torch.randn(4, 3, 16, 16)
@@ -93,3 +94,22 @@ def test_mixup_needs_pairs() -> None:
     problems = FinetuneConfig(batch_size=7).problems()
     assert [problem.key for problem in problems] == ["batch_size"]
     assert not FinetuneConfig(batch_size=7, mixup=0.0).problems()
+
+
+def test_branches_are_dropped_of_the_same_weights() -> None:
+    from timm.layers import DropPath
+
+    config = StudentConfig(name="test_resnet")
+    student = build_student(config, strides=[8, 16], seed=0).train()
+    bench: Any = SimpleNamespace(student_config=config, image_size=(32, 32))
+    found = dropping(student, rate=0.5, bench=bench)
+    rates = [m.drop_prob for m in found.modules() if isinstance(m, DropPath)]
+    assert rates and 0 < max(rates) <= 0.5, "timm's rates grow with depth"
+    images = torch.randn(2, 3, 32, 32)
+    for ours, theirs in zip(found.eval()(images), student.eval()(images), strict=True):
+        assert torch.equal(ours, theirs)
+    assert dropping(student, rate=0.0, bench=bench) is student
+    bench.student_config = StudentConfig(name="cifar_resnet18", settings={"width": 4})
+    other = build_student(bench.student_config, strides=[1, 8], seed=0)
+    with pytest.raises(ConfigError, match=r"finetune\.drop_path: got 0\.5, allowed 0, as"):
+        dropping(other, rate=0.5, bench=bench)
