@@ -185,7 +185,7 @@ class Experiment:
 
         with np.load(counts) as found:
             keys = found["keys"]
-            own = sum(1 for _ in self.keys("val"))
+            own = len(self.keys("val"))
             train = np.array(self.keys("train"))
             most = max(MOST_LABELLED, *self.options.frames)
             drawn = draw_labelled(len(train), count=most, seed=seed, draw="even")

@@ -104,16 +104,14 @@ def judged_size(config: EvaluateConfig, *, student: Student, card: StudentCard) 
     Raises:
         ConfigError: a student that takes images of one size only.
     """
-    from distill.students import output_shapes
+    from distill.students import size_refusal
 
     size = config.image.shape or card.size
-    if size != card.size:
-        try:
-            output_shapes(student, image_size=size)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            got, own = (f"{height}x{width}" for height, width in (size, card.size))
-            hint = f"This student is built for its size ({error}): leave image.size out."
-            raise ConfigError(Problem("image.size", got, own, hint)) from error
+    error = size_refusal(student, image_size=size) if size != card.size else None
+    if error is not None:
+        got, own = (f"{height}x{width}" for height, width in (size, card.size))
+        hint = f"This student is built for its size ({error}): leave image.size out."
+        raise ConfigError(Problem("image.size", got, own, hint)) from error
     return size
 
 

@@ -193,6 +193,15 @@ def output_shapes(student: nn.Module, *, image_size: tuple[int, int]) -> list[tu
     return [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
 
 
+def size_refusal(student: nn.Module, *, image_size: tuple[int, int]) -> Exception | None:
+    """Return why a student does not take images of (H, W) pixels; None if it does."""
+    try:
+        output_shapes(student, image_size=image_size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        return error
+    return None
+
+
 def _checkpoint_gradients(backbone: nn.Module, *, name: str) -> None:
     inner = getattr(
         backbone, "model", backbone

@@ -13,8 +13,7 @@ Encode and synthesize do not look at it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +37,7 @@ class AssumeConfig:
     channels: dict[str, Channels] = field(default_factory=dict)
     """Channels of every level, by stride (`s8`) as in teacher.levels and teacher.soft_labels."""
     samples: Annotated[int, Field(ge=0)] = 0
-    """Images of the source (count), or images that a generator's labels come with."""
+    """Images of the source (count)."""
     image_size: Annotated[int, Field(ge=0, le=8192)] = 0
     """Height and width of a generator's images (pixels)."""
     labels: bool = False
@@ -101,11 +100,10 @@ def assumed_spec(config: PipelineConfig) -> TeacherSpec:
         raise ConfigError(
             Problem("assume.image_size", "0", "pixels, as there is no teacher to ask")
         )
-    levels = tuple(_levels(config, size))
     path = config.teacher.path if not _is_there(config.teacher.path) else config.teacher.interpreter
     note = f"{path} is not there: its levels are those that `assume` names"
     return TeacherSpec(
-        levels=levels,
+        levels=_levels(config, size),
         image_size=size,
         fingerprint={"kind": "assumed"},
         mode_settings={},
@@ -114,33 +112,24 @@ def assumed_spec(config: PipelineConfig) -> TeacherSpec:
     )
 
 
-def _levels(config: PipelineConfig, size: tuple[int, int]) -> Iterator[Level]:
-    from pipeline.teachers.request import NO_TIMESTEP, level_name
+def _levels(config: PipelineConfig, size: tuple[int, int]) -> tuple[Level, ...]:
+    from pipeline.teachers.base import under
+    from pipeline.teachers.request import expand_levels
 
+    taps: dict[str, tuple[tuple[int, ...], int]] = {}
+    for name, channels in config.assume.channels.items():
+        if match := re.fullmatch(r"s([1-9]\d*)", name):
+            stride = int(match[1])
+            taps[name] = ((channels, size[0] // stride, size[1] // stride), stride)
     teacher = config.teacher
-    kinds = [(name, "feature") for name in teacher.levels]
-    kinds += [(name, "soft_label") for name in teacher.soft_labels]
-    for name, kind in kinds:
-        match = re.fullmatch(r"s(\d+)", name)
-        if match is None or name not in config.assume.channels:
-            allowed = f"levels that assume.channels names: {', '.join(config.assume.channels)}"
-            raise ConfigError(Problem("teacher.levels", name, allowed))
-        stride = int(match[1])
-        shape = (config.assume.channels[name], size[0] // stride, size[1] // stride)
-        for timestep in teacher.timesteps if teacher.timesteps and kind == "feature" else [None]:
-            for draw in range(teacher.draws):
-                pool = teacher.pool if kind == "feature" else "none"
-                yield Level(
-                    name=level_name(name, timestep=timestep, draw=draw, pool=pool),
-                    kind=kind,
-                    tap=name,
-                    timestep=NO_TIMESTEP if timestep is None else timestep,
-                    draw=draw,
-                    pool=pool,
-                    stride=stride,
-                    shape=shape[:1] if pool == "gap" else shape,
-                    dtype="float16",
-                )
+    soft = replace(teacher, levels=teacher.soft_labels, timesteps=[], pool="none")
+    steps = max(teacher.timesteps, default=0) + 1  # no schedule to check them against
+    try:
+        features = expand_levels(teacher, taps=taps, aliases={}, num_timesteps=steps)
+        labels = expand_levels(soft, taps=taps, aliases={}, num_timesteps=None)
+    except ConfigError as error:
+        raise ConfigError([under("teacher", problem) for problem in error.problems]) from error
+    return (*features, *(replace(level, kind="soft_label") for level in labels))
 
 
 def assumed_images(config: EncodeConfig) -> Input:

@@ -219,12 +219,10 @@ def require_any_size(student: Student, *, image_size: tuple[int, int]) -> None:
 
     Raises: ConfigError.
     """
-    from distill.students import output_shapes
+    from distill.students import size_refusal
 
-    other = (2 * image_size[0], 2 * image_size[1])
-    try:
-        output_shapes(student, image_size=other)
-    except (AssertionError, RuntimeError, ValueError) as error:
+    error = size_refusal(student, image_size=(2 * image_size[0], 2 * image_size[1]))
+    if error is not None:
         got = f"a student that takes {image_size[0]}x{image_size[1]} pixels alone ({error})"
         allowed = "one that takes images of any size, as convolutional ones do"
         raise ConfigError(Problem("tasks", f"detection for {got}", allowed)) from error

@@ -219,7 +219,7 @@ def describe_teacher(
             return attach(cls, config, mode=mode, image_size=image_size).spec
         return cls.describe(config, mode=mode, image_size=image_size)
     except ConfigError as error:
-        raise ConfigError([_under("teacher", problem) for problem in error.problems]) from error
+        raise ConfigError([under("teacher", problem) for problem in error.problems]) from error
 
 
 def load_teacher(
@@ -252,7 +252,8 @@ def load_teacher(
     return teacher
 
 
-def _under(prefix: str, problem: Problem | str) -> Problem | str:
+def under(prefix: str, problem: Problem | str) -> Problem | str:
+    """Return a problem with its key below another one."""
     if isinstance(problem, str):
         return f"{prefix}: {problem}"
     return dataclasses.replace(problem, key=f"{prefix}.{problem.key}")

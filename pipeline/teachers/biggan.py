@@ -52,7 +52,7 @@ class BigGANTeacher(GeneratorTeacher):
             family="biggan",
             image_size=(layout.image_size, layout.image_size),
             taps=found,
-            aliases=taps.stride_aliases(tap for tap in found if tap.name.count(".") < 2),
+            aliases=taps.stride_aliases(found),
             weights=(file,),
             architecture={**dataclasses.asdict(layout), **eps, "z_var": flags["z_var"]},
             latent=layout.latent,
@@ -115,10 +115,10 @@ def find_file(path: Path) -> Path:
 
 def block_taps(layout: BigGANLayout) -> list[Tap]:
     """List what can be recorded, in the order it is computed."""
-    side, stride = layout.bottom, layout.image_size // layout.bottom
+    stride = layout.image_size // layout.bottom
     found = [Tap("linear", "first", layout.blocks[0].inputs, stride)]
     for number, block in enumerate(layout.blocks):
-        side, stride = (2 * side, stride // 2) if block.upsample else (side, stride)
+        stride //= 2 if block.upsample else 1
         name = f"blocks.{number}"
         if block.attention:
             found.append(Tap(f"{name}.0", f"{name}.0", block.outputs, stride))

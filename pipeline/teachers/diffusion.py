@@ -25,7 +25,7 @@ from pipeline.teachers import sampling, taps
 from pipeline.teachers.base import Mode, TeacherConfig, TeacherSpec
 from pipeline.teachers.compiled import compile_blocks
 from pipeline.teachers.diffusion_request import NO_CLASS, fingerprint, mode_settings, resolve
-from pipeline.teachers.outbox import Outbox
+from pipeline.teachers.outbox import Outbox, as_recorded
 from storage.schema import FeatureBatch, Pins
 
 if TYPE_CHECKING:
@@ -234,15 +234,10 @@ class DiffusionTeacher:
 
     def _keep(self, found: Found, maps: dict[str, Tensor], timestep: int, draw: int) -> None:
         """Pool and convert what was recorded while it is still on the device."""
-        import torch
-
         for level in self.levels:
             if level.timestep != timestep or level.draw != draw:
                 continue
-            value = maps[level.tap]
-            if level.pool == "gap":
-                value = value.mean((2, 3), dtype=torch.float32)
-            found[level.name] = value.to(torch.float16).contiguous()
+            found[level.name] = as_recorded(maps[level.tap], level)
 
     def _normal(self, indices: np.ndarray, draw: int, purpose: str) -> Tensor:
         import torch

@@ -116,16 +116,15 @@ def find_family(path: Path) -> tuple[Family, Path]:
     if not path.exists():
         hint = "Give a folder saved by save_pretrained or a checkpoint file."
         raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
-    kind = checkpoints.kind_of(path)
-    if kind != "diffusers":
-        raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
     if path.is_file():
         if path.suffix not in weights.SAFE + weights.PICKLED:
             allowed = ", ".join(weights.SAFE + weights.PICKLED)
             raise ConfigError(Problem("path", str(path), f"a folder, or a file of {allowed}"))
         if _holds_network(path.parent / "config.json"):  # saved by save_pretrained: it tells all
             return find_family(path.parent)
+        _refuse_generator(path)
         return _module(checkpoints.family_of(path)), path
+    _refuse_generator(path)
     for folder in (path, *(path / part for part in PARTS)):
         if (folder / "config.json").is_file():
             name = str(weights.read_json(folder / "config.json").get("_class_name"))
@@ -139,6 +138,12 @@ def find_family(path: Path) -> tuple[Family, Path]:
         f"{path}: no config.json here or in {', '.join(PARTS)}. "
         "Give a folder saved by save_pretrained, or a checkpoint file."
     )
+
+
+def _refuse_generator(path: Path) -> None:
+    kind = checkpoints.kind_of(path)
+    if kind != "diffusers":
+        raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
 
 
 def _holds_network(config: Path) -> bool:

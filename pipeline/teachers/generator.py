@@ -24,7 +24,7 @@ from pipeline.teachers import taps, weights
 from pipeline.teachers.base import Mode, Scalar, TeacherConfig, TeacherSpec
 from pipeline.teachers.instances import Instances, read_instances
 from pipeline.teachers.latents import FORMS, truncated_normal
-from pipeline.teachers.outbox import Outbox
+from pipeline.teachers.outbox import Outbox, as_recorded
 from pipeline.teachers.request import check_settings, expand_levels
 from pipeline.teachers.taps import Tap
 from storage.schema import FeatureBatch, Level, Pins
@@ -202,10 +202,7 @@ class GeneratorTeacher(ABC):
         with torch.inference_mode():
             maps, images = self.generate(z, labels, features)
             for level in self.levels:
-                value = maps[level.tap]
-                if level.pool == "gap":
-                    value = value.mean((2, 3), dtype=torch.float32)
-                found[level.name] = value.to(torch.float16).contiguous()
+                found[level.name] = as_recorded(maps[level.tap], level)
             pixels = ((images.float().clip(-1, 1) + 1) * 127.5).round().to(torch.uint8)
             pictures = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         levels = found.collect()
@@ -234,9 +231,8 @@ class GeneratorTeacher(ABC):
         tau = float(cast(float, settings["truncation"]))
         shape = (self.description.latent,)
         if tau:
-            bound = float(FORMS[str(settings["truncation_form"])](tau))
-            z = truncated_normal(self._seed, indices, shape, bound=bound)
-            z *= np.float32(tau if settings["truncation_form"] == "scaled" else 1)
+            form = str(settings["truncation_form"])
+            z = truncated_normal(self._seed, indices, shape, tau=tau, form=form)
         else:
             z = rng.normal(self._seed, indices, 0, "latent", shape)
             z *= np.float32(self.description.latent_std)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from dreamshard import rng
 
 BOUND = 2.0
-FORMS: dict[str, Callable[[float], float]] = {
-    "scaled": lambda _: BOUND,
-    "bounded": lambda tau: BOUND * tau,
-}
-"""Name of a form -> bound at which the normal distribution is cut, by tau.
+FORMS = ("scaled", "bounded")
+"""Ways to truncate by tau.
 
 scaled: tau times a normal cut at 2, as BigGAN's published samples; bounded: a normal cut at 2 tau,
 not scaled, as in IC-GAN's notebooks.
@@ -21,21 +18,29 @@ not scaled, as in IC-GAN's notebooks.
 
 
 def truncated_normal(
-    seed: int, indices: Sequence[int] | np.ndarray, shape: tuple[int, ...], *, bound: float
+    seed: int,
+    indices: Sequence[int] | np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    tau: float,
+    form: str,
 ) -> np.ndarray:
-    """Draw from the standard normal distribution cut to [-bound, bound].
+    """Draw from the standard normal distribution, truncated.
 
     Args:
         seed: the run's seed.
         indices: int64 (N,), of the samples.
         shape: of one sample's latent.
-        bound: above 0.
+        tau: above 0.
+        form: one of `FORMS`.
 
     Returns:
         float32 (N, *shape).
     """
     from scipy.special import ndtr, ndtri
 
+    bound, scale = (BOUND, tau) if form == "scaled" else (BOUND * tau, 1.0)
     low, high = ndtr(-bound), ndtr(bound)
     drawn = rng.uniform(seed, indices, 0, "latent", shape)
-    return np.clip(ndtri(low + drawn * (high - low)), -bound, bound).astype(np.float32)
+    cut = np.clip(ndtri(low + drawn * (high - low)), -bound, bound).astype(np.float32)
+    return cut * np.float32(scale)

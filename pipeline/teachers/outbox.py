@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from storage.schema import Level
+
+
+def as_recorded(value: Tensor, level: Level) -> Tensor:
+    """Pool a map (N, C, H, W) as its level asks and make it float16, still on its device."""
+    import torch
+
+    if level.pool == "gap":
+        value = value.mean((2, 3), dtype=torch.float32)
+    return value.to(torch.float16).contiguous()
+
 
 class Outbox:
     """Collect levels by name; on a CUDA device each copy starts at once, on a stream of its own.
