@@ -181,7 +181,7 @@ class Experiment:
 
     def by_set(self, counts: Path, seed: int) -> dict[str, Scores]:
         """Read the counts of every frame and return mIoU by network and set."""
-        from pipeline.labelled import draw_labelled
+        from pipeline.images.labelled import draw_labelled
 
         with np.load(counts) as found:
             keys = found["keys"]

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.config import (
+from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
     OptimizerConfig,
@@ -45,7 +45,7 @@ from distill.config import (
 from dreamshard.runfolder import write_text
 
 if TYPE_CHECKING:
-    from distill.students import Student
+    from distill.students.student import Student
 
 CIFAR_MEAN, CIFAR_STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 STRIDES = [1, 2, 4, 8]
@@ -121,8 +121,8 @@ def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConf
 
 def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
     """Train and judge one arm with one seed; reuse what is there already."""
-    from distill.export import load_student
-    from distill.students import build_student
+    from distill.students.export import load_student
+    from distill.students.student import build_student
     from distill.train import train
 
     path = options.out / "results" / f"{arm}-{seed}.json"
@@ -146,9 +146,9 @@ def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, An
 
 def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[str, float]:
     """Return the accuracies, in per cent, of a frozen student's deepest pooled map."""
-    from distill.data import labelled_share
-    from distill.monitor import pooled
+    from distill.data.open import labelled_share
     from distill.tasks.knn import knn_classes
+    from distill.training.monitor import pooled
 
     (train, labels), (held, truth) = images(options)
     features, queries = pooled(student, train).numpy(), pooled(student, held).numpy()
@@ -180,8 +180,8 @@ def linear(train: np.ndarray, labels: np.ndarray, held: np.ndarray, truth: np.nd
 
 def images(options: argparse.Namespace) -> list[tuple[np.ndarray, np.ndarray]]:
     """Read the labelled images of both splits once."""
-    from distill.monitor import read_labelled
-    from pipeline.images import ImageConfig, SourceConfig
+    from distill.training.monitor import read_labelled
+    from pipeline.images.source import ImageConfig, SourceConfig
 
     if not hasattr(options, "loaded"):
         options.loaded = [

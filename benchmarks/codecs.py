@@ -31,13 +31,13 @@ import numpy as np
 import torch
 from numcodecs import Zstd
 
-from distill.dequantise import Dequantiser
+from distill.data.dequantise import Dequantiser
 from storage.catalog import find_dataset
-from storage.codecs import find_codec
 from storage.codecs.base import LearnedCodec
 from storage.codecs.dct import DctCodec
+from storage.codecs.table import find_codec
 from storage.codecs.transform import analyse, map_shape, synthesise
-from storage.rows import read_rows
+from storage.rows.pick import read_rows
 from storage.schema import Level
 
 EPS = 1e-6

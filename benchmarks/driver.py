@@ -34,10 +34,10 @@ import numpy as np
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline import run as main_path
-from pipeline.cluster import Cluster
-from pipeline.config import RayConfig, SynthesizeConfig
+from pipeline.cluster.join import Cluster
+from pipeline.request.config import RayConfig, SynthesizeConfig
 from pipeline.teachers.base import TeacherConfig
-from storage.commits import Commit, record_key
+from storage.ledger.commits import Commit, record_key
 
 ACTORS = 16
 
@@ -105,7 +105,7 @@ class NullRay:
         made = types.SimpleNamespace(remote=start)
         module.remote = lambda cls: types.SimpleNamespace(options=lambda **_: made)
         sys.modules["ray"], sys.modules["ray.exceptions"] = module, errors
-        workers = sys.modules.get("pipeline.workers")
+        workers = sys.modules.get("pipeline.offline.workers")
         if workers is not None:
             workers.ray, workers.ray_errors = module, errors  # type: ignore[attr-defined]
 

@@ -36,9 +36,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 import ray
 
-from pipeline.cluster import cluster, worker_env
-from pipeline.config import RayConfig
-from pipeline.stream import Share, StreamReader
+from pipeline.cluster.join import cluster, worker_env
+from pipeline.request.config import RayConfig
 from pipeline.streaming.actors import (
     RayTransport,
     end_actors,
@@ -46,6 +45,7 @@ from pipeline.streaming.actors import (
     start_actors,
     wait_ready,
 )
+from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.resolve import resolve_stream
 from pipeline.teachers.base import TeacherConfig, load_teacher

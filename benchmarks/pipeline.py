@@ -32,14 +32,14 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline import cluster as cluster_module
-from pipeline.actor import Job
-from pipeline.cluster import cluster, worker_env
-from pipeline.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
-from pipeline.driver import Driver, Task
-from pipeline.images import ImageConfig, SourceConfig
-from pipeline.lookup import create
-from pipeline.resolve import Request, resolve
+from pipeline.cluster import join as cluster_module
+from pipeline.cluster.join import cluster, worker_env
+from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.offline.actor import Job
+from pipeline.offline.driver import Driver, Task
+from pipeline.request.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
+from pipeline.request.lookup import create
+from pipeline.request.resolve import Request, resolve
 from pipeline.teachers.base import TeacherConfig, load_teacher
 from storage.dataset import Dataset
 
@@ -104,7 +104,7 @@ class Bench:
     def __init__(self, case: Case, folder: Path) -> None:
         import ray
 
-        from pipeline.workers import RayWorkers
+        from pipeline.offline.workers import RayWorkers
 
         self.case, self.folder, self._runs = case, folder, 0
         self.request = resolve(case.config)
@@ -167,7 +167,7 @@ class Bench:
 
     def cold_seconds(self) -> float:
         """Make the samples with actors that start now."""
-        from pipeline.workers import RayWorkers
+        from pipeline.offline.workers import RayWorkers
 
         shutil.rmtree(self.dataset.url)
         self.dataset = self._dataset()

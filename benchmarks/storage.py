@@ -39,9 +39,9 @@ from benchmarks.storage_peers import PEERS, Peer
 from benchmarks.storage_scale import run_scale
 from benchmarks.storage_work import BATCH, COUNT, OURS, SHAPES, make_arrays, write_ours
 from benchmarks.storage_writes import run_writes
+from storage.batches.reader import BatchReader
+from storage.batches.ring import allocate
 from storage.dataset import Dataset
-from storage.reader import BatchReader
-from storage.ring import allocate
 
 COPY_BYTES = 256 << 20
 MEASURE_S = 0.6

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.storage_work import BATCH, OURS, make_arrays, write_ours
+from storage.batches.reader import BatchReader
 from storage.catalog import find
 from storage.dataset import Dataset
-from storage.manifest import MAX_PART_UNITS, UNIT_SCHEMA, units_key
-from storage.reader import BatchReader
+from storage.ledger.manifest import MAX_PART_UNITS, UNIT_SCHEMA, units_key
 from storage.schema import Level, Pins, Recipe
 
 UNITS = 10**6

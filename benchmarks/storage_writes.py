@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.storage_work import COUNT, OURS, UNITS, create_ours, fill_ours, make_arrays
-from storage.reserve import reserve
+from storage.fs.reserve import reserve
 
 CALL_BYTES = 1 << 20  # the fastest for plain writes, of 64 KiB to 4 MiB
 KINDS = [(name, fsync) for fsync in (False, True) for name in ("zarr", "tar")]

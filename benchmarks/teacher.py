@@ -33,7 +33,7 @@ import torch
 
 from dreamshard.rng import normal
 from pipeline.teachers.door import open_teacher
-from pipeline.teachers.tap_table import tap_table
+from pipeline.teachers.inspecting.tap_table import tap_table
 
 CASES = {
     "adm": {"up.0": (0, 32), "up.1": (1, 16), "up.2": (2, 8), "up.3": (3, 4)},

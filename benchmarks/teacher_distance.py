@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from benchmarks.teacher_study import read_images
 from dreamshard.progress import Progress
 from dreamshard.rng import generator
-from pipeline import quality
+from pipeline.images import quality
 from pipeline.teachers.door import open_teacher
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -32,12 +32,12 @@ from distill.tasks.probe import probe_accuracy, standardise
 from dreamshard.charts import LIGHT, level_curves
 from dreamshard.progress import Progress
 from dreamshard.rng import generator
-from pipeline.images import ImageConfig, SourceConfig, open_source
-from pipeline.inputs import read_retrying
-from pipeline.prepare import decode, fit
-from pipeline.teachers.diffusion import DiffusionTeacher
+from pipeline.images.inputs import read_retrying
+from pipeline.images.prepare import decode, fit
+from pipeline.images.source import ImageConfig, SourceConfig, open_source
+from pipeline.teachers.diffusion.teacher import DiffusionTeacher
 from pipeline.teachers.door import open_teacher
-from pipeline.teachers.tap_table import tap_table
+from pipeline.teachers.inspecting.tap_table import tap_table
 
 DECODER = re.compile(r"mid|middle_block|up\.\d+\.\d+|output_blocks\.\d+|block\.\d+")
 TIMESTEPS = (0, 10, 25, 50, 100, 150, 200, 300, 500)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.config import DataConfig, DreamTeacherConfig, StudentConfig, TrainConfig
+from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig, TrainConfig
 from storage.dataset import Dataset
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 
@@ -95,9 +95,9 @@ def bare_round(config: TrainConfig, dataset: Dataset) -> float:
     """Run the loop anyone would write first; return seconds per step."""
     import torch
 
-    from distill.data import open_training_set
+    from distill.data.open import open_training_set
     from distill.methods import build_method
-    from storage.rows import read_rows
+    from storage.rows.pick import read_rows
 
     training_set = open_training_set(config.data)
     method = build_method(config, training_set=training_set)

@@ -1,1 +1,3 @@
-"""Use features: distil recorded features into students, and measure what the students learned."""
+"""Use features: distil them into a backbone and judge it; imports `pipeline`, `storage` and the
+ground.
+"""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill.evaluate_config import EvaluateConfig
+from distill.configs.evaluate import EvaluateConfig
 from dreamshard.config import load_config
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, stage
@@ -26,9 +26,9 @@ from dreamshard.runfolder import RunFolder, write_text
 if TYPE_CHECKING:
     import torch
 
-    from distill.export import StudentCard
-    from distill.representations import Extractor
-    from distill.students import Student
+    from distill.bench.representations import Extractor
+    from distill.students.export import StudentCard
+    from distill.students.student import Student
 
 DESCRIPTION = "Measure what a student has learned, beside pixels, its teacher and itself untrained."
 RESULTS = "results.json"
@@ -52,12 +52,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a teacher that is not the student's, or images it cannot be probed on.
         DataError: no trained student, or images that cannot be read.
     """
-    from distill.bench import StudentBench
-    from distill.export import load_student
-    from distill.heads import head_folder
+    from distill.bench.bench import StudentBench
+    from distill.bench.layout import print_tables
+    from distill.modules.heads import head_folder
+    from distill.students.export import load_student
     from distill.tables import load_part
     from distill.tasks import TASKS
-    from distill.tasks.layout import print_tables
 
     began = time.perf_counter()
     student, card = load_student(Path(config.student))
@@ -104,7 +104,7 @@ def judged_size(config: EvaluateConfig, *, student: Student, card: StudentCard) 
     Raises:
         ConfigError: a student that takes images of one size only.
     """
-    from distill.students import size_refusal
+    from distill.students.student import size_refusal
 
     size = config.image.shape or card.size
     error = size_refusal(student, image_size=size) if size != card.size else None
@@ -145,9 +145,9 @@ def choose_extractors(
     """
     import torch
 
-    from distill import representations as kinds
-    from distill.bench import SUBJECT, UNTRAINED
-    from distill.export import untrained_student
+    from distill.bench import representations as kinds
+    from distill.bench.bench import SUBJECT, UNTRAINED
+    from distill.students.export import untrained_student
     from pipeline.teachers.base import load_teacher
     from storage.schema import Pins
 

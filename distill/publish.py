@@ -54,8 +54,8 @@ def publish(config: PublishConfig) -> Path:
         DataError: no trained student, or one that cannot be read.
         ConfigError: packages for ONNX are missing, or the folder cannot be written.
     """
-    from distill.export import load_student, read_card
-    from distill.onnx_export import export_onnx
+    from distill.students.export import load_student, read_card
+    from distill.students.onnx import export_onnx
 
     card, source = read_card(Path(config.student))
     out = Path(config.out)

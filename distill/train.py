@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.config import TrainConfig
+from distill.configs.train import TrainConfig
 from dreamshard.config import load_config
 from dreamshard.errors import run_main
 from dreamshard.progress import stage
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
     from torch import Tensor
 
-    from distill.checkpoint import TrainState
-    from distill.data import ShardBatches, TrainingSet
-    from distill.learner import Learner
-    from distill.monitor import Monitor
-    from distill.runlog import RunLog
+    from distill.data.open import ShardBatches, TrainingSet
+    from distill.training.checkpoint import TrainState
+    from distill.training.learner import Learner
+    from distill.training.monitor import Monitor
+    from distill.training.runlog import RunLog
 
 DESCRIPTION = "Train a student backbone on a teacher's recorded features."
 
@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> Path:
         DataError: a dataset or checkpoint that cannot be read, or features that are not finite.
         DreamshardError: a loss that is not finite although the features are.
     """
-    from distill.launch import start_accelerator, stop_accelerator
+    from distill.training.launch import start_accelerator, stop_accelerator
 
     accelerator = start_accelerator(config)
     try:
@@ -72,14 +72,14 @@ def train(config: TrainConfig) -> Path:
 
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
-    from distill.checkpoint import load_checkpoint
-    from distill.data import choice_of, open_batches, open_training_set
-    from distill.export import STUDENT_FOLDER, keep_student
-    from distill.launch import place
-    from distill.learner import build_learner
+    from distill.data.open import choice_of, open_batches, open_training_set
     from distill.methods import build_method
-    from distill.monitor import open_monitor
-    from distill.runlog import RunLog
+    from distill.students.export import STUDENT_FOLDER, keep_student
+    from distill.training.checkpoint import load_checkpoint
+    from distill.training.launch import place
+    from distill.training.learner import build_learner
+    from distill.training.monitor import open_monitor
+    from distill.training.runlog import RunLog
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
     training_set = open_training_set(
@@ -126,7 +126,7 @@ def find_start(
     accelerator: Accelerator, *, config: TrainConfig, training_set: TrainingSet
 ) -> tuple[TrainState, Path | None]:
     """Return where the run folder's last checkpoint stands, and its folder; or step 0 and None."""
-    from distill.checkpoint import first_state, forget, resume_point
+    from distill.training.checkpoint import first_state, forget, resume_point
 
     run_dir = Path(config.run_dir)
     if config.restart and accelerator.is_main_process:
@@ -151,9 +151,9 @@ def take_steps(
     Raises:
         DataError, DreamshardError: the loss or the gradient was not finite.
     """
-    from distill.checkpoint import save_checkpoint
-    from distill.launch import seed_step
-    from distill.optim import learning_rate, peak_rate, set_learning_rate
+    from distill.training.checkpoint import save_checkpoint
+    from distill.training.launch import seed_step
+    from distill.training.optim import learning_rate, peak_rate, set_learning_rate
 
     run_dir = Path(config.run_dir)
     peak = peak_rate(config.optimizer, batch_size=config.batch_size)

@@ -1,1 +1,1 @@
-"""Make features: run a frozen teacher on Ray actors and commit what it computes as shards."""
+"""Make features: teachers look at images on Ray actors; imports `storage` and the ground."""

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from dreamshard.config import load_config
 from dreamshard.errors import run_main
-from pipeline.config import EncodeConfig
+from pipeline.request.config import EncodeConfig
 
 PROG = "dreamshard encode"
 

@@ -28,8 +28,8 @@ import numpy as np
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, stage
-from pipeline.interpret_config import InterpretConfig
-from pipeline.teachers.interpreter_card import (
+from pipeline.learning.interpreting.config import InterpretConfig
+from pipeline.teachers.interpreted.card import (
     CARD,
     InterpreterCard,
     coarse_to_fine,
@@ -39,11 +39,11 @@ from storage.schema import canonical_json
 
 if TYPE_CHECKING:
     from dreamshard.runfolder import RunFolder
-    from pipeline.images import ImageSource
-    from pipeline.interpreting.features import FeatureViews
-    from pipeline.labelled import LabelledImages
+    from pipeline.images.labelled import LabelledImages
+    from pipeline.images.source import ImageSource
+    from pipeline.learning.interpreting.features import FeatureViews
     from pipeline.teachers.base import TeacherSpec
-    from pipeline.teachers.interpreter import Interpreter
+    from pipeline.teachers.interpreted.interpreter import Interpreter
 
 DESCRIPTION = "Train a feature interpreter on a frozen teacher's features of a few labelled images."
 ALGORITHM = 1
@@ -70,7 +70,7 @@ def interpret(config: InterpretConfig) -> Path:
         TeacherError: a teacher that cannot be loaded.
     """
     from dreamshard.runfolder import RunFolder
-    from pipeline.images import fingerprint, open_source
+    from pipeline.images.source import fingerprint, open_source
     from pipeline.teachers.base import describe_teacher
 
     began = time.perf_counter()
@@ -85,7 +85,7 @@ def interpret(config: InterpretConfig) -> Path:
     card.training["labelled"] = train.keys
     record = RunFolder(config.run_dir or folder / "run", config=config)
     interpreter = _fit(config, card, spec=spec, train=train, total=len(source), record=record)
-    from pipeline.teachers.interpreter import save_interpreter
+    from pipeline.teachers.interpreted.interpreter import save_interpreter
 
     if len(rest):
         scores = _judge(config, interpreter, spec=spec, data=rest, total=len(source))
@@ -108,7 +108,7 @@ def read_sets(
         ConfigError: a source without what is to be predicted.
         DataError: unusable images, classes beyond those named, or empty masks.
     """
-    from pipeline.labelled import check_classes, draw_labelled, read_labelled
+    from pipeline.images.labelled import check_classes, draw_labelled, read_labelled
 
     masks = config.target == "mask"
     if not (source.has_masks if masks else source.has_labels):
@@ -196,7 +196,7 @@ def _views(
     """Load the teacher, compute the views of some images, and let go of it."""
     import torch
 
-    from pipeline.interpreting.features import check_memory, compute_views
+    from pipeline.learning.interpreting.features import check_memory, compute_views
     from pipeline.teachers.base import load_teacher
     from storage.schema import Pins
 
@@ -235,7 +235,7 @@ def _fit(
     """Fit the interpreter: AdamW, warm-up and cosine, a random view of each image per epoch."""
     import torch
 
-    from pipeline.teachers.interpreter import build_interpreter
+    from pipeline.teachers.interpreted.interpreter import build_interpreter
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -294,7 +294,7 @@ def _step(
     import torch
     from torch.nn import functional as F
 
-    from pipeline.interpreting.loss import interpreter_loss
+    from pipeline.learning.interpreting.loss import interpreter_loss
 
     device = _device(config)
     logits = interpreter(views.batch(view, rows, device=device))

@@ -28,7 +28,7 @@ import numpy as np
 from dreamshard import rng
 from dreamshard.config import load_config
 from dreamshard.errors import ConfigError, Problem, run_main
-from pipeline.pretrain_config import PretrainConfig
+from pipeline.learning.pretraining.config import PretrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from dreamshard.progress import Progress
     from dreamshard.runfolder import RunFolder
-    from pipeline.pretraining.data import TrainingImages
-    from pipeline.pretraining.state import Average
-    from pipeline.pretraining.watch import ProxyDistance
-    from pipeline.teachers.schedules import Schedule
+    from pipeline.learning.pretraining.data import TrainingImages
+    from pipeline.learning.pretraining.state import Average
+    from pipeline.learning.pretraining.watch import ProxyDistance
+    from pipeline.teachers.diffusion.schedules import Schedule
 
 DESCRIPTION = "Train a diffusion teacher (a UNet2DModel) on a set of images."
 AHEAD = 2
@@ -64,8 +64,8 @@ def pretrain(config: PretrainConfig) -> Path:
         DataError: no usable image, or a damaged checkpoint.
     """
     from dreamshard.progress import stage
-    from pipeline.images import fingerprint, open_source
-    from pipeline.pretraining import state
+    from pipeline.images.source import fingerprint, open_source
+    from pipeline.learning.pretraining import state
 
     source = open_source(config.source)
     identity = fingerprint(source)
@@ -99,10 +99,10 @@ class _Run:
         import torch
         from accelerate import Accelerator
 
-        from pipeline.pretraining import network, objective
-        from pipeline.pretraining.data import TrainingImages
-        from pipeline.pretraining.state import Average
-        from storage.positions import PositionStream
+        from pipeline.learning.pretraining import network, objective
+        from pipeline.learning.pretraining.data import TrainingImages
+        from pipeline.learning.pretraining.state import Average
+        from storage.batches.positions import PositionStream
 
         self.config, self.identity, self.key = config, identity, key
         if config.threads:
@@ -146,7 +146,7 @@ class _Run:
         """Train from the last checkpoint to the end, then write the teacher."""
         from dreamshard.progress import Progress, stage
         from dreamshard.runfolder import RunFolder
-        from pipeline.pretraining import state
+        from pipeline.learning.pretraining import state
 
         config, first = self.config, 0
         if (found := state.read_checkpoint(self.folder / "checkpoint.pt", self.key)) is not None:
@@ -208,7 +208,7 @@ class _Run:
         """Take one optimiser step; return the loss over all processes."""
         import torch
 
-        from pipeline.pretraining import objective
+        from pipeline.learning.pretraining import objective
 
         config = self.config
         rate = learning_rate(step, config)
@@ -236,7 +236,7 @@ class _Run:
 
     def _after(self, step: int, loss: Tensor, progress: Progress, record: RunFolder | None) -> None:
         """Log, checkpoint and draw samples when they are due."""
-        from pipeline.pretraining import state, watch
+        from pipeline.learning.pretraining import state, watch
 
         config, number = self.config, step + 1
         last = number == config.steps
@@ -281,7 +281,7 @@ class _Run:
 
     def _proxy(self) -> ProxyDistance:
         """Return the measure of the samples' distance to the images, made at its first use."""
-        from pipeline.pretraining.watch import ProxyDistance
+        from pipeline.learning.pretraining.watch import ProxyDistance
 
         if self._distance is None:
             images = self.images.plain(self.config.distance_samples)
@@ -295,7 +295,7 @@ class _Run:
         """Draw some numbered samples from the averaged weights, uint8 (N, H, W, 3)."""
         import torch
 
-        from pipeline.teachers import sampling
+        from pipeline.teachers.diffusion import sampling
 
         count, total = len(numbers), len(self.schedule)
         size = self.config.image.shape or (0, 0)
@@ -320,7 +320,7 @@ class _Run:
 
     def _finish(self, record: RunFolder, **speed: float) -> None:
         """Write the teacher and its last pictures; `speed` is that of this part of the run."""
-        from pipeline.pretraining import state, watch
+        from pipeline.learning.pretraining import state, watch
 
         config = self.config
         card = {

@@ -14,18 +14,18 @@ from secrets import token_hex
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder
-from pipeline.actor import Job
-from pipeline.books import Books, check_invalid, counts
-from pipeline.cluster import EMBEDDED, Cluster, cluster, describe, worker_env
-from pipeline.config import PipelineConfig
-from pipeline.deadline import Deadline
-from pipeline.driver import Driver, Outcome, Task, Workers
-from pipeline.fit_batch import settle_micro_batch
-from pipeline.lookup import Found, check_pins, create, look_up
-from pipeline.paths import settle_paths
-from pipeline.plan import Plan, format_bytes
-from pipeline.resolve import Request, num_cpus, resolve
-from pipeline.signals import StopSignal
+from pipeline.cluster.join import EMBEDDED, Cluster, cluster, describe, worker_env
+from pipeline.offline.actor import Job
+from pipeline.offline.books import Books, check_invalid, counts
+from pipeline.offline.deadline import Deadline
+from pipeline.offline.driver import Driver, Outcome, Task, Workers
+from pipeline.offline.signals import StopSignal
+from pipeline.request.config import PipelineConfig
+from pipeline.request.fit_batch import settle_micro_batch
+from pipeline.request.lookup import Found, check_pins, create, look_up
+from pipeline.request.paths import settle_paths
+from pipeline.request.plan import Plan, format_bytes
+from pipeline.request.resolve import Request, num_cpus, resolve
 from storage.dataset import Dataset
 
 INTERRUPTED = 130
@@ -96,7 +96,7 @@ def _make(
         num_cpus=wanted * pins.threads,
         num_gpus=wanted * config.gpus_per_actor,
     ) as there:
-        from pipeline.workers import RayWorkers  # imports Ray
+        from pipeline.offline.workers import RayWorkers  # imports Ray
 
         def target() -> int:
             return min(_actors(config, describe(there.where), threads=pins.threads), len(missing))

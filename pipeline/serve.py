@@ -22,9 +22,9 @@ from dreamshard.config import load_config
 from dreamshard.errors import run_main
 from dreamshard.progress import is_interactive, stage
 from dreamshard.runfolder import RunFolder
-from pipeline.cluster import EMBEDDED, Cluster, cluster
-from pipeline.paths import settle_paths
-from pipeline.signals import StopSignal
+from pipeline.cluster.join import EMBEDDED, Cluster, cluster
+from pipeline.offline.signals import StopSignal
+from pipeline.request.paths import settle_paths
 from pipeline.streaming.config import ServeConfig
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from dreamshard.config import load_config
 from dreamshard.errors import run_main
-from pipeline.config import SynthesizeConfig
+from pipeline.request.config import SynthesizeConfig
 
 PROG = "dreamshard synthesize"
 

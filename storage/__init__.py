@@ -1,1 +1,3 @@
-"""Keep features: schema, commits, manifests, stores and readers (needs neither torch nor Ray)."""
+"""Keep features: shards, their ledger and their readers; imports `dreamshard`, neither torch nor
+Ray.
+"""

@@ -21,20 +21,21 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage import description, drops, leases, ledger, quarantine
-from storage.bases import learned_part, put_basis, with_basis
-from storage.codec import ArraySpec, Codec, codec_for
-from storage.commits import Commit, latest_version, read_commit, withdraw
-from storage.description import Description, library_versions, read_description
-from storage.files import STAGING, open_files
-from storage.leases import Lease
-from storage.pinning import pin_latest, pin_version
+from storage.codecs.arrays import ArraySpec, Codec, codec_for
+from storage.codecs.bases import learned_part, put_basis, with_basis
+from storage.formats.base import Store
+from storage.formats.tar_store import TarStore
+from storage.formats.writer import UnitWriter
+from storage.formats.zarr_store import ZarrStore
+from storage.fs.local import STAGING, open_files
+from storage.ledger import book as ledger
+from storage.ledger import description, drops, leases, quarantine
+from storage.ledger.commits import Commit, latest_version, read_commit, withdraw
+from storage.ledger.description import Description, library_versions, read_description
+from storage.ledger.leases import Lease
+from storage.ledger.versions import pin_latest, pin_version
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 from storage.snapshot import Snapshot
-from storage.stores import Store
-from storage.tar_store import TarStore
-from storage.writer import UnitWriter
-from storage.zarr_store import ZarrStore
 
 STORES: dict[str, Callable[..., Store]] = {"tar": TarStore, "zarr": ZarrStore}
 _REQUESTS = "requests"

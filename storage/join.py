@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from storage.chunks import Access, Chunks, open_chunks
-from storage.codec import IMAGE, LABEL, MASK, Codec
+from storage.codecs.arrays import IMAGE, LABEL, MASK, Codec
 from storage.dataset import Dataset
+from storage.rows.chunks import Access, Chunks, open_chunks
 from storage.schema import Level, Recipe, canonical_json
 from storage.snapshot import Snapshot
 
@@ -73,7 +73,7 @@ class JoinedSnapshot:
         return self._of(name).chunk_path(name, unit)
 
     def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
-        """Return what copies rows of some arrays; `storage.chunks.open_chunks` calls it."""
+        """Return what copies rows of some arrays; `storage.rows.chunks.open_chunks` calls it."""
         return _JoinedChunks(self._of, names, access=access, max_open=max_open)
 
     def components(self, name: str) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class JoinedSnapshot:
 
 
 class _JoinedChunks:
-    """Copy rows out of several datasets' files; see `storage.chunks.Chunks`."""
+    """Copy rows out of several datasets' files; see `storage.rows.chunks.Chunks`."""
 
     def __init__(
         self,

@@ -15,17 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
-from storage import quarantine
-from storage.chunks import Access, Chunks
-from storage.codec import ArraySpec, Codec
-from storage.commits import Commit
-from storage.drops import Drop
-from storage.files import Files
-from storage.ledger import UnitTable
-from storage.manifest import read_samples, sample_rows
-from storage.remote_chunks import RemoteChunks
+from storage.codecs.arrays import ArraySpec, Codec
+from storage.formats.base import Store
+from storage.formats.remote_chunks import RemoteChunks
+from storage.fs.local import Files
+from storage.ledger import quarantine
+from storage.ledger.book import UnitTable
+from storage.ledger.commits import Commit
+from storage.ledger.drops import Drop
+from storage.ledger.manifest import read_samples, sample_rows
+from storage.rows.chunks import Access, Chunks
 from storage.schema import Level
-from storage.stores import Store
 
 
 class Snapshot:
@@ -105,7 +105,7 @@ class Snapshot:
         return self._files.path(self._store.array_key(name, unit))
 
     def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
-        """Return what copies rows of some arrays; `storage.chunks.open_chunks` calls it."""
+        """Return what copies rows of some arrays; `storage.rows.chunks.open_chunks` calls it."""
         return self._store.open_chunks(self, names, access=access, max_open=max_open)
 
     def components(self, name: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dreamshard.rng import generator
 from storage.dataset import Dataset
-from storage.files import LocalFiles
+from storage.fs.local import LocalFiles
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 
 LEVELS = (

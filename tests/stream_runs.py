@@ -8,9 +8,9 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from pipeline.actor import Job, ShardActor
-from pipeline.lookup import create
-from pipeline.resolve import resolve
+from pipeline.offline.actor import Job, ShardActor
+from pipeline.request.lookup import create
+from pipeline.request.resolve import resolve
 from pipeline.streaming.config import StreamConfig
 from storage.dataset import Dataset
 

@@ -1,1 +1,1 @@
-"""Settings by part; `distill.config` puts them together. No torch here."""
+"""Settings by part; `distill.configs.train` puts them together. No torch here."""

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from distill.configs.types import Count
 from dreamshard.errors import Problem
-from pipeline.images import ImageConfig, SourceConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 
 
 @dataclass(kw_only=True)

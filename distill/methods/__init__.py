@@ -16,8 +16,8 @@ from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from distill.config import TrainConfig
-    from distill.data import TrainingSet
+    from distill.configs.train import TrainConfig
+    from distill.data.open import TrainingSet
     from distill.methods.base import Method
 
 METHODS = {
@@ -35,7 +35,7 @@ def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:
     Raises:
         ConfigError: a student without the levels' strides or resolutions, listing both sides.
     """
-    from distill.students import build_student
+    from distill.students.student import build_student
 
     method: Any = method_class(config)  # built as the module's text says
     settings = config.method_settings()
@@ -92,7 +92,7 @@ def choose_strides(
     Raises:
         ConfigError: unknown student.
     """
-    from distill.students import nearest_strides, student_strides
+    from distill.students.student import nearest_strides, student_strides
 
     if config.student.strides:
         return tuple(config.student.strides)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from distill.config import TrainConfig
-    from distill.students import Student
+    from distill.configs.train import TrainConfig
+    from distill.students.student import Student
 
 
 class Method(nn.Module):
@@ -55,7 +55,7 @@ class Method(nn.Module):
         """
         if config.optimizer.layer_decay == 1.0:
             return {}
-        from distill.timm_names import layer_numbers
+        from distill.students.timm_names import layer_numbers
 
         numbers = layer_numbers(self.student.backbone, config.student, image_size=image_size)
         return {f"student.backbone.{name}": number for name, number in numbers.items()}

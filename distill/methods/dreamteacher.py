@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from distill.losses.feature import feature_loss
 from distill.methods.base import Method
 from distill.methods.label_branch import LabelBranch
-from distill.regressor import FeatureRegressor
-from distill.students import nearest_strides, output_shapes
+from distill.modules.regressor import FeatureRegressor
+from distill.students.student import nearest_strides, output_shapes
 from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
 
 if TYPE_CHECKING:
-    from distill.config import DreamTeacherConfig
-    from distill.students import Student
+    from distill.configs.train import DreamTeacherConfig
+    from distill.students.student import Student
 
 
 class DreamTeacher(Method):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from distill.heads import PooledHead, UperHead, save_head
 from distill.losses.label import from_top_k, resized_logits, soft_cross_entropy
+from distill.modules.heads import PooledHead, UperHead, save_head
 from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from distill.data.views import random_view
 from distill.losses.simsiam import simsiam_loss
 from distill.methods.base import Method
-from distill.views import random_view
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import SimSiamConfig
-    from distill.students import Student
+    from distill.students.student import Student
 
 
 class SimSiam(Method):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.data.views import random_view
 from distill.methods.base import Method
-from distill.views import random_view
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import SupervisedConfig
-    from distill.students import Student
+    from distill.students.student import Student
 
 
 class Supervised(Method):

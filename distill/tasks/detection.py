@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.tasks.batches import endless_rows, ordered_rows
-from distill.tasks.fitting import fit, layer_depths
-from distill.tasks.layout import TextTable
+from distill.bench.batches import endless_rows, ordered_rows
+from distill.bench.fitting import fit, layer_depths
+from distill.bench.layout import TextTable
 from dreamshard.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
-    from distill.bench import Bench
-    from distill.students import Student
-    from distill.tasks.configs import DetectionConfig
+    from distill.bench.bench import Bench
+    from distill.configs.tasks import DetectionConfig
+    from distill.students.student import Student
 
 Target = dict[str, Tensor]
 ANCHOR_CELLS = 8
@@ -219,7 +219,7 @@ def require_any_size(student: Student, *, image_size: tuple[int, int]) -> None:
 
     Raises: ConfigError.
     """
-    from distill.students import size_refusal
+    from distill.students.student import size_refusal
 
     error = size_refusal(student, image_size=(2 * image_size[0], 2 * image_size[1]))
     if error is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from distill.tasks.layout import TextTable, summary
+from distill.bench.layout import TextTable, summary
 from distill.tasks.probe import (
     choose_strength,
     fraction_draws,
@@ -20,7 +20,7 @@ from distill.tasks.probe import (
 from dreamshard.errors import DataError, Problem
 
 if TYPE_CHECKING:
-    from distill.bench import Bench, Features
+    from distill.bench.bench import Bench, Features
 
 Count = Annotated[int, Field(ge=1)]
 

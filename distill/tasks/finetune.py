@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.tasks.augment import crop_and_flip
-from distill.tasks.batches import (
+from distill.bench.augment import crop_and_flip
+from distill.bench.batches import (
     Images,
     endless_rows,
     labels_of,
@@ -23,15 +23,15 @@ from distill.tasks.batches import (
     on_device,
     ordered_rows,
 )
-from distill.tasks.fitting import fit, layer_depths
-from distill.tasks.layout import TextTable
+from distill.bench.fitting import fit, layer_depths
+from distill.bench.layout import TextTable
 from distill.tasks.probe import fraction_draws
 from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from distill.bench import Bench
-    from distill.students import Student
-    from distill.tasks.configs import FinetuneConfig
+    from distill.bench.bench import Bench
+    from distill.configs.tasks import FinetuneConfig
+    from distill.students.student import Student
 
 
 class Classifier(nn.Module):
@@ -175,7 +175,7 @@ def dropping(student: Student, *, rate: float, bench: Bench) -> Student:
     """
     if not rate:
         return student
-    from distill.students import build_student
+    from distill.students.student import build_student
 
     config = bench.student_config
     config = replace(config, settings={**config.settings, "drop_path_rate": rate})

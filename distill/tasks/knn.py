@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from distill.tasks.layout import TextTable
+from distill.bench.layout import TextTable
 from dreamshard.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from distill.bench import Bench
-    from distill.tasks.configs import KnnConfig
+    from distill.bench.bench import Bench
+    from distill.configs.tasks import KnnConfig
 
 Metric = Literal["cosine", "l1"]
 

@@ -15,22 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.tasks.augment import crop_and_flip
-from distill.tasks.batches import (
+from distill.bench.augment import crop_and_flip
+from distill.bench.batches import (
     Images,
     endless_rows,
     labels_of,
     normalised,
     ordered_rows,
 )
+from distill.bench.layout import TextTable
 from distill.tasks.frozen_probe import frozen_probe
-from distill.tasks.layout import TextTable
 from dreamshard.rng import generator
 
 if TYPE_CHECKING:
-    from distill.bench import Bench
-    from distill.students import Student
-    from distill.tasks.configs import LinearProbeConfig
+    from distill.bench.bench import Bench
+    from distill.configs.tasks import LinearProbeConfig
+    from distill.students.student import Student
 
 TITLES = {
     "lbfgs": "frozen features, L-BFGS",

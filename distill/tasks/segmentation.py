@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.bench import SUBJECT
-from distill.heads import FcnHead, UperHead, load_head
-from distill.tasks.augment import crop_and_flip
-from distill.tasks.batches import Images, endless_rows, normalised, on_device, ordered_rows
-from distill.tasks.fitting import fit, layer_depths
-from distill.tasks.layout import TextTable
+from distill.bench.augment import crop_and_flip
+from distill.bench.batches import Images, endless_rows, normalised, on_device, ordered_rows
+from distill.bench.bench import SUBJECT
+from distill.bench.fitting import fit, layer_depths
+from distill.bench.layout import TextTable
+from distill.modules.heads import FcnHead, UperHead, load_head
 from dreamshard.errors import ConfigError, DataError, Problem
-from pipeline.labelled import check_classes, draw_labelled
+from pipeline.images.labelled import check_classes, draw_labelled
 
 if TYPE_CHECKING:
-    from distill.bench import Bench
-    from distill.students import Student
-    from distill.tasks.configs import SegmentationConfig
+    from distill.bench.bench import Bench
+    from distill.configs.tasks import SegmentationConfig
+    from distill.students.student import Student
 
 PICTURE = "segmentation.png"
 COUNTS = "segmentation-counts.npz"

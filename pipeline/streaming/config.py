@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dreamshard.errors import Problem
-from pipeline.config import Count, EncodeConfig, PipelineConfig, SynthesizeConfig
-from pipeline.images import ImageConfig, SourceConfig
-from storage.codecs import find_codec
+from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.request.config import Count, EncodeConfig, PipelineConfig, SynthesizeConfig
+from storage.codecs.table import find_codec
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from storage.positions import PositionStream, invert
+from storage.batches.positions import PositionStream, invert
 
 Shuffle = Literal["full", "runs", "none"]
 EPOCH_LANE = 1 << 40

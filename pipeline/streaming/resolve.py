@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from pipeline.cluster import OBJECT_STORE_BYTES
-from pipeline.config import EncodeConfig, PipelineConfig
-from pipeline.lookup import create
-from pipeline.paths import settle_paths
-from pipeline.resolve import Request, check_root, resolve
+from pipeline.cluster.join import OBJECT_STORE_BYTES
+from pipeline.request.config import EncodeConfig, PipelineConfig
+from pipeline.request.lookup import create
+from pipeline.request.paths import settle_paths
+from pipeline.request.resolve import Request, check_root, resolve
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.server import ServedPart
 from storage import catalog
-from storage.codec import ArraySpec, Codec, array_specs, codec_for
+from storage.codecs.arrays import ArraySpec, Codec, array_specs, codec_for
 from storage.dataset import Dataset, Snapshot
 from storage.schema import Level, Pins, Recipe
 

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dreamshard.errors import DataError, DreamshardError
-from pipeline.actor import explain_memory, settle_torch
-from pipeline.inputs import Input, Work
-from pipeline.metrics import Metrics
+from pipeline.cluster.metrics import Metrics
+from pipeline.images.inputs import Input, Work
+from pipeline.offline.actor import explain_memory, settle_torch
 from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.order import EPOCH_LANE, stand_ins
 from pipeline.teachers.base import Teacher, TeacherConfig, load_teacher
-from storage.codec import Codec, codec_for
+from storage.codecs.arrays import Codec, codec_for
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 
 CALLS = 3

@@ -33,8 +33,8 @@ Scalar = str | int | float | bool | None
 
 TEACHERS: dict[str, str] = {
     "noise": "pipeline.teachers.noise:NoiseTeacher",
-    "diffusers": "pipeline.teachers.diffusion:DiffusionTeacher",
-    "biggan": "pipeline.teachers.biggan:BigGANTeacher",
+    "diffusers": "pipeline.teachers.diffusion.teacher:DiffusionTeacher",
+    "biggan": "pipeline.teachers.gan.biggan.family:BigGANTeacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
 
@@ -214,7 +214,7 @@ def describe_teacher(
             allowed = f"{' | '.join(cls.modes)} for this teacher"
             raise ConfigError(Problem("kind", f"{config.kind} for {mode}", allowed))
         if config.interpreter:
-            from pipeline.teachers.soft_labels import attach
+            from pipeline.teachers.interpreted.teacher import attach
 
             return attach(cls, config, mode=mode, image_size=image_size).spec
         return cls.describe(config, mode=mode, image_size=image_size)
@@ -239,7 +239,7 @@ def load_teacher(
     spec = describe_teacher(config, mode=mode, image_size=image_size)
     build = teacher_class(config.kind)
     if config.interpreter:
-        from pipeline.teachers.soft_labels import InterpretedTeacher
+        from pipeline.teachers.interpreted.teacher import InterpretedTeacher
 
         build = functools.partial(InterpretedTeacher, build)
     teacher = build(config, mode=mode, image_size=image_size, seed=seed, pins=pins)

@@ -14,10 +14,10 @@ from pipeline.teachers.base import (
     TeacherConfig,
     teacher_class,
 )
-from pipeline.teachers.diffusion import DiffusionTeacher
-from pipeline.teachers.diffusion_request import NO_CLASS
-from pipeline.teachers.families import Description, find_family
-from pipeline.teachers.generator import GeneratorDescription, GeneratorTeacher
+from pipeline.teachers.diffusion.families import Description, find_family
+from pipeline.teachers.diffusion.request import NO_CLASS
+from pipeline.teachers.diffusion.teacher import DiffusionTeacher
+from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
 from storage.schema import Pins
 
 USUAL_STRIDES = ("s4", "s8", "s16", "s32")

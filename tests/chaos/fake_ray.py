@@ -1,4 +1,4 @@
-"""As much of Ray as `pipeline/workers.py` uses, on forked processes: starts in milliseconds.
+"""As much of Ray as `pipeline/offline/workers.py` uses, on forked processes: starts in no time.
 
 So the real driver, workers, actors and store meet hundreds of kills in a minute. Actor processes
 are forked beforehand, while there are no threads yet, and wait for their class.

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.cluster import cluster
-from pipeline.config import RayConfig
-from pipeline.images import ImageConfig
-from pipeline.stream import Share, StreamReader
+from pipeline.cluster.join import cluster
+from pipeline.images.source import ImageConfig
+from pipeline.request.config import RayConfig
+from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.resolve import Stream, resolve_stream
 from pipeline.teachers.base import TeacherConfig

@@ -30,17 +30,19 @@ import fsspec
 import pyarrow.parquet as pq
 
 from dreamshard.errors import run_main
-from pipeline import driver, resolve
 from pipeline import run as main_path
-from pipeline.cluster import Cluster
-from pipeline.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
-from pipeline.images import ImageConfig
+from pipeline.cluster.join import Cluster
+from pipeline.images.source import ImageConfig
+from pipeline.offline import driver
+from pipeline.request import resolve
+from pipeline.request.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
 from pipeline.teachers import noise
 from pipeline.teachers.base import TeacherConfig
-from storage import leases, objects, publish
 from storage.dataset import Dataset
-from storage.files import LocalFiles
-from storage.verify import verify_dataset
+from storage.fs import objects
+from storage.fs.local import LocalFiles
+from storage.ledger import leases, publish
+from storage.verbs.verify import verify_dataset
 from tests.chaos.fake_ray import FakeRay, Spare, fork_spare
 from tests.chaos.flaky_store import FlakyStore
 from tests.chaos.schedules import DEFAULT, Injector, Schedule, draw, forward_steps
@@ -76,7 +78,7 @@ def hurry() -> None:
     leases.Lease.__init__.__kwdefaults__["interval_s"] = 0.15  # type: ignore[index]
     objects.BACKOFF_S, objects.MAX_BACKOFF_S = 0.002, 0.01
     driver.WAIT_S = 0.1
-    from pipeline import workers
+    from pipeline.offline import workers
 
     workers.TEND_S, workers.STOP_S = 0.1, 0.3
 
@@ -101,7 +103,7 @@ def spares(schedule: Schedule, folder: Path, *, faulty: bool) -> list[Spare]:
 
 @contextlib.contextmanager
 def no_cluster(config: RayConfig, **_: float) -> Iterator[Cluster]:
-    """Stand for `pipeline.cluster.cluster`."""
+    """Stand for `pipeline.cluster.join.cluster`."""
     yield Cluster("test", ({"CPU": 64.0},))
 
 

@@ -74,10 +74,10 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         code = f"""
 import sys
 from pathlib import Path
-from dreamshard.cli import main
+from dreamshard.console.cli import main
 from dreamshard.errors import run_main
 from pipeline import run
-from pipeline.cluster import Cluster
+from pipeline.cluster.join import Cluster
 from tests.chaos import play
 from tests.chaos.fake_ray import FakeRay, fork_spare
 FakeRay([fork_spare(lambda: None, outlives=False) for _ in range(3)]).install()

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from dreamshard.config import to_yaml
-from pipeline.config import EncodeConfig, RayConfig
-from pipeline.images import ImageConfig
+from pipeline.images.source import ImageConfig
+from pipeline.request.config import EncodeConfig, RayConfig
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
-from storage.verify import verify_dataset
+from storage.verbs.verify import verify_dataset
 from tests.chaos.play import hashes
 from tests.chaos.raylet_client import FULL, Raylets, when
 

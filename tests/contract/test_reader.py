@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
-from storage.chunks import Access
+from storage.batches.reader import BatchReader
 from storage.dataset import STORES, Dataset
-from storage.reader import BatchReader
-from storage.rows import read_rows
+from storage.rows.chunks import Access
+from storage.rows.pick import read_rows
 from storage.snapshot import Snapshot
 from tests.feature_store import fill, make_batch, make_dataset, make_recipe, write_unit
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
-from storage import objects
-from storage.cache import BYTES_VARIABLE, FOLDER_VARIABLE, shared_cache
+from storage.batches.reader import BatchReader
 from storage.catalog import find, find_dataset, list_datasets
 from storage.dataset import Dataset
-from storage.reader import BatchReader
-from storage.rows import read_rows
-from storage.verify import repair, verify_dataset
+from storage.fs import objects
+from storage.fs.cache import BYTES_VARIABLE, FOLDER_VARIABLE, shared_cache
+from storage.rows.pick import read_rows
+from storage.verbs.verify import repair, verify_dataset
 from tests.feature_store import (
     LEVELS,
     all_keys,

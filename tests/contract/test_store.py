@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
-from storage import publish
-from storage.cache import FOLDER_VARIABLE
 from storage.dataset import STORES, Dataset
-from storage.rows import read_rows
+from storage.fs.cache import FOLDER_VARIABLE
+from storage.ledger import publish
+from storage.rows.pick import read_rows
 from storage.schema import Level
 from tests.feature_store import (
     LEVELS,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.backbones import available_maps
-from distill.config import StudentConfig
-from distill.students import build_student, output_shapes
+from distill.configs.train import StudentConfig
+from distill.students.backbones import available_maps
+from distill.students.student import build_student, output_shapes
 
 STUDENTS = [
     ("cifar_resnet", {"depths": [1, 1, 1], "widths": [8, 16, 32]}, (1, 2, 4), (16, 16)),

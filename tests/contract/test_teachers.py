@@ -56,7 +56,7 @@ def diffusers(folder: Path) -> TeacherConfig:
 
 def biggan(folder: Path) -> TeacherConfig:
     torch = pytest.importorskip("torch")
-    from tests.unit.pipeline.teachers.biggan_reference import Reference
+    from tests.unit.pipeline.teachers.gan.biggan.biggan_reference import Reference
 
     torch.save(Reference(attention=(0,)).state, folder / "G_ema.pth")
     return TeacherConfig(kind="biggan", path=str(folder), levels=["s1", "s2"])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from dreamshard.cli import main
+from dreamshard.console.cli import main
 
 for package in ("ray", "diffusers", "sklearn", "matplotlib", "jinja2"):
     pytest.importorskip(package)

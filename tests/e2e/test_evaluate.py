@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from distill.config import (
+from distill.configs.evaluate import EvaluateConfig
+from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
     StudentConfig,
     TrainConfig,
 )
 from distill.evaluate import evaluate
-from distill.evaluate_config import EvaluateConfig
 from distill.tasks.few_label import FewLabelConfig
 from distill.train import train
 from dreamshard.errors import ConfigError, DataError
-from pipeline.images import ImageConfig, SourceConfig, open_source
-from pipeline.inputs import ImageInput
+from pipeline.images.inputs import ImageInput
+from pipeline.images.source import ImageConfig, SourceConfig, open_source
 from pipeline.teachers.base import TeacherConfig, load_teacher
 from storage.dataset import Dataset
 from storage.schema import Pins, Recipe

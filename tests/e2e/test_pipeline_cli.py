@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamshard.cli import main
+from dreamshard.console.cli import main
 from dreamshard.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,11 +91,11 @@ except SystemExit as stop:
 
 
 def test_asking_again_does_not_even_import_ray(tmp_path: Path) -> None:
-    from pipeline.actor import Job, ShardActor
-    from pipeline.config import EncodeConfig
-    from pipeline.images import ImageConfig
-    from pipeline.lookup import create
-    from pipeline.resolve import resolve
+    from pipeline.images.source import ImageConfig
+    from pipeline.offline.actor import Job, ShardActor
+    from pipeline.request.config import EncodeConfig
+    from pipeline.request.lookup import create
+    from pipeline.request.resolve import resolve
     from pipeline.teachers.base import TeacherConfig
 
     teacher = TeacherConfig(kind="noise", levels=["s2", "s4"])
@@ -114,7 +114,7 @@ def test_asking_again_does_not_even_import_ray(tmp_path: Path) -> None:
     words = ["encode", *NOISE, "--root", root, "--samples", "40", "--samples_per_unit", "40"]
     code = f"""
 import sys
-from dreamshard.cli import main
+from dreamshard.console.cli import main
 print(main({words!r}), sorted({{"torch", "ray"}} & set(sys.modules)))
 """
     result = subprocess.run(
@@ -143,7 +143,7 @@ def test_another_run_was_first_with_all_of_it(tmp_path: Path, monkeypatch, capsy
 
 
 def test_plan_measures_when_asked(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("storage.speed.SPEED_BYTES", 1 << 20)
+    monkeypatch.setattr("storage.fs.speed.SPEED_BYTES", 1 << 20)
     words = [*NOISE, "--teacher.settings", "{delay_s: 0.05}", "--root", str(tmp_path / "data")]
     assert dreamshard("plan", "encode", *words, "--measure", "true", "--actors", "2") == 0
     text = capsys.readouterr().out

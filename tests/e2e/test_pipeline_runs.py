@@ -21,13 +21,13 @@ from PIL import Image
 from dreamshard.config import to_yaml
 from dreamshard.errors import DataError
 from pipeline import run as main_path
-from pipeline.cluster import cluster
-from pipeline.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
-from pipeline.images import ImageConfig, SourceConfig
+from pipeline.cluster.join import cluster
+from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.request.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
 from pipeline.run import run
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
-from storage.verify import verify_dataset
+from storage.verbs.verify import verify_dataset
 from tests.processes import when
 
 psutil = pytest.importorskip("psutil")

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from pipeline.learning.pretraining.state import WEIGHTS
 from pipeline.pretrain import main
-from pipeline.pretraining.state import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """

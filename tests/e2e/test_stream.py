@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from dreamshard.errors import ConfigError
-from pipeline.cluster import cluster
-from pipeline.config import RayConfig
-from pipeline.images import ImageConfig
-from pipeline.stream import Share, StreamReader
+from pipeline.cluster.join import cluster
+from pipeline.images.source import ImageConfig
+from pipeline.request.config import RayConfig
 from pipeline.streaming import window as window_module
+from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.live import LiveTransport
 from pipeline.streaming.resolve import Stream, resolve_stream

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamshard.cli import VERBS
+from dreamshard.console.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = ["dreamshard", "storage", "pipeline", "distill"]
@@ -66,7 +66,7 @@ def test_help_and_config_errors_come_before_heavy_imports(verb: str) -> None:
         pytest.skip(f"{verb} is not there yet")
     code = f"""
 import contextlib, io, sys
-from dreamshard.cli import main
+from dreamshard.console.cli import main
 from dreamshard.errors import run_main
 with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(io.StringIO()):
     codes = []

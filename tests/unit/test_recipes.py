@@ -13,16 +13,16 @@ from dreamshard.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 VERBS = {
-    "pretrain": "pipeline.pretrain_config:PretrainConfig",
-    "encode": "pipeline.config:EncodeConfig",
-    "soft_labels": "pipeline.config:EncodeConfig",
-    "synthesize": "pipeline.config:SynthesizeConfig",
-    "interpret": "pipeline.interpret_config:InterpretConfig",
+    "pretrain": "pipeline.learning.pretraining.config:PretrainConfig",
+    "encode": "pipeline.request.config:EncodeConfig",
+    "soft_labels": "pipeline.request.config:EncodeConfig",
+    "synthesize": "pipeline.request.config:SynthesizeConfig",
+    "interpret": "pipeline.learning.interpreting.config:InterpretConfig",
     "serve": "pipeline.streaming.config:ServeConfig",
-    "train": "distill.config:TrainConfig",
-    "train_online": "distill.config:TrainConfig",
-    "evaluate": "distill.evaluate_config:EvaluateConfig",
-    "evaluate_coco": "distill.evaluate_config:EvaluateConfig",
+    "train": "distill.configs.train:TrainConfig",
+    "train_online": "distill.configs.train:TrainConfig",
+    "evaluate": "distill.configs.evaluate:EvaluateConfig",
+    "evaluate_coco": "distill.configs.evaluate:EvaluateConfig",
 }
 PLANNED = [p for p in RECIPES if p.stem in ("encode", "soft_labels", "synthesize")]
 PUBLISHED = [p for p in PLANNED if "\nassume:" in p.read_text(encoding="utf-8")]
@@ -54,10 +54,10 @@ def test_it_plans_with_a_stand_in(path: Path, tmp_path: Path) -> None:
     """The noise teacher has maps of any stride; the digits stand in for the images."""
     import dataclasses
 
-    from pipeline.config import EncodeConfig
-    from pipeline.images import SourceConfig
-    from pipeline.plan import describe
-    from pipeline.resolve import resolve
+    from pipeline.images.source import SourceConfig
+    from pipeline.request.config import EncodeConfig
+    from pipeline.request.plan import describe
+    from pipeline.request.resolve import resolve
 
     config = load_config(settings_class(path), ["--config", str(path)], prog="x", description="")
     config = dataclasses.replace(config, root=str(tmp_path))
@@ -81,7 +81,7 @@ def test_it_plans_without_weights_and_images(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What the recipe says of them stands in: the command prints samples, shards and bytes."""
-    from pipeline.plan_command import plan
+    from pipeline.request.plan_command import main as plan
 
     monkeypatch.chdir(tmp_path)
     assert plan(["--config", str(path)]) == 0

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 from benchmarks.camvid import MOST_LABELLED, Experiment, summarise
 from distill.tasks.segmentation import COUNTS
-from pipeline.labelled import draw_labelled
+from pipeline.images.labelled import draw_labelled
 
 HELD, TRAIN = 5, 60
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import (
+from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
     OptimizerConfig,

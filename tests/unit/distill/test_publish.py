@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import StudentConfig
-from distill.export import export_student
+from distill.configs.train import StudentConfig
 from distill.publish import PublishConfig, main, publish
-from distill.students import build_student
+from distill.students.export import export_student
+from distill.students.student import build_student
 from dreamshard.errors import ConfigError, DataError
 
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill.checkpoint import TrainState
-from distill.config import (
+from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
     MonitorConfig,
@@ -22,11 +21,12 @@ from distill.config import (
     SupervisedConfig,
     VICRegConfig,
 )
-from distill.data import ShardBatches, open_training_set
-from distill.export import load_student
-from distill.launch import start_accelerator
+from distill.data.open import ShardBatches, open_training_set
 from distill.methods import build_method
+from distill.students.export import load_student
 from distill.train import add_gradients, train
+from distill.training.checkpoint import TrainState
+from distill.training.launch import start_accelerator
 from dreamshard.errors import ConfigError, DataError, DreamshardError
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import add_units, make_dataset

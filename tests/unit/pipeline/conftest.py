@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.images import ImageConfig
+from pipeline.images.source import ImageConfig
 from pipeline.streaming.config import StreamConfig
 from pipeline.teachers.base import TeacherConfig
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import ConfigError, DataError, TeacherError
-from pipeline.images import ImageConfig, SourceConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.interpret import interpret
-from pipeline.interpret_config import InterpretConfig
+from pipeline.learning.interpreting.config import InterpretConfig
 from pipeline.teachers.base import TeacherConfig, describe_teacher, load_teacher
 from storage.schema import Pins
 from tests.unit.pipeline.masked_shapes import SIDE, VOID, write_shapes, write_teacher

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from dreamshard.errors import ConfigError, DataError
 from pipeline import pretrain as script
-from pipeline.images import ImageConfig, SourceConfig, open_source
-from pipeline.pretrain_config import ObjectiveConfig, PretrainConfig, UNetConfig
-from pipeline.pretraining import objective, state
-from pipeline.pretraining.data import TrainingImages
+from pipeline.images.source import ImageConfig, SourceConfig, open_source
+from pipeline.learning.pretraining import objective, state
+from pipeline.learning.pretraining.config import ObjectiveConfig, PretrainConfig, UNetConfig
+from pipeline.learning.pretraining.data import TrainingImages
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
-from storage.commits import Commit
 from storage.dataset import Dataset
-from storage.description import Description
-from storage.manifest import SAMPLE_SCHEMA, UNIT_SCHEMA, read_parquet
-from storage.rows import read_rows
-from storage.tar_store import TarStore
-from storage.verify import verify_dataset
+from storage.formats.tar_store import TarStore
+from storage.ledger.commits import Commit
+from storage.ledger.description import Description
+from storage.ledger.manifest import SAMPLE_SCHEMA, UNIT_SCHEMA, read_parquet
+from storage.rows.pick import read_rows
+from storage.verbs.verify import verify_dataset
 from tests.feature_store import LEVELS, fill, make_batch, make_dataset, make_recipe
 
 N = 12

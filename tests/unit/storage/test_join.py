@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamshard.errors import ConfigError, DataError
+from storage.batches.reader import BatchReader
 from storage.dataset import Dataset
 from storage.join import join
-from storage.reader import BatchReader
-from storage.rows import read_rows
+from storage.rows.pick import read_rows
 from storage.schema import Level
 from tests.feature_store import LEVELS, fill, make_batch, make_dataset, make_recipe
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.bench import SUBJECT, UNTRAINED, Features, FeatureSets, Split
-from distill.config import StudentConfig
-from distill.representations import pixels, student_extractor
-from distill.students import Student, build_student
-from pipeline.labelled import LabelledImages
+from distill.bench.bench import SUBJECT, UNTRAINED, Features, FeatureSets, Split
+from distill.bench.representations import pixels, student_extractor
+from distill.configs.train import StudentConfig
+from distill.students.student import Student, build_student
+from pipeline.images.labelled import LabelledImages
 from tests.unit.pipeline.masked_shapes import shapes
 
 CLASSES = ["ground", "bright", "dark"]
@@ -33,7 +33,7 @@ def labelled(count: int, *, seed: int) -> LabelledImages:
 
 
 class ShapeBench:
-    """Stand in for `distill.bench.StudentBench`; see `distill.bench.Bench`."""
+    """Stand in for `distill.bench.bench.StudentBench`; see `distill.bench.bench.Bench`."""
 
     def __init__(self, folder: Path, *, train: int = 48, heldout: int = 24) -> None:
         self.names, self.device = ["pixels", UNTRAINED, SUBJECT], torch.device("cpu")

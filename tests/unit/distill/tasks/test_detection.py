@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.bench import SUBJECT
-from distill.config import OptimizerConfig
-from distill.tasks.configs import DetectionConfig
+from distill.bench.bench import SUBJECT
+from distill.configs.tasks import DetectionConfig
+from distill.configs.train import OptimizerConfig
 from distill.tasks.detection import (
     CocoImages,
     Detection,

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench import SUBJECT, UNTRAINED
-from distill.config import OptimizerConfig, StudentConfig
-from distill.students import build_student
-from distill.tasks.configs import FinetuneConfig
+from distill.bench.bench import SUBJECT, UNTRAINED
+from distill.bench.fitting import fit, layer_depths
+from distill.configs.tasks import FinetuneConfig
+from distill.configs.train import OptimizerConfig, StudentConfig
+from distill.students.student import build_student
 from distill.tasks.finetune import Classifier, Finetune, dropping
-from distill.tasks.fitting import fit, layer_depths
 from dreamshard.errors import ConfigError, DreamshardError
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.tasks.configs import KnnConfig
+from distill.configs.tasks import KnnConfig
 from distill.tasks.knn import Knn, knn_classes
 from dreamshard.errors import DataError
 from tests.unit.distill.tasks.shape_bench import ShapeBench

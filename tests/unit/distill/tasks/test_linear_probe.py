@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.bench import SUBJECT, UNTRAINED
-from distill.tasks.configs import (
+from distill.bench.bench import SUBJECT, UNTRAINED
+from distill.configs.tasks import (
     BigBiGanProbeConfig,
     FrozenProbeConfig,
     LinearProbeConfig,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from distill.bench import SUBJECT, UNTRAINED
-from distill.config import OptimizerConfig
-from distill.heads import FcnHead, UperHead, save_head
-from distill.tasks.configs import SegmentationConfig
+from distill.bench.bench import SUBJECT, UNTRAINED
+from distill.configs.tasks import SegmentationConfig
+from distill.configs.train import OptimizerConfig
+from distill.modules.heads import FcnHead, UperHead, save_head
 from distill.tasks.segmentation import (
     COUNTS,
     PICTURE,

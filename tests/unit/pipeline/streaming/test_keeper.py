@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import ConfigError
-from pipeline.stream import Share, StreamReader
+from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.live import LiveTransport
 from pipeline.streaming.resolve import resolve_stream
 from pipeline.streaming.server import Server
 from storage.dataset import Dataset
-from storage.verify import verify_dataset
+from storage.verbs.verify import verify_dataset
 from tests.stream_runs import make_offline
-from tests.unit.pipeline.test_stream import take
+from tests.unit.pipeline.streaming.test_client import take
 
 Configure = Callable[..., StreamConfig]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.streaming.order import Mix, Order, stand_ins
-from storage.positions import PositionStream
+from storage.batches.positions import PositionStream
 
 SHUFFLES = ("full", "runs", "none")
 

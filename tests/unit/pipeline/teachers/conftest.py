@@ -11,7 +11,7 @@ import torch
 
 import dreamshard
 from pipeline.teachers.base import Mode, Scalar, TeacherConfig
-from pipeline.teachers.diffusion import DiffusionTeacher
+from pipeline.teachers.diffusion.teacher import DiffusionTeacher
 from storage.schema import Pins
 
 UNET = {

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dreamshard.errors import DataError
-from storage.codecs import CODECS, find_codec
 from storage.codecs.base import Codec, LearnedCodec
 from storage.codecs.integers import num_groups, pack, unpack
 from storage.codecs.lowrank import LowRankCodec
+from storage.codecs.table import CODECS, find_codec
 from storage.schema import Level
 
 LEVEL = Level("up", "feature", "up", 0, 0, "", 4, (3, 2, 5), "float32")

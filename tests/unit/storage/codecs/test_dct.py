@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dreamshard.errors import DataError
-from storage.codecs import find_codec
 from storage.codecs.base import LearnedCodec
 from storage.codecs.dct import DctCodec
 from storage.codecs.quantiser import allocate_bits, distortion, gaussian_book
+from storage.codecs.table import find_codec
 from storage.codecs.transform import dct_matrix, map_shape
 from storage.schema import Level
 

@@ -1,0 +1,1 @@
+"""What tasks share: representations, batches, read-outs; imports `students` and `training`."""

@@ -1,0 +1,76 @@
+"""Batches of labelled images on a device: normalised as a student wants them, in a seeded order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dreamshard.errors import DataError
+from dreamshard.rng import generator
+from pipeline.images.labelled import LabelledImages, LazyImages
+
+if TYPE_CHECKING:
+    from distill.students.student import Student
+
+Images = LabelledImages | LazyImages
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def normalised(images: np.ndarray, *, student: Student, device: torch.device) -> Tensor:
+    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) on a device, normalised for a student."""
+    shift = torch.tensor([255 * m for m in student.mean], device=device).view(1, 3, 1, 1)
+    scale = torch.tensor([255 * s for s in student.std], device=device).view(1, 3, 1, 1)
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    return pixels.to(torch.float32).sub_(shift).div_(scale)
+
+
+def on_device(network: Network, device: torch.device) -> Network:
+    """Move a network to where it is trained, in the order that batches of `normalised` have."""
+    moved: Network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore
+    return moved
+
+
+def endless_rows(rows: np.ndarray, *, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield batches of row numbers without end: every row once per epoch, reshuffled each.
+
+    Batches straddle epochs; a batch larger than the set repeats rows.
+
+    Args:
+        rows: int64 (N,), to choose from.
+        batch_size: rows per batch.
+        seed: of the order.
+    """
+    waiting = np.empty(0, np.int64)
+    epoch = 0
+    while True:
+        while len(waiting) < batch_size:
+            order = generator(seed, epoch, 0, "evaluation-order").permutation(len(rows))
+            waiting = np.concatenate([waiting, rows[order]])
+            epoch += 1
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def labels_of(images: Images, *, split: str) -> np.ndarray:
+    """Return the labels of all images, int64 (N,).
+
+    Raises:
+        DataError: images without labels.
+    """
+    labels = images.labels
+    if labels is None or (labels < 0).any():
+        raise DataError(
+            f"{split}_images: got images without labels, allowed labelled ones. Set source's "
+            "label_column or class_folders."
+        )
+    return labels
+
+
+def ordered_rows(total: int, *, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the row numbers 0..total-1 in order, the last batch as short as it is."""
+    for first in range(0, total, batch_size):
+        yield np.arange(first, min(first + batch_size, total))

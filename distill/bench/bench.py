@@ -1,0 +1,194 @@
+"""What the tasks of one evaluation share: images, features, networks; made when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from dreamshard.progress import Progress
+from pipeline.images.labelled import LabelledImages, LazyImages
+
+if TYPE_CHECKING:
+    import torch
+
+    from distill.bench.representations import Extractor
+    from distill.configs.evaluate import EvaluateConfig
+    from distill.configs.student import StudentConfig
+    from distill.students.export import StudentCard
+    from distill.students.student import Student
+    from pipeline.images.source import ImageSource
+
+Split = Literal["train", "heldout"]
+SUBJECT, UNTRAINED = "distilled student", "random student"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Hold one representation of all images.
+
+    Args:
+        train: float (N, D), of the training images.
+        heldout: float (M, D), of the held-out images.
+    """
+
+    train: np.ndarray
+    heldout: np.ndarray
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """Hold every representation of the same images, and their labels.
+
+    Args:
+        representations: by name; the subject of the evaluation comes last.
+        train_labels: int64 (N,).
+        heldout_labels: int64 (M,).
+    """
+
+    representations: Mapping[str, Features]
+    train_labels: np.ndarray
+    heldout_labels: np.ndarray
+
+
+class Bench(Protocol):
+    """What a task may ask for."""
+
+    names: list[str]
+    """The representations, the subject last."""
+    device: torch.device
+    seed: int
+    image_size: tuple[int, int]
+    student_config: StudentConfig
+    """How the student was built."""
+    folder: Path
+    """Where pictures go."""
+    head: Path | None
+    """Folder of the student's head of label distillation, if it has one."""
+
+    @property
+    def features(self) -> FeatureSets:
+        """Every representation of all labelled images, extracted once."""
+        ...
+
+    @property
+    def networks(self) -> Mapping[str, Callable[[], Student]]:
+        """Name -> what builds a fresh copy of a student, in training mode; the subject last."""
+        ...
+
+    def images(self, split: Split) -> LabelledImages | LazyImages:
+        """Return the images of a split with labels and masks."""
+        ...
+
+
+class StudentBench:
+    """The bench of one student, as `dreamshard evaluate` uses it.
+
+    Args:
+        config: the evaluation.
+        student: trained.
+        card: its description.
+        extractors: representation -> what computes it.
+        image_size: (H, W) of the images that judge, in pixels.
+        folder: of the run.
+        device: where networks run.
+        head: folder with the student's logit head, if it has one.
+    """
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        *,
+        student: Student,
+        card: StudentCard,
+        extractors: Mapping[str, Extractor],
+        image_size: tuple[int, int],
+        folder: Path,
+        device: torch.device,
+        head: Path | None = None,
+    ) -> None:
+        self.names, self.device, self.seed = list(extractors), device, config.seed
+        self.image_size = image_size
+        self.folder, self.head, self.student_config = folder, head, card.config
+        self._config, self._student, self._card = config, student, card
+        self._extractors = extractors
+        self._images: dict[Split, LabelledImages | LazyImages] = {}
+
+    @cached_property
+    def features(self) -> FeatureSets:
+        """Every representation of all labelled images, extracted once."""
+        from distill.bench.representations import extract_all
+        from pipeline.images.inputs import ImageInput
+
+        config = self._config
+        inputs = [
+            ImageInput(
+                self._sources[split],
+                config=config.image,
+                image_size=self.image_size,
+                seed=config.seed,
+            )
+            for split in ("train", "heldout")
+        ]
+        counts = [source.num_samples or 0 for source in inputs]
+        with Progress("features", total=sum(counts)) as progress:
+            (train, train_labels), (heldout, heldout_labels) = (
+                extract_all(
+                    source,
+                    extractors=self._extractors,
+                    micro_batch=config.micro_batch,
+                    first_index=first,  # no two images get the same noise from the teacher
+                    progress=progress,
+                )
+                for source, first in zip(inputs, (0, counts[0]), strict=True)
+            )
+        both = {name: Features(train[name], heldout[name]) for name in self._extractors}
+        return FeatureSets(both, train_labels, heldout_labels)
+
+    @cached_property
+    def networks(self) -> Mapping[str, Callable[[], Student]]:
+        """Name -> what builds a fresh copy of a student, in training mode; the subject last."""
+        import copy
+
+        from distill.students.export import untrained_student
+
+        found: dict[str, Callable[[], Student]] = {}
+        if "random" in self._config.baselines:
+            found[UNTRAINED] = lambda: untrained_student(self._card).train()
+        found[SUBJECT] = lambda: copy.deepcopy(self._student).cpu().train()
+        return found
+
+    def facts(self) -> dict[str, object]:
+        """Return how many images and dimensions the features have, if any task asked for them."""
+        if "features" not in self.__dict__:
+            return {}
+        features = self.features
+        sizes = {name: both.train.shape[1] for name, both in features.representations.items()}
+        counts = {"train": len(features.train_labels), "heldout": len(features.heldout_labels)}
+        return {"images": counts, "dimensions": sizes}
+
+    def images(self, split: Split) -> LabelledImages | LazyImages:
+        """Return the images of a split with labels and masks; a small set is read once."""
+        if split not in self._images:
+            from pipeline.images.labelled import open_labelled
+
+            self._images[split] = open_labelled(
+                self._sources[split],
+                config=self._config.image,
+                size=self.image_size,
+                seed=self._config.seed,
+            )
+        return self._images[split]
+
+    @cached_property
+    def _sources(self) -> dict[Split, ImageSource]:
+        from pipeline.images.source import open_source
+
+        config = self._config
+        pairs: dict[Split, ImageSource] = {"train": open_source(config.train_images)}
+        pairs["heldout"] = open_source(config.heldout_images)
+        return pairs

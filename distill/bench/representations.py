@@ -1,0 +1,124 @@
+"""Representations of probe images: pixels, a teacher's pooled features, a student before and after.
+
+Shapes: N images, D features. Every extractor maps uint8 images (N, H, W, 3) and their numbers to
+float32 (N, D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from distill.students.export import StudentCard
+from distill.students.student import Student
+from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.images.inputs import ImageInput
+    from pipeline.teachers.base import Teacher
+
+Extractor = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def pixels(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return the pixels themselves, 0..1."""
+    return (images.reshape(len(images), -1) / np.float32(255)).astype(np.float32)
+
+
+def student_extractor(
+    student: Student, *, device: torch.device, pool: Literal["all", "last"] = "all"
+) -> Extractor:
+    """Pool each of a student's maps over space and join them, finest first.
+
+    Args:
+        student: put on the device and into evaluation mode.
+        device: where it runs.
+        pool: all maps, or the deepest alone.
+    """
+    student.to(device).eval()
+    mean = torch.tensor([255 * m for m in student.mean], device=device).view(1, 3, 1, 1)
+    std = torch.tensor([255 * s for s in student.std], device=device).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def extract(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+        maps = student((batch - mean) / std)[-1 if pool == "last" else 0 :]
+        return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
+
+    return extract
+
+
+def teacher_extractor(teacher: Teacher, *, card: StudentCard) -> Extractor:
+    """Pool the teacher's maps of the levels a student was trained on, in the same order.
+
+    Args:
+        teacher: loaded, to be given whole micro-batches.
+        card: the student's.
+
+    Raises:
+        ConfigError: a level of the student's that the teacher was not asked for, or another
+            teacher than the one it was distilled from.
+    """
+    names = [level.name for level in teacher.levels]
+    missing = [name for name in card.levels if name not in names]
+    if missing:
+        hint = "Give the teacher.levels, timesteps and draws of the encode recipe."
+        got = f"a teacher that records {', '.join(names)}"
+        allowed = f"one that records the student's levels {', '.join(card.levels)}"
+        raise ConfigError(Problem("teacher.levels", got, allowed, hint))
+    distilled = card.provenance.get("teacher")
+    if distilled != teacher.fingerprint:
+        hint = "Give the path of that teacher, or leave it out of --representations."
+        got, allowed = str(teacher.fingerprint), f"the student's own: {distilled}"
+        raise ConfigError(Problem("teacher.path", got, allowed, hint))
+
+    def extract(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        levels = teacher.encode(images, indices).levels
+        pooled = [levels[name].astype(np.float32).mean(axis=(2, 3)) for name in card.levels]
+        return np.concatenate(pooled, axis=1)
+
+    return extract
+
+
+def extract_all(
+    source: ImageInput,
+    *,
+    extractors: Mapping[str, Extractor],
+    micro_batch: int,
+    first_index: int,
+    progress: Progress,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Run every extractor over a source's images; unusable images are left out.
+
+    Args:
+        source: prepared images with labels.
+        extractors: by name.
+        micro_batch: images per call; the last call is padded.
+        first_index: number of the first image, which decides a teacher's noise.
+        progress: counts images.
+
+    Returns:
+        Features float32 (N, D) by name, and labels int64 (N,).
+
+    Raises:
+        DataError: images without labels.
+    """
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
+    labels = []
+    for work in source.works(0, source.num_samples or 0, micro_batch=micro_batch):
+        assert work.images is not None and work.valid is not None
+        if work.labels is None or (work.labels[work.valid] < 0).any():
+            raise DataError(
+                "train_images, heldout_images: got images without labels, allowed labelled ones: "
+                "a probe learns classes. Set source's label_column or class_folders."
+            )
+        labels.append(work.labels[work.valid])
+        for name, extract in extractors.items():
+            features = extract(work.images, work.indices + first_index)
+            rows[name].append(features[: work.count][work.valid])
+        progress.update(work.count)
+    return {name: np.concatenate(parts) for name, parts in rows.items()}, np.concatenate(labels)

@@ -1,0 +1,97 @@
+"""Settings of evaluation; no torch here, so that help and errors come at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.configs.tasks import (
+    DetectionConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LinearProbeConfig,
+    SegmentationConfig,
+)
+from distill.tables import name_problem
+from distill.tasks import TASKS
+from distill.tasks.few_label import FewLabelConfig
+from dreamshard.errors import Problem
+from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.teachers.base import TeacherConfig
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Measure what a trained student has learned."""
+
+    run_dir: str = "runs/evaluate"
+    """Folder of this run: results.json and what made it."""
+    student: str = "runs/train"
+    """Run folder of `dreamshard train`, or the folder of an exported student."""
+    tasks: list[str] = field(default_factory=lambda: ["few_label"])
+    """What to measure: few_label, linear_probe, knn, finetune, segmentation, detection, or
+    module:Class; settings are in the section of that name."""
+    baselines: list[Literal["pixels", "teacher", "random"]] = field(
+        default_factory=lambda: ["pixels", "teacher", "random"]
+    )
+    """Compare with: pixels, the teacher's pooled features, the student before training."""
+    seed: Seed = 0
+    """Seed of the label draws and of the teacher's noise."""
+    train_images: SourceConfig = field(default_factory=lambda: SourceConfig(split="train"))
+    """Labelled images that probes are fitted on."""
+    heldout_images: SourceConfig = field(default_factory=lambda: SourceConfig(split="heldout"))
+    """Labelled images that probes are judged on."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """How images are brought to size; size 0 for that of the student's training."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The student's own teacher, with the levels and timesteps it was distilled from."""
+    pool: Literal["all", "last"] = "all"
+    """A student's pooled features: of all its maps side by side, or of the deepest alone."""
+    few_label: FewLabelConfig = field(default_factory=FewLabelConfig)
+    """Settings of the task few_label."""
+    linear_probe: LinearProbeConfig = field(default_factory=LinearProbeConfig)
+    """Settings of the task linear_probe."""
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    """Settings of the task knn."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Settings of the task finetune."""
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    """Settings of the task segmentation."""
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    """Settings of the task detection."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where features are computed; auto: CUDA where there is one."""
+    micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
+    """Images per forward pass (count)."""
+
+    def task_settings(self, task: str) -> object | None:
+        """Return the section of a task; None for a task of the user's own."""
+        return {
+            "few_label": self.few_label,
+            "linear_probe": self.linear_probe,
+            "knn": self.knn,
+            "finetune": self.finetune,
+            "segmentation": self.segmentation,
+            "detection": self.detection,
+        }.get(task)
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        problems = [name_problem(task, table=TASKS, key="tasks") for task in self.tasks]
+        found = [problem for problem in problems if problem is not None]
+        if "segmentation" in self.tasks and not self.segmentation.classes:
+            hint = "Name the classes of the masks, in order of their numbers."
+            found.append(Problem("segmentation.classes", "[]", "two names or more", hint))
+        if "detection" in self.tasks:
+            found += [
+                Problem(f"detection.{key}", "nothing", "a path")
+                for key in ("train_annotations", "heldout_annotations")
+                if not getattr(self.detection, key)
+            ]
+        if self.image.views != 1:
+            found.append(Problem("image.views", str(self.image.views), "1: a probe sees each once"))
+        return found

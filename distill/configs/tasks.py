@@ -1,0 +1,218 @@
+"""Settings of the evaluation tasks, one section each, named as in `distill.tasks.TASKS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.configs.train import OptimizerConfig
+from dreamshard.errors import Problem
+
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(kw_only=True)
+class SimSiamProbeConfig:
+    """SimSiam's linear probe: LARS on the pooled features of augmented images."""
+
+    epochs: Count = 90
+    """Passes over the training images (count); 90 published."""
+    batch_size: Count = 4096
+    """Images per step (count); 4096 published."""
+    lr: Positive = 0.02
+    """Learning rate for 256 images: the peak is lr x batch_size / 256; 0.02 in DreamTeacher."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum."""
+
+
+@dataclass(kw_only=True)
+class BigBiGanProbeConfig:
+    """BigBiGAN's linear probe: Adam at several rates, zero initial weights, averaged weights."""
+
+    steps: Count = 100_000
+    """Optimiser steps (count); 100 000 published, 5 000 for ablations."""
+    batch_size: Count = 2048
+    """Images per step (count)."""
+    lrs: list[Positive] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
+    """Learning rates to sweep, all at once on the same batches."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay of the averaged weights that are judged."""
+    selection: Count = 10_000
+    """Training images kept out to choose the rate on (count); at most a fifth of them."""
+    crelu: bool = True
+    """Judge BN+CReLU features (normalised, both signs rectified) beside the pooled ones."""
+
+
+@dataclass(kw_only=True)
+class FrozenProbeConfig:
+    """Logistic regression on features extracted once: standardised, L-BFGS, penalty chosen."""
+
+    penalties: list[Positive] = field(default_factory=lambda: [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+    """Candidates for the weight of the squared L2 norm, chosen on training images kept out."""
+    selection: Share = 0.1
+    """Share of the training images kept out to choose the penalty on."""
+    iterations: Count = 200
+    """Most L-BFGS iterations of a fit (count)."""
+
+
+@dataclass(kw_only=True)
+class LinearProbeConfig:
+    """Linear probes by published protocols."""
+
+    protocols: list[Literal["lbfgs", "simsiam", "bigbigan"]] = field(
+        default_factory=lambda: ["lbfgs"]
+    )
+    """lbfgs: frozen features, extracted once; simsiam and bigbigan: see their sections."""
+    augment: bool = True
+    """simsiam and bigbigan: random resized crops (area 0.08 to 1) and flips."""
+    lbfgs: FrozenProbeConfig = field(default_factory=FrozenProbeConfig)
+    """Settings of the protocol lbfgs."""
+    simsiam: SimSiamProbeConfig = field(default_factory=SimSiamProbeConfig)
+    """Settings of the protocol simsiam."""
+    bigbigan: BigBiGanProbeConfig = field(default_factory=BigBiGanProbeConfig)
+    """Settings of the protocol bigbigan."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        lists = {"protocols": self.protocols, "lbfgs.penalties": self.lbfgs.penalties}
+        lists["bigbigan.lrs"] = self.bigbigan.lrs
+        return [Problem(key, "[]", "at least one") for key, values in lists.items() if not values]
+
+
+@dataclass(kw_only=True)
+class KnnConfig:
+    """Nearest neighbours, exact."""
+
+    k: list[Count] = field(default_factory=lambda: [1, 5, 20, 200])
+    """Neighbours that vote, one column each (counts)."""
+    temperature: Weight = 0.1
+    """Votes weigh exp(similarity / temperature); 0: a plain majority, ties to the nearest."""
+    metric: Literal["cosine", "l1"] = "cosine"
+    """Cosine similarity, or the L1 distance of L1-normalised features (BigBiGAN's D1)."""
+    chunk: Count = 1024
+    """Held-out images compared at once (count); bounds memory, not the result."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        return [] if self.k else [Problem("k", "[]", "at least one number")]
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    """Training the whole backbone with a linear classifier on it."""
+
+    fractions: list[Share] = field(default_factory=lambda: [1.0])
+    """Shares of the training labels to use, drawn class by class; one column each."""
+    steps: Count = 1000
+    """Optimiser steps for each (count)."""
+    batch_size: Count = 128
+    """Images per step (count)."""
+    augment: bool = True
+    """Random resized crops and flips."""
+    smallest_crop: Share = 0.08
+    """Smallest area of a crop, as a share of the image."""
+    mixup: Weight = 0.1
+    """Mixup's alpha; 0: none. SparK's fine-tuning has 0.1."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Label smoothing."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of residual branches dropped while training (timm's drop_path_rate); 0.05 in SparK's
+    fine-tuning of ResNet-50."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9998
+    """Decay of the averaged weights that are judged, warmed up; 0: none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the training steps; weights stay float32, judging is float32."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser, learning rate, layer decay."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        found = [] if self.fractions else [Problem("fractions", "[]", "at least one share")]
+        if self.mixup and self.batch_size % 2:
+            allowed = "an even number: mixup makes pairs"
+            found.append(Problem("batch_size", str(self.batch_size), allowed, "Or set mixup to 0."))
+        return found
+
+
+@dataclass(kw_only=True)
+class SegmentationConfig:
+    """Semantic segmentation on the student's maps."""
+
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes, in order of their numbers in the masks."""
+    ignore: Annotated[int, Field(ge=0, le=255)] = 255
+    """Number in masks that stands for no class (void)."""
+    head: Literal["upernet", "fcn", "distilled"] = "upernet"
+    """Read-out: UPerNet, FCN on the deepest map, or the UPerNet head of label distillation."""
+    frozen: bool = False
+    """Train the head alone, on the frozen backbone."""
+    shots: list[CountOrNone] = field(default_factory=lambda: [0])
+    """Labelled training images, drawn by the seed, one column each (counts); 0: all."""
+    draw: Literal["random", "even"] = "random"
+    """Draw them at random, or at even distances through the source: frames of videos."""
+    steps: Count = 1000
+    """Optimiser steps for each (count); 20 000 in the paper's few-label settings."""
+    batch_size: Count = 8
+    """Images per step (count)."""
+    width: Annotated[int, Field(ge=8, le=4096)] = 256
+    """Channels inside the head."""
+    augment: bool = True
+    """Random scales, crops and flips."""
+    smallest_crop: Share = 0.25
+    """Smallest area of a crop, as a share of the image."""
+    pictures: CountOrNone = 4
+    """Held-out images shown with their masks in segmentation.png (count)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the training steps; weights stay float32, judging is float32."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimiser, learning rate, layer decay."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        found = []
+        if len(self.classes) > 0 and self.ignore < len(self.classes):
+            allowed = f"{len(self.classes)}..255: it is the number of a class"
+            found.append(Problem("ignore", str(self.ignore), allowed))
+        if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
+            found.append(Problem("classes", str(self.classes), "two names or more, each once"))
+        if not self.shots:
+            found.append(Problem("shots", "[]", "at least one number"))
+        return found
+
+
+@dataclass(kw_only=True)
+class DetectionConfig:
+    """Object detection and instance segmentation: torchvision's Mask R-CNN on the student."""
+
+    train_annotations: str = ""
+    """COCO JSON of the training images."""
+    train_folder: str = ""
+    """Folder of the training images."""
+    heldout_annotations: str = ""
+    """COCO JSON of the images judged on."""
+    heldout_folder: str = ""
+    """Folder of the images judged on."""
+    masks: bool = True
+    """Train and judge instance masks beside boxes."""
+    steps: Count = 90_000
+    """Optimiser steps (count); 90 000 of 16 images is the 1x schedule of COCO."""
+    batch_size: Count = 16
+    """Images per step (count)."""
+    size: Annotated[int, Field(ge=16, le=8192)] = 800
+    """Short side that images are brought to (pixels)."""
+    longest: Annotated[int, Field(ge=16, le=8192)] = 1333
+    """Longest side allowed (pixels)."""
+    width: Annotated[int, Field(ge=8, le=4096)] = 256
+    """Channels of the FPN."""
+    threads: Count = 4
+    """Threads that decode images (count)."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=1e-4, warmup=0.01)
+    )
+    """Optimiser, learning rate, layer decay."""

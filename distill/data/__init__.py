@@ -1,0 +1,1 @@
+"""Training batches from shards, stream or live teacher; imports `configs` and `losses`."""

@@ -1,0 +1,1 @@
+"""Heads and regressors that are trained and dropped; imports torch only."""

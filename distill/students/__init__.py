@@ -1,0 +1,1 @@
+"""Backbones, and the folders that keep them; imports `configs`."""

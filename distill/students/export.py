@@ -1,0 +1,307 @@
+"""Keep a trained student in a folder that timm, torchvision and the Hugging Face Hub understand.
+
+FOLDER/model.safetensors  the backbone under timm's own names (torchvision's, for its ResNets)
+FOLDER/config.json        timm's description: timm.create_model("local-dir:FOLDER") loads it
+FOLDER/pyramid.safetensors  the maps of a plain transformer, if it has them
+FOLDER/student.json       our description: what `load_student` rebuilds the student from
+FOLDER/README.md          the model card
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill.configs.student import StudentConfig
+from distill.methods import method_class
+from distill.students.backbones import is_ours
+from distill.students.model_card import model_card
+from distill.students.student import Student, build_student
+from distill.students.timm_names import full_names, whole_network
+from dreamshard.errors import DataError
+from dreamshard.permissions import apply_umask
+
+if TYPE_CHECKING:
+    from distill.configs.train import TrainConfig
+    from distill.data.open import TrainingSet
+    from distill.training.runlog import RunLog
+
+STUDENT_FOLDER = "student"
+WEIGHTS, PYRAMID, CARD = "model.safetensors", "pyramid.safetensors", "student.json"
+FORMAT_VERSION = 2
+
+
+@dataclass(kw_only=True)
+class StudentCard:
+    """Describe a trained student.
+
+    Args:
+        student: name and settings of the backbone, normalisation filled in.
+        strides, channels: of its maps, finest first.
+        levels: names of the teacher's levels it was trained on.
+        image_size: (H, W) it was trained at, in pixels.
+        seed: of its initial weights.
+        provenance: method, dataset, recipe keys, teacher, licence, steps.
+        metrics: the run's last figures by name.
+        untrained: parameters of the whole network that training did not touch.
+        format_version: of this description.
+    """
+
+    student: dict[str, Any]
+    strides: list[int]
+    channels: list[int]
+    levels: list[str]
+    image_size: list[int]
+    seed: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    untrained: list[str] = field(default_factory=list)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def config(self) -> StudentConfig:
+        """The student's settings, to build it from scratch and whole."""
+        return replace(
+            StudentConfig(**self.student),
+            pretrained=False,
+            frozen_stages=0,
+            grad_checkpointing=False,
+            compile="off",
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its training images, in pixels."""
+        return self.image_size[0], self.image_size[1]
+
+
+def keep_student(
+    student: Student, *, config: TrainConfig, training_set: TrainingSet, log: RunLog
+) -> None:
+    """Write a finished run's student, figures and next command into its folder."""
+    assert log.record is not None
+    dataset, run_dir = training_set.dataset, log.record.path
+    provenance = {
+        "method": config.method,
+        "settings": _settings(config),
+        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, weight decay "
+        f"{config.optimizer.weight_decay:g}",
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "student_images": config.steps * config.batch_size * method_class(config).views,
+        "ema": config.ema,
+        "dataset": dataset.url,
+        "content_key": dataset.recipe.content_key,
+        "snapshot": training_set.snapshot.version,
+        "samples": training_set.snapshot.num_valid,
+        "source": dataset.recipe.content.get("source"),
+        "teacher": dataset.recipe.content.get("teacher"),
+        "licence": dataset.about.licence,
+    }
+    folder = export_student(
+        student,
+        run_dir / STUDENT_FOLDER,
+        config=config.student,
+        levels=[level.name for level in training_set.levels],
+        image_size=training_set.image_size,
+        seed=config.seed,
+        provenance=provenance,
+        metrics=log.figures,
+    )
+    passes = provenance["student_images"]
+    log.record.stats(steps=config.steps, student=str(folder), student_images=passes, **log.figures)
+    log.record.finish(_next_command(run_dir, source=provenance["source"]))
+
+
+def _next_command(run_dir: Path, *, source: object) -> str:
+    """Spell how to judge the student; only of the digits we know where held-out images are."""
+    command = f"dreamshard evaluate --student {run_dir}"
+    kind = source.get("kind") if isinstance(source, dict) else None
+    if kind == "digits":
+        return command
+    images = f"--train_images.kind {kind} --train_images.path TRAIN" if kind != "latents" else ""
+    images = images or "--train_images.kind folder --train_images.path TRAIN"
+    held = images.replace("train_images", "heldout_images").replace("TRAIN", "HELDOUT")
+    return f"{command} --baselines [random] {images} {held}"
+
+
+def _settings(config: TrainConfig) -> str:
+    """Say how the method learned, as far as a reader of the card wants to know."""
+    if config.method != "dreamteacher":
+        return ""
+    told = config.dreamteacher
+    words = [f"mode {told.mode}"]
+    if told.mode != "label":
+        words += [
+            f"regressor {told.regressor} of width {told.width}",
+            f"weights MSE {told.mse_weight:g}, AT {told.attention_weight:g}",
+        ]
+    if told.mode != "feature":
+        words.append(f"labels {told.label_weight:g} at temperature {told.temperature:g}")
+    return ", ".join(words)
+
+
+def export_student(
+    student: Student,
+    folder: Path,
+    *,
+    config: StudentConfig,
+    levels: Sequence[str],
+    image_size: tuple[int, int],
+    seed: int,
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a student's folder, whole or not at all, replacing an older one.
+
+    Args:
+        student: whose backbone is kept.
+        folder: where to.
+        config: what it was built from.
+        levels: names of the levels it was trained on.
+        image_size: (H, W) in pixels.
+        seed: of its initial weights.
+        provenance: whatever tells where it came from, fit for JSON.
+        metrics: figures for the model card, fit for JSON.
+    """
+    settings = asdict(config) | {"mean": list(student.mean), "std": list(student.std)}
+    card = StudentCard(
+        student=settings,
+        strides=list(student.strides),
+        channels=list(student.channels),
+        levels=list(levels),
+        image_size=list(image_size),
+        seed=seed,
+        provenance=dict(provenance),
+        metrics=dict(metrics or {}),
+    )
+    part = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    weights = _weights(student.backbone)
+    if not is_ours(config.name):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # parts that the student has not are the same every time
+            network = whole_network(card.config, image_size=image_size, device="cpu")
+        weights, card.untrained = _whole_weights(weights, network)
+        _write_timm_config(network, part / "config.json", card=card)
+    save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
+    if student.neck is not None:
+        save_file(_weights(student.neck), part / PYRAMID, metadata={"format": "pt"})
+    (part / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    (part / "README.md").write_text(model_card(card), encoding="utf-8")
+    for path in part.iterdir():
+        apply_umask(path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return folder
+
+
+def read_card(path: Path) -> tuple[StudentCard, Path]:
+    """Read a student's description.
+
+    Args:
+        path: the student's folder, or the run folder that holds it.
+
+    Returns:
+        The description, and the folder it is in.
+
+    Raises:
+        DataError: no student there, or not one this version reads.
+    """
+    folder = next((f for f in (path, path / STUDENT_FOLDER) if (f / CARD).exists()), None)
+    if folder is None:
+        raise DataError(
+            f"{path}: got no trained student, allowed a run folder of `dreamshard train` or the "
+            "folder of an exported student. Is the training finished?"
+        )
+    try:
+        raw = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"format_version {raw.get('format_version')}, not {FORMAT_VERSION}")
+        return StudentCard(**raw), folder
+    except (ValueError, TypeError, AttributeError) as error:
+        path = folder / CARD
+        raise DataError(f"{path}: got {error}, allowed a student's card.") from error
+
+
+def load_student(path: Path) -> tuple[Student, StudentCard]:
+    """Rebuild a trained student, in evaluation mode.
+
+    Args:
+        path: the student's folder, or the run folder that holds it.
+
+    Raises:
+        DataError: no student there, or weights that do not fit its description.
+    """
+    card, folder = read_card(path)
+    student = untrained_student(card)
+    try:
+        weights = load_file(folder / WEIGHTS)
+        if not is_ours(card.config.name):
+            names = full_names(student.backbone.state_dict(), weights)
+            weights = {name: weights[full] for name, full in names.items()}
+        student.backbone.load_state_dict(weights)
+        if student.neck is not None:
+            student.neck.load_state_dict(load_file(folder / PYRAMID))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DataError(
+            f"{folder / WEIGHTS}: got weights that do not fit {CARD} ({error})."
+        ) from error
+    return student.eval(), card
+
+
+def untrained_student(card: StudentCard) -> Student:
+    """Build the same student as it was before training, in evaluation mode.
+
+    A student that started from published weights is built from scratch here.
+    """
+    return build_student(
+        card.config, strides=card.strides, seed=card.seed, image_size=card.size
+    ).eval()
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+
+
+def _whole_weights(
+    weights: Mapping[str, Tensor], network: nn.Module
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename to the whole network's names; fill what the student has not with its initial values.
+
+    Returns:
+        The whole network's weights, and the names of those filled in.
+    """
+    whole = _weights(network)
+    names = full_names(weights, whole)
+    missing = [name for name in weights if name not in names]
+    assert not missing, f"not in timm's network: {missing[:4]}"
+    trained = {full: weights[name] for name, full in names.items()}
+    filled = {name: value for name, value in whole.items() if name not in trained}
+    return trained | filled, sorted(filled)
+
+
+def _write_timm_config(network: nn.Module, path: Path, *, card: StudentCard) -> None:
+    from timm.models._hub import save_config_for_hf
+
+    data = {"input_size": (3, *card.size), "mean": tuple(card.student["mean"])}
+    data |= {"std": tuple(card.student["std"]), "crop_pct": 1.0}
+    save_config_for_hf(network, str(path), data_config=data)
+    description = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("tag", "license", "origin_url", "paper_ids"):
+        # These are of the published weights that timm lists under this name; ours are others.
+        description["pretrained_cfg"].pop(key, None)
+    path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,74 @@
+"""Explain a loss that is not finite: damaged features, or training that diverged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distill.training.optim import learning_rate
+from dreamshard.errors import DataError, DreamshardError
+from storage.rows.pick import read_rows
+from storage.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from distill.configs.train import TrainConfig
+    from distill.data.open import TrainingSet
+
+MAX_LISTED = 8
+
+
+def explain(
+    step: int,
+    index: np.ndarray,
+    *,
+    terms: Mapping[str, float],
+    training_set: TrainingSet,
+    config: TrainConfig,
+) -> DreamshardError:
+    """Look at the batch of the failed step and word what is wrong with it.
+
+    Args:
+        step: the first step that failed on any rank.
+        index: int64 (N,), sample numbers of this rank's batch in that step.
+        terms: this rank's loss terms and gradient norm in that step.
+        training_set: where the samples are from.
+        config: of the run.
+
+    Returns:
+        A DataError that names the samples whose features are not finite, or a DreamshardError that
+        names the batch.
+    """
+    snapshot = training_set.snapshot
+    index = np.sort(index)
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+    stored = isinstance(snapshot, Snapshot)
+    for level in training_set.levels if stored else ():
+        values = read_rows(snapshot, level.name, index).reshape(len(index), -1)
+        broken = index[~np.isfinite(values.astype(np.float32)).all(axis=1)]
+        if len(broken):
+            return DataError(
+                f"step {step}: {figures}, because level {level.name} is not finite in samples "
+                f"{_names(training_set, broken)}. Run `dreamshard verify {snapshot.url}`, then "
+                "encode them again."
+            )
+    looked = "with finite features" if stored else "on features that are gone (a stream)"
+    rate = learning_rate(
+        step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
+    )
+    return DreamshardError(
+        f"step {step}: {figures} at a learning rate of {rate:.3g}, {looked}. Its "
+        f"batch was samples {_names(training_set, index)}. Lower optimizer.lr or optimizer.clip, "
+        "or warm up longer (optimizer.warmup); the last checkpoint is from before."
+    )
+
+
+def _names(training_set: TrainingSet, index: np.ndarray) -> str:
+    shown = index[:MAX_LISTED]
+    text = ", ".join(map(str, shown.tolist()))
+    if isinstance(training_set.snapshot, Snapshot):
+        keys = training_set.snapshot.keys
+        text = ", ".join(f"{number} ({keys[number]})" for number in shown.tolist())
+    more = len(index) - len(shown)
+    return f"{text} and {more} more" if more else text

@@ -1,0 +1,155 @@
+"""Start a training process: device, number format, ranks; and end it cleanly."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dreamshard.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from distill.configs.train import TrainConfig
+    from distill.methods.base import Method
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Join the other ranks, if a launcher started any, on the device and format asked for.
+
+    Raises:
+        ConfigError: a device or format this machine has not, a batch the ranks cannot share, or
+            batch norm that this device cannot synchronise; all at once.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    # Whatever ran in this process before (another stage of a demo) may have chosen otherwise.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        hint = "Try --device auto."
+        raise ConfigError(Problem("device", "'cuda'", "cpu, as no CUDA device is visible", hint))
+    kind = _device_kind(config)
+    before = [_precision_problem(config, kind=kind), *_tracker_problems(config.trackers)]
+    if any(before):  # Accelerate would say it in words of its own
+        raise ConfigError([problem for problem in before if problem is not None])
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=list(config.trackers) or None,
+        project_dir=config.run_dir,
+    )
+    processes = accelerator.num_processes
+    problems = [
+        _sharding_problem(accelerator.distributed_type.value),
+        _batch_problem(config.batch_size, processes=processes, parts=config.accumulate),
+        _batchnorm_problem(config, kind=kind, processes=processes),
+    ]
+    found = [problem for problem in problems if problem is not None]
+    if found:
+        stop_accelerator(accelerator)
+        raise ConfigError(found)
+    return accelerator
+
+
+def stop_accelerator(accelerator: Accelerator) -> None:
+    """Leave the process group, if there is one."""
+    accelerator.end_training()
+
+
+def place(method: Method, *, config: TrainConfig, accelerator: Accelerator) -> None:
+    """Bring a method to its device and memory order, with synchronised batch norm where asked."""
+    several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+    if several_gpus and config.sync_batchnorm != "off":
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # replaces the layers inside
+    order = torch.channels_last if config.channels_last else torch.contiguous_format
+    method.to(accelerator.device, memory_format=order)  # pyright: ignore[reportCallIssue]
+    if config.student.compile != "off":
+        method.student.backbone.compile(mode=config.student.compile)
+
+
+def seed_step(seed: int, *, step: int, rank: int) -> None:
+    """Seed PyTorch for one step of one rank, so that a resumed run draws the same numbers."""
+    digest = hashlib.blake2b(f"train/{seed}/{step}/{rank}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "little") >> 1
+    # torch.manual_seed takes 0.4 ms to ask every kind of device, in use or not.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+
+
+def native_bf16(kind: str) -> bool:
+    """Tell whether a device computes in bfloat16, rather than imitating it slowly.
+
+    Args:
+        kind: "cpu" or "cuda".
+    """
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = torch.cpu
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+
+
+def _device_kind(config: TrainConfig) -> str:
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _precision_problem(config: TrainConfig, *, kind: str) -> Problem | None:
+    if config.precision == "fp16" and kind == "cpu":
+        allowed = "fp32 or bf16, as float16 with a scaled loss needs a GPU"
+        return Problem("precision", "'fp16'", allowed, "Try --precision fp32.")
+    if config.precision == "bf16" and not native_bf16(kind):
+        allowed = f"fp32, as this {kind} only imitates bf16, slowly"
+        return Problem("precision", "'bf16'", allowed, "Try --precision fp32.")
+    return None
+
+
+def _tracker_problems(trackers: Sequence[str]) -> list[Problem]:
+    """Say which trackers' packages are missing, before anything runs."""
+    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    return [
+        Problem(
+            "trackers",
+            f"{name!r}, which is not installed",
+            "trackers whose package is there",
+            f"Install it: pip install 'dreamshard[{name}]'.",
+        )
+        for name in missing
+    ]
+
+
+def _sharding_problem(kind: str) -> Problem | None:
+    """Refuse what shards the weights: a checkpoint must hold the whole of them."""
+    if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        return None
+    hint = "Run `accelerate config` again and choose neither FSDP nor DeepSpeed."
+    allowed = "data parallel: backbones fit on one GPU, and checkpoints hold whole weights"
+    return Problem("accelerate launch", f"distributed type {kind}", allowed, hint)
+
+
+def _batch_problem(batch_size: int, *, processes: int, parts: int = 1) -> Problem | None:
+    unit = processes * parts
+    share, rest = divmod(batch_size, unit)
+    if rest == 0 and share > 0:
+        return None
+    below, above = batch_size - rest, batch_size - rest + unit
+    near = " or ".join(str(value) for value in (below, above) if value > 0)
+    times = f" x {parts} parts (accumulate)" if parts > 1 else ""
+    allowed = (
+        f"a multiple of the {processes} processes{times} ({batch_size} = {unit} x {share} + {rest})"
+    )
+    return Problem("batch_size", str(batch_size), allowed, f"Try --batch_size {near}.")
+
+
+def _batchnorm_problem(config: TrainConfig, *, kind: str, processes: int) -> Problem | None:
+    if config.sync_batchnorm == "on" and processes > 1 and kind == "cpu":
+        allowed = "auto or off on CPUs, where PyTorch cannot synchronise batch norm"
+        return Problem("sync_batchnorm", "'on'", allowed, "Try --sync_batchnorm auto.")
+    return None

@@ -1,0 +1,103 @@
+"""The command line `dreamshard VERB ...`: find the verb's script and call its main.
+
+Nothing is imported before the verb is known, so that `dreamshard --help` answers at once and
+`dreamshard ls` works without torch or Ray.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from dreamshard import __version__
+from dreamshard.errors import ConfigError, Problem, run_main
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("dreamshard.console.demo:main", "go the whole road on handwritten digits, in minutes"),
+    "plan": (
+        "pipeline.request.plan_command:main",
+        "show samples, bytes, hours and bandwidth before spending them",
+    ),
+    "pretrain": ("pipeline.pretrain:main", "train a diffusion teacher on your own images"),
+    "interpret": ("pipeline.interpret:main", "teach a teacher's features to name what they show"),
+    "encode": ("pipeline.encode:main", "record a teacher's features of given images"),
+    "synthesize": (
+        "pipeline.synthesize:main",
+        "draw images from a teacher and record its features",
+    ),
+    "serve": ("pipeline.serve:main", "serve a teacher's features to trainers, while they train"),
+    "train": ("distill.train:main", "distil recorded features into a student backbone"),
+    "publish": ("distill.publish:main", "copy a trained student for timm, the Hub or ONNX"),
+    "evaluate": ("distill.evaluate:main", "measure what a student has learned"),
+    "report": ("dreamshard.console.report:main", "write an HTML report of runs and datasets"),
+    "ls": ("storage.verbs.commands:ls", "list the feature datasets under a folder or URL"),
+    "inspect": ("storage.verbs.commands:inspect", "show what a feature dataset holds"),
+    "inspect teacher": (
+        "pipeline.teachers.inspecting.command:main",
+        "show a teacher's taps: channels, map sizes, strides, cost",
+    ),
+    "verify": ("storage.verbs.commands:verify", "check a feature dataset against its digests"),
+    "export": (
+        "storage.verbs.export:main",
+        "copy a feature dataset into another format, codec or part",
+    ),
+    "gc": (
+        "storage.verbs.collect_commands:gc",
+        "list what may be removed under a folder, or remove it",
+    ),
+    "pin": ("storage.verbs.collect_commands:pin", "keep a feature dataset from being removed"),
+    "drop": ("storage.verbs.collect_commands:drop", "take samples out of a feature dataset"),
+    "doctor": (
+        "dreamshard.console.doctor:main",
+        "check this machine and name the next thing to fix",
+    ),
+}
+"""Verb -> (`module:function` of its main, what it does)."""
+
+
+def usage() -> str:
+    """Return the list of verbs."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    return f"""usage: dreamshard VERB [--config FILE] [--SETTING VALUE ...]
+
+Turn pretrained image generators into training data for image backbones.
+
+{chr(10).join(lines)}
+
+`dreamshard VERB --help` lists a verb's settings; `dreamshard demo` is the place to start.
+Exit codes: 0 done, 2 configuration, 3 data, 4 teacher, 130 interrupted, 1 anything else.
+"""
+
+
+def load_verb(verb: str) -> Callable[[Sequence[str]], int | None]:
+    """Import a verb's main.
+
+    Raises:
+        ConfigError: there is no such verb.
+    """
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"Did you mean `dreamshard {close[0]}`?" if close else "See `dreamshard --help`."
+        raise ConfigError(Problem("dreamshard", f"the verb {verb!r}", ", ".join(VERBS), hint))
+    module, _, function = VERBS[verb][0].partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run `dreamshard` with the given arguments (without the program's name)."""
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        return 0
+    if argv[0] == "--version":
+        sys.stdout.write(f"dreamshard {__version__}\n")
+        return 0
+    words = 2 if " ".join(argv[:2]) in VERBS else 1
+    return load_verb(" ".join(argv[:words]))(list(argv[words:]))
+
+
+def entry() -> int:
+    """Run `dreamshard` with the process's arguments; the console script."""
+    return run_main(main, sys.argv[1:])

@@ -1,0 +1,120 @@
+"""Sections of facts: headline numbers, what is on disk, how to make it again."""
+
+from __future__ import annotations
+
+from dreamshard import __version__
+from dreamshard.console.report.material import Material
+from dreamshard.console.report.page import (
+    Block,
+    Missing,
+    Row,
+    Section,
+    Table,
+    Tile,
+    missing,
+    plural,
+)
+from dreamshard.console.report.runs import folder_tree, format_bytes
+
+
+def tiles(material: Material) -> list[Tile]:
+    """Choose the headline numbers."""
+    found = []
+    if material.probe is not None:
+        rows, subject = material.probe["rows"], material.probe["subject"]
+        for shots, cell in rows[subject].items():
+            others = [row[shots]["mean"] for name, row in rows.items() if name != subject]
+            ahead = cell["mean"] - max(others) if others else 0.0
+            label = f"{subject}, {plural(shots, 'label')} per class"
+            if others:
+                label += f"; next best {max(others):.1f} ({ahead:+.1f})"
+            found.append(Tile(f"{cell['mean']:.1f}", label, "%", best=ahead > 0))
+    if material.dataset is not None:
+        from storage.verbs.inspect import summarize
+
+        facts = summarize(material.dataset, max_errors=0)
+        levels = plural(len(material.dataset.levels), "level")
+        size = format_bytes(facts.stored_bytes)
+        found.append(Tile(f"{facts.samples:,}", f"images with {levels} of features, {size}"))
+    if material.seconds:
+        total = sum(material.seconds.values())
+        stages = plural(len(material.seconds), "stage")
+        found.append(Tile(f"{total / 60:.1f}", f"for {stages}, on this machine", "min"))
+    return found
+
+
+def made(material: Material) -> Section:
+    """Show the folder tree and the facts of the dataset."""
+    section = Section(name="made", title="What is on disk")
+    section.blocks.append(Block(folder_tree(material.folder, depth=3)))
+    if material.dataset is None:
+        section.text = f"No feature dataset was found: `{missing('', 'encode').command}` makes one."
+        return section
+    from storage.verbs.inspect import describe, summarize
+
+    facts = summarize(material.dataset)
+    arrays = [
+        Row(
+            [
+                array.name,
+                array.kind or "as given",
+                str(array.stride or ""),
+                " × ".join(map(str, array.shape)) or "scalar",
+                array.codec if array.kind else array.dtype,
+                f"{array.stored_bytes:,}",
+                format_bytes(array.stored_bytes * facts.samples),
+            ]
+        )
+        for array in facts.arrays
+    ]
+    heads = ["array", "kind", "stride", "shape", "stored as", "bytes per image", "in all"]
+    units = plural(facts.units, "unit")
+    each = f"{material.dataset.samples_per_unit:,} images"
+    section.tables.append(Table(heads, arrays, title=f"{facts.url.rpartition('/')[2]}: arrays"))
+    about = [
+        ("state", f"{facts.samples:,} of {facts.requested:,} images, {facts.invalid:,} unusable"),
+        ("units", f"{units} of up to {each}, {facts.missing:,} missing"),
+        *describe(material.dataset),
+    ]
+    lines = [Row([what, value]) for what, value in about]
+    section.tables.append(Table(["", ""], lines, title="Its description", numeric=False))
+    return section
+
+
+def again(material: Material) -> Section:
+    """Show the commands, configurations and the environment."""
+    section = Section(name="again", title="How to make it again")
+    if not material.runs:
+        section.missing = Missing("No run folder was found.", "dreamshard demo")
+        return section
+    commands = [wrapped(run.commands[-1]) for run in material.runs.values() if run.commands]
+    section.blocks.append(Block("\n\n".join(commands), title="Commands"))
+    section.blocks += [
+        Block(run.config, title=f"{name}: the whole configuration", folded=True)
+        for name, run in material.runs.items()
+    ]
+    environment = list(material.runs.values())[-1].environment
+    machine = {key: value for key, value in environment.items() if not isinstance(value, dict)}
+    packages = environment.get("packages", {})
+    variables = environment.get("variables", {})
+    text = "\n".join(f"{key:<18} {value}" for key, value in [*machine.items(), *packages.items()])
+    section.blocks.append(Block(text, title="Machine and versions", folded=True))
+    if variables:
+        text = "\n".join(f"{key}={value}" for key, value in variables.items())
+        section.blocks.append(Block(text, title="Environment variables", folded=True))
+    return section
+
+
+def wrapped(command: str) -> str:
+    """Break a long command into lines that a shell reads as one."""
+    return command if len(command) <= 100 else command.replace(" --", " \\\n    --")
+
+
+def stamp(material: Material) -> str:
+    """Say on what machine and with which version the runs were made."""
+    environment = next((run.environment for run in material.runs.values()), {})
+    known = [str(environment[name]) for name in ("platform",) if name in environment]
+    if "cpus" in environment:
+        known.append(plural(environment["cpus"], "CPU"))
+    version = environment.get("packages", {}).get("dreamshard")
+    return " · ".join([*known, f"dreamshard {version or __version__}"])

@@ -1,0 +1,1 @@
+"""Ray: join a cluster or start one, and count; imports the ground only."""

@@ -1,0 +1,177 @@
+"""Join the Ray cluster there is, or start one inside this process for as long as the run takes."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamshard.errors import ConfigError, Problem
+from pipeline.request.config import RayConfig
+
+EMBEDDED = "embedded"
+OBJECT_STORE_BYTES = 256 << 20
+"""Of an embedded cluster: only the list of the source goes through it, never a feature."""
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_COLOR_PREFIX": "0",
+}
+EMBEDDED_ONLY = {
+    # Ray lowers the priority of its workers (nice 15); here they are the program the user started.
+    "RAY_worker_niceness": "0",
+    # Ray's switch for desktop systems: with it, every server binds to 127.0.0.1 and nothing else.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Fixed ports by default, on which two clusters of one host would clash.
+    "AUTOSCALER_METRIC_PORT": "0",
+    "DASHBOARD_METRIC_PORT": "0",
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What there is to run on."""
+
+    where: str
+    """`embedded`, or the address joined."""
+    nodes: tuple[Mapping[str, float], ...]
+    """Resources of each node that is alive, by Ray's names."""
+
+    @property
+    def num_gpus(self) -> float:
+        """Count the GPUs of all nodes."""
+        return sum(node.get("GPU", 0.0) for node in self.nodes)
+
+    def room(self, *, num_cpus: float, num_gpus: float, **resources: float) -> int:
+        """Count how many actors of that size fit, at least 1; none is split over two nodes."""
+        needs = {"CPU": num_cpus, **resources}
+        return max(1, sum(_fit(node, needs, num_gpus) for node in self.nodes))
+
+
+def _fit(node: Mapping[str, float], needs: Mapping[str, float], num_gpus: float) -> int:
+    """Count the actors that fit on one node."""
+    fits = [node.get(name, 0.0) / need for name, need in needs.items() if need]
+    if num_gpus:
+        # Several on one GPU or several GPUs each, but none split over two GPUs.
+        share = int(1 / num_gpus) if num_gpus < 1 else 1 / num_gpus
+        fits.append(share * node.get("GPU", 0.0))
+    return int(min(fits, default=1) + 1e-9)
+
+
+@contextmanager
+def cluster(
+    config: RayConfig,
+    *,
+    num_cpus: float,
+    num_gpus: float,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+    embedded: bool = False,
+) -> Iterator[Cluster]:
+    """Yield a cluster; leave it as it was found.
+
+    Args:
+        config: which one.
+        num_cpus: CPUs that an embedded one must offer at least (count).
+        num_gpus: GPUs asked for; 0 keeps an embedded one from looking for any.
+        object_store_bytes: of an embedded one.
+        embedded: the address is that of another process's embedded one, on this host.
+
+    Raises:
+        ConfigError: nobody answers at the address, or authentication fails.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS") or None
+    address = None if address == "local" else address
+    _set_environment(config, joining=address is not None, embedded=embedded)
+    import ray
+    from ray.exceptions import RayError
+
+    if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
+        yield describe("the session's own")
+        return
+    try:
+        if address is not None:
+            ray.init(address=address, **_LOGGING)
+        else:
+            _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
+    except (ConnectionError, RayError, RuntimeError) as error:
+        hint = (
+            "Start one with `ray start --head`, or leave it empty to run without a cluster. "
+            f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'unset')} here: it must be what "
+            "the cluster was started with."
+        )
+        if address is None:
+            hint = "`dreamshard doctor` looks for the reason."
+        got = f"{address or 'embedded'} ({type(error).__name__}: {error})"
+        raise ConfigError(Problem("ray.address", got, "a running Ray cluster", hint)) from error
+    try:
+        yield describe(address or EMBEDDED)
+    finally:
+        ray.shutdown()
+
+
+def worker_env(threads: int) -> dict[str, str]:
+    """Return the environment of an actor process: pinned threads, and where our code is."""
+    path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
+    count = str(threads)
+    return {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may sum in another order each time
+    }
+
+
+_LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+
+
+def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
+    import ray
+
+    ray.init(
+        address="local",  # without it, Ray joins whatever cluster it finds on this host
+        num_cpus=max(int(num_cpus), len(os.sched_getaffinity(0))),
+        num_gpus=None if num_gpus else 0,
+        object_store_memory=store,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        **_LOGGING,
+    )
+
+
+def _set_environment(config: RayConfig, *, joining: bool, embedded: bool = False) -> None:
+    """Decide what Ray reads from the environment, and read it again if Ray is imported already."""
+    before = dict(os.environ)
+    for name, value in (QUIET | EMBEDDED_ONLY if embedded or not joining else QUIET).items():
+        os.environ.setdefault(name, value)
+    if config.auth_mode is not None:
+        os.environ["RAY_AUTH_MODE"] = config.auth_mode
+    elif not joining:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not joining and os.environ.get("RAY_AUTH_MODE") == "token":
+        # In the environment, or Ray writes ~/.ray/auth_token, and every later `ray start` of this
+        # user demands a token.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+    if "ray" in sys.modules and before != os.environ and not sys.modules["ray"].is_initialized():
+        core = importlib.import_module("ray._raylet")
+        core.Config.initialize("")  # as Ray does when it changes the mode itself
+        if hasattr(core, "AuthenticationTokenLoader"):
+            core.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def describe(where: str) -> Cluster:
+    """Look at the cluster this process has joined, as it is now."""
+    import ray
+
+    nodes = (node.get("Resources", {}) for node in ray.nodes() if node.get("Alive"))
+    return Cluster(where, tuple(nodes))

@@ -1,0 +1,1 @@
+"""Images in: sources, decoding, cropping; imports `teachers.base`."""

@@ -1,0 +1,296 @@
+"""What an actor feeds its teacher with: images of a source, or nothing but sample numbers.
+
+Both kinds have the same face, so that the actor and the main path know no difference.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import xxhash
+
+from pipeline.images.source import ImageConfig, ImageSource, Record, fingerprint, prefix_digest
+from pipeline.teachers.base import Mode, Teacher
+from storage.schema import FeatureBatch
+
+READ_ATTEMPTS = 3
+READ_BACKOFF_S = 0.5
+"""First pause after a failed read; doubled each time."""
+NO_MASK = 255
+"""Value of a mask that the source does not have for a sample."""
+PREFETCH = 3
+"""Micro-batches decoded ahead of the teacher."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Work:
+    """One micro-batch for the teacher; the first `count` rows are real, the rest padding."""
+
+    offset: int
+    """First row's place in the unit."""
+    count: int
+    indices: np.ndarray
+    """int64 (micro_batch,)."""
+    digest: bytes
+    """Of the source's bytes that went in."""
+    images: np.ndarray | None = None
+    """uint8 (micro_batch, H, W, 3)."""
+    keys: list[str] = field(default_factory=list)
+    valid: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+class Input(Protocol):
+    """What decides which samples there are and what the teacher gets for each."""
+
+    mode: Mode
+    num_samples: int | None
+    """Samples there can be; None for a generator."""
+    has_labels: bool
+    has_masks: bool
+
+    def source(self) -> dict[str, object]:
+        """Identify the input for the recipe."""
+        ...
+
+    def image_rule(self) -> dict[str, object]:
+        """State for the recipe what is done to images."""
+        ...
+
+    def prefix_digest(self, count: int) -> str:
+        """Digest the first `count` entries, to recognise a source that grew."""
+        ...
+
+    def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
+        """Yield the micro-batches of samples [start, start + count), decoded ahead in a thread."""
+        ...
+
+    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        """Return one micro-batch of any samples, at most `micro_batch`; for one thread at a time.
+
+        Args:
+            samples: int64 (n,).
+            micro_batch: rows of the forward pass; padding fills the rest.
+            pool: threads that decode images.
+        """
+        ...
+
+    def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
+        """Run the teacher on one micro-batch and drop the padding."""
+        ...
+
+
+class LatentInput:
+    """Sample numbers alone: the teacher draws its latents from them."""
+
+    mode: Mode = "synthesize"
+    num_samples: int | None = None
+    has_masks = False
+
+    def __init__(self, *, image_size: tuple[int, int], has_labels: bool = False) -> None:
+        self.has_labels = has_labels
+        self._size = image_size
+
+    def source(self) -> dict[str, object]:
+        """Identify the input for the recipe: a generator has no source but its seed."""
+        return {"kind": "latents"}
+
+    def image_rule(self) -> dict[str, object]:
+        """State the image size; the generator makes images of it itself."""
+        return {"size": list(self._size), "range": "0..255"}
+
+    def prefix_digest(self, count: int) -> str:
+        """Return the one digest of any number of latents."""
+        return "latents"
+
+    def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
+        """Yield padded ranges of indices."""
+        for offset in range(0, count, micro_batch):
+            samples = start + offset + np.arange(min(micro_batch, count - offset))
+            yield Work(offset, len(samples), _padded(samples, micro_batch), b"")
+
+    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        """Return the padded sample numbers."""
+        return Work(0, len(samples), _padded(samples, micro_batch), b"")
+
+    def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
+        """Let the teacher draw the samples."""
+        return _rows(teacher.synthesize(work.indices), work.count)
+
+
+class ImageInput:
+    """Images of a source, prepared to the teacher's size, `views` samples each."""
+
+    mode: Mode = "encode"
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        config: ImageConfig,
+        image_size: tuple[int, int],
+        seed: int,
+        threads: int = 2,
+    ) -> None:
+        self._source, self._config = source, config
+        self._size, self._seed, self._threads = image_size, seed, threads
+        self.num_samples: int | None = len(source) * config.views
+        self.has_labels, self.has_masks = source.has_labels, source.has_masks
+
+    def source(self) -> dict[str, object]:
+        """Identify the source for the recipe."""
+        return fingerprint(self._source)
+
+    def image_rule(self) -> dict[str, object]:
+        """State size, resampling, crop, flip and views; settings without effect are left out."""
+        config = self._config
+        rule: dict[str, object] = {
+            "size": list(self._size),
+            "resize": config.resize,
+            "crop": config.crop,
+            "flip": config.flip,
+            "range": "0..255",
+            "views": config.views,
+        }
+        if config.views > 1:
+            rule["jitter"] = {"shift": config.shift, "scale": config.scale, "rotate": config.rotate}
+        return rule
+
+    def prefix_digest(self, count: int) -> str:
+        """Digest the first `count` entries of the source."""
+        return prefix_digest(self._source, count)
+
+    def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
+        """Yield prepared micro-batches; reading and decoding run ahead in threads."""
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
+        try:
+            starts = iter(range(0, count, micro_batch))
+            window = []
+            for offset in starts:
+                real = min(micro_batch, count - offset)
+                samples = start + offset + np.arange(real)
+                window.append(ahead.submit(self._prepare, pool, samples, offset, micro_batch))
+                if len(window) > PREFETCH:
+                    yield window.pop(0).result()
+            while window:
+                yield window.pop(0).result()
+        finally:
+            ahead.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        """Return the images of any samples, prepared."""
+        return self._prepare(pool, samples, 0, micro_batch)
+
+    def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
+        """Let the teacher see the images; add what the source knows of them."""
+        assert work.images is not None and work.valid is not None
+        batch = _rows(teacher.encode(work.images, work.indices), work.count)
+        batch.image, batch.key, batch.valid = work.images[: work.count], work.keys, work.valid
+        batch.label, batch.mask, batch.error = work.labels, work.masks, work.errors
+        return batch
+
+    def _prepare(
+        self, pool: ThreadPoolExecutor, samples: np.ndarray, offset: int, micro_batch: int
+    ) -> Work:
+        count, indices = len(samples), _padded(samples, micro_batch)
+        real = indices[:count].tolist()
+        views = self._config.views
+        originals = sorted({index // views for index in real})
+        records = dict(zip(originals, read_retrying(self._source, originals), strict=True))
+        images = np.zeros((micro_batch, *self._size, 3), np.uint8)
+        masks = np.full((count, *self._size), NO_MASK, np.uint8) if self.has_masks else None
+        work = Work(offset, count, indices, _digest(records), images=images, masks=masks)
+        work.valid = np.ones(count, bool)
+        rows = [(row, index, records[index // views]) for row, index in enumerate(real)]
+        for row, error in pool.map(lambda sample: self._fill(work, *sample), rows):
+            if error:
+                work.valid[row] = False
+                work.errors[row] = error
+        suffixes = [f".v{index % views}" if views > 1 else "" for index in real]
+        work.keys = [sample[2].key + suffix for sample, suffix in zip(rows, suffixes, strict=True)]
+        if self.has_labels:
+            work.labels = np.array([record.label for _, _, record in rows], np.int64)
+        return work
+
+    def _fill(self, work: Work, row: int, index: int, record: Record) -> tuple[int, str]:
+        """Decode one sample into its row; return why not, if not."""
+        from pipeline.images.prepare import InvalidImageError, decode, decode_mask, prepare
+
+        assert work.images is not None
+        try:
+            image = decode(record.data)
+            work.images[row] = prepare(
+                image, config=self._config, size=self._size, seed=self._seed, index=index
+            )
+            if work.masks is not None and record.mask is not None:
+                mask = decode_mask(record.mask)
+                if mask.size != image.size:
+                    raise InvalidImageError(f"mask of {mask.size}, image of {image.size}")
+                work.masks[row] = prepare(
+                    mask,
+                    config=self._config,
+                    size=self._size,
+                    seed=self._seed,
+                    index=index,
+                    mask=True,
+                )
+        except InvalidImageError as error:
+            work.images[row] = 0
+            return row, f"{record.key}: {error}"
+        return row, ""
+
+
+def read_retrying(source: ImageSource, indices: list[int]) -> list[Record]:
+    """Read records; retry storage errors, which say nothing about the images.
+
+    Raises:
+        OSError: if every attempt failed.
+    """
+    for attempt in range(1, READ_ATTEMPTS + 1):
+        try:
+            return source.read(indices)
+        except OSError as error:
+            if attempt == READ_ATTEMPTS:
+                raise
+            log.warning("read failed (%s), attempt %d of %d", error, attempt, READ_ATTEMPTS)
+            time.sleep(READ_BACKOFF_S * 2 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def _padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:
+    """Return the samples, the last one repeated up to the micro-batch, int64 (micro_batch,)."""
+    return samples[np.minimum(np.arange(micro_batch), len(samples) - 1)].astype(np.int64)
+
+
+def _rows(batch: FeatureBatch, count: int) -> FeatureBatch:
+    """Drop the padding rows of a teacher's answer."""
+    batch.index, batch.key, batch.valid = (
+        batch.index[:count],
+        batch.key[:count],
+        batch.valid[:count],
+    )
+    batch.image = None if batch.image is None else batch.image[:count]
+    batch.label = None if batch.label is None else batch.label[:count]
+    batch.levels = {name: values[:count] for name, values in batch.levels.items()}
+    return batch
+
+
+def _digest(records: dict[int, Record]) -> bytes:
+    digest = xxhash.xxh3_128()
+    for record in records.values():
+        digest.update(record.key.encode())
+        for part in (record.data, record.mask):
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else part or b"\0")
+    return digest.digest()

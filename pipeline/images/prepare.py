@@ -1,0 +1,176 @@
+"""Turn what a source holds into the pixels a teacher takes, by stated rules; make views of them.
+
+Rules. Formats: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM (first frame). EXIF orientation is ignored, as
+in torchvision and the published pipelines. Grey is repeated, alpha is dropped, CMYK and palettes
+are converted by Pillow; 16-bit grey keeps its upper 8 bits. Size: the short side is fitted, the
+long side is `int(size * long / short)`, the crop starts at `round((long - size) / 2)`; an image
+already of the size is not resampled. Masks follow the same geometry with nearest neighbour and keep
+their numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from dreamshard.rng import uniform
+from pipeline.images.source import ImageConfig
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""No others: some of Pillow's readers start programs (EPS) or are rarely exercised."""
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit against decompression bombs; it warns there, here it is an invalid image."""
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "adm": Image.Resampling.BICUBIC,
+}
+
+
+class InvalidImageError(ValueError):
+    """Say why an image cannot be used; it becomes a row with `valid = False`."""
+
+
+def decode(data: bytes | np.ndarray | None) -> Image.Image:
+    """Decode untrusted bytes, or wrap an array, as an RGB image.
+
+    Raises:
+        InvalidImageError: whatever is wrong with it.
+    """
+    try:
+        image = _open(data)
+        image.load()
+        return _to_rgb(image)
+    except InvalidImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen types on hostile bytes
+        raise InvalidImageError(f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def decode_mask(data: bytes | np.ndarray) -> Image.Image:
+    """Decode a mask (grey or palette numbers, uint8) as a one-channel image."""
+    try:
+        image = _open(data)
+        image.load()
+    except InvalidImageError:
+        raise
+    except Exception as error:
+        raise InvalidImageError(f"mask: {type(error).__name__}: {error}"[:200]) from error
+    if image.mode not in ("L", "P", "1"):
+        raise InvalidImageError(f"mask: mode {image.mode}, expected one channel of 8 bits")
+    # Through an array: a palette image would be resampled as colours otherwise.
+    return Image.fromarray(np.asarray(image).astype(np.uint8))
+
+
+def fit(
+    image: Image.Image, *, config: ImageConfig, size: tuple[int, int], mask: bool = False
+) -> Image.Image:
+    """Bring an image to (height, width) by the rules above."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    filter_ = Image.Resampling.NEAREST if mask else FILTERS[config.resize]
+    if config.crop == "squash":
+        return image.resize((width, height), filter_)
+    if config.resize == "adm" and not mask:
+        while min(image.size) >= 2 * min(size):
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    ratio = max(width / image.width, height / image.height)
+    wide, high = max(width, int(image.width * ratio)), max(height, int(image.height * ratio))
+    image = image.resize((wide, high), filter_)
+    left, top = round((wide - width) / 2), round((high - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def jitter(
+    image: Image.Image, draws: Sequence[float], *, config: ImageConfig, mask: bool = False
+) -> Image.Image:
+    """Shift, scale and rotate an image about its centre; its edge is repeated where it ends.
+
+    Args:
+        image: any size.
+        draws: four numbers in [0, 1) for shift right, shift down, scale and rotation.
+    """
+    right, down, size, turn = (2 * draw - 1 for draw in draws)
+    width, height = image.size
+    shift = (right * config.shift * width, down * config.shift * height)
+    scale = 1 + size * config.scale
+    angle = math.radians(turn * config.rotate)
+    # As far out as a corner can come from.
+    reach = math.hypot(width, height) / (2 * (1 - config.scale)) + math.hypot(*shift)
+    pad = max(0, math.ceil(reach - min(width, height) / 2) + 2)
+    padded = Image.fromarray(_extend(np.asarray(image), pad))
+    # Pillow maps output pixel centres to input: x = a u + b v + c. Inverse of rotate, scale, shift.
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    centre_x, centre_y = width / 2 + shift[0], height / 2 + shift[1]
+    offset_x = pad + width / 2 - cos * centre_x - sin * centre_y
+    offset_y = pad + height / 2 + sin * centre_x - cos * centre_y
+    matrix = (cos, sin, offset_x, -sin, cos, offset_y)
+    filter_ = Image.Resampling.NEAREST if mask else Image.Resampling.BICUBIC
+    return padded.transform((width, height), Image.Transform.AFFINE, matrix, filter_)
+
+
+def view_draws(seed: int, index: int) -> np.ndarray:
+    """Draw a sample's five numbers, float64 (5,) in [0, 1): four for `jitter`, one for the flip."""
+    return uniform(seed, [index], 0, "view", (5,))[0]
+
+
+def prepare(
+    image: Image.Image,
+    *,
+    config: ImageConfig,
+    size: tuple[int, int],
+    seed: int,
+    index: int,
+    mask: bool = False,
+) -> np.ndarray:
+    """Make sample `index` of an image: fitted, jittered unless it is view 0, flipped if drawn.
+
+    Returns:
+        uint8 (H, W, 3), or (H, W) for a mask.
+    """
+    fitted = fit(image, config=config, size=size, mask=mask)
+    view = index % config.views
+    if view or config.flip == "random":
+        draws = view_draws(seed, index)
+        if view:
+            fitted = jitter(fitted, draws[:4].tolist(), config=config, mask=mask)
+        if config.flip == "random" and draws[4] < 0.5:
+            fitted = fitted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(fitted, np.uint8)
+
+
+def _extend(array: np.ndarray, pad: int) -> np.ndarray:
+    """Repeat the edge `pad` times on every side; np.pad takes ten times as long."""
+    rows, columns = (np.arange(-pad, size + pad).clip(0, size - 1) for size in array.shape[:2])
+    return array.take(rows, axis=0).take(columns, axis=1)
+
+
+def _open(data: bytes | np.ndarray | None) -> Image.Image:
+    if data is None or len(data) == 0:
+        raise InvalidImageError("empty: the source has no bytes for it")
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8:
+            raise InvalidImageError(f"array of {data.dtype}, expected uint8")
+        return Image.fromarray(data[..., 0] if data.ndim == 3 and data.shape[2] == 1 else data)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise InvalidImageError(f"{image.width}x{image.height} pixels, limit {MAX_PIXELS:,}")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise InvalidImageError("32-bit grey has no stated range, expected 8 or 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise InvalidImageError("float pixels have no stated range, expected 8 or 16 bits")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,1 @@
+"""One kind of image source per file; imports `pipeline.images.source`."""

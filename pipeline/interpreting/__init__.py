@@ -1,1 +1,0 @@
-"""Parts of `dreamshard interpret`: the loss, and the features that an interpreter is fitted to."""

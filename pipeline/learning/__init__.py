@@ -1,0 +1,1 @@
+"""Networks that this package itself trains; imports `teachers` and `images`."""

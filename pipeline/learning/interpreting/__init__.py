@@ -1,0 +1,1 @@
+"""Train an interpreter of a teacher's features; imports `teachers` and `images`."""

@@ -1,0 +1,1 @@
+"""Train a diffusion teacher; imports `teachers` and `images`."""

@@ -1,0 +1,166 @@
+"""Settings of teacher pretraining; the text under each field is its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dreamshard.errors import Problem
+from pipeline.images.source import ImageConfig, SourceConfig
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+SIZE_OF_DIGITS = 16
+
+
+@dataclass(kw_only=True)
+class UNetConfig:
+    """The network: a diffusers UNet2DModel."""
+
+    config: str = ""
+    """A config.json of a UNet2DModel to take as it is; empty to build one from the fields below."""
+    block_out_channels: Annotated[list[Count], Field(min_length=1)] = field(
+        default_factory=lambda: [32, 64, 64]
+    )
+    """Channels per resolution, finest first (count); each further entry halves the resolution."""
+    layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1
+    """Residual layers per resolution on the way down; one more on the way up (count)."""
+    attention_levels: list[CountOrNone] = field(default_factory=list)
+    """Resolutions with self-attention, 0 for the finest."""
+    attention_head_dim: Count = 8
+    """Channels per attention head (count)."""
+    norm_num_groups: Count = 8
+    """Groups of the group normalisation (count); must divide every width."""
+    time_scale_shift: Literal["default", "scale_shift"] = "default"
+    """How the timestep enters: added to the features, or scaling and shifting them (ADM)."""
+    resampling: Literal["conv", "resnet"] = "conv"
+    """Change of resolution by strided convolutions or by residual blocks (ADM)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of features dropped in training, 0 .. 1."""
+
+    def problems(self) -> list[Problem]:
+        """List settings that contradict each other."""
+        found = []
+        if self.config:
+            return found
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                allowed = f"a divisor of every width in {self.block_out_channels}"
+                found.append(Problem("norm_num_groups", str(self.norm_num_groups), allowed))
+                break
+        for level in self.attention_levels:
+            if level >= len(self.block_out_channels):
+                allowed = f"0..{len(self.block_out_channels) - 1}"
+                found.append(Problem("attention_levels", str(level), allowed))
+            elif self.block_out_channels[level] % self.attention_head_dim:
+                allowed = f"a divisor of {self.block_out_channels[level]}"
+                found.append(Problem("attention_head_dim", str(self.attention_head_dim), allowed))
+        return found
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """What the network learns."""
+
+    kind: Literal["epsilon", "v_prediction", "sample", "flow", "edm"] = "epsilon"
+    """Target: the noise, v (Salimans and Ho), the image, the flow's velocity, or EDM's mix."""
+    noise_schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
+    """Noise schedule of epsilon, v_prediction and sample; flow and edm have their own."""
+    timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
+    """Timesteps of the schedule (count)."""
+    min_snr: Annotated[float, Field(ge=0)] = 0.0
+    """Cap gamma of min-SNR loss weighting, 5 in the paper; 0 for none."""
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Train a diffusion teacher on your own images."""
+
+    out: str = "teachers/my-teacher"
+    """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""
+    run_dir: str = ""
+    """Folder for the record and the checkpoint of this run; empty for <out>/run."""
+    overwrite: bool = False
+    """Replace a different teacher that is already in the folder."""
+    licence: str = "unknown"
+    """Licence of the trained weights, recorded in their card and in datasets made with them."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """The images."""
+    image: ImageConfig = field(default_factory=lambda: ImageConfig(size=SIZE_OF_DIGITS))
+    """How images are brought to size; views above 1: every sample is a fresh jittered view."""
+    crop: CountOrNone = 0
+    """Side of the random window of each image that a step sees (pixels); 0 for whole images."""
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    """The network."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What the network learns."""
+    class_conditional: bool = False
+    """Condition the network on the source's labels."""
+    steps: Count = 600
+    """Optimiser steps (count)."""
+    batch_size: Count = 64
+    """Images per step over all processes (count)."""
+    lr: Positive = 1e-3
+    """Peak learning rate (AdamW)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    warmup_steps: CountOrNone = 50
+    """Steps of linear warm-up (count); a cosine down to floor follows."""
+    floor: Share = 0.02
+    """Learning rate at the end, as a share of the peak, 0 .. 1."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 for no clipping."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """Decay of the averaged weights that become the teacher, 0 .. 1; warmed up from 0.1."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the forward pass; auto is bfloat16 where the hardware has it natively."""
+    weights_dtype: Literal["float32", "float16"] = "float32"
+    """Number format of the finished weights; float16 halves the file, and they are computed with in
+    the teacher's own compute_dtype all the same."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    threads: CountOrNone = 0
+    """CPU threads (count); 0 for torch's choice."""
+    seed: int = 0
+    """Decides the initial weights, the order of images, the noise and the views."""
+    checkpoint_every: Count = 200
+    """Steps between checkpoints (count); a rerun goes on from the last one."""
+    sample_every: CountOrNone = 0
+    """Steps between sample grids (count); 0 for one at the end."""
+    num_samples: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Images in a sample grid (count)."""
+    sample_steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Sampler steps of the grid (count)."""
+    distance_every: CountOrNone = 0
+    """Steps between measurements of the proxy distance of samples to the images (count), and one at
+    the end; 0 for none."""
+    distance_samples: Annotated[int, Field(ge=2, le=50_000)] = 512
+    """Samples, and as many training images, that the distance compares (count)."""
+    distance_extractor: str = "pixels"
+    """Features compared: pixels, timm:MODEL[@FILE], or a module:function of your own."""
+
+    def problems(self) -> list[Problem]:
+        """List settings that contradict each other."""
+        found = []
+        if self.image.size == 0:
+            found.append(Problem("image.size", "0", "a size in pixels", "Try --image.size 32."))
+        stride = 2 ** (len(self.unet.block_out_channels) - 1)
+        sides = {"image.size": self.image.size, "image.width": self.image.width, "crop": self.crop}
+        for key, side in sides.items():
+            if not self.unet.config and side % stride:
+                allowed = f"a multiple of {stride} (one halving per further width of unet)"
+                found.append(Problem(key, str(side), allowed))
+        if self.crop > min(self.image.shape or (0,)):
+            allowed = f"0..{min(self.image.shape or (0,))}, the shorter side of the images"
+            found.append(Problem("crop", str(self.crop), allowed))
+        if self.warmup_steps >= self.steps:
+            allowed = f"less than steps ({self.steps})"
+            found.append(Problem("warmup_steps", str(self.warmup_steps), allowed))
+        if self.sample_steps > self.objective.timesteps:
+            allowed = f"1..{self.objective.timesteps} (objective.timesteps)"
+            found.append(Problem("sample_steps", str(self.sample_steps), allowed))
+        return found

@@ -1,0 +1,88 @@
+"""The network that is trained: built from settings, its first weights from the seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamshard.errors import ConfigError, Problem
+from pipeline.images.source import ImageSource
+from pipeline.learning.pretraining.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_network(config: PretrainConfig, classes: int = 0) -> nn.Module:
+    """Build the untrained network, its weights drawn from the seed alone.
+
+    Args:
+        classes: number of labels to condition on; 0 for none.
+
+    Raises: ConfigError if a given config.json is not a UNet2DModel's.
+    """
+    import torch
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    from pipeline.teachers import weights
+
+    settings = _unet_settings(config, classes)
+    if config.unet.config:
+        settings = weights.read_json(Path(config.unet.config))
+        settings["num_class_embeds"] = classes or None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return UNet2DModel.from_config(settings).train()  # type: ignore[union-attr]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(Problem("unet", str(error), "a UNet2DModel")) from error
+
+
+def _unet_settings(config: PretrainConfig, classes: int) -> dict[str, Any]:
+    unet = config.unet
+    count = len(unet.block_out_channels)
+    attends = [level in unet.attention_levels for level in range(count)]
+    plain = "DownBlock2D" if unet.resampling == "conv" else "ResnetDownsampleBlock2D"
+    plain_up = "UpBlock2D" if unet.resampling == "conv" else "ResnetUpsampleBlock2D"
+    return {
+        "sample_size": config.image.shape if config.image.width else config.image.size,
+        "block_out_channels": tuple(unet.block_out_channels),
+        "layers_per_block": unet.layers_per_block,
+        "down_block_types": tuple("AttnDownBlock2D" if a else plain for a in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else plain_up for a in reversed(attends)),
+        "downsample_type": unet.resampling,
+        "upsample_type": unet.resampling,
+        "attention_head_dim": unet.attention_head_dim,
+        "norm_num_groups": unet.norm_num_groups,
+        "attn_norm_num_groups": unet.norm_num_groups,
+        "resnet_time_scale_shift": unet.time_scale_shift,
+        "add_attention": bool(unet.attention_levels),
+        "dropout": unet.dropout,
+        "num_class_embeds": classes or None,
+    }
+
+
+def uses_bfloat16(precision: str, device: str) -> bool:
+    """Tell whether to compute in bfloat16: if asked, or by itself where the hardware has it."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        # Without AMX, bfloat16 is emulated and slower than float32.
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def count_classes(source: ImageSource) -> int:
+    """Return the number of classes: the largest label plus one."""
+    from pipeline.images.inputs import read_retrying
+
+    largest = -1
+    for start in range(0, len(source), 1024):
+        rows = list(range(start, min(start + 1024, len(source))))
+        largest = max(largest, *(record.label for record in read_retrying(source, rows)))
+    return largest + 1

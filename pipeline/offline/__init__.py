@@ -1,0 +1,1 @@
+"""Units made into committed shards: driver, workers, actor; imports `request`."""

@@ -1,0 +1,314 @@
+"""One teacher and one shard writer in a process of its own; features never leave it but to disk.
+
+Inside a unit, three things run at once: images are read and decoded ahead, the teacher computes on
+its one thread, a thread writes. The call of the next unit arrives while this one is computed, so
+its teacher starts the moment this one's is done, while this one's last rows are written and
+committed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+from dreamshard.errors import DataError, DreamshardError, TeacherError
+from pipeline.cluster.metrics import Metrics
+from pipeline.images.inputs import Input, Work
+from pipeline.teachers.base import TeacherConfig, load_teacher
+from storage.codecs.bases import FIT_SAMPLES
+from storage.dataset import Dataset, UnitWriter
+from storage.schema import FeatureBatch, join_batches
+
+QUEUE_DEPTH = 4
+"""Micro-batches computed and not yet written: bounds memory, rides out a slow write."""
+CALLS = 2
+"""Units an actor holds at once: one computing, one writing its tail or reading ahead."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every actor of a run is told, once."""
+
+    url: str
+    run_id: str
+    teacher: TeacherConfig
+    image_size: tuple[int, int]
+    seed: int
+    fsync: bool
+    halve_on_oom: bool = False
+
+
+class HalvedError(DreamshardError):
+    """Say that the teacher was loaded again with a smaller micro-batch: the unit begins anew."""
+
+
+class ShardActor:
+    """Make units: the class behind Ray's actors, usable without Ray."""
+
+    def __init__(self, job: Job, source: Input, name: str = "teacher") -> None:
+        self._job, self._input, self._name = job, source, name
+        self._compute = ThreadPoolExecutor(1, thread_name_prefix="teacher")
+        self._metrics = Metrics("offline", job.run_id)
+        self._stopping = threading.Event()
+        self._idle = threading.Condition()
+        self._making = 0
+
+    def __repr__(self) -> str:
+        """Name the actor in Ray's logs and in the list of processes."""
+        return f"ShardActor({self._name} of {self._job.run_id})"
+
+    def load(self) -> dict[str, object]:
+        """Open the dataset and load the teacher; return who and where this is.
+
+        Raises:
+            TeacherError, DataError, ConfigError: as those do.
+        """
+        try:
+            self._dataset = Dataset.open(self._job.url, fsync=self._job.fsync)
+        except DataError as error:
+            raise DataError(
+                f"{error} (seen from an actor on {socket.gethostname()}: the root must be on "
+                "storage that all nodes of the cluster share)"
+            ) from error
+        self._micro_batch = self._dataset.pins.micro_batch
+        self._compute.submit(self._load_teacher).result()
+        if self._dataset.unfitted():
+            self._compute.submit(self._fit).result()
+        return {"host": socket.gethostname(), "pid": os.getpid()}
+
+    def make(self, unit: int, count: int) -> dict[str, object]:
+        """Make one unit and commit it.
+
+        Args:
+            unit: its number.
+            count: its samples; fewer than a full unit only at the end of a source.
+
+        Returns:
+            The commit in brief: unit, count, invalid, bytes, seconds, teacher_s, write_wait_s,
+            errors (the first few), host.
+        """
+        with self._idle:
+            self._making += 1
+        try:
+            while True:
+                try:
+                    return self._make(unit, count, self._micro_batch)
+                except HalvedError as error:
+                    log.warning("unit %d: %s", unit, error)
+        finally:
+            with self._idle:
+                self._making -= 1
+                self._idle.notify_all()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Drop the units that are being computed, let those being committed finish; then return."""
+        self._stopping.set()
+        with self._idle:
+            self._idle.wait_for(lambda: self._making == 0, timeout_s)
+
+    def _make(self, unit: int, count: int, micro_batch: int) -> dict[str, object]:
+        started = time.perf_counter()
+        start = unit * self._dataset.samples_per_unit
+        works = self._input.works(start, count, micro_batch=micro_batch)
+        ready = itertools.chain([next(works)], works)  # reading ahead begins before our turn comes
+        writer = self._dataset.unit_writer(unit, count=count, run_id=self._job.run_id)
+        sink = WriterThread(writer)
+        try:
+            run = self._compute.submit(self._run_teacher, ready, sink, micro_batch)
+            tally = run.result()
+            sink.close()
+            halved = micro_batch != self._dataset.pins.micro_batch
+            commit = writer.commit(
+                input_digest=tally.digest.hexdigest(),
+                seconds=time.perf_counter() - started,
+                extra={"micro_batch": micro_batch} if halved else None,
+            )
+        except BaseException:
+            sink.stop()
+            writer.abort()
+            raise
+        self._metrics.count(images=count, bytes=commit.bytes)
+        return {
+            "unit": unit,
+            "count": count,
+            "invalid": tally.invalid,
+            "bytes": commit.bytes,
+            "seconds": time.perf_counter() - started,
+            "teacher_s": tally.teacher_s,
+            "write_wait_s": sink.waited_s,
+            "errors": tally.errors[:5],
+            "host": socket.gethostname(),
+        }
+
+    def _load_teacher(self) -> None:
+        pins = dataclasses.replace(self._dataset.pins, micro_batch=self._micro_batch)
+        self._teacher = load_teacher(
+            self._job.teacher,
+            mode=self._input.mode,
+            image_size=self._job.image_size,
+            seed=self._job.seed,
+            pins=pins,
+        )
+        if "torch" in sys.modules:
+            settle_torch(pins.threads)
+
+    def _fit(self) -> None:
+        """Fit learned codecs to micro-batches spread over the source: the same ones in any actor.
+
+        Every actor that finds none fits, all get the same, and the first one's stays.
+        """
+        micro_batch, total = self._dataset.pins.micro_batch, self._input.num_samples
+        available = FIT_SAMPLES if total is None else total
+        count = max(1, min(FIT_SAMPLES, available) // micro_batch)
+        starts = [n * (available // count) for n in range(count)]
+        batches = [
+            self._input.forward(self._teacher, work)
+            for start in starts
+            for work in self._input.works(
+                start, min(micro_batch, available - start), micro_batch=micro_batch
+            )
+        ]
+        self._dataset.fit(join_batches(batches))
+
+    def _run_teacher(self, works: Iterator[Work], sink: WriterThread, micro_batch: int) -> Tally:
+        """Compute a unit's micro-batches in order; on the one thread that runs the teacher."""
+        tally = Tally()
+        for work in works:
+            if self._stopping.is_set():
+                raise DreamshardError("the run was stopped")
+            if micro_batch != self._micro_batch:
+                raise HalvedError(f"micro-batches of {self._micro_batch} from now on")
+            started = time.perf_counter()
+            try:
+                batch = self._input.forward(self._teacher, work)
+            except (MemoryError, RuntimeError) as error:
+                explained = explain_memory(error, micro_batch)
+                if explained is not error and self._job.halve_on_oom and micro_batch > 1:
+                    self._halve()
+                raise explained from error
+            spent, waited = time.perf_counter() - started, sink.waited_s
+            tally.add(work, batch, spent)
+            sink.put(work.offset, batch)
+            self._metrics.spend(busy_s=spent, write_wait_s=sink.waited_s - waited)
+        return tally
+
+    def _halve(self) -> None:
+        """Go on with half the micro-batch: the unit begins anew, and its commit says so."""
+        self._micro_batch //= 2
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+            sys.modules["torch"].cuda.empty_cache()
+        self._load_teacher()
+        raise HalvedError(f"out of memory: micro-batches of {self._micro_batch} from now on")
+
+
+class Tally:
+    """What is counted while a unit is computed."""
+
+    def __init__(self) -> None:
+        self.digest = xxhash.xxh3_128()
+        self.teacher_s = 0.0
+        self.invalid = 0
+        self.errors: list[str] = []
+
+    def add(self, work: Work, batch: FeatureBatch, seconds: float) -> None:
+        """Count one micro-batch."""
+        self.digest.update(work.digest)
+        self.teacher_s += seconds
+        self.invalid += int(np.count_nonzero(~batch.valid))
+        self.errors += batch.error.values()
+
+
+class WriterThread:
+    """Write micro-batches beside the teacher, in order, a bounded number behind it."""
+
+    def __init__(self, writer: UnitWriter) -> None:
+        self.waited_s = 0.0
+        self._writer = writer
+        self._queue: queue.Queue[tuple[int, FeatureBatch] | None] = queue.Queue(QUEUE_DEPTH)
+        self._error: BaseException | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def put(self, offset: int, batch: FeatureBatch) -> None:
+        """Queue a batch; wait while the queue is full.
+
+        Raises:
+            Exception: what the writer raised, if it did.
+        """
+        started = time.perf_counter()
+        self._queue.put((offset, batch))
+        self.waited_s += time.perf_counter() - started
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Drop what is queued and end the thread."""
+        self._stopped.set()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        # After an error it goes on taking from the queue, so that nobody waits on it for ever.
+        while (item := self._queue.get()) is not None:
+            if self._error is None and not self._stopped.is_set():
+                try:
+                    self._writer.write(*item)
+                except BaseException as error:
+                    self._error = error
+
+
+def settle_torch(threads: int) -> None:
+    """Make torch compute the same bytes every time."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell a lack of memory, of the host or of a device, from other errors."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What CUDA and torch's two CPU allocators say."""
+
+
+def explain_memory(error: Exception, micro_batch: int) -> Exception:
+    """Name the setting behind a lack of memory; pass other errors on."""
+    if is_out_of_memory(error):
+        return TeacherError(
+            f"micro_batch: got {micro_batch}, too much for the memory of {socket.gethostname()} "
+            f"({str(error).splitlines()[0] if str(error) else 'out of memory'}). "
+            "Try --micro_batch with half of it; it is pinned, so that starts another dataset. Or "
+            "--halve_on_oom, which marks the shards made with less."
+        )
+    return error

@@ -1,1 +1,0 @@
-"""The parts of teacher pretraining; `pipeline/pretrain.py` is the script."""

@@ -1,0 +1,127 @@
+"""Settings of the offline pipeline; the text under each field is its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dreamshard.errors import Problem
+from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.request.assume import AssumeConfig
+from pipeline.request.layout import setting_problems
+from pipeline.teachers.base import TeacherConfig
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+CountOrAuto = Annotated[int, Field(ge=0)]
+
+
+@dataclass(kw_only=True)
+class RayConfig:
+    """How to reach the cluster that runs the actors."""
+
+    address: str | None = None
+    """Cluster to join: `auto` or host:port; null joins $RAY_ADDRESS where set, else starts one
+    here."""
+    auth_mode: Literal["disabled", "token"] | None = None
+    """Ray's authentication; null keeps $RAY_AUTH_MODE. Where that is unset, too, a cluster started
+    here takes a token of its own, and Ray decides about one that is joined."""
+
+
+@dataclass(kw_only=True)
+class PipelineConfig:
+    """What encode and synthesize share."""
+
+    name: str = "features"
+    """First part of the dataset's folder name (letters, digits, dots, dashes)."""
+    root: str = "data"
+    """Folder or fsspec URL that holds datasets; relative paths count from the working directory."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """The network whose features are recorded."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples wanted (count), views included; rounded up to whole units; null for all of the
+    source."""
+    samples_per_unit: CountOrAuto = 0
+    """Samples per shard (count); 0 for 64 to 128 MB of them. Part of the recipe."""
+    codec: dict[str, str] | str = "float16"
+    """How levels that hold floats are stored: float16, float32, bfloat16, int8, int4; fitted to the
+    features: dct16 (16 times fewer bytes than float16; any number) or lowrank16-int4 (16 principal
+    components); +zstd or +blosc for cold archives. Or one per level, such as
+    `{default: int8, s4: float16, up.1.t100: dct16}`, by level name, tap or stride. Part of the
+    recipe."""
+    format: Literal["zarr", "tar"] = "zarr"
+    """Format of the shards: zarr to train on, tar (WebDataset) to exchange. Part of the recipe."""
+    seed: int = 0
+    """Decides noise, latents and views; part of the recipe."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the teacher runs; auto is cuda if gpus_per_actor is not 0. Pinned with the dataset."""
+    micro_batch: Annotated[int, Field(ge=0, le=65536)] = 32
+    """Samples per forward pass (count); shorter batches are padded. 0 tries growing ones on an
+    actor's place first, and takes the largest that fits and pays. Pinned with the dataset."""
+    threads_per_actor: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU threads of a teacher's forward pass (count). Pinned with the dataset."""
+    actors: CountOrAuto = 0
+    """Actors, each with one teacher (count); 0 for as many as the cluster has room for, more when
+    nodes join. On a cluster that scales by demand, give the most you want: none is waited for."""
+    gpus_per_actor: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """GPUs of an actor (count); a fraction puts several teachers on one GPU."""
+    actor_resources: dict[str, float] = field(default_factory=dict)
+    """Further Ray resources of an actor, by name, to choose among unlike nodes, such as
+    {accelerator_type:A100: 0.001}."""
+    unit_deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """Time after which a unit is named and given to another actor, too, and after twice that its
+    actor is replaced (seconds); null for ten times the median, at least a minute."""
+    halve_on_oom: bool = False
+    """Halve the micro-batch where memory runs out instead of stopping; those shards are marked, and
+    may differ from others in the last digits."""
+    max_invalid_share: Fraction = 0.01
+    """Largest share of images that may turn out unusable before the run fails, 0 .. 1."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Tries per unit before it is left out and listed (count)."""
+    fsync: bool = True
+    """Flush shards to the device before they count as done; off is for throw-away data."""
+    run_dir: str = ""
+    """Folder for the record of this run; empty for runs/<name>."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """Cluster."""
+    assume: AssumeConfig = field(default_factory=AssumeConfig)
+    """Stands in for a teacher or images that are not there, in `dreamshard plan` alone."""
+
+    def problems(self) -> list[Problem]:
+        """List settings that contradict each other."""
+        found = setting_problems(self.codec, layout_format=self.format)
+        if self.device == "cuda" and self.gpus_per_actor == 0:
+            hint = "Try --gpus_per_actor 1."
+            found.append(Problem("gpus_per_actor", "0 with device cuda", "more than 0", hint))
+        if self.device == "cpu" and self.gpus_per_actor > 0:
+            hint = "Remove it, or set --device cuda."
+            found.append(Problem("gpus_per_actor", "GPUs with device cpu", "0", hint))
+        return found
+
+
+@dataclass(kw_only=True)
+class EncodeConfig(PipelineConfig):
+    """Record a teacher's features of given images."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """The images."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """How images are brought to the teacher's size."""
+
+
+@dataclass(kw_only=True)
+class SynthesizeConfig(PipelineConfig):
+    """Draw samples from a generator and record its features on the way."""
+
+    samples: Annotated[int, Field(ge=1)] | None = 10_000
+    """Samples wanted (count); rounded up to whole units."""
+
+    def problems(self) -> list[Problem]:
+        """List settings that contradict each other."""
+        found = super().problems()
+        if self.samples is None:
+            hint = "Try --samples 50000."
+            found.append(Problem("samples", "null", "a count: a generator has no end", hint))
+        return found

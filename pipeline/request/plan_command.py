@@ -1,0 +1,131 @@
+"""`dreamshard plan`: read a config as encode or synthesize would, and print what it would make."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import yaml
+from pydantic import Field
+
+from dreamshard.config import load_config
+from pipeline.request.config import EncodeConfig, SynthesizeConfig
+
+if TYPE_CHECKING:
+    from pipeline.request.plan import Speed
+    from pipeline.request.resolve import Request
+
+Rate = Annotated[float, Field(ge=0)]
+
+
+@dataclass(kw_only=True)
+class MeasureConfig:
+    """What the hours, the bandwidth and the cost go by."""
+
+    rate: Rate = 0.0
+    """Images per second of the whole cluster, for hours and bandwidth; 0 leaves them out, or takes
+    what --measure finds."""
+    measure: bool = False
+    """Load the teacher here, run a few micro-batches, and write and read 128 MiB at the root."""
+    gpu_hour_price: Rate = 0.0
+    """Price of a GPU for an hour, in any currency; 0 leaves the cost out."""
+
+
+@dataclass(kw_only=True)
+class EncodePlanConfig(EncodeConfig, MeasureConfig):
+    """Show what `dreamshard encode` would make of the same settings."""
+
+
+@dataclass(kw_only=True)
+class SynthesizePlanConfig(SynthesizeConfig, MeasureConfig):
+    """Show what `dreamshard synthesize` would make of the same settings."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a plan: `dreamshard plan [encode | synthesize] --config FILE [--rate N]`.
+
+    Unless it is to measure, no weights are loaded and nothing is written.
+    """
+    words = list(argv)
+    verb = words.pop(0) if words[:1] in (["encode"], ["synthesize"]) else _guess(words)
+    cls = EncodePlanConfig if verb == "encode" else SynthesizePlanConfig
+    description = "Show samples, shards, bytes and hours before anything is spent."
+    config = load_config(cls, words, prog="dreamshard plan", description=description)
+    from pipeline.request.assume import images_are_missing, teacher_is_missing
+    from pipeline.request.lookup import look_up
+    from pipeline.request.paths import settle_paths
+    from pipeline.request.plan import describe
+    from pipeline.request.resolve import resolve
+
+    config = settle_paths(config)
+    request = resolve(config, assuming=True)
+    lines = [f"note      {note}" for note in request.spec.notes]
+    if images_are_missing(config):
+        lines.append(
+            f"note      the images are not there: {config.assume.samples:,}, says `assume`"
+        )
+    if teacher_is_missing(config) or images_are_missing(config):
+        # Which dataset it would be follows from the weights and the images.
+        speed = _speed(replace(config, measure=False), request)
+        sys.stdout.write("\n".join([describe(request.plan, speed=speed), *lines]) + "\n")
+        return 0
+    found = look_up(config, request)
+    missing = found.dataset.missing(request.plan.num_samples) if found else None
+    lines = [
+        describe(request.plan, speed=_speed(config, request)),
+        *lines,
+        f"dataset   {config.root}/{request.recipe.folder}",
+    ]
+    if found is not None and missing is not None:
+        made = request.plan.num_units - len(missing)
+        state = "complete" if found.complete else f"{made:,} of {request.plan.num_units:,} shards"
+        lines.append(f"there     {state}: {found.reason}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _speed(config: EncodePlanConfig | SynthesizePlanConfig, request: Request) -> Speed:
+    """Measure what is asked for; `actors` 0 counts as one."""
+    from pipeline.request.plan import Speed
+
+    actors = max(1, config.actors)
+    rate, write, memory = config.rate, 0.0, 0
+    if config.measure:
+        from pipeline.request.trial import try_out
+        from storage.fs.speed import measure_root
+
+        trial = try_out(config, request)
+        rate, memory = rate or trial.rate * actors, trial.memory_bytes
+        write = measure_root(config.root).write_bytes_per_s
+    return Speed(
+        rate=rate,
+        write_bytes_per_s=write,
+        memory_bytes=memory,
+        gpus=actors * config.gpus_per_actor,
+        gpu_hour_price=config.gpu_hour_price,
+    )
+
+
+def _guess(argv: Sequence[str]) -> str:
+    """Tell from the settings whether they are for encode: those of images are."""
+    for words in (argv, *_files(argv)):
+        for word in words:
+            name = word.removeprefix("--").partition("=")[0].partition(".")[0]
+            if name in ("source", "image"):
+                return "encode"
+    return "synthesize" if any(word.startswith("--config") for word in argv) else "encode"
+
+
+def _files(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the top-level keys of each config file that can be read, and of no other."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name == "--config":
+            try:
+                content = yaml.safe_load(Path(value or after).read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError, UnicodeDecodeError):
+                continue
+            yield [str(key) for key in content] if isinstance(content, dict) else []

@@ -1,1 +1,0 @@
-"""Image sources: one file per family, behind the interface in `pipeline/images.py`."""

@@ -1,0 +1,1 @@
+"""Diffusion teachers; imports `teachers.recording` and `teachers.weights`."""

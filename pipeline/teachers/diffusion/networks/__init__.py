@@ -1,0 +1,1 @@
+"""One family of denoising networks per file; imports `diffusion.schedules` and `recording`."""

@@ -1,0 +1,156 @@
+"""Pixel-space UNets of diffusers (`UNet2DModel`): DDPM and everything saved in that layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamshard.errors import ConfigError, Problem, TeacherError
+from pipeline.teachers import weights
+from pipeline.teachers.base import Scalar
+from pipeline.teachers.diffusion import schedules
+from pipeline.teachers.diffusion.families import (
+    Description,
+    build,
+    fit_image_size,
+    licence,
+    plain_config,
+    scheduler_config,
+)
+from pipeline.teachers.recording import taps
+from pipeline.teachers.recording.taps import Tap
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+SETTINGS: Mapping[str, Scalar] = {}
+
+
+class UNetNetwork:
+    """Run a `UNet2DModel` on pixels in [-1, 1]."""
+
+    def __init__(self, module: Any) -> None:
+        self.module: nn.Module = module
+
+    def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Run one forward pass; see `families.Network`."""
+        if labels is None and getattr(self.module, "class_embedding", None) is not None:
+            embedding, self.module.class_embedding = self.module.class_embedding, None  # type: ignore[assignment]
+            try:  # no class: leave its embedding out of the sum
+                return self.module(x, time, return_dict=False)[0]
+            finally:
+                self.module.class_embedding = embedding
+        return self.module(x, time, class_labels=labels, return_dict=False)[0]
+
+    def to_space(self, pixels: Tensor) -> Tensor:
+        """Return the pixels: the network works on them."""
+        return pixels
+
+    def to_pixels(self, x0: Tensor) -> Tensor:
+        """Return the estimate as it is."""
+        return x0
+
+
+def describe(
+    path: Path, settings: Mapping[str, Scalar], image_size: tuple[int, int] | None
+) -> Description:
+    """Describe a `UNet2DModel` folder from its config.json."""
+    config = weights.read_json(path / "config.json")
+    where = str(path / "config.json")
+    files = weights.find_weights(path)
+    channels = check_blocks(config, where)
+    size, problems = fit_image_size(image_size, config.get("sample_size"), 2 ** (len(channels) - 1))
+    if int(config.get("in_channels", 3)) != 3:
+        got = f"in_channels {config.get('in_channels')} in {where}"
+        problems.append(Problem("path", got, "3 (RGB)"))
+    if problems:
+        raise ConfigError(problems)
+    found = unet_taps(config)
+    finest = [tap for tap in found if tap.name.startswith("up.") and tap.name.count(".") == 1]
+
+    def load(dtype: torch.dtype) -> UNetNetwork:
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        return UNetNetwork(build(UNet2DModel, config, files, dtype))
+
+    scheduler = scheduler_config(path)
+    if str(config.get("time_embedding_type", "positional")) == "fourier":
+        raise TeacherError(f"{where}: time_embedding_type fourier (score SDE) is not supported.")
+    return Description(
+        family="unet",
+        image_size=size,
+        taps=tuple(found),
+        aliases=taps.stride_aliases(finest),
+        schedule=schedules.from_config(scheduler),
+        weights=files,
+        architecture={"config": plain_config(config), "scheduler": plain_config(scheduler)},
+        space=(3, *size),
+        load=load,
+        classes=int(config.get("num_class_embeds") or 0),
+        licence=licence(path),
+    )
+
+
+def unet_taps(config: Mapping[str, Any], *, stride: int = 1) -> list[Tap]:
+    """List the taps of a UNet config in the order they are computed.
+
+    Args:
+        config: of a `UNet2DModel` or `UNet2DConditionModel`.
+        stride: image pixels per cell of the network's input: 1, or the VAE's stride.
+
+    `down.i`, `mid` and `up.i` are the last outputs of a block at the block's own resolution, before
+    its resampler; `down.i.j` and `up.i.j` its single layers; `down.i.down` and `up.i.up` what comes
+    out of the resampler; `in` the first convolution.
+    """
+    channels = [int(value) for value in config["block_out_channels"]]
+    last = len(channels) - 1
+    depth = config.get("layers_per_block", 2)
+    layers = [int(d) for d in depth] if isinstance(depth, list) else [int(depth)] * len(channels)
+    found = [Tap("in", "conv_in", channels[0], stride)]
+    for i, kind in enumerate(config["down_block_types"]):
+        block, here = f"down_blocks.{i}", stride * 2**i
+        found += _block_taps(f"down.{i}", block, kind, layers[i], channels[i], here)
+        if i < last:
+            module = f"{block}.resnet_down" if "Skip" in kind else f"{block}.downsamplers.0"
+            found.append(Tap(f"down.{i}.down", module, channels[i], here * 2))
+    if config.get("mid_block_type", "UNetMidBlock2D") is not None:
+        found.append(Tap("mid", "mid_block", channels[-1], stride * 2**last))
+    for i, kind in enumerate(config["up_block_types"]):
+        block, width, here = f"up_blocks.{i}", channels[last - i], stride * 2 ** (last - i)
+        found += _block_taps(f"up.{i}", block, kind, layers[last - i] + 1, width, here)
+        if i < last:
+            module = f"{block}.resnet_up" if "Skip" in kind else f"{block}.upsamplers.0"
+            found.append(Tap(f"up.{i}.up", module, width, here // 2))
+    return found
+
+
+def _block_taps(
+    name: str, block: str, kind: str, layers: int, channels: int, stride: int
+) -> list[Tap]:
+    if kind == "AttnSkipUpBlock2D":  # one attention, after the last layer
+        modules = [f"{block}.resnets.{j}" for j in range(layers - 1)] + [f"{block}.attentions.0"]
+    elif "Attn" in kind:
+        modules = [f"{block}.attentions.{j}" for j in range(layers)]
+    else:
+        modules = [f"{block}.resnets.{j}" for j in range(layers)]
+    found = [Tap(f"{name}.{j}", module, channels, stride) for j, module in enumerate(modules)]
+    return [*found, Tap(name, modules[-1], channels, stride)]
+
+
+def check_blocks(config: Mapping[str, Any], where: str) -> Sequence[int]:
+    """Check the fields that taps are derived from."""
+    lists = [
+        config.get(key) for key in ("block_out_channels", "down_block_types", "up_block_types")
+    ]
+    if any(not isinstance(value, list) or not value for value in lists):
+        raise TeacherError(f"{where}: needs block_out_channels, down_block_types, up_block_types.")
+    channels, down, up = lists
+    assert isinstance(channels, list) and isinstance(down, list) and isinstance(up, list)
+    if not len(channels) == len(down) == len(up):
+        raise TeacherError(
+            f"{where}: block_out_channels, down_block_types and up_block_types have "
+            f"{len(channels)}, {len(down)} and {len(up)} entries, allowed as many each."
+        )
+    return channels

@@ -1,0 +1,101 @@
+"""The latent space of a latent diffusion teacher: an AutoencoderKL used deterministically."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamshard.errors import TeacherError
+from pipeline.teachers import weights
+from pipeline.teachers.diffusion.families import build
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """What a VAE's config tells.
+
+    Args:
+        config: its config.json.
+        files: its weights.
+        stride: image pixels per latent cell.
+        channels: of a latent.
+        scale, shift: latents are `(z - shift) * scale`.
+    """
+
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+    stride: int
+    channels: int
+    scale: float
+    shift: float
+
+    def load(self, dtype: torch.dtype) -> Vae:
+        """Load the VAE; float16 is replaced by float32, in which no published VAE overflows."""
+        import torch
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        kind = torch.float32 if dtype == torch.float16 else dtype
+        return Vae(build(AutoencoderKL, self.config, self.files, kind), self)
+
+
+class Vae:
+    """Encode to the mode of the posterior (no randomness), decode back."""
+
+    def __init__(self, module: Any, space: LatentSpace) -> None:
+        self.module, self._space = module, space
+
+    def to_space(self, pixels: Tensor) -> Tensor:
+        """Turn pixels (N, 3, H, W) in [-1, 1] into float32 latents."""
+        self.module.to(pixels.device)
+        found = self.module.encode(pixels.to(self.module.dtype)).latent_dist.mode()
+        return (found.float() - self._space.shift) * self._space.scale
+
+    def to_pixels(self, x0: Tensor) -> Tensor:
+        """Turn latents into pixels (N, 3, H, W)."""
+        self.module.to(x0.device)
+        latents = x0 / self._space.scale + self._space.shift
+        return self.module.decode(latents.to(self.module.dtype), return_dict=False)[0].float()
+
+
+def describe_vae(pipeline: Path, channels: int) -> LatentSpace:
+    """Describe the VAE of a pipeline folder.
+
+    Args:
+        pipeline: folder with a `vae` subfolder.
+        channels: latent channels the denoising network takes.
+
+    Raises: TeacherError if there is none or it does not fit the network.
+    """
+    folder = pipeline / "vae"
+    if not (folder / "config.json").is_file():
+        raise TeacherError(
+            f"{folder}: not found. A latent teacher needs its VAE: point teacher.path at the "
+            "pipeline's folder, which holds the network and vae side by side."
+        )
+    return read_vae(folder, channels)
+
+
+def read_vae(folder: Path, channels: int) -> LatentSpace:
+    """Describe the AutoencoderKL in a folder; arguments and errors as `describe_vae`."""
+    config = weights.read_json(folder / "config.json")
+    own = int(config.get("latent_channels", 4))
+    if own != channels:
+        raise TeacherError(
+            f"{folder}: latent_channels: got {own}, allowed {channels} (the network)"
+        )
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise TeacherError(f"{folder}: latents_mean and latents_std are not supported.")
+    return LatentSpace(
+        config=config,
+        files=weights.find_weights(folder),
+        stride=2 ** (len(config.get("block_out_channels", [64])) - 1),
+        channels=own,
+        scale=float(config.get("scaling_factor") or 1.0),
+        shift=float(config.get("shift_factor") or 0.0),
+    )

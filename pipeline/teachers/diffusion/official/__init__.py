@@ -1,0 +1,1 @@
+"""Converters of official checkpoints into the networks next door; imports `diffusion.networks`."""

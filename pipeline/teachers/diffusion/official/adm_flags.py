@@ -1,0 +1,210 @@
+"""guided-diffusion's flags: their names, what the weights say of them, what must be given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import cast
+
+from dreamshard.errors import ConfigError, Problem
+from pipeline.teachers.base import Scalar
+from pipeline.teachers.diffusion import schedules
+from pipeline.teachers.diffusion.official.adm_layout import AdmLayout
+from pipeline.teachers.diffusion.schedules import Schedule
+
+SETTINGS: Mapping[str, Scalar] = {
+    # not in the weights
+    "image_size": None,
+    "num_heads": None,
+    "num_head_channels": None,
+    "num_heads_upsample": None,
+    "use_new_attention_order": None,
+    "noise_schedule": None,
+    "diffusion_steps": 1000,
+    "predict_xstart": False,
+    "rescale_timesteps": False,
+    # in the weights: checked if given
+    "num_channels": None,
+    "num_res_blocks": None,
+    "channel_mult": None,
+    "attention_resolutions": None,
+    "learn_sigma": None,
+    "class_cond": None,
+    "use_scale_shift_norm": None,
+    "resblock_updown": None,
+    # without effect on features
+    "dropout": None,
+    "use_fp16": None,
+    "use_checkpoint": None,
+    "use_kl": None,
+    "rescale_learned_sigmas": None,
+    "timestep_respacing": None,
+}
+"""Flags of guided-diffusion's `model_and_diffusion_defaults()`."""
+
+Flags = dict[str, Scalar]
+
+RELEASED: tuple[tuple[dict[str, object], Flags], ...] = (
+    (
+        {"model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3},
+        {
+            "image_size": 64,
+            "num_head_channels": 64,
+            "use_new_attention_order": True,
+            "noise_schedule": "cosine",
+        },
+    ),
+    (
+        {"model_channels": 256, "channel_mult": (1, 1, 2, 3, 4), "num_res_blocks": 2},
+        {"image_size": 128, "num_heads": 4},
+    ),
+    (
+        {"model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2},
+        {"image_size": 256, "num_head_channels": 64},
+    ),
+    (
+        {"model_channels": 256, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "num_res_blocks": 2},
+        {"image_size": 512, "num_head_channels": 64},
+    ),
+)
+"""Shapes of the published networks (ImageNet 64 to 512, LSUN) and the flags they go with."""
+
+
+def complete(flags: Flags, layout: AdmLayout) -> Flags:
+    """Check flags against the weights and fill in what can be known.
+
+    Raises: ConfigError naming each contradiction and each flag that has to be given.
+    """
+    problems = _contradictions(flags, layout)
+    known = _released_flags(layout)
+    for name, value in known.items():
+        exclusive = {"num_heads", "num_head_channels"}
+        taken = name in exclusive and any(flags[other] is not None for other in exclusive)
+        if flags[name] is None and not taken:
+            flags[name] = value
+    for name, default in (("use_new_attention_order", False), ("noise_schedule", "linear")):
+        if flags[name] is None:
+            flags[name] = default
+    hint = "The weights do not tell it; it is in the command the network was trained with."
+    if flags["image_size"] is None:
+        problems.append(Problem("settings.image_size", "nothing", "pixels", hint))
+        flags["image_size"] = 2 ** (len(layout.widths) - 1)
+    wrong_types = _type_problems(flags)
+    problems += wrong_types or _head_problems(flags, layout, hint)
+    if problems:
+        raise ConfigError(problems)
+    return flags
+
+
+def _released_flags(layout: AdmLayout) -> Flags:
+    for shape, flags in RELEASED:
+        same = all(getattr(layout, name) == value for name, value in shape.items())
+        if same and layout.learn_sigma and layout.resblock_updown and layout.scale_shift:
+            return flags
+    return {}
+
+
+def _head_problems(flags: Flags, layout: AdmLayout, hint: str) -> list[Problem]:
+    if flags["num_heads"] is None and flags["num_head_channels"] in (None, -1):
+        name = "settings.num_heads or settings.num_head_channels"
+        return [Problem(name, "nothing", "one of the two", hint)]
+    found = []
+    for channels in layout.head_widths:
+        for upsample in (False, True):
+            heads = heads_of(channels, flags, upsample=upsample)
+            per_head = cast(int, flags["num_head_channels"] or -1)
+            if heads < 1 or channels % heads or (per_head != -1 and channels % per_head):
+                name = "num_heads" if per_head == -1 else "num_head_channels"
+                allowed = f"a divisor of {channels} (channels of an attention)"
+                found.append(Problem(f"settings.{name}", str(flags[name]), allowed))
+    return found[:1]
+
+
+def _type_problems(flags: Flags) -> list[Problem]:
+    found = []
+    for name in ("image_size", "diffusion_steps", "num_heads", "num_head_channels"):
+        value = flags[name]
+        least = -1 if name == "num_head_channels" else 1
+        if value is not None and (type(value) is not int or value < least):
+            found.append(Problem(f"settings.{name}", repr(value), "a whole number above 0"))
+    if flags["noise_schedule"] not in ("linear", "cosine"):
+        got = str(flags["noise_schedule"])
+        found.append(Problem("settings.noise_schedule", got, "linear | cosine"))
+    if type(flags["use_new_attention_order"]) is not bool:
+        got = repr(flags["use_new_attention_order"])
+        found.append(Problem("settings.use_new_attention_order", got, "true | false"))
+    return found
+
+
+def _contradictions(flags: Flags, layout: AdmLayout) -> list[Problem]:
+    """Compare given flags with what the weights say."""
+    found = []
+    told: dict[str, object] = {
+        "num_channels": layout.model_channels,
+        "num_res_blocks": layout.num_res_blocks,
+        "learn_sigma": layout.learn_sigma,
+        "class_cond": layout.classes > 0,
+        "use_scale_shift_norm": layout.scale_shift,
+    }
+    if len(layout.widths) > 1:
+        told["resblock_updown"] = layout.resblock_updown
+    for name, value in told.items():
+        if flags[name] is not None and flags[name] != value:
+            found.append(_contradiction(name, flags[name], value))
+    if flags["channel_mult"] not in (None, ""):
+        mult = _numbers("channel_mult", flags["channel_mult"], found)
+        if mult is not None and not _same(mult, layout.channel_mult):
+            shown = ",".join(f"{value:g}" for value in layout.channel_mult)
+            found.append(_contradiction("channel_mult", flags["channel_mult"], shown))
+    resolutions, size = flags["attention_resolutions"], flags["image_size"]
+    if resolutions is not None and type(size) is int:
+        given = () if resolutions == "" else _numbers("attention_resolutions", resolutions, found)
+        if given is not None:
+            strides = {size // int(value) for value in given if value > 0}
+            attention = tuple(2**level in strides for level in range(len(layout.widths)))
+            if attention != layout.attention:
+                own = [size // 2**k for k, attends in enumerate(layout.attention) if attends]
+                shown = ",".join(map(str, own)) or "none"
+                found.append(_contradiction("attention_resolutions", resolutions, shown))
+    return found
+
+
+def _same(given: tuple[float, ...], told: tuple[float, ...]) -> bool:
+    return len(given) == len(told) and all(map(math.isclose, given, told))
+
+
+def _numbers(name: str, value: Scalar, problems: list[Problem]) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(part) for part in str(value).split(","))
+    except ValueError:
+        problems.append(Problem(f"settings.{name}", repr(value), "numbers such as 1,2,3"))
+        return None
+
+
+def _contradiction(name: str, got: object, told: object) -> Problem:
+    return Problem(f"settings.{name}", str(got), f"{told} (the weights say so)", "Leave it out.")
+
+
+def heads_of(channels: int, flags: Flags, *, upsample: bool = False) -> int:
+    """Return the number of heads of an attention of so many channels."""
+    per_head = cast(int, flags["num_head_channels"] or -1)
+    if per_head != -1:
+        return channels // per_head
+    on_the_way_up = cast(int, flags["num_heads_upsample"] or -1)
+    return on_the_way_up if upsample and on_the_way_up != -1 else cast(int, flags["num_heads"])
+
+
+def noise_schedule(flags: Flags) -> Schedule:
+    """Return the schedule the flags name."""
+    steps = cast(int, flags["diffusion_steps"])
+    if flags["noise_schedule"] == "cosine":
+        betas = schedules.cosine_betas(steps)
+    else:
+        scale = 1000 / steps
+        betas = schedules.linear_betas(steps, scale * 1e-4, scale * 0.02)
+    prediction = "sample" if flags["predict_xstart"] else "epsilon"
+    schedule = schedules.from_betas(betas, prediction=prediction)
+    if flags["rescale_timesteps"]:
+        schedule = dataclasses.replace(schedule, time=schedule.time * (1000.0 / steps))
+    return schedule

@@ -1,0 +1,1 @@
+"""Generators; imports `teachers.recording` and `teachers.weights`."""

@@ -1,0 +1,1 @@
+"""BigGAN, BigGAN-deep and IC-GAN; imports `teachers.gan`."""

@@ -1,0 +1,263 @@
+"""The generator of BigGAN, BigGAN-deep and IC-GAN, for inference.
+
+Spectral normalisation is applied to the weights once, on loading. Modules carry the names of the
+official state dict, so that hooks and checkpoints speak one language.
+
+Shapes: N samples, z (N, Z), condition y (N, Y) per block (int64 (N,) where every block has tables
+of its own), maps (N, C, H, W). Source: Brock et al. 2019, appendix B; BigGAN-PyTorch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamshard.errors import TeacherError
+from pipeline.teachers.gan.biggan.layout import BigGANLayout, Block
+
+OUTPUT_EPS = 1e-5  # of the last normalisation, whatever the flags say
+
+
+class ConditionalNorm(nn.Module):
+    """Normalise by stored statistics; gain and bias depend on the condition.
+
+    Computed as one scale and one shift per channel, in float32.
+    """
+
+    def __init__(self, channels: int, layout: BigGANLayout, eps: float) -> None:
+        super().__init__()
+        self.eps, self.additive = eps, layout.additive
+        self.gain, self.bias = _told(channels, layout), _told(channels, layout)
+        self.register_buffer("stored_mean", torch.empty(channels))
+        self.register_buffer("stored_var", torch.empty(channels))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Map x (N, C, H, W) and the condition y to (N, C, H, W)."""
+        stats = cast(Tensor, self.stored_mean), cast(Tensor, self.stored_var) + self.eps
+        return _normalise(x, *stats, 1 + self.gain(y), self.bias(y), additive=self.additive)
+
+
+def _told(channels: int, layout: BigGANLayout) -> nn.Module:
+    """Return what turns a block's condition into one number per channel."""
+    if layout.condition:
+        return nn.Linear(layout.condition, channels, bias=False)
+    return nn.Embedding(layout.classes, channels)
+
+
+class OutputNorm(nn.Module):
+    """Normalise by stored statistics; gain and bias are plain parameters."""
+
+    def __init__(self, channels: int, *, additive: bool) -> None:
+        super().__init__()
+        self.additive = additive
+        self.gain, self.bias = (
+            nn.Parameter(torch.empty(channels)),
+            nn.Parameter(torch.empty(channels)),
+        )
+        self.register_buffer("stored_mean", torch.empty(channels))
+        self.register_buffer("stored_var", torch.empty(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        stats = cast(Tensor, self.stored_mean), cast(Tensor, self.stored_var) + OUTPUT_EPS
+        return _normalise(x, *stats, self.gain[None], self.bias[None], additive=self.additive)
+
+
+def _normalise(
+    x: Tensor, mean: Tensor, var: Tensor, gain: Tensor, bias: Tensor, *, additive: bool
+) -> Tensor:
+    """Scale and shift x (N, C, H, W) once; gain and bias float32 (N or 1, C)."""
+    scale = var.rsqrt()[None] if additive else gain * var.rsqrt()
+    shift = bias - mean * scale + (gain if additive else 0)
+    scale, shift = (each[:, :, None, None].to(x.dtype) for each in (scale, shift))
+    return torch.addcmul(shift, x, scale)
+
+
+class GBlock(nn.Module):
+    """BigGAN's residual block: two 3x3 convolutions, the first after doubling the size."""
+
+    def __init__(self, block: Block, layout: BigGANLayout, eps: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(block.inputs, block.outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(block.outputs, block.outputs, 3, padding=1)
+        self.conv_sc = nn.Conv2d(block.inputs, block.outputs, 1)
+        self.bn1 = ConditionalNorm(block.inputs, layout, eps)
+        self.bn2 = ConditionalNorm(block.outputs, layout, eps)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', 2H, 2W)."""
+        h = self.conv1(_double(F.relu(self.bn1(x, y))))
+        h = self.conv2(F.relu(self.bn2(h, y)))
+        # A 1x1 convolution and nearest enlargement may change places: a quarter of the work.
+        return h + _double(self.conv_sc(x))
+
+
+class DeepGBlock(nn.Module):
+    """BigGAN-deep's bottleneck block; its shortcut drops channels instead of projecting them."""
+
+    def __init__(self, block: Block, layout: BigGANLayout, eps: float) -> None:
+        super().__init__()
+        self.outputs, self.upsample = block.outputs, block.upsample
+        self.conv1 = nn.Conv2d(block.inputs, block.hidden, 1)
+        self.conv2 = nn.Conv2d(block.hidden, block.hidden, 3, padding=1)
+        self.conv3 = nn.Conv2d(block.hidden, block.hidden, 3, padding=1)
+        self.conv4 = nn.Conv2d(block.hidden, block.outputs, 1)
+        self.bn1 = ConditionalNorm(block.inputs, layout, eps)
+        self.bn2, self.bn3, self.bn4 = (
+            ConditionalNorm(block.hidden, layout, eps) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H, W), or (N, C', 2H, 2W) at the end of a stage."""
+        h = self.conv1(F.relu(self.bn1(x, y)))
+        h = F.relu(self.bn2(h, y))
+        x = x[:, : self.outputs]
+        if self.upsample:
+            h, x = _double(h), _double(x)
+        h = self.conv3(F.relu(self.bn3(self.conv2(h), y)))
+        return self.conv4(F.relu(self.bn4(h, y))) + x
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2)
+
+
+class Attention(nn.Module):
+    """Self-attention over cells; keys and values at half the size, logits not divided."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.theta = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.phi = nn.Conv2d(channels, channels // 8, 1, bias=False)
+        self.g = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        self.o = nn.Conv2d(channels // 2, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.empty(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        queries = self.theta(x).flatten(2).transpose(1, 2)
+        keys = F.max_pool2d(self.phi(x), 2).flatten(2).transpose(1, 2)
+        values = F.max_pool2d(self.g(x), 2).flatten(2).transpose(1, 2)
+        seen = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        seen = seen.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+        return self.gamma * self.o(seen) + x
+
+
+class BigGANGenerator(nn.Module):
+    """Turn latents, classes and instance features into images.
+
+    Args:
+        layout: the architecture.
+        eps: of the blocks' normalisation (BN_eps).
+    """
+
+    def __init__(self, layout: BigGANLayout, *, eps: float) -> None:
+        super().__init__()
+        self.layout = layout
+        if layout.shared:
+            self.shared = nn.Embedding(layout.classes, layout.shared)
+        if layout.features:
+            self.shared_feat = nn.Linear(layout.features, layout.shared_features)
+        first = layout.condition if layout.deep else layout.chunk or layout.latent
+        self.linear = nn.Linear(first, layout.blocks[0].inputs * layout.bottom**2)
+        kind = DeepGBlock if layout.deep else GBlock
+        self.first = nn.Unflatten(1, (-1, layout.bottom, layout.bottom))
+        self.blocks = nn.ModuleList()
+        for block in layout.blocks:
+            parts: list[nn.Module] = [kind(block, layout, eps)]
+            if block.attention:
+                parts.append(Attention(block.outputs))
+            self.blocks.append(nn.ModuleList(parts))
+        last = layout.blocks[-1].outputs
+        self.output_layer = nn.Sequential(
+            OutputNorm(last, additive=layout.additive), nn.ReLU(), nn.Conv2d(last, 3, 3, padding=1)
+        )
+
+    def forward(self, z: Tensor, labels: Tensor | None, features: Tensor | None) -> Tensor:
+        """Map z float32 (N, Z), labels int64 (N,) and features float32 (N, D) to images.
+
+        Returns:
+            (N, 3, H, W) in [-1, 1]. What the generator is not conditioned on is ignored.
+        """
+        first, conditions = self._conditions(z, labels, features)
+        convolution = cast(nn.Conv2d, cast(nn.ModuleList, self.blocks[0])[0].conv1)
+        x = self.first(self.linear(first).to(convolution.weight.dtype))
+        x = x.to(memory_format=torch.channels_last)
+        for parts, y in zip(self.blocks, conditions, strict=True):
+            block, *attention = cast(nn.ModuleList, parts)
+            x = block(x, y)
+            for attend in attention:
+                x = attend(x)
+        return torch.tanh(self.output_layer(x))
+
+    def _conditions(
+        self, z: Tensor, labels: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return what the first map and every block are told."""
+        layout, count = self.layout, len(self.layout.blocks)
+        if not layout.embedded:
+            return z, [cast(Tensor, labels)] * count
+        told = [self.shared(labels)] if layout.shared else []
+        told += [self.shared_feat(features)] if layout.features else []
+        if layout.deep:
+            both = torch.cat([*told, z], dim=1)
+            return both, [both] * count
+        if not layout.chunk:
+            return z, [torch.cat(told, dim=1)] * count
+        first, *rest = z.split(layout.chunk, dim=1)
+        return first, [torch.cat([*told, part], dim=1) for part in rest]
+
+
+def plain_weights(
+    state: Mapping[str, Tensor], layout: BigGANLayout, *, eps: float, where: str
+) -> dict[str, Tensor]:
+    """Divide weights by their spectral norm and drop what inference does not need.
+
+    In evaluation the official code takes one step of power iteration from the stored `u0` and does
+    not keep it: v = normalize(u0 W), sigma = |W v|. `sv0` is a log, not sigma.
+
+    Args:
+        state: an official state dict, in any of its spellings of the stored statistics.
+        eps: SN_eps, the least length that a vector is divided by.
+        where: names the file in errors.
+
+    Raises: TeacherError if vectors and weights do not fit together.
+    """
+    state = {n: value.float() if value.is_floating_point() else value for n, value in state.items()}
+    counts = {
+        name: value for name, value in state.items() if name.endswith(".accumulation_counter")
+    }
+    found = {}
+    for name, value in state.items():
+        base, _, last = name.rpartition(".")
+        if name in counts or last == "num_batches_tracked" or re.fullmatch(r"(u|sv)\d+", last):
+            continue
+        if last == "weight" and f"{base}.u0" in state:
+            value = value / _sigma(value, state[f"{base}.u0"], eps=eps, where=f"{where}: {base}.u0")
+        count = counts.get(f"{base}.accumulation_counter")
+        if count is not None and last in ("stored_mean", "stored_var") and float(count) > 0:
+            value = value / count  # sums over batches ("standing statistics") until divided
+        found[_own_name(name)] = value
+    unused = [] if layout.shared else ["shared."]
+    unused += [] if layout.features else ["shared_feat."]
+    return {n: v for n, v in found.items() if not n.startswith(tuple(unused))}
+
+
+def _sigma(weight: Tensor, u: Tensor, *, eps: float, where: str) -> Tensor:
+    matrix = weight.flatten(1)
+    if u.numel() != len(matrix):
+        raise TeacherError(f"{where}: got {u.numel()} numbers, allowed {len(matrix)}. Damaged?")
+    v = F.normalize(u.view(1, -1) @ matrix, eps=eps)
+    return (v @ matrix.T).norm()
+
+
+def _own_name(name: str) -> str:
+    """Spell a tensor as our modules do: three ways to store statistics, and IC-GAN's last norm."""
+    name = name.replace(".bn.running_", ".stored_").replace(".bn.stored_", ".stored_")
+    last_norm = {"output_layer.0.bn.weight": "gain", "output_layer.0.bn.bias": "bias"}
+    return f"output_layer.0.{last_norm[name]}" if name in last_norm else name

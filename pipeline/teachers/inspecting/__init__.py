@@ -1,0 +1,1 @@
+"""`dreamshard inspect teacher`; imports every family."""

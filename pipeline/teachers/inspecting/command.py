@@ -1,0 +1,110 @@
+"""The command `dreamshard inspect teacher PATH`: what a network can record, and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import yaml
+
+from dreamshard.errors import ConfigError, Problem
+from pipeline.teachers.base import Scalar
+from pipeline.teachers.diffusion.families import Description
+from pipeline.teachers.gan.teacher import GeneratorDescription
+from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
+
+EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a teacher's table of taps; exit code 0.
+
+    Raises:
+        ConfigError, TeacherError: as when the teacher is loaded.
+    """
+    options, rest = _parser().parse_known_args(list(argv))
+    settings = _settings(rest)
+    size = _size(options.image_size)
+    description, rows = tap_table(
+        options.path, settings=settings, image_size=size, costs=not options.no_costs
+    )
+    chosen = _choose(rows, options.levels)
+    print(_head(options.path, description))
+    print(format_table(chosen))
+    if not options.no_costs and rows:
+        total = next((row.gflops / row.cost for row in rows if row.gflops and row.cost), 0.0)
+        print(
+            f"cost: share of one forward pass ({total:,.3g} GFLOP per image) run to reach the tap"
+        )
+    depths = [name for name in description.aliases if not name.startswith("s")]
+    if depths:
+        print(f"aliases by depth: {', '.join(depths)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dreamshard inspect teacher",
+        description="Show what a diffusion teacher or a generator can record: taps, channels, map "
+        "sizes, strides, cost.",
+        epilog=f"Further settings of the teacher are given by name: {EXAMPLE}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", help="folder of save_pretrained, or a checkpoint file")
+    parser.add_argument("--image_size", help="pixels, one number or HEIGHTxWIDTH")
+    parser.add_argument("--levels", nargs="+", help="show these taps or aliases only")
+    parser.add_argument("--no_costs", action="store_true", help="do not read the weights")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _settings(words: Sequence[str]) -> dict[str, Scalar]:
+    """Turn `--name value` pairs into settings."""
+    found: dict[str, Scalar] = {}
+    for name, value in zip(words[::2], [*words[1::2], None], strict=False):
+        if not name.startswith("--") or value is None or value.startswith("--"):
+            raise ConfigError(Problem("settings", " ".join(words), "--name value pairs", EXAMPLE))
+        key = name.removeprefix("--").removeprefix("settings.")
+        # Lists such as channel_mult stay text, as in the official command lines.
+        found[key] = value if "," in value else yaml.safe_load(value)
+    return found
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise ConfigError(Problem("image_size", text, "pixels, such as 256 or 128x256"))
+    return int(parts[0]), int(parts[-1])
+
+
+def _choose(rows: list[TapRow], levels: Sequence[str] | None) -> list[TapRow]:
+    if levels is None:
+        return rows
+    known = {name: row for row in rows for name in (row.name, *row.aliases)}
+    missing = [level for level in levels if level not in known]
+    if missing:
+        raise ConfigError(Problem("levels", ", ".join(missing), ", ".join(known)))
+    return [known[level] for level in levels]
+
+
+def _head(path: str, description: Description | GeneratorDescription) -> str:
+    height, width = description.image_size
+    what = f"{path}: {description.family}, {height}x{width} pixels"
+    licence = f"licence {description.licence}"
+    classes = f"class-conditional: {description.classes} classes (settings.class_label)"
+    lines = [] if not description.classes else [classes]
+    if isinstance(description, GeneratorDescription):
+        lines = [f"{what}, a generator of latents of {description.latent}, {licence}", *lines]
+        if description.features:
+            needs = f"(N, {description.features}) numbers (settings.instance_features)"
+            lines.append(f"conditioned on instances: {needs}")
+        return "\n".join([*lines, *description.notes])
+    schedule = description.schedule
+    steps = f"{schedule.prediction}, timesteps 0..{len(schedule) - 1}"
+    lines = [f"{what}, {steps}, {licence}", *lines]
+    if description.latent:
+        channels, rows, columns = description.space
+        lines.append(f"works on latents of {channels}x{rows}x{columns}")
+    return "\n".join([*lines, *description.notes])

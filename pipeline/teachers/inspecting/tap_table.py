@@ -1,0 +1,135 @@
+"""The table of a teacher's taps: what can be recorded, how large it is and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamshard.errors import ConfigError, Problem
+from pipeline.teachers.base import Scalar, TeacherConfig, teacher_class
+from pipeline.teachers.diffusion import request as diffusion_request
+from pipeline.teachers.diffusion.checkpoints import kind_of
+from pipeline.teachers.diffusion.families import Description, find_family
+from pipeline.teachers.gan import teacher as generator
+from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
+from pipeline.teachers.recording import taps
+from pipeline.teachers.request import check_settings
+
+
+@dataclass(frozen=True)
+class TapRow:
+    """One line of the table.
+
+    Args:
+        name: of the tap, as `teacher.levels` takes it.
+        aliases: further names, such as `s8`.
+        shape: (C, H, W) per image.
+        stride: image pixels per cell.
+        megabytes: of one image's float16 map.
+        cost: share of the whole forward pass needed to reach it, 0 .. 1; None if not asked for.
+        gflops: floating-point operations per image up to it, in 10^9; None likewise.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, int, int]
+    stride: int
+    megabytes: float
+    cost: float | None = None
+    gflops: float | None = None
+
+
+def tap_table(
+    path: str,
+    *,
+    settings: Mapping[str, Scalar] | None = None,
+    image_size: tuple[int, int] | None = None,
+    costs: bool = False,
+) -> tuple[Description | GeneratorDescription, list[TapRow]]:
+    """List what a diffusion teacher or a generator can record, in the order it is computed.
+
+    Args:
+        path: folder or checkpoint, as `teacher.path`.
+        settings: as `teacher.settings`; guided-diffusion's flags among them.
+        image_size: (height, width) in pixels; None for the network's own, as for generators.
+        costs: also count operations; this reads the weights, but computes nothing.
+
+    Raises:
+        ConfigError, TeacherError: as when the teacher is loaded.
+    """
+    description = _describe(Path(path), dict(settings or {}), image_size)
+    flops = _count(description) if costs else {}
+    rows = []
+    for tap in description.taps:
+        shape = tap.shape(description.image_size)
+        spent = flops.get(tap.name)
+        rows.append(
+            TapRow(
+                name=tap.name,
+                aliases=tuple(a for a, name in description.aliases.items() if name == tap.name),
+                shape=shape,
+                stride=tap.stride,
+                megabytes=shape[0] * shape[1] * shape[2] * 2 / 1e6,
+                cost=None if spent is None else spent / flops["output"],
+                gflops=None if spent is None else spent / 1e9,
+            )
+        )
+    return description, rows
+
+
+def format_table(rows: list[TapRow]) -> str:
+    """Format the table as text, one line per tap."""
+    lines = [
+        f"{'tap':<18} {'alias':<8} {'channels':>8} {'map':>9} {'stride':>6} {'MB':>8} {'cost':>6}"
+    ]
+    for row in rows:
+        channels, height, width = row.shape
+        cost = "" if row.cost is None else f"{row.cost:.0%}"
+        lines.append(
+            f"{row.name:<18} {','.join(row.aliases):<8} {channels:>8} {f'{height}x{width}':>9} "
+            f"{row.stride:>6} {row.megabytes:>8.3f} {cost:>6}"
+        )
+    return "\n".join(lines)
+
+
+def _describe(
+    path: Path, settings: dict[str, Scalar], image_size: tuple[int, int] | None
+) -> Description | GeneratorDescription:
+    cls = teacher_class(kind_of(path))
+    config = TeacherConfig(path=str(path), settings=settings)
+    if isinstance(cls, type) and issubclass(cls, GeneratorTeacher):
+        known = _complete(config, {**generator.SETTINGS, **cls.SETTINGS})
+        found = cls.describe_network(path, known)
+        if image_size not in (None, found.image_size):
+            allowed = f"{found.image_size[0]}x{found.image_size[1]}, the generator's"
+            raise ConfigError(Problem("image_size", f"{image_size[0]}x{image_size[1]}", allowed))
+        return found
+    family, folder = find_family(path)
+    known = _complete(config, {**diffusion_request.SETTINGS, **family.SETTINGS})
+    return family.describe(folder, known, image_size)
+
+
+def _complete(config: TeacherConfig, defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    complete, problems = check_settings(config, defaults)
+    if problems:
+        raise ConfigError(problems)
+    return complete
+
+
+def _count(description: Description | GeneratorDescription) -> dict[str, int]:
+    """Count operations per image on the meta device, where nothing is computed."""
+    import torch
+
+    network = description.load(torch.float32)
+    torch.nn.Module.to(network.module, device="meta")
+    labels = torch.zeros(1, dtype=torch.int64, device="meta") if description.classes else None
+    if isinstance(description, GeneratorDescription):
+        first = torch.empty((1, description.latent), device="meta")
+        features = torch.empty((1, description.features), device="meta")
+        told = (first, labels, features if description.features else None)
+    else:
+        first = torch.empty((1, *description.space), device="meta")
+        told = (first, torch.zeros(1, dtype=torch.float32, device="meta"), labels)
+    with torch.inference_mode():
+        return taps.costs(lambda: network(*told), network.module, description.taps)  # type: ignore[arg-type]

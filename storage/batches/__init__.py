@@ -1,0 +1,1 @@
+"""The training stream: positions, ring, prefetch, reader; imports `storage.rows`."""

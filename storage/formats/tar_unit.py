@@ -1,0 +1,168 @@
+"""Write one tar shard sample by sample: headers and buffers straight to the file, uncopied."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from storage.formats.tar_format import (
+    BLOCK,
+    END,
+    MemberHeader,
+    encode_png,
+    extension,
+    header,
+    json_member,
+    member_key,
+    npy_front,
+    padding,
+)
+from storage.formats.tar_index import index_bytes
+from storage.fs.local import Sink
+from storage.fs.owners import owner
+from storage.ledger.leases import run_folder
+from storage.ledger.publish import Staged
+from storage.schema import FeatureBatch
+
+if TYPE_CHECKING:
+    from storage.formats.tar_store import TarStore
+
+_ZEROS = bytes(BLOCK)
+_Member = tuple[bytes, bytes | memoryview, bytes]  # header, data, padding
+
+_counter = itertools.count()
+
+
+class TarUnit:
+    """Write the files of one unit, from its first sample to its last."""
+
+    def __init__(self, store: TarStore, unit: int, *, run_id: str) -> None:
+        self._store, self._unit = store, unit
+        self._prefix = f"{run_folder(run_id)}/{unit:09d}~{owner()}~{next(_counter)}"
+        self._sinks: list[Sink] = []
+        self._batch: FeatureBatch | None = None
+        self._rows: dict[str, np.ndarray] = {}
+        self._tables: list[np.ndarray] = []
+        self._offset = 0
+        self._headers: dict[str, MemberHeader] = {}
+        self._json_headers: dict[int, MemberHeader] = {}  # by the text's size; few differ
+        fronts = []  # bytes before each member's data, the JSON's last
+        for name, spec in store.arrays.items():
+            prefix = b""
+            if spec.compression != "png":
+                prefix = npy_front(spec)
+                size = len(prefix) + spec.row_bytes
+                self._headers[name] = MemberHeader(extension(spec), size, prefix)
+            fronts.append(BLOCK + len(prefix))
+        self._fronts = np.array([*fronts, BLOCK], np.int64)
+
+    def begin(self, batch: FeatureBatch) -> None:
+        """Be told of the samples whose rows come next."""
+        self._batch, self._rows = batch, {}
+        if not self._store.arrays:
+            self._write()
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Take one array's rows (n, *shape); with the last array's the samples are written."""
+        self._rows[name] = rows
+        if len(self._rows) == len(self._store.arrays):
+            self._write()
+
+    def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
+        """End the archive, write the index, and close both."""
+        shard = self._sink("tar")
+        shard.write(END)
+        self._sinks.append(index := self._store.files.create(f"{self._prefix}.idx"))
+        index.write(index_bytes(np.concatenate(self._tables, axis=2)))
+        store, unit = self._store, self._unit
+        finals = {"tar": store.array_key("", unit), "idx": store.index_key(unit)}
+        return {
+            kind: Staged(sink.key, finals[kind], sink.seal(fsync=fsync))
+            for kind, sink in (("tar", shard), ("idx", index))
+        }
+
+    def discard(self) -> None:
+        """Close and remove whatever is still under a temporary name."""
+        for sink in self._sinks:
+            sink.close()
+            self._store.files.remove(sink.key)
+        self._sinks, self._rows, self._batch = [], {}, None
+
+    def _sink(self, kind: str) -> Sink:
+        if not self._sinks:
+            self._sinks.append(self._store.files.create(f"{self._prefix}.{kind}"))
+        return self._sinks[0]
+
+    def _write(self) -> None:
+        """Write the samples at hand: one gathered request."""
+        batch = self._batch
+        assert batch is not None, "begin comes before append"
+        keys = [
+            member_key(int(index), str(key), room=self._store.key_room).encode("ascii")
+            for index, key in zip(batch.index, batch.key, strict=True)
+        ]
+        sums = [sum(key) for key in keys]
+        members = [self._members(name, keys, sums) for name in self._store.arrays]
+        members.append(self._json_members(batch, keys, sums))
+        buffers: list[bytes | memoryview] = []
+        for sample in zip(*members, strict=True):
+            for front, data, gap in sample:
+                buffers += (front, data, gap) if gap else (front, data)
+        sizes = np.array([[len(data) for _, data, _ in column] for column in members], np.int64)
+        self._tables.append(self._places(sizes))
+        self._sink("tar").write_many(buffers)
+        self._rows = {}
+
+    def _places(self, sizes: np.ndarray) -> np.ndarray:
+        """Return where the data of members of these sizes comes to lie, (2, members, samples)."""
+        fronts = self._fronts[:, None]
+        blocks = -(-(fronts + sizes) // BLOCK) * BLOCK
+        ends = self._offset + np.cumsum(blocks.T.ravel()).reshape(blocks.T.shape).T
+        self._offset = int(ends[-1, -1]) if ends.size else self._offset
+        return np.stack([ends - blocks + fronts, sizes])
+
+    def _members(self, name: str, keys: list[bytes], sums: list[int]) -> list[_Member]:
+        """Return (header, data, padding) of one array's member of every sample."""
+        spec, rows = self._store.arrays[name], self._rows[name]
+        if spec.compression == "png":
+            ending = extension(spec)
+            return [
+                _member(key.decode("ascii") + ending, encode_png(row))
+                for key, row in zip(keys, rows, strict=True)
+            ]
+        view, size, front = (
+            rows.reshape(-1).view(np.uint8).data,
+            spec.row_bytes,
+            self._headers[name],
+        )
+        gap = _ZEROS[: padding(len(npy_front(spec)) + size)]
+        return [
+            (front(key, total), view[place * size : (place + 1) * size], gap)
+            for place, (key, total) in enumerate(zip(keys, sums, strict=True))
+        ]
+
+    def _json_members(
+        self, batch: FeatureBatch, keys: list[bytes], sums: list[int]
+    ) -> list[_Member]:
+        labels = [None] * len(batch) if batch.label is None else batch.label.tolist()
+        valid, index = batch.valid.tolist(), batch.index.tolist()
+        members: list[_Member] = []
+        for row, (key, total) in enumerate(zip(keys, sums, strict=True)):
+            text = json_member(
+                index=index[row],
+                key=str(batch.key[row]),
+                label=None if labels[row] in (None, -1) else labels[row],
+                valid=valid[row],
+                error=batch.error.get(row) and str(batch.error[row])[:300],
+            )
+            size = len(text)
+            if size not in self._json_headers:
+                self._json_headers[size] = MemberHeader(".json", size)
+            members.append((self._json_headers[size](key, total), text, _ZEROS[: padding(size)]))
+        return members
+
+
+def _member(name: str, data: bytes) -> _Member:
+    return header(name, len(data)), data, _ZEROS[: padding(len(data))]

@@ -1,0 +1,1 @@
+"""Every operation on files, local or remote; imports `storage.schema` at most."""

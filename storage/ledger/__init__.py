@@ -1,0 +1,1 @@
+"""What is done: commits, leases, manifest, drops; imports `storage.fs` and `storage.codecs`."""

@@ -1,0 +1,130 @@
+"""Dropped samples: append-only records that take samples out of every later snapshot.
+
+`drops/<n>.json` names samples by index and key, with the reason. Nothing is rewritten: the rows
+stay in their files, and readers skip them. A snapshot's version says how many records it went by,
+so an earlier snapshot shows what it always showed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dreamshard.errors import DataError
+from storage.fs.local import Files
+from storage.ledger.commits import MAX_ERROR_CHARS, MAX_INDEX
+
+FOLDER = "drops"
+MAX_RECORDS = 100_000
+_READ_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Record samples that were dropped together.
+
+    Args:
+        samples: the source's own name of each sample, by index.
+        reason: why.
+        created: seconds since 1970.
+    """
+
+    samples: Mapping[int, str]
+    reason: str
+    created: float
+
+    @property
+    def error(self) -> str:
+        """What a snapshot says of these samples."""
+        return f"dropped: {self.reason}"
+
+
+def record_key(number: int) -> str:
+    """Return where a record lies."""
+    return f"{FOLDER}/{number:06d}.json"
+
+
+def count_drops(files: Files) -> int:
+    """Return how many records there are; they are numbered without gaps.
+
+    Raises:
+        DataError: if one is missing.
+    """
+    names = files.names(FOLDER)
+    count = sum(name.endswith(".json") and name[:-5].isdecimal() for name in names)
+    if count > MAX_RECORDS or (count and f"{count - 1:06d}.json" not in names):
+        raise DataError(f"{files.url}/{FOLDER}: got {count} records with gaps between them.")
+    return count
+
+
+def read_drops(files: Files, count: int) -> tuple[Drop, ...]:
+    """Read the first `count` records.
+
+    Raises:
+        DataError: if one is missing or damaged.
+    """
+    if not count:
+        return ()
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return tuple(pool.map(lambda number: _read(files, number), range(count)))
+
+
+def add_drop(files: Files, samples: Mapping[int, str], *, reason: str, fsync: bool = True) -> int:
+    """Add a record after those there are; of two at once both are added, one after the other.
+
+    Returns:
+        Its number.
+    """
+    record = {
+        "samples": {str(index): key for index, key in samples.items()},
+        "reason": reason[:MAX_ERROR_CHARS],
+        "time": time.time(),
+    }
+    while True:
+        number = count_drops(files)
+        data = json.dumps(record).encode()
+        if files.write(record_key(number), data, if_absent=True, fsync=fsync):
+            return number
+
+
+def find_samples(keys: Sequence[str], wanted: Sequence[str], *, where: str) -> dict[int, str]:
+    """Find samples by the source's names of them.
+
+    Args:
+        keys: name of each sample, "" in holes.
+        wanted: names looked for; each stands for every sample of that name.
+        where: the dataset, for messages.
+
+    Raises:
+        DataError: if a name is not there, with all that are not.
+    """
+    names = set(wanted) - {""}
+    found = {index: key for index, key in enumerate(keys) if key in names}
+    unknown = sorted(set(wanted) - set(found.values()))
+    if unknown:
+        some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise DataError(
+            f"{where}: got {len(unknown)} keys of no sample ({some:.300}), allowed keys as in the "
+            "manifest's column `key`. Nothing was dropped."
+        )
+    return found
+
+
+def _read(files: Files, number: int) -> Drop:
+    key = record_key(number)
+    try:
+        value = json.loads(files.read(key))
+        samples = {int(index): str(name) for index, name in value["samples"].items()}
+        if not all(0 <= index <= MAX_INDEX for index in samples):
+            raise ValueError("an index out of range")
+        return Drop(samples, str(value["reason"])[:MAX_ERROR_CHARS], float(value["time"]))
+    except FileNotFoundError:
+        raise DataError(f"{files.url}/{key}: got no such record, though it is listed.") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{files.url}/{key}: got a damaged record of dropped samples ({error!s:.120}). Put "
+            "back a good copy: without it dropped samples would be read again."
+        ) from None

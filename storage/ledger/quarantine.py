@@ -1,0 +1,74 @@
+"""Units that could not be made: their errors, kept in the manifest until somebody makes them.
+
+`manifest/_quarantine/<unit>.json` is a note, not a state: a unit is done when it has a commit
+record, and then its note is void. (Readers of the Parquet parts pass over names with `_`.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from storage.fs.local import Files
+
+FOLDER = "manifest/_quarantine"
+MAX_ERROR_CHARS = 500
+_MAX_BYTES = 1 << 16
+
+
+def note(files: Files, unit: int, *, error: str, attempts: int, fsync: bool = True) -> None:
+    """Write down why a unit was left out; a later note of the unit replaces an earlier one."""
+    record = {
+        "unit": unit,
+        "error": error[:MAX_ERROR_CHARS],
+        "attempts": attempts,
+        "host": socket.gethostname(),
+        "time": time.time(),
+    }
+    files.write(f"{FOLDER}/{unit:09d}.json", json.dumps(record).encode(), fsync=fsync)
+
+
+def errors(files: Files, missing: np.ndarray) -> dict[int, str]:
+    """Return the errors of those units, among the missing ones, that were left out.
+
+    Args:
+        files: the dataset's files.
+        missing: int64, the units that have no commit.
+    """
+    found: dict[int, str] = {}
+    wanted = set(missing.tolist())
+    for unit, key in sorted(_notes(files)):
+        if unit in wanted:
+            found[unit] = "unknown"
+            with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
+                record = json.loads(files.read(key, limit=_MAX_BYTES))
+                found[unit] = str(record.get("error", "unknown"))[:MAX_ERROR_CHARS]
+    return found
+
+
+def forget(files: Files, done: np.ndarray) -> int:
+    """Remove the notes of units that were made since; return how many.
+
+    Args:
+        files: the dataset's files.
+        done: int64, the units that have a commit.
+    """
+    notes = list(_notes(files))
+    if not notes:
+        return 0
+    made = set(done.tolist())
+    removed = sum(files.remove(key) for unit, key in notes if unit in made)
+    files.prune(FOLDER)
+    return removed
+
+
+def _notes(files: Files) -> Iterator[tuple[int, str]]:
+    for name in files.names(FOLDER):
+        number, _, ending = name.partition(".")
+        if ending == "json" and number.isdecimal() and len(name) < 20:
+            yield int(number), f"{FOLDER}/{name}"

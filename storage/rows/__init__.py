@@ -1,0 +1,1 @@
+"""Copy rows out of chunk files; imports `storage.codecs`."""

@@ -1,0 +1,78 @@
+"""One way to copy rows of a snapshot, whether its files are mapped or read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from dreamshard.errors import ConfigError, Problem
+from storage.rows.chunk_files import ReadableSnapshot
+from storage.rows.mapped import MappedChunks
+from storage.rows.pread import PreadChunks
+
+Access = Literal["map", "pread"]
+
+
+class Chunks(Protocol):
+    """Copy rows of several arrays at once; safe to call from several threads."""
+
+    def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
+        """Copy samples' rows of every array, in the order of the names.
+
+        Args:
+            samples: int64 (N,), any order, repeats allowed.
+            targets: one C-contiguous array (N, *per-sample shape) per array.
+
+        Raises:
+            DataError: if a sample is out of range, or a file missing or of another size.
+        """
+        ...
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Ask the kernel for sample ranges [first, stop), to read in the background."""
+        ...
+
+    def close(self) -> None:
+        """Close every file."""
+        ...
+
+
+def open_chunks(
+    snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int
+) -> Chunks:
+    """Return a way to copy rows of the named arrays.
+
+    Args:
+        snapshot: what to read.
+        names: arrays to read; no other array's file is touched.
+        access: "map" copies out of memory mappings (fastest); "pread" reads into the targets (for
+            file systems where a mapping is slow or unsafe).
+        max_open: files kept open at most, 1 or more; at least one unit's stay open.
+
+    Raises:
+        ConfigError: if an array does not exist, or a setting is out of range.
+    """
+    problems: list[Problem | str] = [
+        Problem("levels", repr(name), ", ".join(snapshot.array_names))
+        for name in names
+        if name not in snapshot.array_names
+    ]
+    if access not in ("map", "pread"):
+        problems.append(Problem("access", repr(access), "map, pread"))
+    if max_open < 1:
+        problems.append(Problem("max_open", str(max_open), "1 or more"))
+    if problems:
+        raise ConfigError(problems)
+    opener = getattr(snapshot, "open_chunks", None)
+    if opener is not None:
+        return opener(names, access=access, max_open=max_open)
+    return open_raw(snapshot, names, access=access, max_open=max_open)
+
+
+def open_raw(
+    snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int
+) -> Chunks:
+    """Return a way to copy rows out of chunk files of raw bytes."""
+    return (MappedChunks if access == "map" else PreadChunks)(snapshot, names, max_open)

@@ -1,0 +1,118 @@
+"""Copy rows out of memory-mapped chunk files: one copy, no system call, no interpreter lock."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from storage.rows.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot
+
+_PROBES = 8  # pages asked per file whether they are in memory
+
+
+class _MappedUnit:
+    """Hold one unit's mappings and their addresses; they end with this object."""
+
+    def __init__(self, files: ChunkFiles, unit: int) -> None:
+        self.maps = [self._map(files, array, unit) for array in range(len(files.names))]
+        views = [np.frombuffer(item, np.uint8) for item in self.maps]
+        self.bases = np.array([view.ctypes.data for view in views], np.uint64)
+
+    @staticmethod
+    def _map(files: ChunkFiles, array: int, unit: int) -> mmap.mmap:
+        descriptor, size = files.open(array, unit)
+        try:
+            populate = getattr(mmap, "MAP_POPULATE", 0)  # one call in place of a fault per 64 KiB
+            if populate and not (files.fits and in_memory(descriptor, size)):
+                populate = 0  # would read the whole file from disk, perhaps for one row
+            flags = mmap.MAP_SHARED | populate
+            return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+
+
+class MappedChunks:
+    """Keep chunk files mapped and gather rows from them; see `storage.rows.chunks.Chunks`."""
+
+    def __init__(self, snapshot: ReadableSnapshot, names: Sequence[str], max_open: int) -> None:
+        self._files = ChunkFiles(snapshot, names, max_open)
+        self._lock = threading.Lock()
+        self._open: OpenUnits[_MappedUnit] = OpenUnits()
+        # one address per array and unit, 0 = not mapped; unused where units come and go
+        width = self._files.units if self._files.fits else 0
+        self._bases = np.zeros((len(self._files.names), width), np.uint64)
+        self._gather = load_gather()
+        self.read_ahead = self._files.read_ahead
+
+    def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
+        """Copy samples' rows of every array."""
+        if not samples.size:
+            return
+        units, rows = self._files.locate(samples)
+        bases, held = self._addresses(units)
+        row_bytes = self._files.row_bytes
+        sources = bases + rows.astype(np.uint64) * row_bytes[:, None]
+        addresses = np.array([target.ctypes.data for target in targets], np.uint64)
+        self._gather(sources, row_bytes, addresses)
+        del held  # only now may a unit that fell out of the bounded set be unmapped
+
+    def _addresses(self, units: np.ndarray) -> tuple[np.ndarray, object]:
+        with self._lock:
+            if self._files.fits:
+                bases = np.take(self._bases, units, axis=1)
+                if bases.all():
+                    return bases, None
+            distinct, where = np.unique(units, return_inverse=True)
+            limit = self._files.max_units
+            used = self._open.use(distinct.tolist(), self._map_unit, limit)
+        bases = np.stack([unit.bases for unit in used], axis=1)
+        return np.take(bases, where, axis=1), used
+
+    def _map_unit(self, unit: int) -> _MappedUnit:
+        mapped = _MappedUnit(self._files, unit)
+        if self._files.fits:
+            self._bases[:, unit] = mapped.bases
+        return mapped
+
+    def close(self) -> None:
+        """Close every file that no copy under way still needs."""
+        with self._lock:
+            self._bases[:] = 0
+            self._open.clear()
+
+
+def in_memory(descriptor: int, size: int) -> bool:
+    """Say whether a file's pages seem to be cached, by asking a few of them without waiting."""
+    no_wait = getattr(os, "RWF_NOWAIT", None)
+    if no_wait is None:
+        return False
+    try:
+        for probe in range(_PROBES):
+            os.preadv(descriptor, [bytearray(1)], probe * (size - 1) // _PROBES, no_wait)
+    except OSError:  # EAGAIN: on disk only; anything else: cannot tell
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def load_gather() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
+    """Return the compiled row copy, or a slower one where numba cannot be imported."""
+    try:
+        from storage.rows.gather import gather
+    except ImportError:
+        return gather_plainly
+    return gather
+
+
+def gather_plainly(sources: np.ndarray, row_bytes: np.ndarray, targets: np.ndarray) -> None:
+    """Do what `storage.rows.gather.gather` does, one C library call per row."""
+    starts = zip(sources.tolist(), row_bytes.tolist(), targets.tolist(), strict=True)
+    for rows, size, target in starts:
+        for number, source in enumerate(rows):
+            ctypes.memmove(target + number * size, source, size)

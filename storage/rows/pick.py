@@ -1,0 +1,57 @@
+"""Read chosen rows of one array into fresh memory, for probes, reports and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from storage.rows.chunk_files import ReadableSnapshot
+from storage.rows.chunks import Access, open_chunks
+
+_AT_ONCE = 4096  # rows per copy: bounds the address tables, not the result
+
+
+def read_rows(
+    snapshot: ReadableSnapshot,
+    name: str,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    decode: bool = True,
+    max_open: int = 64,
+    access: Access = "map",
+) -> np.ndarray:
+    """Return rows of one array, in the order asked for.
+
+    Args:
+        snapshot: what to read.
+        name: a level, "image" or "label".
+        indices: sample numbers, any order, repeats allowed, each in 0..num_samples-1. Rows of
+            samples that are not valid hold whatever was stored.
+        decode: turn a level that is stored by a quantising codec into float32 values; without it
+            its rows come as they are stored. Plain numbers always do.
+        max_open: chunk files kept open at most.
+        access: see `open_chunks`; "pread" does without compiled code, for few rows.
+
+    Returns:
+        (N, *per-sample shape), memory of its own.
+
+    Raises:
+        ConfigError: if the array does not exist.
+        DataError: if an index is out of range, or a chunk file is missing or damaged.
+    """
+    samples = np.asarray(indices, np.int64).reshape(-1)
+    components = getattr(snapshot, "components", None)
+    known = decode and components is not None and name in snapshot.array_names
+    names = list(components(name)) if known and components is not None else [name]
+    chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
+    specs = [snapshot.array_spec(part) for part in names]
+    out = [np.empty((len(samples), *shape), dtype) for dtype, shape in specs]
+    for first in range(0, len(samples), _AT_ONCE):
+        rows = slice(first, first + _AT_ONCE)
+        chunks.copy(samples[rows], [target[rows] for target in out])
+    chunks.close()
+    decoder = getattr(snapshot, "decode", None) if known else None
+    if decoder is None:
+        return out[0]
+    return decoder(name, dict(zip(names, out, strict=True)))

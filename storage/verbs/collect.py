@@ -1,0 +1,261 @@
+"""Garbage collection: what may go under a root, and why; nothing goes unless it is asked for.
+
+Never collected: a dataset that is pinned, or that a run is at work on. Removed first is the file
+that makes a folder a dataset, so that what is half removed is seen as remains, not as a dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dreamshard.errors import ConfigError, DataError, Problem
+from storage.catalog import list_datasets
+from storage.dataset import Dataset
+from storage.fs.local import STAGING, Files, open_files
+from storage.ledger import description
+from storage.ledger.book import Ledger, read_ledger
+from storage.ledger.leases import has_live_run
+from storage.schema import check_name, covers_levels
+
+PINS = "pins"
+_FOLDER = re.compile(r".+-[0-9a-f]{12}-[0-9a-f]{6}")
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Say what may go.
+
+    Args:
+        url: a dataset's folder.
+        kind: "leftovers" (temporary files of dead runs), "strays" (files of withdrawn or never
+            committed units), "remains" (a folder that is a dataset no more) or "dataset".
+        reason: why, for people.
+        bytes: about how many, -1 where that was not counted.
+        keys: files to remove; all of the folder where empty.
+    """
+
+    url: str
+    kind: str
+    reason: str
+    bytes: int = -1
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dataset: Dataset
+    book: Ledger
+    busy: bool
+    pinned: bool
+
+    @property
+    def samples(self) -> int:
+        return sum(c for c in self.book.current.count[self.book.holds].tolist() if c > 0)
+
+    @property
+    def bytes(self) -> int:
+        return int(self.book.current.bytes[self.book.holds].sum())
+
+
+def pin(url: str, *, name: str, reason: str) -> bool:
+    """Keep a dataset from being collected until the pin of that name is taken off.
+
+    Returns:
+        Whether there was no pin of that name.
+    """
+    dataset = Dataset.open(url)
+    record = {"reason": reason, "time": time.time()}
+    return dataset.files.write(_pin_key(name), json.dumps(record).encode(), if_absent=True)
+
+
+def unpin(url: str, *, name: str) -> bool:
+    """Take a pin off; say whether there was one."""
+    return Dataset.open(url).files.remove(_pin_key(name))
+
+
+def pins(files: Files) -> list[str]:
+    """Return the names of a dataset's pins."""
+    names = files.names(PINS)
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def plan(
+    root: str,
+    *,
+    keep_latest: int | None = None,
+    superseded: bool = False,
+    remove: Sequence[str] = (),
+) -> list[Garbage]:
+    """List what may go under a root; change nothing.
+
+    Args:
+        root: folder of datasets.
+        keep_latest: of the datasets of one name keep this many of the latest made, 1 or more; None
+            keeps all.
+        superseded: list datasets whose samples and levels another one here has too, in the same
+            layout.
+        remove: names (or folders) of datasets to list whatever else holds.
+
+    Raises:
+        ConfigError: if a dataset named is not there, is pinned, or a run is at work on it.
+        DataError: if there is no such root.
+    """
+    if keep_latest is not None and keep_latest < 1:
+        raise ConfigError(Problem("--keep-latest", str(keep_latest), "1 or more"))
+    entries = list(_entries(root))
+    found = [item for entry in entries if not entry.busy for item in _loose(entry)]
+    found += _remains(root)
+    reasons = _named(entries, remove)
+    free = [entry for entry in entries if not entry.busy and not entry.pinned]
+    if keep_latest is not None:
+        reasons = {**_older(entries, free, keep_latest), **reasons}
+    if superseded:
+        reasons = {**_superseded(entries, free, set(reasons)), **reasons}
+    gone = {
+        entry.dataset.url: Garbage(
+            entry.dataset.url, "dataset", reasons[entry.dataset.url], entry.bytes
+        )
+        for entry in entries
+        if entry.dataset.url in reasons
+    }
+    return [item for item in found if item.url not in gone] + list(gone.values())
+
+
+def collect(garbage: Sequence[Garbage]) -> int:
+    """Remove what a plan listed; return how many files that were.
+
+    What was pinned, or taken up by a run, since the plan was made stays.
+    """
+    return sum(map(_remove, garbage))
+
+
+def _remove(item: Garbage) -> int:
+    files = open_files(item.url)
+    if item.kind == "leftovers":
+        return Dataset.open(item.url).sweep()
+    if has_live_run(files) or (item.kind == "dataset" and pins(files)):
+        return 0
+    if item.kind == "strays":
+        done = set(read_ledger(files).done.tolist())
+        still = set(_stray_keys(Dataset.open(item.url), done))
+        return sum(files.remove(key) for key in item.keys if key in still)
+    removed = files.remove(description.KEY)
+    return removed + files.remove_tree("")
+
+
+def _entries(root: str) -> Iterator[_Entry]:
+    """Open the datasets under a root; pass over damaged ones, which nobody may judge."""
+    for url, about in list_datasets(root):
+        if isinstance(about, DataError):
+            continue
+        try:
+            dataset = Dataset(url, about)
+            book = read_ledger(dataset.files)
+        except DataError:
+            continue
+        yield _Entry(dataset, book, has_live_run(dataset.files), bool(pins(dataset.files)))
+
+
+def _loose(entry: _Entry) -> Iterator[Garbage]:
+    """List what lies in a dataset's folder and belongs to nothing."""
+    files, url = entry.dataset.files, entry.dataset.url
+    staged = sum(1 for _ in files.walk(STAGING))
+    if staged:
+        yield Garbage(url, "leftovers", f"{staged} temporary files of runs that died")
+    strays = tuple(_stray_keys(entry.dataset, set(entry.book.done.tolist())))
+    if strays:
+        size = sum(files.size(key) or 0 for key in strays)
+        yield Garbage(url, "strays", f"{len(strays)} files of units not done", size, strays)
+
+
+def _stray_keys(dataset: Dataset, done: set[int]) -> Iterator[str]:
+    for key in dataset.store.strays(done):
+        below = list(dataset.files.walk(key))
+        yield from below or ([key] if dataset.files.size(key) is not None else [])
+
+
+def _remains(root: str) -> Iterator[Garbage]:
+    """List folders named like datasets that have lost the file which makes them one."""
+    files = open_files(root)
+    for name in sorted(files.names("")):
+        inner = open_files(f"{files.url}/{name}")
+        if not _FOLDER.fullmatch(name) or inner.size(description.KEY) is not None:
+            continue
+        if inner.names("commits") or inner.names("requests"):
+            yield Garbage(inner.url, "remains", f"it has no {description.KEY}")
+
+
+def _named(entries: Sequence[_Entry], names: Sequence[str]) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    problems: list[Problem | str] = []
+    for name in names:
+        fits = [e for e in entries if name in (e.dataset.recipe.name, e.dataset.recipe.folder)]
+        if not fits:
+            known = ", ".join(sorted({e.dataset.recipe.name for e in entries})) or "none"
+            problems.append(Problem("--remove", repr(name), f"a dataset's name: {known:.300}"))
+        for entry in fits:
+            if entry.pinned or entry.busy:
+                why = f"pinned ({', '.join(pins(entry.dataset.files))})"
+                got = f"{entry.dataset.url}, {why if entry.pinned else 'a run is at work on it'}"
+                problems.append(Problem("--remove", got, "a dataset that is neither"))
+            reasons[entry.dataset.url] = "asked for by name"
+    if problems:
+        raise ConfigError(problems)
+    return reasons
+
+
+def _older(entries: Sequence[_Entry], free: Sequence[_Entry], keep: int) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for name in {entry.dataset.recipe.name for entry in entries}:
+        same = [entry for entry in entries if entry.dataset.recipe.name == name]
+        same.sort(key=lambda entry: -entry.dataset.about.created)
+        for entry in same[keep:]:
+            if entry in free:
+                reasons[entry.dataset.url] = f"{keep} later of the name {name}"
+    return reasons
+
+
+def _superseded(
+    entries: Sequence[_Entry], free: Sequence[_Entry], going: set[str]
+) -> dict[str, str]:
+    """Find datasets that another one, which stays, has all of; of two alike the earlier stays."""
+    reasons: dict[str, str] = {}
+    for entry in sorted(free, key=lambda entry: -entry.dataset.about.created):
+        if entry.dataset.url in going:
+            continue
+        for other in entries:
+            stays = other.dataset.url not in {*going, *reasons, entry.dataset.url}
+            if stays and _has_all(other, entry):
+                reasons[entry.dataset.url] = f"{other.dataset.url} has all of it"
+                break
+    return reasons
+
+
+def _has_all(other: _Entry, entry: _Entry) -> bool:
+    have, want = other.dataset.recipe, entry.dataset.recipe
+    if have.family_key != want.family_key or have.source != want.source:
+        return False
+    if not covers_levels(have, want):
+        return False
+    own, its = entry.dataset.arrays, other.dataset.arrays
+    if any(name not in its or its[name] != spec for name, spec in own.items()):
+        return False
+    if any(want.codec_of(level) != have.codec_of(level) for level in entry.dataset.levels):
+        return False
+    if str(have.layout.get("format")) != str(want.layout.get("format")):
+        return False
+    snapshot = other.dataset.snapshot()
+    return not snapshot.holes and snapshot.num_samples >= entry.dataset.snapshot().num_samples
+
+
+def check_pin_name(name: str) -> str:
+    """Return the name of a pin if it may be one."""
+    return check_name(name, what="pin")
+
+
+def _pin_key(name: str) -> str:
+    return f"{PINS}/{check_pin_name(name)}.json"

@@ -1,0 +1,107 @@
+"""The commands `dreamshard gc`, `pin` and `drop`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreamshard.errors import ConfigError, Problem
+from storage.catalog import find_dataset
+from storage.verbs import collect
+from storage.verbs.commands import format_bytes
+
+
+def gc(argv: Sequence[str]) -> int:
+    """List what may go under a root, or remove it; exit code 0."""
+    parser = _parser(
+        "gc",
+        "List what may be removed under a folder of datasets: what dead runs left, files of units "
+        "that are not done, and datasets by the rules given. Nothing is removed without --yes; "
+        "pinned datasets and those a run is at work on stay.",
+    )
+    parser.add_argument("root", help="folder of datasets, a path or URL")
+    parser.add_argument(
+        "--keep-latest", type=int, metavar="N", help="of datasets of one name keep the N latest"
+    )
+    parser.add_argument(
+        "--superseded", action="store_true", help="datasets that another one here has all of"
+    )
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="NAME", help="a dataset by name or folder"
+    )
+    parser.add_argument("--yes", action="store_true", help="remove what is listed")
+    options = parser.parse_args(argv)
+    garbage = collect.plan(
+        options.root,
+        keep_latest=options.keep_latest,
+        superseded=options.superseded,
+        remove=options.remove,
+    )
+    for item in garbage:
+        size = "" if item.bytes < 0 else f", {format_bytes(item.bytes)}"
+        print(f"{item.kind}: {item.url}: {item.reason}{size}")
+    total = format_bytes(sum(max(0, item.bytes) for item in garbage))
+    if not garbage:
+        print(f"{options.root}: nothing to remove.")
+    elif options.yes:
+        print(f"removed {collect.collect(garbage):,} files, about {total}.")
+    else:
+        print(f"about {total} in all; nothing was removed. Add --yes to remove it.")
+    return 0
+
+
+def pin(argv: Sequence[str]) -> int:
+    """Keep a dataset from `gc`, or stop to; exit code 0, 3 if it is not there."""
+    parser = _parser("pin", "Keep a dataset from being removed by `dreamshard gc`.")
+    parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
+    parser.add_argument("--name", default="kept", help="name of the pin (default: kept)")
+    parser.add_argument("--reason", default="", help="why, for the record")
+    parser.add_argument("--remove", action="store_true", help="take the pin off")
+    options = parser.parse_args(argv)
+    dataset = find_dataset(options.dataset)
+    if options.remove:
+        was = collect.unpin(dataset.url, name=options.name)
+        print(f"{dataset.url}: {'taken off' if was else 'there was no such pin'}.")
+    else:
+        collect.pin(dataset.url, name=options.name, reason=options.reason)
+    left = ", ".join(collect.pins(dataset.files))
+    print(f"{dataset.url}: {f'pinned ({left})' if left else 'not pinned'}.")
+    return 0
+
+
+def drop(argv: Sequence[str]) -> int:
+    """Take samples out of a dataset's later snapshots; exit code 0, 3 if a key is no sample's."""
+    parser = _parser(
+        "drop",
+        "Take samples out of a dataset: readers skip them from now on. Their rows stay in the "
+        "files; runs that pinned an earlier snapshot still see them.",
+    )
+    parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
+    parser.add_argument("keys", nargs="*", metavar="KEY", help="the source's name of a sample")
+    parser.add_argument("--from-file", metavar="FILE", help="file with one key per line")
+    parser.add_argument("--reason", required=True, help="why, for the record")
+    options = parser.parse_args(argv)
+    keys = [*options.keys, *_lines(options.from_file)]
+    if not keys:
+        raise ConfigError(Problem("keys", "none", "one or more, or --from-file FILE"))
+    dataset = find_dataset(options.dataset)
+    count = dataset.drop(keys, reason=options.reason)
+    print(f"{dataset.url}: dropped {count:,} samples that had not been before.")
+    return 0
+
+
+def _lines(path: str | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(Problem("--from-file", f"{path} ({error})", "a text file")) from None
+    return [line for line in text.splitlines() if line]
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"dreamshard {verb}", description=description)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser

@@ -1,0 +1,207 @@
+"""The commands `dreamshard ls`, `inspect` and `verify`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dreamshard.errors import DataError
+from dreamshard.progress import Progress
+from storage.catalog import find_dataset, list_datasets
+from storage.dataset import Dataset
+from storage.snapshot import Snapshot
+from storage.verbs.inspect import Summary, describe, summarize
+from storage.verbs.statistics import STATISTICS_SAMPLES, contact_sheet, level_statistics, spread
+from storage.verbs.verify import Report, repair, verify_dataset
+
+DAMAGED = DataError.exit_code
+_MAX_LINES = 20
+
+
+def ls(argv: Sequence[str]) -> int:
+    """List the feature datasets under a root; exit code 0, 3 if there is no such root."""
+    parser = _parser("ls", "List the feature datasets under a folder.")
+    parser.add_argument("root", help="folder of datasets, a path or file:// URL")
+    root = parser.parse_args(argv).root
+    table = Table("dataset", "samples", "units", "size", "levels", "state", box=None)
+    found = 0
+    for url, about in list_datasets(root):
+        found += 1
+        name = url.rpartition("/")[2]
+        try:
+            if isinstance(about, DataError):
+                raise about
+            summary = summarize(Dataset(url, about), max_errors=0)
+        except DataError:
+            table.add_row(name, "", "", "", "", "damaged: see `dreamshard inspect`")
+            continue
+        levels = ", ".join(level.name for level in about.levels)
+        table.add_row(
+            name,
+            f"{summary.samples:,}",
+            f"{summary.units:,}",
+            format_bytes(summary.stored_bytes),
+            levels,
+            _state(summary),
+        )
+    if not found:
+        print(
+            f"{root}: no datasets yet. `dreamshard encode` and `dreamshard synthesize` make them."
+        )
+        return 0
+    _console().print(table)
+    return 0
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Show what a feature dataset holds; exit code 0, 3 if it is damaged or not there."""
+    parser = _parser("inspect", "Show what a feature dataset holds.")
+    parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=STATISTICS_SAMPLES,
+        help="samples to look at for the levels' statistics; 0 for none (%(default)s)",
+    )
+    parser.add_argument(
+        "--sheet",
+        metavar="PNG",
+        help="write a picture: images and maps as colours",
+    )
+    options = parser.parse_args(argv)
+    dataset = find_dataset(options.dataset)
+    summary = summarize(dataset)
+    console = _console()
+    console.print(dataset.url)
+    facts = Table(show_header=False, box=None)
+    facts.add_row("samples", f"{summary.samples:,} of {summary.requested:,} requested")
+    facts.add_row("invalid", f"{summary.invalid:,}")
+    units = f"{summary.units:,} of {dataset.samples_per_unit:,} samples"
+    facts.add_row("units", units + (f", {summary.missing:,} missing" if summary.missing else ""))
+    facts.add_row("size", format_bytes(summary.stored_bytes))
+    for what, value in describe(dataset):
+        facts.add_row(what, value)
+    console.print(facts)
+    console.print(_level_table(summary))
+    snapshot = dataset.snapshot()
+    if options.samples > 0 and snapshot.valid.any():
+        console.print(_statistics_table(snapshot, options.samples))
+    if options.sheet:
+        Path(options.sheet).write_bytes(contact_sheet(snapshot))
+        print(f"{options.sheet}: one row a sample: its image, then its maps.")
+    for index, error in summary.errors.items():
+        print(f"sample {index} is invalid: {error}")
+    for unit, error in list(dataset.quarantined().items())[:_MAX_LINES]:
+        print(f"unit {unit} was left out: {error}")
+    return 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Check a dataset against its digests; exit code 0 if it is whole, 3 if it is damaged."""
+    parser = _parser("verify", "Check a feature dataset against its digests.")
+    parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
+    parser.add_argument("--quick", action="store_true", help="look at sizes only, not at bytes")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="withdraw damaged units, so that a rerun of the command that made the dataset makes "
+        "them, and only them, again; make the manifest again from the commit records",
+    )
+    options = parser.parse_args(argv)
+    dataset = find_dataset(options.dataset)
+    total = -(-dataset.requested() // dataset.samples_per_unit)
+    with Progress("verify", total=total, unit="units") as progress:
+        report = verify_dataset(dataset, quick=options.quick, on_unit=lambda _: progress.update())
+    _print_report(dataset, report)
+    if not report.findings:
+        return 0
+    if options.repair:
+        units = repair(dataset, report)
+        print(f"repaired: rerun the command that made the dataset; it makes {_some(units)} again.")
+    else:
+        print(f"`dreamshard verify --repair {dataset.url}` marks what a rerun makes again.")
+    return DAMAGED
+
+
+def format_bytes(count: float) -> str:
+    """Return bytes for people, such as 1.5 GB."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"dreamshard {verb}", description=description)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _state(summary: Summary) -> str:
+    if summary.missing:
+        return f"{summary.missing:,} units to make"
+    return f"whole, {summary.invalid:,} invalid" if summary.invalid else "whole"
+
+
+def _level_table(summary: Summary) -> Table:
+    table = Table("array", "kind", "stride", "shape", "dtype", "codec", "bytes/sample", box=None)
+    for facts in summary.arrays:
+        shape = " x ".join(map(str, facts.shape)) or "scalar"
+        ratio = f" ({facts.raw_bytes / facts.stored_bytes:.3g}x)" if facts.kind else ""
+        size = f"{facts.stored_bytes:,}{ratio}"
+        stride = str(facts.stride or "")
+        table.add_row(facts.name, facts.kind, stride, shape, facts.dtype, facts.codec, size)
+    return table
+
+
+def _statistics_table(snapshot: Snapshot, count: int) -> Table:
+    names = ("level", "mean", "std", "min", "max", "zeros", "dead channels", "norm")
+    table = Table(*names, box=None)
+    samples = spread(snapshot, count)
+    total = len(samples) * len(snapshot.levels)
+    with Progress("statistics", total=total, unit="samples") as progress:
+        for level in snapshot.levels:
+            found = level_statistics(snapshot, level, samples, on_samples=progress.update)
+            numbers = (found.mean, found.std, found.low, found.high)
+            table.add_row(
+                level.name,
+                *(f"{number:.4g}" for number in numbers),
+                f"{100 * found.zeros:.3g} %",
+                str(found.dead),
+                f"{found.norm:.4g}",
+            )
+    table.caption = f"over {len(samples):,} samples, evenly spread; norm: over the channels"
+    return table
+
+
+def _print_report(dataset: Dataset, report: Report) -> None:
+    for finding in report.findings[:_MAX_LINES]:
+        print(f"damaged: {finding}")
+    if len(report.findings) > _MAX_LINES:
+        print(f"damaged: {len(report.findings) - _MAX_LINES} more")
+    for note in report.notes[:_MAX_LINES]:
+        print(f"note: {note}")
+    if report.missing:
+        print(f"note: {_some(report.missing)} requested and not made yet; a rerun makes them.")
+    state = f"{len(report.findings)} problems" if report.findings else "no damage"
+    print(
+        f"{dataset.url}: {report.units:,} units, {report.samples:,} samples "
+        f"({report.invalid:,} invalid), {format_bytes(report.bytes)}: {state}."
+    )
+
+
+def _some(units: Sequence[int]) -> str:
+    if len(units) == 1:
+        return f"unit {units[0]}"
+    listed = ", ".join(map(str, units[:10])) + (", ..." if len(units) > 10 else "")
+    return f"{len(units)} units ({listed})" if units else "nothing"

@@ -1,0 +1,198 @@
+"""Check a dataset against its own records: every byte, every row, and what is there too much."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from dreamshard.errors import DataError
+from storage.codecs.bases import basis_digests
+from storage.dataset import Dataset
+from storage.fs.local import STAGING
+from storage.ledger import manifest
+from storage.ledger.book import Ledger, read_ledger
+from storage.ledger.commits import Commit, read_commit, record_key
+
+_FOLDERS = {"dataset.json", "codecs", "commits", "drops", "manifest", "pins", "requests", STAGING}
+_BATCH_UNITS = 256  # units handed to the threads at a time, so that memory stays flat
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Say what is wrong with one file."""
+
+    path: str
+    problem: str
+    unit: int | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.unit is None else f" (unit {self.unit})"
+        return f"{self.path}{where}: {self.problem}"
+
+
+@dataclass
+class Report:
+    """Hold what a check found.
+
+    Args:
+        units: units checked.
+        samples: samples in them.
+        invalid: samples among them that could not be used.
+        bytes: bytes in them.
+        findings: what is damaged.
+        missing: units requested and not there: not damage, the next run makes them.
+        notes: what is odd and harms nothing.
+    """
+
+    units: int = 0
+    samples: int = 0
+    invalid: int = 0
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    missing: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def damaged_units(self) -> list[int]:
+        """Units with something wrong, ascending."""
+        return sorted({finding.unit for finding in self.findings if finding.unit is not None})
+
+
+def verify_dataset(
+    dataset: Dataset,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    on_unit: Callable[[int], None] | None = None,
+) -> Report:
+    """Check a dataset: metadata, manifest, records, and each unit's files.
+
+    Args:
+        dataset: what to check.
+        quick: look at sizes only, not at every byte.
+        threads: units checked at a time; as many as there are processors by default.
+        on_unit: called with a unit's bytes when it is checked.
+
+    Returns:
+        What was found; nothing is changed.
+    """
+    report = Report()
+    if dataset.store.num_samples() != dataset.requested():
+        problem = f"got other sizes than the {dataset.requested()} samples requested"
+        report.findings.append(
+            Finding(dataset.files.path(dataset.store.metadata_keys()[0]), problem)
+        )
+    parts = _check_manifest(dataset, report, quick=quick)
+    book = read_ledger(dataset.files, parts=parts)
+    for unit, size, samples, invalid, findings in _check_units(dataset, book, quick, threads):
+        report.units += 1
+        report.bytes += size
+        report.samples += samples
+        report.invalid += invalid
+        report.findings += [Finding(path, problem, unit) for path, problem in findings]
+        if on_unit is not None:
+            on_unit(size)
+    damaged = set(report.damaged_units)
+    try:
+        missing = dataset.missing(dataset.requested(), book=book).tolist()
+    except DataError:  # a damaged record, reported above
+        missing = []
+    report.missing = [unit for unit in missing if unit not in damaged]
+    report.notes += _strays(dataset, book)
+    return report
+
+
+def repair(dataset: Dataset, report: Report) -> list[int]:
+    """Withdraw damaged units, and make manifest and metadata again from the commit records.
+
+    Returns:
+        The units that the next run of the command that made the dataset will make again.
+    """
+    for unit in report.damaged_units:
+        dataset.invalidate(unit, reason="verify found it damaged")
+    parts = _check_manifest(dataset, Report(), quick=False)
+    for part in range(parts, manifest.num_parts(dataset.files, strict=False)):
+        dataset.files.remove(manifest.units_key(part))
+        dataset.files.remove(manifest.samples_key(part))
+    dataset.roll_up(final=True)
+    dataset.grow(0)
+    return dataset.missing(dataset.requested()).tolist()
+
+
+def _check_manifest(dataset: Dataset, report: Report, *, quick: bool) -> int:
+    """Check the manifest's parts; return how many there are before the first damaged one."""
+    files = dataset.files
+    for part in range(manifest.num_parts(files, strict=False)):
+        try:
+            problem = manifest.check_part(files, part, quick=quick)
+        except DataError as error:
+            problem = str(error)
+        if problem:
+            report.findings.append(Finding(files.path(manifest.samples_key(part)), problem))
+            return part
+    return manifest.num_parts(files, strict=False)
+
+
+Checked = tuple[int, int, int, int, list[tuple[str, str]]]
+
+
+def _check_units(
+    dataset: Dataset, book: Ledger, quick: bool, threads: int | None
+) -> Iterator[Checked]:
+    rows = book.current.take(book.holds)
+    pairs = list(zip(rows.unit.tolist(), rows.version.tolist(), strict=True))
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        for start in range(0, len(pairs), _BATCH_UNITS):
+            batch = pairs[start : start + _BATCH_UNITS]
+            yield from pool.map(lambda pair: _check_unit(dataset, *pair, quick=quick), batch)
+
+
+def _check_unit(dataset: Dataset, unit: int, version: int, *, quick: bool) -> Checked:
+    """Check one unit: (unit, bytes, samples, invalid samples, [(path, problem)])."""
+    record = dataset.files.path(record_key(unit, version))
+    try:
+        commit = read_commit(dataset.files, unit, version)
+    except DataError as error:
+        return unit, 0, 0, 0, [(record, str(error))]
+    problems = [(record, text) for text in _record_problems(dataset, commit)]
+    if set(commit.digests) != set(dataset.arrays):
+        problems.append((record, f"got digests of {sorted(commit.digests)}, allowed all arrays'"))
+    else:
+        try:
+            problems += dataset.store.problems(commit, quick=quick)
+        except DataError as error:
+            problems.append((record, str(error)))
+    return unit, commit.bytes, commit.count, len(commit.invalid), problems
+
+
+def _record_problems(dataset: Dataset, commit: Commit) -> Iterator[str]:
+    first = commit.unit * dataset.samples_per_unit
+    if commit.first != first:
+        yield f"got first index {commit.first}, allowed {first}"
+    try:
+        bases = basis_digests({level.name: dataset.codec(level.name) for level in dataset.levels})
+    except DataError as error:
+        yield str(error)
+        return
+    if bases != commit.extra.get("bases", {}):
+        yield f"got codec bases {commit.extra.get('bases', {})!r:.120}, allowed {bases}"
+
+
+def _strays(dataset: Dataset, book: Ledger) -> list[str]:
+    """Name files that belong to nothing committed; a run at work has some."""
+    files = dataset.files
+    known = {*_FOLDERS, *(key.partition("/")[0] for key in dataset.store.metadata_keys())}
+    notes = [
+        f"{files.path(name)}: not part of a dataset"
+        for name in files.names("")
+        if name not in known
+    ]
+    notes += [
+        f"{files.path(key)}: not committed" for key in dataset.store.strays(set(book.done.tolist()))
+    ]
+    staged = sum(1 for _ in files.walk(STAGING))
+    if staged:
+        notes.append(f"{files.path(STAGING)}: {staged} temporary files; the next run sweeps them")
+    return notes

@@ -1,0 +1,101 @@
+"""Learning rate per step, and which parameters decay."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from distill.configs.train import OptimizerConfig, StudentConfig
+from distill.data.open import open_training_set
+from distill.methods import build_method
+from distill.students.student import build_student
+from distill.training.optim import (
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
+
+CONFIG = OptimizerConfig(lr=2.0, warmup=0.1, floor=0.01)
+
+
+def test_warm_up_is_linear_and_reaches_the_peak() -> None:
+    rates = [learning_rate(step, steps=100, config=CONFIG) for step in range(1, 11)]
+    assert rates == pytest.approx([0.2 * step for step in range(1, 11)])
+
+
+def test_cosine_passes_its_middle_and_ends_at_the_floor() -> None:
+    assert learning_rate(55, steps=100, config=CONFIG) == pytest.approx(2.0 * (0.01 + 0.99 / 2))
+    assert learning_rate(100, steps=100, config=CONFIG) == pytest.approx(0.02)
+
+
+def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
+    config = OptimizerConfig(lr=2.0, warmup=0.0)
+    assert 1.99 < learning_rate(1, steps=1000, config=config) < 2.0
+    assert learning_rate(1, steps=1, config=config) == pytest.approx(0.02)
+
+
+def test_only_kernels_and_matrices_decay() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(module, OptimizerConfig(weight_decay=0.05))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    expected = {name: 0.05 if p.ndim > 1 else 0.0 for name, p in module.named_parameters()}
+    assert {name: decay[id(p)] for name, p in module.named_parameters()} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adamw", "AdamW"), ("sgd", "SGD"), ("lamb", "Lamb"), ("lars", "Lars")]
+)
+def test_optimisers_by_name_with_their_settings(name: str, kind: str) -> None:
+    config = OptimizerConfig(betas=[0.8, 0.9], name=name)
+    optimizer = build_optimizer(nn.Linear(2, 2), config)
+    group = optimizer.param_groups[0]
+    assert type(optimizer).__name__ == kind
+    if name in ("sgd", "lars"):
+        assert group["momentum"] == 0.8 and not group["nesterov"]
+    else:
+        assert tuple(group["betas"]) == (0.8, 0.9)
+
+
+def test_setting_the_rate_keeps_a_groups_own_scale() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerConfig())
+    assert len(optimizer.param_groups) == 2
+    optimizer.param_groups[0]["lr_scale"] = 0.5
+    optimizer.param_groups[1]["fixed_rate"] = True
+    set_learning_rate(optimizer, 0.2, peak=0.9)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.9]
+
+
+def test_the_rate_scales_with_the_batch_where_asked() -> None:
+    config = OptimizerConfig(lr=2e-4, lr_batch=256, warmup=0.5)
+    assert learning_rate(50, steps=100, config=config, batch_size=2048) == pytest.approx(1.6e-3)
+    plain = OptimizerConfig(lr=2e-4, warmup=0.5)
+    assert learning_rate(50, steps=100, config=plain, batch_size=2048) == pytest.approx(2e-4)
+
+
+def test_layer_decay_slows_the_stem_most_and_spares_the_regressor(configure, dataset) -> None:
+    config = configure(
+        student=StudentConfig(name="cifar_resnet18", settings={"width": 4}),
+        optimizer=OptimizerConfig(layer_decay=0.5, weight_decay=0.1),
+    )
+    method = build_method(config, training_set=open_training_set(config.data))
+    layers = method.layers(config, image_size=(16, 16))
+    groups = parameter_groups(method, config.optimizer, layers=layers)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    scales = {name: scale[id(p)] for name, p in method.named_parameters()}
+    # Stem, then two blocks in each of the three stages that strides 2 and 4 need: seven layers.
+    assert scales["student.backbone.layer3.1.conv1.weight"] == 1.0
+    assert scales["student.backbone.layer3.0.conv1.weight"] == 0.5
+    assert scales["student.backbone.conv1.weight"] == 0.5**6
+    assert scales["regressor.heads.0.weight"] == 1.0
+
+
+def test_position_embeddings_do_not_decay() -> None:
+    student = build_student(
+        StudentConfig(name="test_vit"), strides=(16,), seed=0, image_size=(32, 32)
+    )
+    groups = parameter_groups(student, OptimizerConfig(weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    parameters = dict(student.named_parameters())
+    assert decay[id(parameters["backbone.model.pos_embed"])] == 0.0
+    assert decay[id(parameters["backbone.model.blocks.0.mlp.fc1.weight"])] == 0.1

@@ -1,0 +1,393 @@
+"""The report: one page that shows what is there, says what is not, and never breaks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamshard.console.report import build, facts, learning, main, write_report
+from dreamshard.console.report.material import gather
+from dreamshard.console.report.page import Chart
+from dreamshard.errors import DataError, DreamshardError
+from dreamshard.pictures import image_grid
+from dreamshard.runfolder import RunFolder
+from storage.dataset import Dataset
+from storage.schema import FeatureBatch, Level, Pins, Recipe
+
+LEVELS = (
+    Level("up.1.t50", "feature", "up.1", 50, 0, "none", 4, (6, 4, 4), "float16"),
+    Level("up.2.t50", "feature", "up.2", 50, 0, "none", 2, (5, 8, 8), "float16"),
+    Level("up.1.t50.gap", "feature", "up.1", 50, 0, "gap", 0, (6,), "float16"),
+)
+TITLES = {
+    "probe": "What a few labels are worth",
+    "inputs": "The images that went in",
+    "samples": "What the teacher draws from noise",
+    "features": "What the teacher sees",
+    "losses": "How they learned",
+    "throughput": "Where the time went",
+    "made": "What is on disk",
+    "again": "How to make it again",
+}
+
+
+@dataclass(kw_only=True)
+class DataPart:
+    dataset: str = ""
+
+
+@dataclass(kw_only=True)
+class Config:
+    steps: int = 40
+    note: str = "plain"
+    data: DataPart = field(default_factory=DataPart)
+
+
+def make_dataset(root: Path, *, count: int = 24) -> Dataset:
+    rng = np.random.default_rng(0)
+    content: dict[str, object] = {
+        "levels": [{"name": level.name} for level in LEVELS],
+        "source": {"kind": "digits", "count": count, "digest": "d"},
+        "seed": 0,
+    }
+    layout: dict[str, object] = {
+        "format": "zarr",
+        "codecs": {level.name: "float16" for level in LEVELS},
+        "samples_per_unit": 16,
+        "format_version": 1,
+    }
+    dataset = Dataset.create(
+        str(root),
+        Recipe("digits", content, layout),
+        levels=LEVELS,
+        image_size=(16, 16),
+        pins=Pins(micro_batch=8, compute_dtype="float32", device="cpu", threads=1),
+        labels=True,
+        fsync=False,
+    )
+    dataset.grow(count)
+    for unit, first in enumerate(range(0, count, 16)):
+        size = min(16, count - first)
+        batch = FeatureBatch(
+            index=np.arange(first, first + size),
+            key=[f"digit-{number}" for number in range(first, first + size)],
+            valid=np.arange(first, first + size) != 3,
+            image=rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8),
+            levels={lv.name: rng.normal(size=(size, *lv.shape)).astype(lv.dtype) for lv in LEVELS},
+            label=np.arange(first, first + size) % 10,
+            error={3 - first: "not an image"} if first <= 3 < first + size else {},
+        )
+        with dataset.unit_writer(unit, count=size, run_id="test") as writer:
+            writer.write(0, batch)
+            writer.commit()
+    dataset.roll_up(final=True)
+    return dataset
+
+
+def make_run(folder: Path, verb: str, *, config: Config | None = None, **metrics: float) -> Path:
+    command = ["dreamshard", verb, "--config", f"recipes/digits/{verb}.yaml"]
+    run = RunFolder(folder, config=config or Config(), command=command)
+    for step in range(10, 50, 10) if metrics else ():
+        run.log(step=step, **{name: value / step for name, value in metrics.items()})
+    return folder
+
+
+def make_results() -> dict[str, object]:
+    accuracy = {
+        "pixels": {"1": [50.0, 54.0], "5": [80.0, 82.0]},
+        "teacher": {"1": [52.0, 56.0], "5": [81.0, 85.0]},
+        "distilled student": {"1": [60.0, 54.0], "5": [80.0, 82.5]},
+    }
+    rows = {
+        name: {
+            n: {"mean": float(np.mean(a)), "std": float(np.std(a, ddof=1)), "accuracy": a}
+            for n, a in row.items()
+        }
+        for name, row in accuracy.items()
+    }
+    paired = {
+        name: {
+            n: {
+                "mean": float(np.mean(gain)),
+                "std": float(np.std(gain, ddof=1)),
+                "wins": int((gain > 0).sum()),
+                "ties": int((gain == 0).sum()),
+                "losses": int((gain < 0).sum()),
+            }
+            for n, a in row.items()
+            for gain in [np.subtract(accuracy["distilled student"][n], a)]
+        }
+        for name, row in accuracy.items()
+        if name != "distilled student"
+    }
+    return {"few_label": {"subject": "distilled student", "rows": rows, "paired": paired}}
+
+
+def make_demo(folder: Path) -> Path:
+    """Make what a demo leaves behind, in miniature."""
+    make_run(folder / "teacher" / "run", "pretrain", loss=3.0, lr=1.0, img_per_s=4000.0)
+    grid = image_grid(np.zeros((4, 16, 16, 3), np.uint8), columns=2)
+    (folder / "teacher" / "samples.png").write_bytes(grid)
+    dataset = make_dataset(folder / "datasets")
+    encode = RunFolder(
+        make_run(folder / "encode", "encode"),
+        config=Config(),
+        command=["dreamshard", "encode", "--api_key", "hunter2"],
+    )
+    encode.stats(dataset=dataset.url, seconds=12.0, img_per_s=345.0)
+    make_run(folder / "train-001", "train", loss=5.0, mse=2.0, grad_norm=9.0, img_per_s=9000.0)
+    evaluate = make_run(folder / "train-001" / "evaluate", "evaluate")
+    (evaluate / "results.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="module")
+def page(demo: Path) -> str:
+    return build(demo)
+
+
+@pytest.fixture(autouse=True)
+def quick_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw charts for the one page above only: they are tested elsewhere, and slow."""
+    monkeypatch.setattr(learning, "_chart", lambda draw, alt: Chart(b"light", b"dark", alt))
+
+
+class Outline(HTMLParser):
+    """Check that tags are balanced; collect addresses, headings and which tags there are."""
+
+    VOID = frozenset("meta img source br".split())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        wanted = ("src", "srcset", "href")
+        self.addresses += [value or "" for name, value in attrs if name in wanted]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += f"{data} "
+
+
+def outline(html: str) -> Outline:
+    found = Outline()
+    found.feed(html)
+    assert not found.open
+    return found
+
+
+def section(html: str, name: str) -> str:
+    """Return the HTML of one section."""
+    found = re.search(rf'<section id="{name}">(.*?)</section>', html, re.DOTALL)
+    assert found, name
+    return found.group(1)
+
+
+def test_page_needs_no_other_file_and_no_script(page: str) -> None:
+    found = outline(page)
+    assert found.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in found.addresses)
+    assert not found.tags & {"script", "link", "iframe", "object"}
+    assert "url(" not in page
+    assert "prefers-color-scheme: dark" in page
+    assert len(page) < 3_000_000
+
+
+def test_page_has_every_section_in_order(page: str) -> None:
+    text = outline(page).text
+    places = [text.index(title) for title in TITLES.values()]
+    assert places == sorted(places)
+    assert "Not here yet" not in text
+
+
+def test_headline_names_the_subject_and_how_far_it_is_ahead(page: str) -> None:
+    text = " ".join(outline(page).text.split())
+    assert "57.0 % distilled student, 1 label per class; next best 54.0 (+3.0)" in text
+    assert "81.2 % distilled student, 5 labels per class; next best 83.0 (-1.8)" in text
+    assert page.count('class="tile best"') == 1
+    assert "24 images with 3 levels of features" in text
+
+
+def test_probe_marks_the_best_of_each_column_and_counts_paired_wins(page: str) -> None:
+    probe = section(page, "probe")
+    best = re.findall(r'<td class="[^"]* best">([^<]*)</td>', probe)
+    assert best == ["83.0 ± 2.8", "57.0 ± 4.2"]
+    text = outline(probe).text
+    assert "+5.0 ± 7.1 (won 1 of 2, 1 tied)" in text
+    assert "-1.8 ± 1.1 (won 0 of 2)" in text
+
+
+def test_features_show_every_map_finest_first_and_leave_vectors_out(page: str) -> None:
+    shown = section(page, "features")
+    names = re.findall(r"<b>([^<]*)</b>", shown)
+    assert names == ["image", "up.2.t50", "up.1.t50"]
+    assert "8 × 8 cells of 5, stride 2" in shown
+
+
+def test_disk_section_lists_tree_arrays_and_keys(page: str, demo: Path) -> None:
+    made = section(page, "made")
+    dataset = gather(demo).dataset
+    assert dataset is not None
+    assert dataset.recipe.content_key in made
+    assert "├── datasets/" in made
+    assert "demo/" in made
+    assert "24 of 24 images, 1 unusable" in made
+    row = next(line for line in made.split("<tr>") if "up.1.t50</td>" in line)
+    assert "192" in row  # 6 x 4 x 4 float16
+
+
+def test_commands_and_configurations_are_shown_without_secrets(page: str) -> None:
+    again = section(page, "again")
+    commands = outline(again).text
+    assert "dreamshard train --config recipes/digits/train.yaml" in commands
+    assert "steps: 40" in commands
+    assert "numpy" in commands
+    assert "hunter2" not in page
+
+
+@pytest.mark.parametrize(
+    ("gone", "name", "command"),
+    [
+        ("teacher/samples.png", "samples", "dreamshard pretrain --config"),
+        ("datasets", "inputs", "dreamshard encode --config"),
+        ("datasets", "features", "dreamshard encode --config"),
+        ("datasets", "made", "dreamshard encode --config"),
+        ("train-001/evaluate/results.json", "probe", "dreamshard evaluate --config"),
+    ],
+)
+def test_missing_parts_are_left_out_with_the_command_that_makes_them(
+    gone: str, name: str, command: str, demo: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(demo, tmp_path / "demo")
+    (folder / "encode" / "stats.json").unlink()
+    for run in ("teacher/run", "train-001"):
+        (folder / run / "metrics.jsonl").unlink()
+    place = folder / gone
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    html = build(folder)
+    assert command in outline(section(html, name)).text
+    assert "dreamshard train --config" in outline(section(html, "losses")).text
+
+
+def test_one_run_alone_is_enough_and_finds_its_dataset(demo: Path, tmp_path: Path) -> None:
+    dataset = gather(demo).dataset
+    assert dataset is not None
+    config = Config(data=DataPart(dataset=dataset.url))
+    folder = make_run(tmp_path / "alone", "train", config=config, loss=1.0)
+    text = outline(build(folder)).text
+    assert dataset.recipe.content_key in text
+    assert "dreamshard pretrain --config" in text
+    assert "No evaluation was found." in text
+
+
+def test_a_dataset_alone_is_enough(demo: Path) -> None:
+    dataset = gather(demo).dataset
+    assert dataset is not None
+    html = build(Path(dataset.url))
+    assert section(html, "features").count("<img") == 3
+    assert "No run folder was found." in section(html, "again")
+
+
+def test_damaged_shards_are_named_and_the_rest_is_shown(demo: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo, tmp_path / "demo")
+    (folder / "encode" / "stats.json").unlink()
+    chunk = next((folder / "datasets").glob("*/data.zarr/up.1.t50/c/0/*/*/*"))
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    html = build(folder)
+    assert str(chunk.relative_to(tmp_path)) in section(html, "features")
+    assert "Not here yet" not in section(html, "probe")
+
+
+def test_text_of_runs_cannot_become_markup(tmp_path: Path) -> None:
+    config = Config(note="<script>alert(1)</script>")
+    folder = make_run(tmp_path / "<b>run</b>", "train", config=config, loss=1.0)
+    html = build(folder)
+    assert "<script>" not in html
+    assert "<b>run" not in html
+    assert "<script>alert(1)</script>" in outline(html).text
+
+
+def test_newest_run_is_shown_unless_demo_json_names_another(demo: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo, tmp_path / "demo")
+    make_run(folder / "train-002", "train", loss=1.0)
+    newest = gather(folder).train
+    assert newest is not None and newest.path.name == "train-002"
+    index = {"runs": {"train": "train-001"}, "seconds": {"train-001": 77.0, "train-002": 1.0}}
+    (folder / "demo.json").write_text(json.dumps(index), encoding="utf-8")
+    material = gather(folder)
+    assert material.train is not None and material.train.path.name == "train-001"
+    assert material.seconds == {"train": 77.0}
+
+
+def test_main_writes_the_page_where_asked(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "page.html"
+    assert main([str(demo / "train-001" / "evaluate"), "--out", str(out)]) == 0
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert str(out) in capsys.readouterr().out
+
+
+def test_nothing_to_report_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such folder.*dreamshard demo"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"neither a run nor a dataset"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_page_that_cannot_be_written_says_so(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DreamshardError, match=r"cannot be written .*--out"):
+        write_report(demo / "train-001" / "evaluate", out=tmp_path / "file" / "page.html")
+
+
+def test_missing_packages_name_the_extra(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(DreamshardError, match=r"jinja2 is not installed.*dreamshard\[report\]"):
+        write_report(demo / "train-001" / "evaluate")
+
+
+def test_long_commands_are_broken_into_lines_that_a_shell_joins() -> None:
+    assert facts.wrapped("dreamshard train --steps 5") == "dreamshard train --steps 5"
+    long = "dreamshard train " + " ".join(f"--setting_{number} {number}" for number in range(9))
+    lines = facts.wrapped(long).split("\n")
+    assert len(lines) == 10
+    assert shlex.split("".join(line.removesuffix("\\") for line in lines)) == shlex.split(long)
+
+
+def test_what_the_monitor_saw_is_a_table_of_few_rows_and_not_a_loss(tmp_path: Path) -> None:
+    record = RunFolder(tmp_path / "train", config=Config(), command=["dreamshard", "train"])
+    for step in range(1, 41):
+        record.log(step=step, loss=1 / step, memory_gb=1.0)
+        if step % 2 == 0:
+            record.log(step=step, monitor_knn=20.0 + step)
+    material = gather(tmp_path)
+    assert material.train is not None
+    (table,) = learning.monitor_tables(material.train)
+    assert table.heads == ["step", "knn"] and len(table.rows) <= 12
+    assert table.rows[-1].cells == ["40", "60.0"], "the last look is always shown"
+    assert learning.losses(material).tables == [table]

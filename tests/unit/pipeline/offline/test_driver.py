@@ -1,0 +1,278 @@
+"""The driver against scripted actors: no Ray, no teacher, no disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import pytest
+
+from dreamshard.errors import TeacherError
+from pipeline.offline import driver as driver_module
+from pipeline.offline.deadline import Deadline
+from pipeline.offline.driver import Done, Driver, Event, Failed, Late, Lost, Outcome, Returned, Task
+
+
+class ScriptedWorkers:
+    """Actors of which `fate(unit, attempt, alone)` says what becomes of each unit."""
+
+    def __init__(self, actors: int, fate: Callable[[int, int, bool], str]) -> None:
+        self.reserved = 0
+        self.slots: list[list[tuple[Task, bool]]] = [[] for _ in range(actors)]
+        self.fate, self.attempts = fate, dict[int, int]()
+        self.submitted: list[int] = []
+        self.most = 0
+
+    def _find(self, alone: bool) -> list[tuple[Task, bool]] | None:
+        slots = sorted(self.slots, key=len)
+        if alone:
+            return slots[0] if not slots[0] else None
+        for slot in slots[self.reserved :]:
+            if len(slot) < 2 and not any(each for _, each in slot):
+                return slot
+        return None
+
+    def free(self, *, alone: bool) -> bool:
+        return self._find(alone) is not None
+
+    def submit(self, task: Task, *, alone: bool) -> None:
+        slot = self._find(alone)
+        assert slot is not None
+        slot.append((task, alone))
+        self.submitted.append(task.unit)
+        self.most = max(self.most, sum(map(len, self.slots)))
+
+    def late(self, limit_s: float) -> list[Late]:
+        return []
+
+    def replace(self, late: Late) -> None:
+        raise AssertionError("nothing was late")
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        slot = max(self.slots, key=len)
+        task, alone = slot[0]
+        self.attempts[task.unit] = self.attempts.get(task.unit, 0) + 1
+        fate = self.fate(task.unit, self.attempts[task.unit], alone)
+        if fate == "dies":
+            lost = [Lost(each, alone=len(slot) == 1, error=OSError("killed")) for each, _ in slot]
+            slot.clear()
+            return list(lost)
+        slot.pop(0)
+        if fate == "ok":
+            return [Done(task, {"unit": task.unit, "count": task.count})]
+        return [Failed(task, RuntimeError(fate))]
+
+
+def drive(
+    workers: ScriptedWorkers, units: int, **settings: Callable[[], bool]
+) -> tuple[Outcome, list[int]]:
+    done: list[int] = []
+    driver = Driver(
+        workers, max_attempts=3, on_done=lambda event: done.append(event.task.unit), **settings
+    )
+    return driver.run(Task(unit, 10) for unit in range(units)), done
+
+
+def test_every_unit_once_with_at_most_two_in_flight_per_actor() -> None:
+    workers = ScriptedWorkers(3, lambda unit, attempt, alone: "ok")
+    outcome, done = drive(workers, 50)
+    assert sorted(done) == list(range(50))
+    assert outcome.committed == 50 and not outcome.quarantined and not outcome.interrupted
+    assert workers.most == 6
+
+
+def test_a_failure_is_retried() -> None:
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "ok" if attempt > 2 else "disk")
+    outcome, done = drive(workers, 5)
+    assert sorted(done) == list(range(5)) and not outcome.quarantined
+
+
+def test_a_bad_unit_is_left_out_and_the_rest_made() -> None:
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "bad" if unit == 3 else "ok")
+    outcome, done = drive(workers, 8)
+    assert sorted(done) == [0, 1, 2, 4, 5, 6, 7]
+    assert list(outcome.quarantined) == [3] and "bad" in outcome.quarantined[3]
+
+
+def test_a_unit_that_kills_its_actor_is_found_and_its_neighbours_are_not_blamed() -> None:
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "dies" if unit == 4 else "ok")
+    outcome, done = drive(workers, 12)
+    assert list(outcome.quarantined) == [4]
+    assert sorted(done) == [unit for unit in range(12) if unit != 4]
+
+
+def test_with_one_actor_a_lost_pair_is_tried_one_by_one() -> None:
+    workers = ScriptedWorkers(1, lambda unit, attempt, alone: "ok" if alone or unit > 1 else "dies")
+    outcome, done = drive(workers, 6)
+    assert sorted(done) == list(range(6)) and not outcome.quarantined
+
+
+def test_an_error_of_the_teacher_ends_the_run_at_once() -> None:
+    class Broken(ScriptedWorkers):
+        def wait(self, timeout_s: float) -> list[Event]:
+            return [Failed(self.slots[0].pop(0)[0], TeacherError("micro_batch: too much"))]
+
+    with pytest.raises(TeacherError, match="micro_batch"):
+        drive(Broken(1, lambda *_: "ok"), 5)
+
+
+def test_a_run_where_nothing_succeeds_ends_with_the_error() -> None:
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "no space left")
+    with pytest.raises(RuntimeError, match="no space left"):
+        drive(workers, 1000)
+    assert len(workers.submitted) < 100
+
+
+def test_asked_to_stop_it_finishes_what_is_in_flight_and_hands_out_no_more() -> None:
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "ok")
+    outcome, done = drive(workers, 1000, stopping=lambda: len(workers.attempts) >= 10)
+    assert outcome.interrupted
+    assert sorted(done) == sorted(workers.submitted) and len(done) < 20
+
+
+def test_asked_to_stop_when_all_is_done_it_is_not_interrupted() -> None:
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "ok")
+    outcome, done = drive(workers, 4, stopping=lambda: len(workers.submitted) == 4)
+    assert not outcome.interrupted and sorted(done) == [0, 1, 2, 3]
+
+
+def test_tasks_are_drawn_as_they_are_needed() -> None:
+    drawn = deque[int]()
+
+    def tasks():
+        for unit in range(10**9):
+            drawn.append(unit)
+            yield Task(unit, 1)
+
+    workers = ScriptedWorkers(2, lambda unit, attempt, alone: "ok")
+    driver = Driver(
+        workers, max_attempts=3, on_done=lambda event: None, stopping=lambda: len(drawn) > 100
+    )
+    assert driver.run(tasks()).committed <= 102
+
+
+class StuckWorkers:
+    """Actors with one unit each; `stuck` holds (unit, copy) that never end by themselves.
+
+    Every `wait` takes a second.
+    """
+
+    def __init__(self, actors: int, stuck: set[tuple[int, int]], now: list[float]) -> None:
+        self.reserved, self.now, self.stuck = 0, now, stuck
+        self.held: dict[int, tuple[Task, int, float] | None] = dict.fromkeys(range(actors))
+        self.copies, self.events = dict[int, int](), list[Event]()
+        self.replaced, self.tardy = list[str](), set[int]()
+
+    def free(self, *, alone: bool) -> bool:
+        return None in self.held.values()
+
+    def submit(self, task: Task, *, alone: bool) -> None:
+        slot = next(number for number, held in self.held.items() if held is None)
+        copy = self.copies[task.unit] = self.copies.get(task.unit, 0) + 1
+        self.held[slot] = (task, copy, self.now[0])
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        self.now[0] += 1.0
+        events, self.events = self.events, []
+        for slot, held in self.held.items():
+            if held is not None and (held[0].unit, held[1]) not in self.stuck:
+                self.held[slot] = None
+                events.append(Done(held[0], {"copy": held[1]}, self.now[0] - held[2]))
+        return events
+
+    def late(self, limit_s: float) -> list[Late]:
+        return [
+            Late(held[0], self.now[0] - held[2], f"teacher-{slot}")
+            for slot, held in self.held.items()
+            if held is not None and self.now[0] - held[2] > limit_s
+        ]
+
+    def replace(self, late: Late) -> None:
+        slot = int(late.actor.removeprefix("teacher-"))
+        held = self.held[slot]
+        assert held is not None
+        self.held[slot] = None
+        self.replaced.append(late.actor)
+        self.events.append(Failed(held[0], TimeoutError(f"{late.actor} was stuck")))
+
+
+def drive_stuck(
+    monkeypatch: pytest.MonkeyPatch, *, actors: int, units: int, stuck: set[tuple[int, int]]
+) -> tuple[StuckWorkers, Outcome, list[int]]:
+    now = [1000.0]
+    monkeypatch.setattr(driver_module.time, "monotonic", lambda: now[0])
+    workers, done = StuckWorkers(actors, stuck, now), list[int]()
+    driver = Driver(
+        workers,
+        max_attempts=3,
+        on_done=lambda event: done.append(event.task.unit),
+        deadline=Deadline(5.0),
+    )
+    return workers, driver.run(Task(unit, 10) for unit in range(units)), done
+
+
+def test_a_straggler_is_named_and_tried_by_another_actor_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers, outcome, done = drive_stuck(monkeypatch, actors=2, units=4, stuck={(1, 1)})
+    assert sorted(done) == [0, 1, 2, 3] and outcome.retries == 1 and not outcome.quarantined
+    assert "unit 1 is late: 6 s on teacher-1, deadline 5 s" in caplog.text
+    assert workers.copies[1] == 2 and not workers.replaced
+
+
+def test_an_actor_that_stays_stuck_is_replaced_and_its_unit_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workers, outcome, done = drive_stuck(monkeypatch, actors=2, units=60, stuck={(1, 1)})
+    assert sorted(done) == list(range(60)) and outcome.committed == 60
+    assert workers.replaced == ["teacher-1"]
+
+
+def test_with_one_actor_a_stuck_unit_costs_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers, _, done = drive_stuck(monkeypatch, actors=1, units=3, stuck={(0, 1)})
+    assert sorted(done) == [0, 1, 2] and workers.replaced == ["teacher-0"]
+
+
+def test_a_unit_that_is_always_stuck_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = {(1, copy) for copy in range(1, 9)}
+    _, outcome, done = drive_stuck(monkeypatch, actors=2, units=4, stuck=stuck)
+    assert sorted(done) == [0, 2, 3]
+    assert list(outcome.quarantined) == [1] and "stuck" in outcome.quarantined[1]
+
+
+def test_a_unit_that_comes_back_unbegun_is_not_blamed() -> None:
+    class Returning(ScriptedWorkers):
+        def wait(self, timeout_s: float) -> list[Event]:
+            slot = max(self.slots, key=len)
+            count = self.attempts.get(slot[0][0].unit, 0)
+            if slot[0][0].unit == 2 and count < 9:
+                self.attempts[2] = count + 1
+                return [Returned(slot.pop(0)[0])]
+            return super().wait(timeout_s)
+
+    outcome, done = drive(Returning(2, lambda *_: "ok"), 5)
+    assert sorted(done) == list(range(5)) and outcome.retries == 9 and not outcome.quarantined
+
+
+def test_the_deadline_follows_the_median() -> None:
+    deadline = Deadline()
+    for seconds in (30.0, 20.0):
+        deadline.note(seconds)
+    assert deadline.limit_s == float("inf")
+    deadline.note(1000.0)
+    assert deadline.limit_s == 300.0
+    for _ in range(200):
+        deadline.note(0.1)
+    assert deadline.limit_s == 60.0 and Deadline(7.0).limit_s == 7.0
+
+
+def test_what_is_left_out_is_told_at_once() -> None:
+    told: list[tuple[int, str, int]] = []
+    driver = Driver(
+        ScriptedWorkers(2, lambda unit, attempt, alone: "bad" if unit == 3 else "ok"),
+        max_attempts=3,
+        on_done=lambda event: None,
+        on_given_up=lambda task, why, attempts: told.append((task.unit, why, attempts)),
+    )
+    driver.run(Task(unit, 10) for unit in range(8))
+    assert told == [(3, "RuntimeError: bad", 3)]

@@ -1,0 +1,144 @@
+"""Rows come out of chunk files as they went in, by every way of copying them."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dreamshard.errors import ConfigError, DataError
+from storage.rows.chunks import Access, open_chunks
+from storage.rows.pick import read_rows
+
+ACCESS: list[Access] = ["map", "pread"]
+DTYPES = ["<f2", "<f4", "u1", "i1", "<u2", "<i8", "?"]
+SHAPES = st.lists(st.integers(1, 5), max_size=3).map(tuple)
+
+
+def copied(snapshot, names, samples, *, access="map", max_open=256) -> list[np.ndarray]:
+    chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
+    specs = [snapshot.array_spec(name) for name in names]
+    targets = [np.zeros((len(samples), *shape), dtype) for dtype, shape in specs]
+    chunks.copy(np.asarray(samples, np.int64), targets)
+    chunks.close()
+    return targets
+
+
+@pytest.mark.parametrize("access", ACCESS)
+@settings(deadline=None, max_examples=30)
+@given(
+    arrays=st.lists(st.tuples(st.sampled_from(DTYPES), SHAPES), min_size=1, max_size=3),
+    num_samples=st.integers(1, 40),
+    per_unit=st.integers(1, 20),
+    max_open=st.integers(1, 9),
+    data=st.data(),
+)
+def test_what_is_read_is_what_was_written(
+    make_snapshot, access: Access, arrays, num_samples: int, per_unit: int, max_open: int, data
+) -> None:
+    specs = {f"a{number}": spec for number, spec in enumerate(arrays)}
+    snapshot = make_snapshot(specs, num_samples=num_samples, samples_per_unit=per_unit)
+    samples = data.draw(st.lists(st.integers(0, num_samples - 1), max_size=30))
+    read = copied(snapshot, list(specs), samples, access=access, max_open=max_open)
+    for name, rows in zip(specs, read, strict=True):
+        assert rows.tobytes() == snapshot.rows[name][samples].tobytes()
+
+
+def test_rows_for_probes_are_fresh_memory(make_snapshot) -> None:
+    snapshot = make_snapshot()
+    rows = read_rows(snapshot, "s8", [39, 0, 7, 7])
+    assert rows.dtype == np.float16
+    assert rows.flags.owndata
+    assert rows.tobytes() == snapshot.rows["s8"][[39, 0, 7, 7]].tobytes()
+    assert read_rows(snapshot, "label", np.arange(40)).tolist() == snapshot.rows["label"].tolist()
+    assert read_rows(snapshot, "image", []).shape == (0, 4, 4, 3)
+    many = np.arange(10_000) % 40
+    assert np.array_equal(read_rows(snapshot, "image", many), snapshot.rows["image"][many])
+
+
+@pytest.mark.parametrize("access", ACCESS)
+def test_only_the_arrays_asked_for_are_opened(make_snapshot, access: Access) -> None:
+    snapshot = make_snapshot()
+    for name in ("s16", "image", "label"):
+        for unit in snapshot.units:
+            Path(snapshot.chunk_path(name, unit)).unlink()
+    assert len(copied(snapshot, ["s8"], [0, 39], access=access)) == 1
+
+
+@pytest.mark.parametrize("access", ACCESS)
+def test_open_files_are_bounded(make_snapshot, access: Access) -> None:
+    snapshot = make_snapshot(num_samples=400, samples_per_unit=4)
+    chunks = open_chunks(snapshot, ["s8", "image"], access=access, max_open=10)
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    target = [np.zeros((1, 4, 3, 3), np.float16), np.zeros((1, 4, 4, 3), np.uint8)]
+    for sample in np.random.default_rng(0).permutation(400):
+        chunks.copy(np.array([sample]), target)
+        assert target[0].tobytes() == snapshot.rows["s8"][sample].tobytes()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) - before <= 10
+    chunks.close()
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("access", ACCESS)
+def test_threads_share_a_small_set_of_files(make_snapshot, access: Access) -> None:
+    snapshot = make_snapshot(num_samples=200, samples_per_unit=4)
+    chunks = open_chunks(snapshot, ["s8"], access=access, max_open=2)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for samples in np.random.default_rng(seed).integers(0, 200, (200, 8)):
+            target = np.zeros((8, 4, 3, 3), np.float16)
+            chunks.copy(samples, [target])
+            if target.tobytes() != snapshot.rows["s8"][samples].tobytes():
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("access", ACCESS)
+@pytest.mark.parametrize("harm", ["short", "long", "gone", "empty"])
+def test_a_damaged_file_is_named(make_snapshot, access: Access, harm: str) -> None:
+    snapshot = make_snapshot()
+    path = Path(snapshot.chunk_path("s8", 2))
+    content = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"short": content[:-1], "long": content + b"!", "empty": b""}[harm])
+    with pytest.raises(DataError) as caught:
+        copied(snapshot, ["s8"], [17], access=access)
+    text = str(caught.value)
+    assert str(path) in text
+    assert str(len(content)) in text
+    assert "dreamshard verify --repair" in text
+    assert len(copied(snapshot, ["s8"], [0], access=access)[0]) == 1  # other units still read
+
+
+def test_reading_ahead_asks_for_ranges_across_units(make_snapshot) -> None:
+    snapshot = make_snapshot()
+    chunks = open_chunks(snapshot, ["s8", "image"], access="map", max_open=9)
+    chunks.read_ahead([(0, 1), (6, 25), (39, 40)])
+    Path(snapshot.chunk_path("s8", 3)).unlink()
+    with pytest.raises(DataError, match="s8/3"):
+        chunks.read_ahead([(20, 30)])
+
+
+def test_bad_requests_are_refused(make_snapshot) -> None:
+    snapshot = make_snapshot()
+    with pytest.raises(ConfigError, match=r"got 's4', allowed s8, s16, image, label"):
+        open_chunks(snapshot, ["s4"], access="map", max_open=1)
+    with pytest.raises(ConfigError, match="2 problems"):
+        open_chunks(snapshot, [], access="mmap", max_open=0)  # type: ignore[arg-type]
+    for samples in ([-1], [40], [3, 2**40]):
+        with pytest.raises(DataError, match=r"allowed 0\.\.39"):
+            read_rows(snapshot, "s8", samples)

@@ -1,0 +1,158 @@
+"""What may go, what goes, and what never does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dreamshard.console.cli import load_verb
+from dreamshard.errors import ConfigError
+from storage.catalog import list_datasets
+from storage.dataset import Dataset
+from storage.verbs.collect import Garbage, collect, pin, pins, plan, unpin
+from tests.feature_store import LEVELS, all_keys, expected_keys, fill, make_dataset, make_recipe
+
+
+@pytest.fixture(params=["disk", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "root") if request.param == "disk" else f"memory:/{tmp_path}/root"
+
+
+def made(root: str, *, samples: int = 12, name: str = "a", unit: int = 6, levels=LEVELS) -> Dataset:
+    recipe = make_recipe(name=name, unit=unit, levels=levels)
+    dataset = make_dataset(root, recipe=recipe, levels=levels)
+    fill(dataset, samples)
+    return dataset
+
+
+def names(root: str) -> set[str]:
+    return {url.rpartition("/")[2] for url, _ in list_datasets(root)}
+
+
+def short(garbage: list[Garbage]) -> list[tuple[str, str]]:
+    return sorted((item.kind, item.url.rpartition("/")[2]) for item in garbage)
+
+
+def test_a_whole_dataset_has_no_garbage(root: str) -> None:
+    made(root)
+    assert plan(root) == []
+
+
+def test_strays_and_leftovers_go_and_nothing_else(root: str) -> None:
+    dataset = made(root)
+    dataset.invalidate(1)
+    dataset.files.write("staging/put/elsewhere-1-1.7", b"half")
+    found = plan(root)
+    assert [item.kind for item in found] == ["leftovers", "strays"]
+    before = all_keys(dataset)
+    assert collect(found[1:]) == len(dataset.arrays)
+    assert before - all_keys(dataset) == set(dataset.store.unit_keys(1))
+    assert fill(dataset, 12, run_id="again") == [1]
+    assert plan(root) in ([], found[:1])  # the young file may be a live run's
+    assert dataset.snapshot().holes == ()
+
+
+def test_a_unit_made_again_since_the_plan_stays(root: str) -> None:
+    dataset = made(root)
+    dataset.invalidate(1)
+    found = plan(root)
+    fill(dataset, 12, run_id="again")
+    assert collect(found) == 0
+    assert all_keys(dataset) == expected_keys(dataset)
+
+
+def test_the_latest_of_a_name_stay(root: str) -> None:
+    old, new, other = made(root), made(root, unit=4), made(root, name="b")
+    found = plan(root, keep_latest=1)
+    assert [(item.kind, item.url) for item in found] == [("dataset", old.url)]
+    assert found[0].bytes == 12 * sum(spec.row_bytes for spec in old.arrays.values())
+    assert names(root) == {d.recipe.folder for d in (old, new, other)}  # a plan changes nothing
+    assert collect(found) > 10
+    assert names(root) == {d.recipe.folder for d in (new, other)}
+    assert all_keys(old) == set()
+    with pytest.raises(ConfigError, match="keep-latest: got 0"):
+        plan(root, keep_latest=0)
+
+
+def test_what_another_has_all_of_is_superseded(root: str) -> None:
+    few = made(root, levels=LEVELS[:1])
+    made(root, name="b", samples=6)
+    assert plan(root, superseded=True) == []  # neither has all of the other
+    whole = made(root, name="c", samples=12)
+    found = short(plan(root, superseded=True))
+    assert found == [("dataset", few.recipe.folder), ("dataset", found[1][1])]
+    assert whole.url not in {item.url for item in plan(root, superseded=True)}
+
+
+def test_of_two_alike_one_stays(root: str) -> None:
+    first, second = made(root), made(root, name="b")
+    found = plan(root, superseded=True)
+    assert [item.url for item in found] == [second.url]
+    pin(second.url, name="paper", reason="cited")
+    assert [item.url for item in plan(root, superseded=True)] == [first.url]
+
+
+def test_pinned_datasets_stay(root: str) -> None:
+    old = made(root)
+    made(root, unit=4)
+    found = plan(root, keep_latest=1)
+    assert pin(old.url, name="run-7", reason="checkpoint") and not pin(
+        old.url, name="run-7", reason="again"
+    )
+    assert plan(root, keep_latest=1) == []
+    assert collect(found) == 0 and old.recipe.folder in names(root)  # pinned since the plan
+    with pytest.raises(ConfigError, match=r"pinned \(run-7\)"):
+        plan(root, remove=[old.recipe.folder])
+    assert unpin(old.url, name="run-7") and not unpin(old.url, name="run-7")
+    assert pins(old.files) == [] and len(plan(root, keep_latest=1)) == 1
+
+
+def test_a_dataset_with_a_run_at_work_stays(root: str) -> None:
+    dataset = made(root)
+    made(root, unit=4)
+    with dataset.lease("alive"):
+        assert plan(root, keep_latest=1) == []
+        with pytest.raises(ConfigError, match="a run is at work"):
+            plan(root, remove=[dataset.recipe.folder])
+    assert len(plan(root, keep_latest=1)) == 1
+
+
+def test_what_is_half_removed_is_seen_and_goes(root: str) -> None:
+    dataset = made(root)
+    made(root, name="b")
+    dataset.files.remove("dataset.json")
+    found = plan(root)
+    assert short(found) == [("remains", dataset.recipe.folder)]
+    assert collect(found) > 10 and plan(root) == []
+    assert len(names(root)) == 1
+
+
+def test_only_names_that_are_there_can_be_removed(root: str) -> None:
+    made(root)
+    with pytest.raises(ConfigError, match="--remove: got 'x', allowed a dataset's name: a"):
+        plan(root, remove=["x"])
+    assert len(plan(root, remove=["a"])) == 1
+
+
+def test_commands(root: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    dataset = made(root)
+    gc, hold, drop = load_verb("gc"), load_verb("pin"), load_verb("drop")
+    assert gc([root]) == 0 and "nothing to remove" in capsys.readouterr().out
+    assert hold([dataset.url, "--reason", "cited"]) == 0
+    assert "pinned (kept)" in capsys.readouterr().out
+    with pytest.raises(ConfigError):
+        gc([root, "--remove", "a"])
+    assert hold([f"{root}/a", "--remove"]) == 0 and "not pinned" in capsys.readouterr().out
+    (tmp_path / "keys").write_text("key/4\n\nkey/5\n")
+    assert drop([dataset.url, "key/3", "--from-file", f"{tmp_path}/keys", "--reason", "x"]) == 0
+    assert "dropped 3 samples" in capsys.readouterr().out
+    assert (~Dataset.open(dataset.url).snapshot().valid).sum() == 3
+    with pytest.raises(ConfigError, match="keys: got none"):
+        drop([dataset.url, "--reason", "x"])
+    with pytest.raises(ConfigError, match="from-file"):
+        drop([dataset.url, "--from-file", f"{tmp_path}/none", "--reason", "x"])
+    assert gc([root, "--remove", "a"]) == 0 and "nothing was removed" in capsys.readouterr().out
+    assert len(names(root)) == 1
+    assert gc([root, "--remove", "a", "--yes"]) == 0 and "removed" in capsys.readouterr().out
+    assert gc([str(tmp_path)]) == 0
