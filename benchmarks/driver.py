@@ -34,8 +34,9 @@ import numpy as np
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline import run as main_path
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import Cluster
-from pipeline.request.config import RayConfig, SynthesizeConfig
+from pipeline.request.config import SynthesizeConfig
 from pipeline.teachers.base import TeacherConfig
 from storage.ledger.commits import Commit, record_key
 

@@ -36,8 +36,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 import ray
 
-from pipeline.cluster.join import cluster, worker_env
-from pipeline.request.config import RayConfig
+from pipeline.cluster.config import RayConfig
+from pipeline.cluster.join import cluster
+from pipeline.cluster.worker import worker_env
 from pipeline.streaming.actors import (
     RayTransport,
     end_actors,

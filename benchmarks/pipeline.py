@@ -33,11 +33,13 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.cluster import join as cluster_module
-from pipeline.cluster.join import cluster, worker_env
+from pipeline.cluster.config import RayConfig
+from pipeline.cluster.join import cluster
+from pipeline.cluster.worker import worker_env
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.offline.actor import Job
 from pipeline.offline.driver import Driver, Task
-from pipeline.request.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
+from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
 from pipeline.request.lookup import create
 from pipeline.request.resolve import Request, resolve
 from pipeline.teachers.base import TeacherConfig, load_teacher

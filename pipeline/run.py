@@ -14,7 +14,8 @@ from secrets import token_hex
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder
-from pipeline.cluster.join import EMBEDDED, Cluster, cluster, describe, worker_env
+from pipeline.cluster.join import EMBEDDED, Cluster, cluster, describe
+from pipeline.cluster.worker import num_cpus, worker_env
 from pipeline.offline.actor import Job
 from pipeline.offline.books import Books, check_invalid, counts
 from pipeline.offline.deadline import Deadline
@@ -25,7 +26,7 @@ from pipeline.request.fit_batch import settle_micro_batch
 from pipeline.request.lookup import Found, check_pins, create, look_up
 from pipeline.request.paths import settle_paths
 from pipeline.request.plan import Plan, format_bytes
-from pipeline.request.resolve import Request, num_cpus, resolve
+from pipeline.request.resolve import Request, resolve
 from storage.dataset import Dataset
 
 INTERRUPTED = 130

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 from distill.data.open import ShardBatches, TrainingSet
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import stage
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import Cluster, cluster
-from pipeline.request.config import RayConfig
+from pipeline.cluster.worker import num_cpus
 from pipeline.request.paths import settle_paths
-from pipeline.request.resolve import num_cpus
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.live import LiveTransport

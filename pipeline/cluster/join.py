@@ -10,16 +10,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.request.config import RayConfig
+from pipeline.cluster.config import RayConfig
 
 EMBEDDED = "embedded"
 OBJECT_STORE_BYTES = 256 << 20
 """Of an embedded cluster: only the list of the source goes through it, never a feature."""
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -117,19 +115,6 @@ def cluster(
         yield describe(address or EMBEDDED)
     finally:
         ray.shutdown()
-
-
-def worker_env(threads: int) -> dict[str, str]:
-    """Return the environment of an actor process: pinned threads, and where our code is."""
-    path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
-    count = str(threads)
-    return {
-        "PYTHONPATH": path,
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may sum in another order each time
-    }
 
 
 _LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from dreamshard.errors import DataError, DreamshardError, TeacherError
+from dreamshard.errors import DataError, DreamshardError
 from pipeline.cluster.metrics import Metrics
+from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
 from pipeline.teachers.base import TeacherConfig, load_teacher
 from storage.codecs.bases import FIT_SAMPLES
@@ -278,37 +279,3 @@ class WriterThread:
                     self._writer.write(*item)
                 except BaseException as error:
                     self._error = error
-
-
-def settle_torch(threads: int) -> None:
-    """Make torch compute the same bytes every time."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell a lack of memory, of the host or of a device, from other errors."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
-
-
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-"""What CUDA and torch's two CPU allocators say."""
-
-
-def explain_memory(error: Exception, micro_batch: int) -> Exception:
-    """Name the setting behind a lack of memory; pass other errors on."""
-    if is_out_of_memory(error):
-        return TeacherError(
-            f"micro_batch: got {micro_batch}, too much for the memory of {socket.gethostname()} "
-            f"({str(error).splitlines()[0] if str(error) else 'out of memory'}). "
-            "Try --micro_batch with half of it; it is pinned, so that starts another dataset. Or "
-            "--halve_on_oom, which marks the shards made with less."
-        )
-    return error

@@ -13,35 +13,17 @@ Encode and synthesize do not look at it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from dreamshard.errors import ConfigError, Problem
+from pipeline.request.config import EncodeConfig, PipelineConfig
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from pipeline.images.inputs import Input
-    from pipeline.request.config import EncodeConfig, PipelineConfig
     from pipeline.teachers.base import TeacherSpec
-
-Channels = Annotated[int, Field(ge=1, le=1 << 20)]
-
-
-@dataclass(kw_only=True)
-class AssumeConfig:
-    """What `dreamshard plan` takes for granted of a teacher or images that are not there."""
-
-    channels: dict[str, Channels] = field(default_factory=dict)
-    """Channels of every level, by stride (`s8`) as in teacher.levels and teacher.soft_labels."""
-    samples: Annotated[int, Field(ge=0)] = 0
-    """Images of the source (count)."""
-    image_size: Annotated[int, Field(ge=0, le=8192)] = 0
-    """Height and width of a generator's images (pixels)."""
-    labels: bool = False
-    """Whether images have labels."""
 
 
 class AssumedImages:

@@ -8,26 +8,29 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dreamshard.errors import Problem
+from pipeline.cluster.config import RayConfig
 from pipeline.images.source import ImageConfig, SourceConfig
-from pipeline.request.assume import AssumeConfig
 from pipeline.request.layout import setting_problems
 from pipeline.teachers.base import TeacherConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrAuto = Annotated[int, Field(ge=0)]
+Channels = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 @dataclass(kw_only=True)
-class RayConfig:
-    """How to reach the cluster that runs the actors."""
+class AssumeConfig:
+    """What `dreamshard plan` takes for granted of a teacher or images that are not there."""
 
-    address: str | None = None
-    """Cluster to join: `auto` or host:port; null joins $RAY_ADDRESS where set, else starts one
-    here."""
-    auth_mode: Literal["disabled", "token"] | None = None
-    """Ray's authentication; null keeps $RAY_AUTH_MODE. Where that is unset, too, a cluster started
-    here takes a token of its own, and Ray decides about one that is joined."""
+    channels: dict[str, Channels] = field(default_factory=dict)
+    """Channels of every level, by stride (`s8`) as in teacher.levels and teacher.soft_labels."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Images of the source (count)."""
+    image_size: Annotated[int, Field(ge=0, le=8192)] = 0
+    """Height and width of a generator's images (pixels)."""
+    labels: bool = False
+    """Whether images have labels."""
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from dreamshard.errors import TeacherError
 from dreamshard.progress import stage
-from pipeline.cluster.join import cluster, worker_env
+from pipeline.cluster.join import cluster
+from pipeline.cluster.worker import is_out_of_memory, worker_env
 from pipeline.request.config import PipelineConfig
 from pipeline.request.resolve import Request, mode_of
 from pipeline.teachers.base import Mode, TeacherConfig, load_teacher
@@ -106,7 +107,6 @@ def try_sizes(
     config: TeacherConfig, mode: Mode, image_size: tuple[int, int], pins: Pins, gpus: float
 ) -> int:
     """Load the teacher at growing micro-batches and run each a few times; return the best size."""
-    from pipeline.offline.actor import is_out_of_memory
 
     def attempt(size: int) -> Trial | None:
         _forget()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -210,8 +209,3 @@ def _device(config: PipelineConfig) -> str:
     if config.device == "auto":
         return "cuda" if config.gpus_per_actor > 0 else "cpu"
     return config.device
-
-
-def num_cpus() -> int:
-    """Count the CPUs this process may use."""
-    return len(os.sched_getaffinity(0))

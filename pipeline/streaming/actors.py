@@ -17,7 +17,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from dreamshard.errors import ConfigError, DreamshardError
-from pipeline.cluster.join import worker_env
+from pipeline.cluster.worker import worker_env
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.resolve import differences, resolve_stream
 from pipeline.streaming.server import CALLS, Server, StoppingError

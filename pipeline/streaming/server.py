@@ -22,8 +22,8 @@ import numpy as np
 
 from dreamshard.errors import DataError, DreamshardError
 from pipeline.cluster.metrics import Metrics
+from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
-from pipeline.offline.actor import explain_memory, settle_torch
 from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.order import EPOCH_LANE, stand_ins
 from pipeline.teachers.base import Teacher, TeacherConfig, load_teacher

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
 from pipeline.images.source import ImageConfig
-from pipeline.request.config import RayConfig
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.resolve import Stream, resolve_stream

@@ -31,11 +31,12 @@ import pyarrow.parquet as pq
 
 from dreamshard.errors import run_main
 from pipeline import run as main_path
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import Cluster
 from pipeline.images.source import ImageConfig
 from pipeline.offline import driver
 from pipeline.request import resolve
-from pipeline.request.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
+from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
 from pipeline.teachers import noise
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
-from pipeline.request.config import RayConfig
 from pipeline.streaming.live import LiveTransport
 from pipeline.streaming.resolve import resolve_stream
 from tests.chaos.online_trainer import (

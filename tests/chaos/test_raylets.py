@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from dreamshard.config import to_yaml
+from pipeline.cluster.config import RayConfig
 from pipeline.images.source import ImageConfig
-from pipeline.request.config import EncodeConfig, RayConfig
+from pipeline.request.config import EncodeConfig
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.verbs.verify import verify_dataset

@@ -21,9 +21,10 @@ from PIL import Image
 from dreamshard.config import to_yaml
 from dreamshard.errors import DataError
 from pipeline import run as main_path
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
 from pipeline.images.source import ImageConfig, SourceConfig
-from pipeline.request.config import EncodeConfig, PipelineConfig, RayConfig, SynthesizeConfig
+from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
 from pipeline.run import run
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset

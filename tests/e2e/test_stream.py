@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from dreamshard.errors import ConfigError
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
 from pipeline.images.source import ImageConfig
-from pipeline.request.config import RayConfig
 from pipeline.streaming import window as window_module
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig

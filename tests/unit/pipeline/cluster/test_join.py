@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import join as cluster
-from pipeline.cluster.join import Cluster, worker_env
-from pipeline.request.config import RayConfig
+from pipeline.cluster.config import RayConfig
+from pipeline.cluster.join import Cluster
+from pipeline.cluster.worker import worker_env
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_actors_get_their_threads_and_our_code(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
     variables = worker_env(3)
     root, rest = variables["PYTHONPATH"].split(os.pathsep)
-    assert (Path(root) / "pipeline" / "cluster.py").exists() and rest == "/somewhere"
+    assert (Path(root) / "pipeline" / "cluster").exists() and rest == "/somewhere"
     assert {variables[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"3"}
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from dreamshard.errors import TeacherError
+from pipeline.cluster.worker import is_out_of_memory
 from pipeline.images.source import ImageConfig
-from pipeline.offline.actor import is_out_of_memory
 from pipeline.request import fit_batch
 from pipeline.request.config import EncodeConfig
 from pipeline.request.fit_batch import Trial, choose, settle_micro_batch, try_sizes

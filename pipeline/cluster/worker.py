@@ -1,0 +1,61 @@
+"""A process that runs a teacher: its CPUs, its environment, torch's settings, lack of memory."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from dreamshard.errors import TeacherError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What CUDA and torch's two CPU allocators say."""
+
+
+def num_cpus() -> int:
+    """Count the CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def worker_env(threads: int) -> dict[str, str]:
+    """Return the environment of an actor process: pinned threads, and where our code is."""
+    path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
+    count = str(threads)
+    return {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may sum in another order each time
+    }
+
+
+def settle_torch(threads: int) -> None:
+    """Make torch compute the same bytes every time."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell a lack of memory, of the host or of a device, from other errors."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY)
+
+
+def explain_memory(error: Exception, micro_batch: int) -> Exception:
+    """Name the setting behind a lack of memory; pass other errors on."""
+    if is_out_of_memory(error):
+        return TeacherError(
+            f"micro_batch: got {micro_batch}, too much for the memory of {socket.gethostname()} "
+            f"({str(error).splitlines()[0] if str(error) else 'out of memory'}). "
+            "Try --micro_batch with half of it; it is pinned, so that starts another dataset. Or "
+            "--halve_on_oom, which marks the shards made with less."
+        )
+    return error
