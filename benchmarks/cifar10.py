@@ -147,7 +147,7 @@ def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, An
 def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[str, float]:
     """Return the accuracies, in per cent, of a frozen student's deepest pooled map."""
     from distill.data.open import labelled_share
-    from distill.tasks.knn import knn_classes
+    from distill.probes.knn import knn_classes
     from distill.training.monitor import pooled
 
     (train, labels), (held, truth) = images(options)
@@ -164,7 +164,7 @@ def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[s
 
 def linear(train: np.ndarray, labels: np.ndarray, held: np.ndarray, truth: np.ndarray) -> float:
     """Fit a logistic regression whose penalty is chosen on a fifth of the training images."""
-    from distill.tasks.probe import probe_accuracy, standardise
+    from distill.probes.logistic import probe_accuracy, standardise
 
     fitted, judged = standardise(train, train, held)
     order = np.random.default_rng(0).permutation(len(fitted))

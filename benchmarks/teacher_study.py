@@ -27,8 +27,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from distill.tasks.knn import knn_classes
-from distill.tasks.probe import probe_accuracy, standardise
+from distill.probes.knn import knn_classes
+from distill.probes.logistic import probe_accuracy, standardise
 from dreamshard.charts import LIGHT, level_curves
 from dreamshard.progress import Progress
 from dreamshard.rng import generator

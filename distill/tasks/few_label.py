@@ -10,13 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from distill.bench.layout import TextTable, summary
-from distill.tasks.probe import (
-    choose_strength,
-    fraction_draws,
-    label_draws,
-    probe_accuracy,
-    standardise,
-)
+from distill.probes.draws import fraction_draws, label_draws
+from distill.probes.logistic import choose_strength, probe_accuracy, standardise
 from dreamshard.errors import DataError, Problem
 
 if TYPE_CHECKING:

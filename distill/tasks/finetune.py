@@ -25,7 +25,7 @@ from distill.bench.batches import (
 )
 from distill.bench.fitting import fit, layer_depths
 from distill.bench.layout import TextTable
-from distill.tasks.probe import fraction_draws
+from distill.probes.draws import fraction_draws
 from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

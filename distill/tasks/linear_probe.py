@@ -24,7 +24,7 @@ from distill.bench.batches import (
     ordered_rows,
 )
 from distill.bench.layout import TextTable
-from distill.tasks.frozen_probe import frozen_probe
+from distill.probes.frozen import frozen_probe
 from dreamshard.rng import generator
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.tasks.knn import knn_classes
-from distill.tasks.probe import probe_accuracy, standardise
+from distill.probes.knn import knn_classes
+from distill.probes.logistic import probe_accuracy, standardise
 from dreamshard.errors import DataError
 from pipeline.images.inputs import ImageInput
 from pipeline.images.source import ImageConfig, SourceConfig, open_source

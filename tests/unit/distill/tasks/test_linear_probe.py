@@ -15,7 +15,7 @@ from distill.configs.tasks import (
     LinearProbeConfig,
     SimSiamProbeConfig,
 )
-from distill.tasks.frozen_probe import fit_logistic, frozen_probe
+from distill.probes.frozen import fit_logistic, frozen_probe
 from distill.tasks.linear_probe import LinearProbe, Sweep, lars
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 

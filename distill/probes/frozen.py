@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.tasks.probe import standardise
+from distill.probes.logistic import standardise
 from dreamshard.rng import generator
 
 

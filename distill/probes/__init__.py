@@ -1,0 +1,1 @@
+"""Read-outs of features as pure functions: neighbours, logistic regression; imports the ground."""
