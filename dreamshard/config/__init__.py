@@ -6,25 +6,28 @@ a field is its help; `Annotated[int, Field(ge=0, le=999)]` gives its range; a me
 the defaults, each `--config FILE` in turn, the overrides. Nested configurations merge key by key;
 lists and free mappings given by a file replace what was there; `--a.b.key value` sets one key.
 
-The reading order of this folder: sources (argv and YAML to one dict), check (dict to dataclass, or
-all problems at once), wording (what a problem says), types (what the annotations say), help
-(`--help` and `--print_config`).
+pydantic checks and describes, jsonargparse prints the help; the glue in reading order: sources
+(argv and YAML to one dict), check (dict to dataclass, or all problems at once), allowed (what
+may be set, in words), help (`--help` and `--print_config`). May import dreamshard.errors alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from dreamshard.config.check import ask, check
-from dreamshard.config.sources import defaults, read_sources
-from dreamshard.config.types import plain
-from dreamshard.config.wording import NOTHING
+from pydantic_core import to_jsonable_python
+
+from dreamshard.config.allowed import schema_of
+from dreamshard.config.check import NOTHING, check
+from dreamshard.config.help import format_config, format_help
+from dreamshard.config.sources import read_sources
 from dreamshard.config.yaml12 import dump_yaml
 from dreamshard.errors import ConfigError
 
-__all__ = ["ask", "check", "dump_yaml", "load_config", "to_dict", "to_yaml"]
+__all__ = ["check", "dump_yaml", "load_config", "to_dict", "to_yaml"]
 
 T = TypeVar("T")
 
@@ -35,7 +38,7 @@ def load_config(cls: type[T], argv: Sequence[str], *, prog: str, description: st
     Args:
         cls: configuration dataclass.
         argv: `--config FILE` (repeatable), dotted overrides (`--a.b 3` or `--a.b=3`, values read as
-            YAML), `--print_config`, `--help`, `--debug`.
+            YAML), `--print_config`, `--help` (`--help all`), `--debug`.
         prog: what the user typed to get here, such as "dreamshard encode".
         description: one sentence on what the command does.
 
@@ -43,23 +46,19 @@ def load_config(cls: type[T], argv: Sequence[str], *, prog: str, description: st
         ConfigError: with every unknown key, wrong type and value out of range at once.
         SystemExit: after `--help` or `--print_config`, with code 0.
     """
-    if "--help" in argv or "-h" in argv:
-        from dreamshard.config.help import format_help  # slow to import, and rarely needed
-
-        text = format_help(cls, defaults(cls), prog=prog, description=description)
-        sys.stdout.write(text)
+    if {"-h", "--help"} & set(argv):
+        full = "--help all" in " ".join(argv)
+        sys.stdout.write(format_help(cls, prog=prog, description=description, full=full))
         raise SystemExit(0)
-    sources = read_sources(cls, argv)
-    config, problems = check(cls, sources.raw)
-    problems = sources.problems + problems
-    if sources.print_config:
+    raw, problems, flags = read_sources(schema_of(cls), argv)
+    config, wrong = check(cls, raw)
+    problems += wrong
+    if "print_config" in flags:
         problems = [problem for problem in problems if problem.got != NOTHING]
     if problems:
         raise ConfigError(problems)
-    if sources.print_config:
-        from dreamshard.config.help import format_config
-
-        sys.stdout.write(format_config(cls, sources.raw))
+    if "print_config" in flags:
+        sys.stdout.write(format_config(cls, raw))
         raise SystemExit(0)
     assert config is not None
     return config
@@ -67,10 +66,9 @@ def load_config(cls: type[T], argv: Sequence[str], *, prog: str, description: st
 
 def to_dict(config: object) -> dict[str, object]:
     """Return a configuration as plain dicts, lists and scalars, fit for JSON and YAML."""
-    values = plain(config)
-    if not isinstance(values, dict):
+    if not dataclasses.is_dataclass(config):
         raise TypeError(f"not a configuration dataclass: {type(config).__name__}")
-    return values
+    return to_jsonable_python(config)
 
 
 def to_yaml(config: object) -> str:

@@ -2,115 +2,77 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import textwrap
-import typing
-from collections.abc import Iterator
 from typing import Any
 
-import docstring_parser
-from jsonargparse import SUPPRESS, ArgumentParser
-
-from dreamshard.config.sources import defaults
-from dreamshard.config.types import bare, describe, field_types, join, members, nested, range_text
+from dreamshard.config.allowed import (
+    REQUIRED,
+    Setting,
+    choices,
+    defaults,
+    describe,
+    parts,
+    range_text,
+    schema_of,
+    walk,
+)
 from dreamshard.config.yaml12 import dump_yaml
 
-_REQUIRED: Any = object()  # stands for the value of a setting that has none yet
-_INDENT = "  "
-_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT"}
+NULL = {"type": "null"}
+PLACEHOLDERS = {"integer": "N", "number": "X", "string": "TEXT"}
+FLAGS = {
+    "print_config": "print the settings that would be used, with their meaning, and stop",
+    "debug": "show the traceback of errors",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Setting:
-    """Hold one setting, or the heading of a nested configuration (then `annotation` is None)."""
+def format_help(cls: type, *, prog: str, description: str, full: bool) -> str:
+    """Format the help of a configuration: settings with meaning, range, type and default.
 
-    key: str
-    doc: str
-    annotation: Any = None
-    plain_type: Any = None
-    value: Any = _REQUIRED
-
-
-@functools.cache
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring under each field as one line, inherited fields included."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base):
-            parsed = docstring_parser.parse_from_object(base)
-            docs |= {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
-    return docs
-
-
-def _walk(cls: type, values: dict[str, Any], prefix: str = "") -> Iterator[_Setting]:
-    """Yield a configuration's own settings, then each nested one's heading and settings.
-
-    Of a nested configuration that is not there (null), the settings are those it would have.
+    Args:
+        cls: configuration dataclass; a class attribute `main_settings`, if it has one, names the
+            dotted keys that people change.
+        prog: what the user typed to get here.
+        description: one sentence on what the command does.
+        full: show every setting, not the main and the required ones alone.
     """
-    inner = []
-    plain_types = typing.get_type_hints(cls)
-    for name, annotation in field_types(cls).items():
-        key, doc, owner = join(prefix, name), field_docs(cls).get(name, ""), nested(annotation)
-        value = values.get(name, _REQUIRED)
-        if owner is None:
-            yield _Setting(key, doc, annotation, plain_types[name], value)
-        else:
-            inner.append((_Setting(key, doc, value=value), owner))
-    for heading, owner in inner:
-        yield heading
-        inside = heading.value if isinstance(heading.value, dict) else defaults(owner)
-        yield from _walk(owner, inside, heading.key)
+    from jsonargparse import SUPPRESS, ArgumentParser  # slow to import
+
+    main = None if full else getattr(cls, "main_settings", None)
+    more = f"`{prog} --help all` shows every setting." if main else None
+    usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
+    parser = ArgumentParser(prog=prog, description=description, usage=usage, epilog=more)
+    text = "YAML file of settings; repeatable: the next one is laid over the one before"
+    parser.add_argument("--config", metavar="FILE", default=SUPPRESS, help=text)
+    for name, text in FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=text)
+    group, heading = parser.add_argument_group("settings"), None
+    for setting in walk(cls, defaults(schema_of(cls))):
+        if setting.hint is None:
+            off = " Not used (null) unless one of these is set." if setting.value is None else ""
+            heading = (setting.key, _meaning(setting) + off)
+        elif main is None or setting.key in main or setting.value is REQUIRED:
+            group = parser.add_argument_group(*heading) if heading else group
+            heading = None
+            group.add_argument(f"--{setting.key}", **_argument(setting))
+    return parser.format_help()
 
 
-def _placeholder(annotation: Any) -> str | None:
-    """Return what stands for the value in the help; None leaves it to the parser."""
-    kinds = [bare(member) for member in members(annotation)]
-    names = {_PLACEHOLDERS.get(kind) for kind in kinds if kind is not type(None)}
-    return names.pop() if len(names) == 1 else None
-
-
-def _meaning(setting: _Setting) -> str:
+def _meaning(setting: Setting) -> str:
     """Return a setting's docstring and range."""
-    limits = range_text(setting.annotation)
+    limits = range_text(setting.node)
     return f"{setting.doc} Range: {limits}.".strip() if limits else setting.doc
 
 
-def format_help(cls: type, values: dict[str, Any], *, prog: str, description: str) -> str:
-    """Format the help of a configuration: every setting with meaning, range, type and default.
-
-    Args:
-        cls: configuration dataclass.
-        values: its defaults as nested dicts; what is absent is required.
-        prog: what the user typed to get here.
-        description: one sentence on what the command does.
-    """
-    usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
-    parser = ArgumentParser(prog=prog, description=description, usage=usage)
-    config = "YAML file of settings; repeatable: the next one is laid over the one before"
-    parser.add_argument("--config", metavar="FILE", default=SUPPRESS, help=config)
-    show = "print the settings that would be used, with their meaning, and stop"
-    parser.add_argument("--print_config", action="store_true", default=SUPPRESS, help=show)
-    debug = "show the traceback of errors"
-    parser.add_argument("--debug", action="store_true", default=SUPPRESS, help=debug)
-    group = parser.add_argument_group("settings")
-    for setting in _walk(cls, values):
-        if setting.annotation is None:
-            off = " Not used (null) unless one of these is set." if setting.value is None else ""
-            group = parser.add_argument_group(setting.key, setting.doc + off)
-            continue
-        required = setting.value is _REQUIRED
-        placeholder = _placeholder(setting.annotation)
-        names: dict[str, Any] = {"metavar": placeholder} if placeholder else {}
-        group.add_argument(
-            f"--{setting.key}",
-            type=setting.plain_type,
-            required=required,
-            default=None if required else setting.value,
-            help=_meaning(setting) or " ",  # without any help the type would not be shown
-            **names,
-        )
-    return parser.format_help()
+def _argument(setting: Setting) -> dict[str, Any]:
+    """Return what jsonargparse needs to show a setting."""
+    node, required = setting.node, setting.value is REQUIRED
+    meaning = _meaning(setting) or " "  # without any help the type would not be shown
+    shown = {"type": setting.hint, "help": meaning, "required": required}
+    names = {PLACEHOLDERS.get(part.get("type", "")) for part in parts(node) if part != NULL}
+    if len(names) == 1 and None not in names and not choices(node):
+        shown["metavar"] = names.pop()
+    return shown if required else {**shown, "default": setting.value}
 
 
 def format_config(cls: type, values: dict[str, Any]) -> str:
@@ -121,18 +83,17 @@ def format_config(cls: type, values: dict[str, Any]) -> str:
         values: settings as nested dicts; what is absent is written as `null  # required`.
     """
     lines, off = [], "."
-    for setting in _walk(cls, values):
-        depth, name = setting.key.count("."), setting.key.rpartition(".")[2]
+    for setting in walk(cls, values):
+        indent, name = "  " * setting.key.count("."), setting.key.rpartition(".")[2]
         if setting.key.startswith(f"{off}."):
             continue
-        text = _meaning(setting)
-        block = [f"# {line}" for line in textwrap.wrap(text, 96 - len(_INDENT) * depth)]
-        if setting.value is _REQUIRED and setting.annotation is not None:
-            block.append(f"{name}: null  # required: {describe(setting.annotation)}")
-        elif setting.annotation is not None or setting.value is None:
+        block = [f"# {line}" for line in textwrap.wrap(_meaning(setting), 96 - len(indent))]
+        if setting.value is REQUIRED and setting.hint is not None:
+            block.append(f"{name}: null  # required: {describe(setting.node)}")
+        elif setting.hint is not None or setting.value is None:
             block.append(f"{name}: {dump_yaml(setting.value, one_line=True)}")
             off = setting.key  # of a nested configuration that is null, nothing more is shown
         else:
             block = [*([""] if lines else []), *block, f"{name}:"]
-        lines += [f"{_INDENT * depth}{line}".rstrip() for line in block]
+        lines += [f"{indent}{line}".rstrip() for line in block]
     return "\n".join(lines) + "\n"
