@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from distill.data.open import ShardBatches, TrainingSet
-    from distill.training.checkpoint import TrainState
     from distill.training.learner import Learner
     from distill.training.monitor import Monitor
     from distill.training.runlog import RunLog
+    from distill.training.state import TrainState
 
 DESCRIPTION = "Train a student backbone on a teacher's recorded features."
 
@@ -126,7 +126,8 @@ def find_start(
     accelerator: Accelerator, *, config: TrainConfig, training_set: TrainingSet
 ) -> tuple[TrainState, Path | None]:
     """Return where the run folder's last checkpoint stands, and its folder; or step 0 and None."""
-    from distill.training.checkpoint import first_state, forget, resume_point
+    from distill.training.checkpoint import forget, resume_point
+    from distill.training.state import first_state
 
     run_dir = Path(config.run_dir)
     if config.restart and accelerator.is_main_process:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from distill.configs.train import DataConfig, TrainConfig
-    from distill.training.checkpoint import TrainState
+    from distill.training.state import TrainState
 
 SHUFFLES: dict[str, Shuffle] = {"full": "full", "block": "runs", "none": "none"}
 

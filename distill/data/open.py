@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from distill.configs.train import DataConfig, TrainConfig
     from distill.students.student import Student
-    from distill.training.checkpoint import TrainState
+    from distill.training.state import TrainState
     from storage.dataset import Dataset, Snapshot
 
 KIND_WORDS = {"feature": "map", "soft_label": "soft label"}

@@ -12,7 +12,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from distill.training.state import TrainState
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from distill.configs.train import TrainConfig
-    from distill.data.open import TrainingSet
     from distill.training.learner import Learner
 
 PREFIX = "checkpoint-"
@@ -40,43 +39,6 @@ FREE = (
 )
 # What of data.stream decides the features is in the recipe, whose key is compared.
 FREE_SECTIONS = ("monitor.", "data.stream.")
-
-
-@dataclass
-class TrainState:
-    """Record where a run is and what it is a run of.
-
-    Args:
-        step: steps done.
-        position: samples of the endless stream consumed, over all ranks.
-        dataset: URL of the dataset.
-        content_key, layout_key: its recipe's.
-        snapshot: version of its snapshot, which the run keeps to its end.
-        config: the whole configuration, as plain values.
-        processes: how many ranks trained.
-    """
-
-    step: int = 0
-    position: int = 0
-    dataset: str = ""
-    content_key: str = ""
-    layout_key: str = ""
-    snapshot: str = ""
-    config: dict[str, object] = field(default_factory=dict)
-    processes: int = 1
-
-
-def first_state(config: TrainConfig, *, training_set: TrainingSet, processes: int) -> TrainState:
-    """Return the state of a run before its first step."""
-    recipe = training_set.dataset.recipe
-    return TrainState(
-        dataset=training_set.dataset.url,
-        content_key=recipe.content_key,
-        layout_key=recipe.layout_key,
-        snapshot=training_set.snapshot.version,
-        config=to_dict(config),
-        processes=processes,
-    )
 
 
 def save_checkpoint(run_dir: Path, state: TrainState, learner: Learner, *, keep: int) -> Path:

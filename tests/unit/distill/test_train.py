@@ -25,8 +25,8 @@ from distill.data.open import ShardBatches, open_training_set
 from distill.methods import build_method
 from distill.students.export import load_student
 from distill.train import add_gradients, train
-from distill.training.checkpoint import TrainState
 from distill.training.launch import start_accelerator
+from distill.training.state import TrainState
 from dreamshard.errors import ConfigError, DataError, DreamshardError
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import add_units, make_dataset

@@ -18,7 +18,7 @@ from distill.data.open import (
     labelled_share,
     open_training_set,
 )
-from distill.training.checkpoint import TrainState
+from distill.training.state import TrainState
 from dreamshard.errors import ConfigError, DataError
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import LEVELS, make_batch, make_dataset

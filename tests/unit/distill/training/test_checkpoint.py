@@ -13,7 +13,6 @@ from torch import nn
 
 from distill.training import checkpoint
 from distill.training.checkpoint import (
-    TrainState,
     checkpoints,
     load_checkpoint,
     read_state,
@@ -22,6 +21,7 @@ from distill.training.checkpoint import (
     trim_metrics,
 )
 from distill.training.learner import Learner, build_average
+from distill.training.state import TrainState
 from dreamshard.errors import ConfigError, DataError
 
 FRESH = TrainState(config={"seed": 0, "optimizer": {"lr": 0.1}, "keep": 2}, content_key="a")

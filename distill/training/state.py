@@ -1,0 +1,49 @@
+"""Where a run is and what it is a run of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dreamshard.config import to_dict
+
+if TYPE_CHECKING:
+    from distill.configs.train import TrainConfig
+    from distill.data.open import TrainingSet
+
+
+@dataclass
+class TrainState:
+    """Record where a run is and what it is a run of.
+
+    Args:
+        step: steps done.
+        position: samples of the endless stream consumed, over all ranks.
+        dataset: URL of the dataset.
+        content_key, layout_key: its recipe's.
+        snapshot: version of its snapshot, which the run keeps to its end.
+        config: the whole configuration, as plain values.
+        processes: how many ranks trained.
+    """
+
+    step: int = 0
+    position: int = 0
+    dataset: str = ""
+    content_key: str = ""
+    layout_key: str = ""
+    snapshot: str = ""
+    config: dict[str, object] = field(default_factory=dict)
+    processes: int = 1
+
+
+def first_state(config: TrainConfig, *, training_set: TrainingSet, processes: int) -> TrainState:
+    """Return the state of a run before its first step."""
+    recipe = training_set.dataset.recipe
+    return TrainState(
+        dataset=training_set.dataset.url,
+        content_key=recipe.content_key,
+        layout_key=recipe.layout_key,
+        snapshot=training_set.snapshot.version,
+        config=to_dict(config),
+        processes=processes,
+    )
