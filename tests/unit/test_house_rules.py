@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.setting_reads import Reads
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["dreamshard", "storage", "pipeline", "distill"]
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -87,26 +89,44 @@ def _configs() -> list[ast.ClassDef]:
     ]
 
 
-def _reads(node: ast.AST) -> Iterator[str]:
-    """Yield every attribute that is read; checking a setting in `problems` is not using it."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, Function) and child.name == "problems":
-            continue
-        if isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Load):
-            yield child.attr
-        yield from _reads(child)
-
-
 def test_every_setting_is_used() -> None:
-    read = {name for path in SOURCES for name in _reads(_tree(path))}
+    reads = Reads(map(_tree, SOURCES))
     unused = [
         f"{config.name}.{item.target.id}"
         for config in _configs()
         for item in config.body
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
-        if item.target.id not in read
+        if "ClassVar" not in ast.unparse(item.annotation)
+        if not reads.of(config.name, item.target.id)
     ]
     assert not unused
+
+
+def test_a_setting_is_read_on_its_own_class_alone() -> None:
+    """An attribute of the same name elsewhere is no use of it, nor is its check."""
+    source = """
+class AConfig:
+    steps: int
+    lr: float
+    warm: int
+    floor: float
+    def problems(self):
+        return [self.warm]
+class BConfig:
+    parts: list[AConfig] | None
+    steps: int
+class Other:
+    def __init__(self, config: BConfig, more):
+        self.config = config
+        self.lr = 1.0
+        print(self.lr, more.floor)
+    def run(self):
+        return [part.steps for _, part in enumerate(self.config.parts)]
+"""
+    reads = Reads([ast.parse(source)])
+    assert reads.of("AConfig", "steps") and reads.of("BConfig", "parts")
+    assert not reads.of("BConfig", "steps") and not reads.of("AConfig", "lr")
+    assert not reads.of("AConfig", "warm") and not reads.of("AConfig", "floor")
 
 
 def test_every_setting_is_explained() -> None:
