@@ -49,7 +49,8 @@ from pipeline.streaming.actors import (
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.resolve import resolve_stream
-from pipeline.teachers.base import TeacherConfig, load_teacher
+from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.load import load_teacher
 from storage.schema import Pins
 
 BATCH = 32

@@ -42,7 +42,8 @@ from pipeline.offline.driver import Driver, Task
 from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
 from pipeline.request.lookup import create
 from pipeline.request.resolve import Request, resolve
-from pipeline.teachers.base import TeacherConfig, load_teacher
+from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.load import load_teacher
 from storage.dataset import Dataset
 
 STAND_IN = TeacherConfig(

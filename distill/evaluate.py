@@ -148,7 +148,7 @@ def choose_extractors(
     from distill.bench import representations as kinds
     from distill.bench.bench import SUBJECT, UNTRAINED
     from distill.students.export import untrained_student
-    from pipeline.teachers.base import load_teacher
+    from pipeline.teachers.load import load_teacher
     from storage.schema import Pins
 
     chosen: dict[str, Extractor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -65,6 +66,19 @@ class ConfigError(DreamshardError):
         lines = [f"{len(self.problems)} problems in the configuration:"]
         lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
         return "\n".join(lines)
+
+    def under(self, prefix: str) -> ConfigError:
+        """Return the same problems with their keys below another; "" leaves them as they are."""
+        if not prefix:
+            return self
+        return ConfigError(
+            [
+                f"{prefix}: {problem}"
+                if isinstance(problem, str)
+                else dataclasses.replace(problem, key=f"{prefix}.{problem.key}")
+                for problem in self.problems
+            ]
+        )
 
 
 class DataError(DreamshardError):

@@ -71,7 +71,7 @@ def interpret(config: InterpretConfig) -> Path:
     """
     from dreamshard.runfolder import RunFolder
     from pipeline.images.source import fingerprint, open_source
-    from pipeline.teachers.base import describe_teacher
+    from pipeline.teachers.load import describe_teacher
 
     began = time.perf_counter()
     spec = describe_teacher(config.teacher, mode="encode", image_size=config.image.shape)
@@ -197,7 +197,7 @@ def _views(
     import torch
 
     from pipeline.learning.interpreting.features import check_memory, compute_views
-    from pipeline.teachers.base import load_teacher
+    from pipeline.teachers.load import load_teacher
     from storage.schema import Pins
 
     views = noisings * (2 if mirror else 1)

@@ -28,7 +28,8 @@ from dreamshard.errors import DataError, DreamshardError
 from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
-from pipeline.teachers.base import TeacherConfig, load_teacher
+from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.load import load_teacher
 from storage.codecs.bases import FIT_SAMPLES
 from storage.dataset import Dataset, UnitWriter
 from storage.schema import FeatureBatch, join_batches

@@ -95,7 +95,6 @@ def assumed_spec(config: PipelineConfig) -> TeacherSpec:
 
 
 def _levels(config: PipelineConfig, size: tuple[int, int]) -> tuple[Level, ...]:
-    from pipeline.teachers.base import under
     from pipeline.teachers.request import expand_levels
 
     taps: dict[str, tuple[tuple[int, ...], int]] = {}
@@ -110,7 +109,7 @@ def _levels(config: PipelineConfig, size: tuple[int, int]) -> tuple[Level, ...]:
         features = expand_levels(teacher, taps=taps, aliases={}, num_timesteps=steps)
         labels = expand_levels(soft, taps=taps, aliases={}, num_timesteps=None)
     except ConfigError as error:
-        raise ConfigError([under("teacher", problem) for problem in error.problems]) from error
+        raise error.under("teacher") from error
     return (*features, *(replace(level, kind="soft_label") for level in labels))
 
 

@@ -16,7 +16,8 @@ from pipeline.cluster.join import cluster
 from pipeline.cluster.worker import is_out_of_memory, worker_env
 from pipeline.request.config import PipelineConfig
 from pipeline.request.resolve import Request, mode_of
-from pipeline.teachers.base import Mode, TeacherConfig, load_teacher
+from pipeline.teachers.base import Mode, TeacherConfig
+from pipeline.teachers.load import load_teacher
 from storage.schema import Pins
 
 LARGEST = 256

@@ -27,7 +27,8 @@ from pipeline.request.plan import (
     choose_samples_per_unit,
     make_plan,
 )
-from pipeline.teachers.base import Mode, TeacherSpec, describe_teacher
+from pipeline.teachers.base import Mode, TeacherSpec
+from pipeline.teachers.load import describe_teacher
 from storage.fs.local import open_files
 from storage.schema import FORMAT_VERSION, Pins, Recipe
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.request.config import PipelineConfig
 from pipeline.request.resolve import Request
-from pipeline.teachers.base import load_teacher
+from pipeline.teachers.load import load_teacher
 
 WARM_UP, BATCHES = 1, 3
 

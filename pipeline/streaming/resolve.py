@@ -107,13 +107,13 @@ def resolve_stream(config: StreamConfig, *, versions: str = "", prefix: str = ""
             else:
                 parts.append(_online(config, what, weight, keep=config.keep and not key))
         except ConfigError as error:
-            problems += [_under(key, problem) for problem in error.problems]
+            problems += error.under(key).problems
     if not problems:
         problems += _differences(parts)
     if not problems and config.keep:
         problems += _keep_problems(parts[0])
     if problems:
-        raise ConfigError([_under(prefix, problem) for problem in problems])
+        raise ConfigError(problems).under(prefix)
     if config.keep:
         parts[0] = _with_dataset(config, parts[0])
     return Stream(config.name, tuple(parts), _identity(parts))
@@ -260,11 +260,3 @@ def _flatten(key: str, value: object, found: dict[str, object]) -> None:
             found[f"{key}.{name}"] = item
     else:
         found[key] = value
-
-
-def _under(prefix: str, problem: Problem | str) -> Problem | str:
-    if not prefix:
-        return problem
-    if isinstance(problem, str):
-        return f"{prefix}: {problem}"
-    return dataclasses.replace(problem, key=f"{prefix}.{problem.key}")

@@ -26,7 +26,8 @@ from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
 from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.order import EPOCH_LANE, stand_ins
-from pipeline.teachers.base import Teacher, TeacherConfig, load_teacher
+from pipeline.teachers.base import Teacher, TeacherConfig
+from pipeline.teachers.load import load_teacher
 from storage.codecs.arrays import Codec, codec_for
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 

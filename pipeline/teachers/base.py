@@ -8,35 +8,24 @@ A teacher is a class with three parts:
 - its constructor `(config, mode=..., image_size=..., seed=..., pins=...)` loads the network;
 - `encode(images, indices)` and `synthesize(indices)` run it on exactly one padded micro-batch.
 
-To add one: write a class of this shape in its own file and enter it in `TEACHERS`, or name it in
-the config as `kind: my_module:MyTeacher`.
+To add one: write a class of this shape in its own file and enter it in `load.TEACHERS`, or name it
+in the config as `kind: my_module:MyTeacher`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import functools
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol, cast
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 
-from dreamshard.errors import ConfigError, Problem, TeacherError
+from dreamshard.errors import Problem
 from storage.schema import FeatureBatch, Level, Pins
 
 Mode = Literal["encode", "synthesize"]
 Scalar = str | int | float | bool | None
-
-TEACHERS: dict[str, str] = {
-    "noise": "pipeline.teachers.noise:NoiseTeacher",
-    "diffusers": "pipeline.teachers.diffusion.teacher:DiffusionTeacher",
-    "biggan": "pipeline.teachers.gan.biggan.family:BigGANTeacher",
-}
-"""Short name -> `module:Class`. Modules are imported only when a config names them."""
 
 
 @dataclass(kw_only=True)
@@ -180,80 +169,3 @@ class TeacherClass(Protocol):
                 `settings.steps`), each listing what exists.
         """
         ...
-
-
-def teacher_class(kind: str) -> TeacherClass:
-    """Find the class behind a `kind`: a short name of `TEACHERS` or `module:Class`."""
-    target = TEACHERS.get(kind, kind)
-    module_name, _, class_name = target.partition(":")
-    if not class_name:
-        close = difflib.get_close_matches(kind, TEACHERS, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "Or give an import path module:Class."
-        raise ConfigError(Problem("kind", kind, " | ".join(TEACHERS) + " | module:Class", hint))
-    try:
-        return cast(TeacherClass, getattr(importlib.import_module(module_name), class_name))
-    except (ImportError, AttributeError) as error:
-        what = f"{target} ({error})"
-        hint = "Check the spelling and that the module is on PYTHONPATH."
-        if kind in TEACHERS:
-            hint = "Install what it needs: pip install 'dreamshard[pipeline]'."
-        raise ConfigError(Problem("kind", what, "a class that can be imported", hint)) from error
-
-
-def describe_teacher(
-    config: TeacherConfig, *, mode: Mode, image_size: tuple[int, int] | None = None
-) -> TeacherSpec:
-    """Answer what a teacher would record, before anything is loaded or spent.
-
-    Raises:
-        ConfigError: every problem of the request, keys starting with `teacher.`.
-    """
-    try:
-        cls = teacher_class(config.kind)
-        if mode not in cls.modes:
-            allowed = f"{' | '.join(cls.modes)} for this teacher"
-            raise ConfigError(Problem("kind", f"{config.kind} for {mode}", allowed))
-        if config.interpreter:
-            from pipeline.teachers.interpreted.teacher import attach
-
-            return attach(cls, config, mode=mode, image_size=image_size).spec
-        return cls.describe(config, mode=mode, image_size=image_size)
-    except ConfigError as error:
-        raise ConfigError([under("teacher", problem) for problem in error.problems]) from error
-
-
-def load_teacher(
-    config: TeacherConfig,
-    *,
-    mode: Mode,
-    seed: int,
-    pins: Pins,
-    image_size: tuple[int, int] | None = None,
-) -> Teacher:
-    """Load a teacher's weights, ready to run micro-batches of `pins.micro_batch` rows.
-
-    Raises:
-        ConfigError: as `describe_teacher`.
-        TeacherError: if its files are missing, damaged or do not fit the architecture.
-    """
-    spec = describe_teacher(config, mode=mode, image_size=image_size)
-    build = teacher_class(config.kind)
-    if config.interpreter:
-        from pipeline.teachers.interpreted.teacher import InterpretedTeacher
-
-        build = functools.partial(InterpretedTeacher, build)
-    teacher = build(config, mode=mode, image_size=image_size, seed=seed, pins=pins)
-    if teacher.levels != spec.levels or teacher.fingerprint != spec.fingerprint:
-        raise TeacherError(
-            f"teacher.path: {config.path or config.kind} is not what was described before loading "
-            f"(levels {[level.name for level in teacher.levels]}, expected "
-            f"{[level.name for level in spec.levels]}). Did its files change during the run?"
-        )
-    return teacher
-
-
-def under(prefix: str, problem: Problem | str) -> Problem | str:
-    """Return a problem with its key below another one."""
-    if isinstance(problem, str):
-        return f"{prefix}: {problem}"
-    return dataclasses.replace(problem, key=f"{prefix}.{problem.key}")

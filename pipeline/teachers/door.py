@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers.base import (
-    Mode,
-    Scalar,
-    Teacher,
-    TeacherClass,
-    TeacherConfig,
-    teacher_class,
-)
-from pipeline.teachers.diffusion.families import Description, find_family
+from pipeline.teachers.base import Mode, Scalar, Teacher, TeacherClass, TeacherConfig
+from pipeline.teachers.diffusion.families import find_family
+from pipeline.teachers.diffusion.networks.description import Description
 from pipeline.teachers.diffusion.request import NO_CLASS
 from pipeline.teachers.diffusion.teacher import DiffusionTeacher
 from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
+from pipeline.teachers.load import teacher_class
 from storage.schema import Pins
 
 USUAL_STRIDES = ("s4", "s8", "s16", "s32")

@@ -21,6 +21,8 @@ WRAPPERS = ("ema", "state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the state dict, the averaged weights first."""
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
 _NEW_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+CARD = "teacher_card.json"
+"""File beside the weights that says where they come from; its `licence` goes with every dataset."""
 NAMED = 10
 """How many missing or surplus keys a message lists."""
 
@@ -59,6 +61,14 @@ def find_weights(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[P
     variants = sorted(path.name for path in folder.glob(f"{stem}*"))
     hint = f" Found only {', '.join(variants)}: rename the one you want." if variants else ""
     raise TeacherError(f"{folder}: no {stem}.safetensors or .bin.{hint or ' Is it the folder?'}")
+
+
+def licence(folder: Path) -> str:
+    """Read the licence from the card beside the weights."""
+    for place in (folder, folder.parent):
+        if (place / CARD).is_file():
+            return str(read_json(place / CARD).get("licence", "unknown"))
+    return "unknown"
 
 
 def digest(files: Sequence[Path]) -> str:

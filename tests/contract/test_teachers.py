@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import ConfigError
-from pipeline.teachers import (
-    TEACHERS,
-    Mode,
-    Teacher,
-    TeacherConfig,
-    describe_teacher,
-    load_teacher,
-    teacher_class,
-)
+from pipeline.teachers.base import Mode, Teacher, TeacherConfig
+from pipeline.teachers.load import TEACHERS, describe_teacher, load_teacher, teacher_class
 from storage.schema import Pins, canonical_json
 
 MICRO_BATCH = 4

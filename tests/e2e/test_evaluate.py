@@ -21,7 +21,8 @@ from distill.train import train
 from dreamshard.errors import ConfigError, DataError
 from pipeline.images.inputs import ImageInput
 from pipeline.images.source import ImageConfig, SourceConfig, open_source
-from pipeline.teachers.base import TeacherConfig, load_teacher
+from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.load import load_teacher
 from storage.dataset import Dataset
 from storage.schema import Pins, Recipe
 

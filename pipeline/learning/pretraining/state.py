@@ -15,7 +15,7 @@ from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.learning.pretraining.config import PretrainConfig
-from pipeline.teachers.diffusion.families import CARD
+from pipeline.teachers.weights import CARD
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:

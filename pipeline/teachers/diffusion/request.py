@@ -16,7 +16,8 @@ from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import weights
 from pipeline.teachers.base import Mode, Scalar, TeacherConfig
 from pipeline.teachers.diffusion import sampling
-from pipeline.teachers.diffusion.families import Description, find_family
+from pipeline.teachers.diffusion.families import find_family
+from pipeline.teachers.diffusion.networks.description import Description
 from pipeline.teachers.recording import taps
 from pipeline.teachers.request import check_settings, expand_levels, level_name
 from storage.schema import Level

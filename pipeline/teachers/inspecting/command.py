@@ -9,7 +9,7 @@ import yaml
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion.families import Description
+from pipeline.teachers.diffusion.networks.description import Description
 from pipeline.teachers.gan.teacher import GeneratorDescription
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
 

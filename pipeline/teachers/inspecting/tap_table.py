@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers.base import Scalar, TeacherConfig, teacher_class
+from pipeline.teachers.base import Scalar, TeacherConfig
 from pipeline.teachers.diffusion import request as diffusion_request
 from pipeline.teachers.diffusion.checkpoints import kind_of
-from pipeline.teachers.diffusion.families import Description, find_family
+from pipeline.teachers.diffusion.families import find_family
+from pipeline.teachers.diffusion.networks.description import Description
 from pipeline.teachers.gan import teacher as generator
 from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
+from pipeline.teachers.load import teacher_class
 from pipeline.teachers.recording import taps
 from pipeline.teachers.request import check_settings
 

@@ -14,7 +14,8 @@ from dreamshard.errors import ConfigError, DataError, TeacherError
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.interpret import interpret
 from pipeline.learning.interpreting.config import InterpretConfig
-from pipeline.teachers.base import TeacherConfig, describe_teacher, load_teacher
+from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.load import describe_teacher, load_teacher
 from storage.schema import Pins
 from tests.unit.pipeline.masked_shapes import SIDE, VOID, write_shapes, write_teacher
 

@@ -88,7 +88,8 @@ def test_weights_can_be_kept_in_half_the_bytes(tmp_path: Path) -> None:
 
 
 def test_the_result_is_a_teacher(tmp_path: Path) -> None:
-    from pipeline.teachers.base import TeacherConfig, describe_teacher, load_teacher
+    from pipeline.teachers.base import TeacherConfig
+    from pipeline.teachers.load import describe_teacher, load_teacher
     from storage.schema import Pins
 
     folder = script.pretrain(tiny(tmp_path / "t", licence="CC0-1.0"))

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.families import (
+from pipeline.teachers.diffusion.networks import tokens
+from pipeline.teachers.diffusion.networks.description import (
     Description,
     build,
-    licence,
     plain_config,
     scheduler_config,
 )
-from pipeline.teachers.diffusion.networks import tokens
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class DiTNetwork:
         self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Run one forward pass; see `families.Network`."""
+        """Run one forward pass; see `description.Network`."""
         return self.module(x, time, class_labels=labels, return_dict=False)[0]
 
 
@@ -74,5 +73,5 @@ def describe(
         classes=classes,
         null_class=classes,  # the row after the classes, trained by dropping labels
         latent=True,
-        licence=licence(path),
+        licence=weights.licence(path),
     )

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.families import (
+from pipeline.teachers.diffusion.networks import tokens
+from pipeline.teachers.diffusion.networks.description import (
     Description,
     build,
-    licence,
     plain_config,
     scheduler_config,
 )
-from pipeline.teachers.diffusion.networks import tokens
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt, find_prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
@@ -43,7 +42,7 @@ class FluxNetwork:
         self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Run one forward pass; see `families.Network`."""
+        """Run one forward pass; see `description.Network`."""
         rows, channels, height, width = x.shape
         grid = (height // PATCH, width // PATCH)
         cells = x.reshape(rows, channels, grid[0], PATCH, grid[1], PATCH)
@@ -111,7 +110,7 @@ def describe(
         space=(channels, size[0] // space.stride, size[1] // space.stride),
         load=load,
         latent=True,
-        licence=licence(path),
+        licence=weights.licence(path),
     )
 
 

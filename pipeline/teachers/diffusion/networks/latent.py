@@ -10,11 +10,10 @@ from dreamshard.errors import ConfigError, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.families import (
+from pipeline.teachers.diffusion.networks.description import (
     Description,
     build,
     fit_image_size,
-    licence,
     plain_config,
     scheduler_config,
 )
@@ -40,7 +39,7 @@ class LatentNetwork:
         self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Run one forward pass; see `families.Network`."""
+        """Run one forward pass; see `description.Network`."""
         added = None
         if self._sdxl:  # original size, crop corner, target size: as for an uncropped image
             numbers = x.new_tensor([*self._size, 0, 0, *self._size]).expand(len(x), 6)
@@ -93,7 +92,7 @@ def describe(
         space=(space.channels, size[0] // space.stride, size[1] // space.stride),
         load=load,
         latent=True,
-        licence=licence(path),
+        licence=weights.licence(path),
     )
 
 

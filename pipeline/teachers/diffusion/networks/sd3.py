@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.families import (
+from pipeline.teachers.diffusion.networks import tokens
+from pipeline.teachers.diffusion.networks.description import (
     Description,
     build,
-    licence,
     plain_config,
     scheduler_config,
 )
-from pipeline.teachers.diffusion.networks import tokens
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt, find_prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
@@ -39,7 +38,7 @@ class SD3Network:
         self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Run one forward pass; see `families.Network`."""
+        """Run one forward pass; see `description.Network`."""
         return self.module(
             hidden_states=x,
             encoder_hidden_states=self._prompt.embeds(x),
@@ -89,5 +88,5 @@ def describe(
         space=(channels, size[0] // space.stride, size[1] // space.stride),
         load=load,
         latent=True,
-        licence=licence(path),
+        licence=weights.licence(path),
     )

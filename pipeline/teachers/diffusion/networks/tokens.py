@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamshard.errors import ConfigError
-from pipeline.teachers.diffusion.families import fit_image_size
+from pipeline.teachers.diffusion.networks.description import fit_image_size
 from pipeline.teachers.diffusion.networks.vae import LatentSpace, describe_vae
 from pipeline.teachers.recording.taps import Tap
 

@@ -10,11 +10,10 @@ from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.families import (
+from pipeline.teachers.diffusion.networks.description import (
     Description,
     build,
     fit_image_size,
-    licence,
     plain_config,
     scheduler_config,
 )
@@ -35,7 +34,7 @@ class UNetNetwork:
         self.module: nn.Module = module
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Run one forward pass; see `families.Network`."""
+        """Run one forward pass; see `description.Network`."""
         if labels is None and getattr(self.module, "class_embedding", None) is not None:
             embedding, self.module.class_embedding = self.module.class_embedding, None  # type: ignore[assignment]
             try:  # no class: leave its embedding out of the sum
@@ -89,7 +88,7 @@ def describe(
         space=(3, *size),
         load=load,
         classes=int(config.get("num_class_embeds") or 0),
-        licence=licence(path),
+        licence=weights.licence(path),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
 from pipeline.teachers import weights
-from pipeline.teachers.diffusion.families import build
+from pipeline.teachers.diffusion.networks.description import build
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dreamshard.errors import ConfigError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion.families import Description, fit_image_size, licence
+from pipeline.teachers.diffusion.networks.description import Description, fit_image_size
 from pipeline.teachers.diffusion.networks.unet import UNetNetwork
 from pipeline.teachers.diffusion.official.adm_attention import OfficialAttention
 from pipeline.teachers.diffusion.official.adm_flags import (
@@ -67,7 +67,7 @@ def describe(
         space=(3, *shape),
         load=load,
         classes=layout.classes,
-        licence=licence(path.parent),
+        licence=weights.licence(path.parent),
         exact=True,
         notes=_notes(layout, flags),
     )

@@ -22,8 +22,12 @@ from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.families import Description, fit_image_size, licence, plain_config
 from pipeline.teachers.diffusion.networks import tokens
+from pipeline.teachers.diffusion.networks.description import (
+    Description,
+    fit_image_size,
+    plain_config,
+)
 from pipeline.teachers.diffusion.networks.dit import DiTNetwork
 from pipeline.teachers.diffusion.networks.vae import LatentSpace, Vae, read_vae
 from pipeline.teachers.diffusion.schedules import Schedule
@@ -60,7 +64,7 @@ class SiTNetwork(DiTNetwork):
     """Run a SiT network; its velocity is turned round to `noise - data`."""
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Run one forward pass; see `families.Network`."""
+        """Run one forward pass; see `description.Network`."""
         # Further output channels were never trained: the velocity is the first ones.
         return -super().__call__(x, time, labels)[:, : x.shape[1]]
 
@@ -119,7 +123,7 @@ def _description(
         classes=classes,
         null_class=classes,
         latent=True,
-        licence=licence(path.parent),
+        licence=weights.licence(path.parent),
         notes=(f"{config['num_attention_heads']} attention heads",),
     )
 

@@ -16,11 +16,10 @@ from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.families import (
+from pipeline.teachers.diffusion.networks.description import (
     Description,
     build_from,
     fit_image_size,
-    licence,
     scheduler_config,
 )
 from pipeline.teachers.diffusion.networks.unet import UNetNetwork, unet_taps
@@ -100,7 +99,7 @@ def describe(
         space=(3, *size),
         load=load,
         classes=int(config["num_class_embeds"] or 0),
-        licence=licence(path.parent),
+        licence=weights.licence(path.parent),
         notes=("architecture read from the shapes of a file without a config",),
     )
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion.families import licence
 from pipeline.teachers.gan.biggan import flags as biggan_flags
 from pipeline.teachers.gan.biggan.layout import BigGANLayout, read_layout
 from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
@@ -64,7 +63,7 @@ class BigGANTeacher(GeneratorTeacher):
             # ic_gan's unconditional BigGANs are told class 0 at all times.
             usual_class=0 if flags.get("constant_conditioning") else None,
             features=layout.features,
-            licence=licence(file.parent),
+            licence=weights.licence(file.parent),
             notes=notes,
         )
 

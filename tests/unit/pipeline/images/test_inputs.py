@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline.images import inputs
 from pipeline.images.inputs import ImageInput, LatentInput, Work, read_retrying
 from pipeline.images.source import ImageConfig, Record
-from pipeline.teachers.base import TeacherConfig, load_teacher
+from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.load import load_teacher
 from storage.schema import Pins
 
 

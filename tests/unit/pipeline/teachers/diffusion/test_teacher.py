@@ -10,9 +10,10 @@ import torch
 
 from dreamshard import rng
 from dreamshard.errors import ConfigError, DataError, TeacherError
-from pipeline.teachers.base import TeacherConfig, describe_teacher, load_teacher
+from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.teacher import DiffusionTeacher
+from pipeline.teachers.load import describe_teacher, load_teacher
 from tests.unit.pipeline.teachers.conftest import make_images, make_teacher, pins
 
 LEVELS = ["up.2", "up.1", "up.0", "mid", "down.1"]
@@ -321,7 +322,7 @@ def test_describing_needs_no_torch(unet_folder: Path) -> None:
     import sys
 
     code = (
-        "import sys; from pipeline.teachers.base import *; "
+        "import sys; from pipeline.teachers.load import *; "
         f"c = TeacherConfig(path={str(unet_folder)!r}, levels=['s4'], timesteps=[5]); "
         "describe_teacher(c, mode='encode'); "
         "print(sorted({'torch', 'diffusers'} & set(sys.modules)))"

@@ -12,9 +12,10 @@ from torch import nn
 
 import dreamshard
 from dreamshard.errors import ConfigError, TeacherError
-from pipeline.teachers import TeacherConfig, describe_teacher, load_teacher
+from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.gan.biggan.family import BigGANTeacher
 from pipeline.teachers.inspecting.command import main as inspect_teacher
+from pipeline.teachers.load import describe_teacher, load_teacher
 from storage.schema import Pins
 from tests.unit.pipeline.teachers.gan.biggan.biggan_reference import Reference
 
