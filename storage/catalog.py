@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from dreamshard.errors import DataError
 from storage.dataset import Dataset
-from storage.fs.local import Files, open_files
+from storage.fs.local import Files
+from storage.fs.open import open_files
 from storage.ledger.description import KEY, MAX_BYTES, Description, read_description
 from storage.schema import Recipe, covers_levels, source_covers
 

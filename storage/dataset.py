@@ -27,7 +27,8 @@ from storage.formats.base import Store
 from storage.formats.tar_store import TarStore
 from storage.formats.writer import UnitWriter
 from storage.formats.zarr_store import ZarrStore
-from storage.fs.local import STAGING, open_files
+from storage.fs.local import STAGING
+from storage.fs.open import open_files
 from storage.ledger import book as ledger
 from storage.ledger import description, drops, leases, quarantine
 from storage.ledger.commits import Commit, latest_version, read_commit, withdraw

@@ -29,7 +29,7 @@ from pipeline.request.plan import (
 )
 from pipeline.teachers.base import Mode, TeacherSpec
 from pipeline.teachers.load import describe_teacher
-from storage.fs.local import open_files
+from storage.fs.open import open_files
 from storage.schema import FORMAT_VERSION, Pins, Recipe
 
 ALGORITHM = 1

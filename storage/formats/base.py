@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
 
 from storage.codecs.base import ArraySpec
 from storage.fs.local import Files
 from storage.ledger.commits import Commit
+from storage.ledger.publish import Staged
+from storage.rows.chunk_files import ReadableSnapshot
+from storage.rows.chunks import Access, Chunks
+from storage.schema import FeatureBatch
 
-if TYPE_CHECKING:
-    from storage.formats.writer import UnitFiles
-    from storage.rows.chunk_files import ReadableSnapshot
-    from storage.rows.chunks import Access, Chunks
+
+class UnitFiles(Protocol):
+    """What a store does for the files of one unit."""
+
+    def begin(self, batch: FeatureBatch) -> None:
+        """Be told of the samples whose rows are appended next, to each array once."""
+        ...
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Append encoded rows to one array."""
+        ...
+
+    def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
+        """Close all files, with what the store adds; return them by array name."""
+        ...
+
+    def discard(self) -> None:
+        """Close and remove what is still under a temporary name."""
+        ...
 
 
 class Store(Protocol):

@@ -6,20 +6,17 @@ import mmap
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dreamshard.errors import DataError
 from storage.formats.tar_format import decode_png
 from storage.formats.tar_index import shard_bytes
+from storage.formats.tar_layout import TarLayout
 from storage.rows.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot, open_again
+from storage.rows.chunks import Access
 from storage.rows.mapped import gather_plainly, in_memory, load_gather
 from storage.rows.pread import read_exactly
-
-if TYPE_CHECKING:
-    from storage.formats.tar_store import TarStore
-    from storage.rows.chunks import Access
 
 _TRIES = 3  # a shard that is replaced while it is opened is looked at again
 
@@ -32,7 +29,7 @@ class _MappedShard:
     def __init__(self, chunks: TarChunks, unit: int) -> None:
         for _ in range(_TRIES):
             self.map = self._map(chunks, unit)
-            self.table = chunks.store.read_index(unit)
+            self.table = chunks.layout.read_index(unit)
             if len(self.map) == shard_bytes(self.table):
                 break
         else:
@@ -76,10 +73,10 @@ class _MappedShard:
 
     def _check(self, chunks: TarChunks, unit: int) -> None:
         """Refuse an index by which a row would be read that is not one of this array."""
-        arrays = chunks.store.arrays.values()
+        arrays = chunks.layout.arrays.values()
         for sizes, spec in zip(self.table[1], arrays, strict=False):
             if spec.compression != "png" and (sizes != spec.row_bytes).any():
-                where = chunks.store.files.path(chunks.store.index_key(unit))
+                where = chunks.layout.files.path(chunks.layout.index_key(unit))
                 raise DataError(
                     f"{where}: got rows of {sizes.min()} to {sizes.max()} bytes for {spec.name}, "
                     f"allowed {spec.row_bytes}. {chunks.mend}"
@@ -91,20 +88,20 @@ class TarChunks:
 
     def __init__(
         self,
-        store: TarStore,
+        layout: TarLayout,
         snapshot: ReadableSnapshot,
         names: Sequence[str],
         *,
         access: Access,
         max_open: int,
     ) -> None:
-        self.store, self._access = store, access
+        self.layout, self._access = layout, access
         self.mend = f"Run `dreamshard verify --repair {snapshot.url}`."
         self._files = ChunkFiles(snapshot, names, max_open)
         self._files.max_units = max(1, max_open)  # one file a unit, whatever the arrays
         self.fits = self._files.units <= self._files.max_units
-        columns = {name: number for number, name in enumerate(store.arrays)}
-        packed = [name for name in names if store.arrays[name].compression == "png"]
+        columns = {name: number for number, name in enumerate(layout.arrays)}
+        packed = [name for name in names if layout.arrays[name].compression == "png"]
         self._plain = [number for number, name in enumerate(names) if name not in packed]
         self._packed = [number for number, name in enumerate(names) if name in packed]
         self._columns = np.array([columns[name] for name in names], np.int64)
@@ -123,7 +120,7 @@ class TarChunks:
 
     def url(self, unit: int) -> str:
         """Return where a shard is, for messages."""
-        return self.store.files.path(self.store.array_key("", unit))
+        return self.layout.files.path(self.layout.array_key("", unit))
 
     def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
         """Copy samples' rows of every array."""
@@ -149,7 +146,7 @@ class TarChunks:
         per_unit = self._files.snapshot.samples_per_unit
         for first, stop in ranges:
             for unit in range(first // per_unit, -(-stop // per_unit)):
-                table = self.store.read_index(unit)
+                table = self.layout.read_index(unit)
                 low = max(first - unit * per_unit, 0)
                 high = min(stop - unit * per_unit, table.shape[2]) - 1
                 start, end = int(table[0, 0, low]), int(table[0, -1, high])
@@ -211,7 +208,7 @@ class TarChunks:
 
     def _unpack(self, number: int, units: np.ndarray, rows: np.ndarray, target: np.ndarray) -> None:
         column = int(self._columns[number])
-        spec = self.store.arrays[self._names[number]]
+        spec = self.layout.arrays[self._names[number]]
         pairs = zip(units.tolist(), rows.tolist(), strict=True)
         for place, (unit, row) in enumerate(pairs):
             with self._lock:

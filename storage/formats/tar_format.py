@@ -104,7 +104,8 @@ def json_member(
     *, index: int, key: str, label: int | None, valid: bool, error: str | None
 ) -> bytes:
     """Return a sample's JSON: index, the source's own key, label (null = none), and usability."""
-    value: dict[str, object] = {"index": index, "key": key, "label": label, "valid": valid}
+    known = None if label == -1 else label
+    value: dict[str, object] = {"index": index, "key": key, "label": known, "valid": valid}
     if error is not None:
         value["error"] = error
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")

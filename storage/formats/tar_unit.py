@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,19 +14,17 @@ from storage.formats.tar_format import (
     extension,
     header,
     json_member,
-    member_key,
     npy_front,
     padding,
 )
 from storage.formats.tar_index import index_bytes
+from storage.formats.tar_layout import TarLayout
 from storage.fs.local import Sink
 from storage.fs.owners import owner
+from storage.ledger.commits import MAX_ERROR_CHARS
 from storage.ledger.leases import run_folder
 from storage.ledger.publish import Staged
 from storage.schema import FeatureBatch
-
-if TYPE_CHECKING:
-    from storage.formats.tar_store import TarStore
 
 _ZEROS = bytes(BLOCK)
 _Member = tuple[bytes, bytes | memoryview, bytes]  # header, data, padding
@@ -38,8 +35,8 @@ _counter = itertools.count()
 class TarUnit:
     """Write the files of one unit, from its first sample to its last."""
 
-    def __init__(self, store: TarStore, unit: int, *, run_id: str) -> None:
-        self._store, self._unit = store, unit
+    def __init__(self, layout: TarLayout, unit: int, *, run_id: str) -> None:
+        self._layout, self._unit = layout, unit
         self._prefix = f"{run_folder(run_id)}/{unit:09d}~{owner()}~{next(_counter)}"
         self._sinks: list[Sink] = []
         self._batch: FeatureBatch | None = None
@@ -49,7 +46,7 @@ class TarUnit:
         self._headers: dict[str, MemberHeader] = {}
         self._json_headers: dict[int, MemberHeader] = {}  # by the text's size; few differ
         fronts = []  # bytes before each member's data, the JSON's last
-        for name, spec in store.arrays.items():
+        for name, spec in layout.arrays.items():
             prefix = b""
             if spec.compression != "png":
                 prefix = npy_front(spec)
@@ -61,38 +58,37 @@ class TarUnit:
     def begin(self, batch: FeatureBatch) -> None:
         """Be told of the samples whose rows come next."""
         self._batch, self._rows = batch, {}
-        if not self._store.arrays:
+        if not self._layout.arrays:
             self._write()
 
     def append(self, name: str, rows: np.ndarray) -> None:
         """Take one array's rows (n, *shape); with the last array's the samples are written."""
         self._rows[name] = rows
-        if len(self._rows) == len(self._store.arrays):
+        if len(self._rows) == len(self._layout.arrays):
             self._write()
 
     def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
         """End the archive, write the index, and close both."""
         shard = self._sink("tar")
         shard.write(END)
-        self._sinks.append(index := self._store.files.create(f"{self._prefix}.idx"))
+        self._sinks.append(index := self._layout.files.create(f"{self._prefix}.idx"))
         index.write(index_bytes(np.concatenate(self._tables, axis=2)))
-        store, unit = self._store, self._unit
-        finals = {"tar": store.array_key("", unit), "idx": store.index_key(unit)}
+        finals = self._layout.unit_keys(self._unit)
         return {
-            kind: Staged(sink.key, finals[kind], sink.seal(fsync=fsync))
-            for kind, sink in (("tar", shard), ("idx", index))
+            kind: Staged(sink.key, final, sink.seal(fsync=fsync))
+            for kind, sink, final in zip(("tar", "idx"), (shard, index), finals, strict=True)
         }
 
     def discard(self) -> None:
         """Close and remove whatever is still under a temporary name."""
         for sink in self._sinks:
             sink.close()
-            self._store.files.remove(sink.key)
+            self._layout.files.remove(sink.key)
         self._sinks, self._rows, self._batch = [], {}, None
 
     def _sink(self, kind: str) -> Sink:
         if not self._sinks:
-            self._sinks.append(self._store.files.create(f"{self._prefix}.{kind}"))
+            self._sinks.append(self._layout.files.create(f"{self._prefix}.{kind}"))
         return self._sinks[0]
 
     def _write(self) -> None:
@@ -100,11 +96,11 @@ class TarUnit:
         batch = self._batch
         assert batch is not None, "begin comes before append"
         keys = [
-            member_key(int(index), str(key), room=self._store.key_room).encode("ascii")
+            self._layout.sample_key(int(index), str(key)).encode("ascii")
             for index, key in zip(batch.index, batch.key, strict=True)
         ]
         sums = [sum(key) for key in keys]
-        members = [self._members(name, keys, sums) for name in self._store.arrays]
+        members = [self._members(name, keys, sums) for name in self._layout.arrays]
         members.append(self._json_members(batch, keys, sums))
         buffers: list[bytes | memoryview] = []
         for sample in zip(*members, strict=True):
@@ -125,7 +121,7 @@ class TarUnit:
 
     def _members(self, name: str, keys: list[bytes], sums: list[int]) -> list[_Member]:
         """Return (header, data, padding) of one array's member of every sample."""
-        spec, rows = self._store.arrays[name], self._rows[name]
+        spec, rows = self._layout.arrays[name], self._rows[name]
         if spec.compression == "png":
             ending = extension(spec)
             return [
@@ -153,9 +149,9 @@ class TarUnit:
             text = json_member(
                 index=index[row],
                 key=str(batch.key[row]),
-                label=None if labels[row] in (None, -1) else labels[row],
+                label=labels[row],
                 valid=valid[row],
-                error=batch.error.get(row) and str(batch.error[row])[:300],
+                error=str(batch.error[row])[:MAX_ERROR_CHARS] if row in batch.error else None,
             )
             size = len(text)
             if size not in self._json_headers:

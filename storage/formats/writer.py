@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -23,33 +22,14 @@ from storage.codecs.arrays import (
     has_nonfinite,
 )
 from storage.codecs.bases import basis_digests
+from storage.formats.base import UnitFiles
 from storage.fs.local import Files
 from storage.ledger.commits import MAX_ERROR_CHARS, Commit
-from storage.ledger.publish import Staged, publish
+from storage.ledger.publish import publish
 from storage.schema import FeatureBatch, Level
 
 _BLOCK_BYTES = 1 << 20  # small enough that check and digest find the bytes in the cache
 _SMALL_BYTES = 1 << 18  # below this a second thread costs more than it saves
-
-
-class UnitFiles(Protocol):
-    """What a store does for the files of one unit."""
-
-    def begin(self, batch: FeatureBatch) -> None:
-        """Be told of the samples whose rows are appended next, to each array once."""
-        ...
-
-    def append(self, name: str, rows: np.ndarray) -> None:
-        """Append encoded rows to one array."""
-        ...
-
-    def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
-        """Close all files, with what the store adds; return them by array name."""
-        ...
-
-    def discard(self) -> None:
-        """Close and remove what is still under a temporary name."""
-        ...
 
 
 class UnitWriter:

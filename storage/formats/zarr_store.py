@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 import xxhash
@@ -25,11 +25,10 @@ from storage.fs.owners import owner
 from storage.ledger.commits import Commit
 from storage.ledger.leases import run_folder
 from storage.ledger.publish import Staged
+from storage.rows.chunk_files import ReadableSnapshot
+from storage.rows.chunks import Access, Chunks, open_raw
+from storage.rows.packed import PackedChunks
 from storage.schema import FeatureBatch
-
-if TYPE_CHECKING:
-    from storage.rows.chunk_files import ReadableSnapshot
-    from storage.rows.chunks import Access, Chunks
 
 GROUP = "data.zarr"
 _PAD_BYTES = 1 << 20
@@ -88,9 +87,6 @@ class ZarrStore:
         self, snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int
     ) -> Chunks:
         """Return what copies rows out of the chunk files; compressed ones are decoded whole."""
-        from storage.rows.chunks import open_raw
-        from storage.rows.packed import PackedChunks
-
         specs = [self.arrays[name] for name in names]
         if any(spec.compression for spec in specs):
             return PackedChunks(snapshot, names, specs)

@@ -363,26 +363,7 @@ class LocalFiles:
             self.remove(lock)
 
 
-# What the other modules call the interface; `storage.fs.remote.RemoteFiles` has it too.
+# What the other modules call the interface; `storage.fs.remote.RemoteFiles` has it too, and
+# `storage.fs.open.open_files` chooses between them.
 Files: TypeAlias = LocalFiles
 Sink: TypeAlias = LocalSink
-
-
-def open_files(url: str | Path) -> LocalFiles:
-    """Return the files of a dataset folder or root, given by path or URL.
-
-    Args:
-        url: a path, `file://...`, or a folder of an object store such as `s3://bucket/folder`.
-
-    Raises:
-        DataError: for a URL of a kind that is not supported.
-    """
-    text = os.fspath(url)
-    scheme, mark, rest = text.partition("://")
-    if not mark:
-        return LocalFiles(os.path.expanduser(text))
-    if scheme in ("file", "local"):
-        return LocalFiles("/" + rest.lstrip("/"))
-    from storage.fs.remote import RemoteFiles
-
-    return RemoteFiles(text)

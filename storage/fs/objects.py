@@ -7,7 +7,6 @@ never taken for damage; it ends as an error that names the object and says that 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
 import errno
@@ -274,7 +273,7 @@ def is_transient(error: BaseException) -> bool:
     """Say whether a request that failed like this may succeed if it is made again."""
     if isinstance(error, _FINAL):
         return False
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError, ConnectionError, EOFError)):
+    if isinstance(error, (TimeoutError, ConnectionError, EOFError)):
         return True
     if isinstance(error, OSError) and not _is_of_network(error):
         return error.errno not in _FINAL_ERRNO

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from storage.fs.local import open_files
+from storage.fs.open import open_files
 
 SPEED_BYTES = 128 << 20
 _BLOCK_BYTES = 8 << 20

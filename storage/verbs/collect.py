@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from dreamshard.errors import ConfigError, DataError, Problem
 from storage.catalog import list_datasets
 from storage.dataset import Dataset
-from storage.fs.local import STAGING, Files, open_files
+from storage.fs.local import STAGING, Files
+from storage.fs.open import open_files
 from storage.ledger import description
 from storage.ledger.book import Ledger, read_ledger
 from storage.ledger.leases import has_live_run

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dreamshard.errors import DataError
-from storage.fs.local import LocalFiles, open_files
+from storage.fs.local import LocalFiles
 from tests.feature_store import fault, no_space
 
 
@@ -111,14 +111,6 @@ def test_the_file_systems_time_is_close_to_ours(files: LocalFiles) -> None:
     modified = files.modified("k")
     assert modified is not None and 0 <= files.now() - modified < 5
     assert list(files.walk("")) == ["k"]
-
-
-def test_urls(tmp_path: Path) -> None:
-    assert open_files(f"file://{tmp_path}").url == str(tmp_path)
-    assert open_files(tmp_path).url == str(tmp_path)
-    assert open_files("memory://x/y").remote and not open_files(tmp_path).remote
-    with pytest.raises(DataError, match=r"got a ftp:// URL, allowed .*s3://"):
-        open_files("ftp://host/x")
 
 
 def test_a_record_swept_while_its_writer_slept_is_written_again(
