@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 @dataclass(kw_only=True)
 class EvaluateConfig:
     """Measure what a trained student has learned."""
+
+    main_settings: ClassVar[str] = """
+    run_dir student tasks baselines seed device train_images.kind train_images.path
+    train_images.split heldout_images.kind heldout_images.path heldout_images.split image.size
+    teacher.kind teacher.path teacher.levels teacher.timesteps few_label.shots
+    linear_probe.protocols finetune.fractions segmentation.classes segmentation.head
+    detection.train_annotations detection.heldout_annotations
+    """
 
     run_dir: str = "runs/evaluate"
     """Folder of this run: results.json and what made it."""

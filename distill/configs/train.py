@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -90,6 +90,13 @@ class DataConfig:
 @dataclass(kw_only=True)
 class TrainConfig:
     """Train a student on recorded features."""
+
+    main_settings: ClassVar[str] = """
+    run_dir seed steps batch_size method device precision ema log_every save_every student.name
+    student.settings student.strides student.pretrained data.kind data.dataset data.join
+    data.levels data.flip dreamteacher.mode optimizer.name optimizer.lr optimizer.weight_decay
+    monitor.every
+    """
 
     run_dir: str = "runs/train"
     """Folder of this run: checkpoints, metrics, the trained student. A rerun into it resumes."""

@@ -2,9 +2,10 @@
 
 A configuration is a plain `@dataclass(kw_only=True)`, nested as needed. The docstring literal under
 a field is its help; `Annotated[int, Field(ge=0, le=999)]` gives its range; a method
-`problems(self) -> list[Problem]` checks what one field alone cannot tell. Layers, later ones win:
-the defaults, each `--config FILE` in turn, the overrides. Nested configurations merge key by key;
-lists and free mappings given by a file replace what was there; `--a.b.key value` sets one key.
+`problems(self) -> list[Problem]` checks what one field alone cannot tell; the class attribute
+`main_settings` names what `--help` shows (`--help all` shows all). Layers, later ones win: the
+defaults, each `--config FILE` in turn, the overrides. Nested configurations merge key by key; lists
+and free mappings given by a file replace what was there; `--a.b.key value` sets one key.
 
 pydantic checks and describes, jsonargparse prints the help; the glue in reading order: sources
 (argv and YAML to one dict), check (dict to dataclass, or all problems at once), allowed (what

@@ -109,7 +109,7 @@ def _unknown_key(cls: type, path: Path, key: str) -> Problem:
         leaves = [setting.key for setting in allowed.walk(cls, {}) if setting.hint is not None]
         places = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
     hint = f"Did you mean {' or '.join(places[:3])}?" if places else ""
-    several = f"one of the {len(known)} settings in --help"
+    several = f"one of the {len(known)} settings in --help all"
     listed = ", ".join(known) if len(known) <= MAX_KEYS_LISTED else several
     return Problem(key, "an unknown key", listed, hint)
 

@@ -11,9 +11,11 @@ from dreamshard.config.allowed import (
     choices,
     defaults,
     describe,
+    element,
     parts,
     range_text,
     schema_of,
+    settings,
     walk,
 )
 from dreamshard.config.yaml12 import dump_yaml
@@ -30,8 +32,8 @@ def format_help(cls: type, *, prog: str, description: str, full: bool) -> str:
     """Format the help of a configuration: settings with meaning, range, type and default.
 
     Args:
-        cls: configuration dataclass; a class attribute `main_settings`, if it has one, names the
-            dotted keys that people change.
+        cls: configuration dataclass; its `main_settings`, if any, are the dotted keys of the
+            settings that people change, one text with spaces between.
         prog: what the user typed to get here.
         description: one sentence on what the command does.
         full: show every setting, not the main and the required ones alone.
@@ -51,7 +53,7 @@ def format_help(cls: type, *, prog: str, description: str, full: bool) -> str:
         if setting.hint is None:
             off = " Not used (null) unless one of these is set." if setting.value is None else ""
             heading = (setting.key, _meaning(setting) + off)
-        elif main is None or setting.key in main or setting.value is REQUIRED:
+        elif main is None or setting.key in main.split() or setting.value is REQUIRED:
             group = parser.add_argument_group(*heading) if heading else group
             heading = None
             group.add_argument(f"--{setting.key}", **_argument(setting))
@@ -68,7 +70,9 @@ def _argument(setting: Setting) -> dict[str, Any]:
     """Return what jsonargparse needs to show a setting."""
     node, required = setting.node, setting.value is REQUIRED
     meaning = _meaning(setting) or " "  # without any help the type would not be shown
-    shown = {"type": setting.hint, "help": meaning, "required": required}
+    # Of a list of classes, jsonargparse would show an option of its own that nobody reads here.
+    kind = list[dict] if settings(element(node)) is not None else setting.hint
+    shown = {"type": kind, "help": meaning, "required": required}
     names = {PLACEHOLDERS.get(part.get("type", "")) for part in parts(node) if part != NULL}
     if len(names) == 1 and None not in names and not choices(node):
         shown["metavar"] = names.pop()

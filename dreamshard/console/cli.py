@@ -67,7 +67,8 @@ Turn pretrained image generators into training data for image backbones.
 
 {chr(10).join(lines)}
 
-`dreamshard VERB --help` lists a verb's settings; `dreamshard demo` is the place to start.
+`dreamshard VERB --help` lists a verb's main settings, `--help all` every one.
+`dreamshard demo` is the place to start.
 Exit codes: 0 done, 2 configuration, 3 data, 4 teacher, 130 interrupted, 1 anything else.
 """
 

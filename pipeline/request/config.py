@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,11 @@ class AssumeConfig:
 @dataclass(kw_only=True)
 class PipelineConfig:
     """What encode and synthesize share."""
+
+    main_settings: ClassVar[str] = """
+    name root samples codec format seed device micro_batch actors gpus_per_actor run_dir
+    teacher.kind teacher.path teacher.levels teacher.timesteps teacher.settings
+    """
 
     name: str = "features"
     """First part of the dataset's folder name (letters, digits, dots, dashes)."""
@@ -107,6 +112,11 @@ class PipelineConfig:
 @dataclass(kw_only=True)
 class EncodeConfig(PipelineConfig):
     """Record a teacher's features of given images."""
+
+    main_settings: ClassVar[str] = (
+        PipelineConfig.main_settings
+        + " source.kind source.path source.split source.class_folders image.size image.views"
+    )
 
     source: SourceConfig = field(default_factory=SourceConfig)
     """The images."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import yaml
 from pydantic import Field
@@ -38,10 +38,14 @@ class MeasureConfig:
 class EncodePlanConfig(EncodeConfig, MeasureConfig):
     """Show what `dreamshard encode` would make of the same settings."""
 
+    main_settings: ClassVar[str] = EncodeConfig.main_settings + " rate measure"
+
 
 @dataclass(kw_only=True)
 class SynthesizePlanConfig(SynthesizeConfig, MeasureConfig):
     """Show what `dreamshard synthesize` would make of the same settings."""
+
+    main_settings: ClassVar[str] = SynthesizeConfig.main_settings + " rate measure"
 
 
 def main(argv: Sequence[str]) -> int:

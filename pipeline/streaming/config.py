@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -46,6 +46,8 @@ class PartConfig:
 @dataclass(kw_only=True)
 class StreamConfig(PipelineConfig):
     """Features made while they are used: which, by how many actors, and how far ahead."""
+
+    main_settings: ClassVar[str] = EncodeConfig.main_settings + " mode keep window"
 
     name: str = "features"
     """Name of the service, and first part of the folder name of the dataset that `keep` fills."""
@@ -139,6 +141,8 @@ class StreamConfig(PipelineConfig):
 @dataclass(kw_only=True)
 class ServeConfig(StreamConfig):
     """Serve a teacher's features to trainers on a Ray cluster."""
+
+    main_settings: ClassVar[str] = StreamConfig.main_settings + " action"
 
     action: Literal["run", "start", "status", "stop"] = "run"
     """run: start the actors, show a status line, stop them on Ctrl-C; start: leave them running;

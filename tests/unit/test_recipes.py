@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 from dreamshard.config import check, load_config
+from dreamshard.config.allowed import walk
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError
 
@@ -24,6 +26,7 @@ VERBS = {
     "evaluate": "distill.configs.evaluate:EvaluateConfig",
     "evaluate_coco": "distill.configs.evaluate:EvaluateConfig",
 }
+MAX_MAIN_SETTINGS = 26
 PLANNED = [p for p in RECIPES if p.stem in ("encode", "soft_labels", "synthesize")]
 PUBLISHED = [p for p in PLANNED if "\nassume:" in p.read_text(encoding="utf-8")]
 
@@ -33,8 +36,6 @@ def name(path: Path) -> str:
 
 
 def settings_class(path: Path) -> type:
-    import importlib
-
     module, _, attribute = VERBS[path.stem].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -47,6 +48,15 @@ def test_it_parses_and_prints(path: Path, capsys: pytest.CaptureFixture[str]) ->
         load_config(cls, ["--config", str(path), "--print_config"], prog="x", description="")
     again, problems = check(cls, parse_yaml(capsys.readouterr().out))
     assert not problems and again == config, "what it prints is what it is"
+
+
+@pytest.mark.parametrize("target", sorted(set(VERBS.values())))
+def test_help_shows_some_twenty_settings_that_exist(target: str) -> None:
+    module, _, attribute = target.partition(":")
+    cls = getattr(importlib.import_module(module), attribute)
+    keys = {setting.key for setting in walk(cls, {}) if setting.hint is not None}
+    main = cls.main_settings.split()
+    assert set(main) <= keys and len(set(main)) == len(main) <= MAX_MAIN_SETTINGS
 
 
 @pytest.mark.parametrize("path", [p for p in PLANNED if p not in PUBLISHED], ids=name)

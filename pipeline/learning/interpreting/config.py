@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,12 @@ CountOrNone = Annotated[int, Field(ge=0)]
 @dataclass(kw_only=True)
 class InterpretConfig:
     """Train a feature interpreter on a few labelled images."""
+
+    main_settings: ClassVar[str] = """
+    out name target classes ignore labelled validation epochs batch_size lr seed device
+    teacher.kind teacher.path teacher.levels teacher.timesteps source.kind source.path
+    source.split image.size
+    """
 
     out: str = "interpreters/my-labels"
     """Folder for the interpreter; reused if one that fits is there."""

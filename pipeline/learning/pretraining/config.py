@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,6 +79,12 @@ class ObjectiveConfig:
 @dataclass(kw_only=True)
 class PretrainConfig:
     """Train a diffusion teacher on your own images."""
+
+    main_settings: ClassVar[str] = """
+    out source.kind source.path source.split image.size image.views crop class_conditional steps
+    batch_size lr ema precision device seed licence num_samples distance_every
+    unet.block_out_channels unet.layers_per_block unet.attention_levels objective.kind
+    """
 
     out: str = "teachers/my-teacher"
     """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
 from pydantic import Field
 
 from dreamshard.config import load_config, to_dict, to_yaml
+from dreamshard.config.allowed import walk
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError, Problem
 
@@ -287,6 +288,29 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         "Another network. Not used (null) unless one of these is set.",
     ):
         assert line in text
+
+
+@dataclass(kw_only=True)
+class LongConfig(RunConfig):
+    """A whole with many settings."""
+
+    main_settings: ClassVar[str] = "lr teacher.kind"
+
+
+def test_help_shows_the_main_settings_and_all_on_request(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = []
+    for words in (["--help"], ["--help", "all"], ["--lr", "all", "--help"]):
+        with pytest.raises(SystemExit):
+            load_config(LongConfig, words, prog="dreamshard run", description="Do it.")
+        text = capsys.readouterr().out
+        shown.append([line.split()[0] for line in text.splitlines() if line.startswith("  --")])
+    flags = ["--config", "--print_config", "--debug"]
+    assert shown[0] == shown[2] == [*flags, "--root", "--lr", "--teacher.kind"]
+    every = [f"--{setting.key}" for setting in walk(LongConfig, {}) if setting.hint is not None]
+    assert set(shown[1]) == {*flags, *every} and len(every) == 19
+    assert "`dreamshard run --help all` shows every setting." in text
 
 
 def test_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
