@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from distill.bench.representations import Extractor
-    from distill.students.export import StudentCard
+    from distill.students.card import StudentCard
     from distill.students.student import Student
 
 DESCRIPTION = "Measure what a student has learned, beside pixels, its teacher and itself untrained."
@@ -54,10 +54,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     from distill.bench.bench import StudentBench
     from distill.bench.layout import print_tables
+    from distill.configs.tasks import TASKS
     from distill.modules.heads import head_folder
     from distill.students.export import load_student
     from distill.tables import load_part
-    from distill.tasks import TASKS
 
     began = time.perf_counter()
     student, card = load_student(Path(config.student))

@@ -54,7 +54,8 @@ def publish(config: PublishConfig) -> Path:
         DataError: no trained student, or one that cannot be read.
         ConfigError: packages for ONNX are missing, or the folder cannot be written.
     """
-    from distill.students.export import load_student, read_card
+    from distill.students.card import read_card
+    from distill.students.export import load_student
     from distill.students.onnx import export_onnx
 
     card, source = read_card(Path(config.student))

@@ -74,7 +74,8 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
     from distill.data.open import choice_of, open_batches, open_training_set
     from distill.methods import build_method
-    from distill.students.export import STUDENT_FOLDER, keep_student
+    from distill.students.card import STUDENT_FOLDER
+    from distill.students.export import keep_student
     from distill.training.checkpoint import load_checkpoint
     from distill.training.launch import place
     from distill.training.learner import build_learner

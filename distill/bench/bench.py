@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distill.bench.representations import Extractor
     from distill.configs.evaluate import EvaluateConfig
     from distill.configs.student import StudentConfig
-    from distill.students.export import StudentCard
+    from distill.students.card import StudentCard
     from distill.students.student import Student
     from pipeline.images.source import ImageSource
 

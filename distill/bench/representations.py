@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from distill.students.export import StudentCard
+from distill.students.card import StudentCard
 from distill.students.student import Student
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import Progress

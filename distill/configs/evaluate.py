@@ -8,20 +8,19 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from distill.configs.tasks import (
+    TASKS,
     DetectionConfig,
+    FewLabelConfig,
     FinetuneConfig,
     KnnConfig,
     LinearProbeConfig,
     SegmentationConfig,
 )
+from distill.configs.types import Seed
 from distill.tables import name_problem
-from distill.tasks import TASKS
-from distill.tasks.few_label import FewLabelConfig
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.teachers.base import TeacherConfig
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 @dataclass(kw_only=True)

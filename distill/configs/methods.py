@@ -1,4 +1,4 @@
-"""Settings of the methods, one section each, named as in `distill.methods.METHODS`."""
+"""Settings of the methods, one section each, named as in `METHODS`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from distill.configs.types import Count, Positive, Share, Weight
 from dreamshard.errors import Problem
 
 Width = Annotated[int, Field(ge=1, le=16384)]
+
+METHODS = {
+    "dreamteacher": "distill.methods.dreamteacher:DreamTeacher",
+    "simsiam": "distill.methods.simsiam:SimSiam",
+    "vicreg": "distill.methods.vicreg:VICReg",
+    "supervised": "distill.methods.supervised:Supervised",
+}
+"""Name, also of the section of its settings -> `module:Class`; a path of your own works too."""
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Settings of the evaluation tasks, one section each, named as in `distill.tasks.TASKS`."""
+"""Settings of the evaluation tasks, one section each, named as in `TASKS`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,47 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill.configs.train import OptimizerConfig
+from distill.configs.optimizer import OptimizerConfig
+from distill.configs.types import Count, Positive, Share, Weight
 from dreamshard.errors import Problem
 
-Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
+
+TASKS = {
+    "few_label": "distill.tasks.few_label:FewLabel",
+    "linear_probe": "distill.tasks.linear_probe:LinearProbe",
+    "knn": "distill.tasks.knn:Knn",
+    "finetune": "distill.tasks.finetune:Finetune",
+    "segmentation": "distill.tasks.segmentation:Segmentation",
+    "detection": "distill.tasks.detection:Detection",
+}
+"""Name, also of the section of its settings -> `module:Class`; a path of your own works too."""
+
+
+@dataclass(kw_only=True)
+class FewLabelConfig:
+    """Linear probes on a few labels per class."""
+
+    shots: list[Count] = field(default_factory=lambda: [1, 5, 20])
+    """Labels per class, one column each (counts)."""
+    draws: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Label draws, the same ones for every representation (count)."""
+    strengths: list[Positive] = field(default_factory=lambda: [1.0, 10.0, 100.0, 1000.0])
+    """Candidates for the probe's C (inverse penalty), chosen per representation and column."""
+    selection_draws: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Draws among the training samples to choose the strength on (count)."""
+    fractions: list[Annotated[float, Field(gt=0, lt=1)]] = field(default_factory=list)
+    """Further columns: shares of all training labels, such as 0.01 and 0.1, class by class."""
+    fraction_draws: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Label draws of a share (count)."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        return [
+            Problem(key, "[]", "at least one number")
+            for key, values in (("shots", self.shots), ("strengths", self.strengths))
+            if not values
+        ]
 
 
 @dataclass(kw_only=True)

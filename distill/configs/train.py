@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from distill.configs.methods import (
+    METHODS,
     DreamTeacherConfig,
     SimSiamConfig,
     SupervisedConfig,
@@ -18,7 +19,6 @@ from distill.configs.monitor import MonitorConfig
 from distill.configs.optimizer import OptimizerConfig
 from distill.configs.student import StudentConfig
 from distill.configs.types import Count, Seed
-from distill.methods import METHODS
 from distill.tables import name_problem
 from dreamshard.errors import Problem
 from pipeline.streaming.config import StreamConfig

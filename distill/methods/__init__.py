@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from distill.configs.methods import SupervisedConfig
+from distill.configs.methods import METHODS, SupervisedConfig
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
 
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from distill.configs.train import TrainConfig
     from distill.data.open import TrainingSet
     from distill.methods.base import Method
-
-METHODS = {
-    "dreamteacher": "distill.methods.dreamteacher:DreamTeacher",
-    "simsiam": "distill.methods.simsiam:SimSiam",
-    "vicreg": "distill.methods.vicreg:VICReg",
-    "supervised": "distill.methods.supervised:Supervised",
-}
-"""Name, also of the section of its settings -> `module:Class`; a path of your own works too."""
 
 
 def build_method(config: TrainConfig, *, training_set: TrainingSet) -> Method:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.configs.student import StudentConfig
 from distill.methods import method_class
 from distill.students.backbones import is_ours
+from distill.students.card import CARD, STUDENT_FOLDER, StudentCard, read_card
 from distill.students.model_card import model_card
 from distill.students.student import Student, build_student
 from distill.students.timm_names import full_names, whole_network
@@ -32,57 +32,12 @@ from dreamshard.errors import DataError
 from dreamshard.permissions import apply_umask
 
 if TYPE_CHECKING:
+    from distill.configs.student import StudentConfig
     from distill.configs.train import TrainConfig
     from distill.data.open import TrainingSet
     from distill.training.runlog import RunLog
 
-STUDENT_FOLDER = "student"
-WEIGHTS, PYRAMID, CARD = "model.safetensors", "pyramid.safetensors", "student.json"
-FORMAT_VERSION = 2
-
-
-@dataclass(kw_only=True)
-class StudentCard:
-    """Describe a trained student.
-
-    Args:
-        student: name and settings of the backbone, normalisation filled in.
-        strides, channels: of its maps, finest first.
-        levels: names of the teacher's levels it was trained on.
-        image_size: (H, W) it was trained at, in pixels.
-        seed: of its initial weights.
-        provenance: method, dataset, recipe keys, teacher, licence, steps.
-        metrics: the run's last figures by name.
-        untrained: parameters of the whole network that training did not touch.
-        format_version: of this description.
-    """
-
-    student: dict[str, Any]
-    strides: list[int]
-    channels: list[int]
-    levels: list[str]
-    image_size: list[int]
-    seed: int
-    provenance: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    untrained: list[str] = field(default_factory=list)
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def config(self) -> StudentConfig:
-        """The student's settings, to build it from scratch and whole."""
-        return replace(
-            StudentConfig(**self.student),
-            pretrained=False,
-            frozen_stages=0,
-            grad_checkpointing=False,
-            compile="off",
-        )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of its training images, in pixels."""
-        return self.image_size[0], self.image_size[1]
+WEIGHTS, PYRAMID = "model.safetensors", "pyramid.safetensors"
 
 
 def keep_student(
@@ -207,34 +162,6 @@ def export_student(
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder
-
-
-def read_card(path: Path) -> tuple[StudentCard, Path]:
-    """Read a student's description.
-
-    Args:
-        path: the student's folder, or the run folder that holds it.
-
-    Returns:
-        The description, and the folder it is in.
-
-    Raises:
-        DataError: no student there, or not one this version reads.
-    """
-    folder = next((f for f in (path, path / STUDENT_FOLDER) if (f / CARD).exists()), None)
-    if folder is None:
-        raise DataError(
-            f"{path}: got no trained student, allowed a run folder of `dreamshard train` or the "
-            "folder of an exported student. Is the training finished?"
-        )
-    try:
-        raw = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        if raw.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"format_version {raw.get('format_version')}, not {FORMAT_VERSION}")
-        return StudentCard(**raw), folder
-    except (ValueError, TypeError, AttributeError) as error:
-        path = folder / CARD
-        raise DataError(f"{path}: got {error}, allowed a student's card.") from error
 
 
 def load_student(path: Path) -> tuple[Student, StudentCard]:

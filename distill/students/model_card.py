@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distill.students.backbones import is_ours, timm_name
 
 if TYPE_CHECKING:
-    from distill.students.export import StudentCard
+    from distill.students.card import StudentCard
 
 
 def model_card(card: StudentCard) -> str:

@@ -3,49 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from distill.bench.layout import TextTable, summary
 from distill.probes.draws import fraction_draws, label_draws
 from distill.probes.logistic import choose_strength, probe_accuracy, standardise
-from dreamshard.errors import DataError, Problem
+from dreamshard.errors import DataError
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench, Features
-
-Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(kw_only=True)
-class FewLabelConfig:
-    """Linear probes on a few labels per class."""
-
-    shots: list[Count] = field(default_factory=lambda: [1, 5, 20])
-    """Labels per class, one column each (counts)."""
-    draws: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Label draws, the same ones for every representation (count)."""
-    strengths: list[Annotated[float, Field(gt=0)]] = field(
-        default_factory=lambda: [1.0, 10.0, 100.0, 1000.0]
-    )
-    """Candidates for the probe's C (inverse penalty), chosen per representation and column."""
-    selection_draws: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Draws among the training samples to choose the strength on (count)."""
-    fractions: list[Annotated[float, Field(gt=0, lt=1)]] = field(default_factory=list)
-    """Further columns: shares of all training labels, such as 0.01 and 0.1, class by class."""
-    fraction_draws: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Label draws of a share (count)."""
-
-    def problems(self) -> list[Problem]:
-        """Check what one field alone cannot tell."""
-        return [
-            Problem(key, "[]", "at least one number")
-            for key, values in (("shots", self.shots), ("strengths", self.strengths))
-            if not values
-        ]
+    from distill.configs.tasks import FewLabelConfig
 
 
 class FewLabel:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from distill.configs.methods import METHODS
 from distill.configs.train import SimSiamConfig, StudentConfig, TrainConfig, VICRegConfig
-from distill.methods import METHODS, build_method
+from distill.methods import build_method
 from distill.methods.base import Method
 from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS, make_batch
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from distill.configs.evaluate import EvaluateConfig
+from distill.configs.tasks import FewLabelConfig
 from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
@@ -16,7 +17,6 @@ from distill.configs.train import (
     TrainConfig,
 )
 from distill.evaluate import evaluate
-from distill.tasks.few_label import FewLabelConfig
 from distill.train import train
 from dreamshard.errors import ConfigError, DataError
 from pipeline.images.inputs import ImageInput

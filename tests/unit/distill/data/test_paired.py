@@ -104,7 +104,7 @@ def test_crops_off_the_grid_or_too_large_are_refused(dataset: Dataset) -> None:
 def test_a_run_on_crops_and_mirrors_trains_at_the_crops_size(
     configure, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distill.students.export import read_card
+    from distill.students.card import read_card
 
     monkeypatch.setattr(paired, "MIRRORING", ("boxes",))
     data = DataConfig(dataset=dataset.url, crop=[8, 12], flip="mirror")

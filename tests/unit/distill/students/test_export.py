@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from distill.configs.train import StudentConfig
-from distill.students.export import export_student, load_student, read_card, untrained_student
+from distill.students.card import read_card
+from distill.students.export import export_student, load_student, untrained_student
 from distill.students.onnx import export_onnx
 from distill.students.student import Student, build_student
 from dreamshard.errors import DataError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from distill.bench.bench import Features
-from distill.tasks.few_label import FewLabel, FewLabelConfig, accuracy_table, gain_table
+from distill.configs.tasks import FewLabelConfig
+from distill.tasks.few_label import FewLabel, accuracy_table, gain_table
 from dreamshard.errors import DataError
 from tests.unit.distill.probes.clusters import LABELS, clusters
 
