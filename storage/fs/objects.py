@@ -3,6 +3,9 @@
 Only stores that show an object whole or not at all are allowed. What a network does (timeouts,
 refusals to serve for now, connections cut, bodies cut short) is tried again with growing pauses and
 never taken for damage; it ends as an error that names the object and says that nothing is lost.
+
+Not over obstore (0.12 tried): in a forked process every request of it waits for ever, it takes a
+body cut short for the whole, and does not retry conditional puts and deletes that time out.
 """
 
 from __future__ import annotations
