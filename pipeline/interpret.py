@@ -17,16 +17,15 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import hashlib
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dreamshard.config import load_config, to_dict
-from dreamshard.errors import ConfigError, Problem, run_main
+from dreamshard.errors import ConfigError, DreamshardError, Problem, run_main
 from dreamshard.progress import Progress, stage
 from pipeline.learning.interpreting.config import InterpretConfig
 from pipeline.teachers.interpreted.card import (
@@ -38,10 +37,12 @@ from pipeline.teachers.interpreted.card import (
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dreamshard.runfolder import RunFolder
     from pipeline.images.labelled import LabelledImages
     from pipeline.images.source import ImageSource
-    from pipeline.learning.interpreting.features import FeatureViews
+    from pipeline.learning.interpreting.examples import Examples
     from pipeline.teachers.base import TeacherSpec
     from pipeline.teachers.interpreted.interpreter import Interpreter
 
@@ -69,8 +70,12 @@ def interpret(config: InterpretConfig) -> Path:
         DataError: images without labels, classes beyond those named, or nothing to learn from.
         TeacherError: a teacher that cannot be loaded.
     """
+    import torch
+
     from dreamshard.runfolder import RunFolder
     from pipeline.images.source import fingerprint, open_source
+    from pipeline.learning.interpreting.examples import judge
+    from pipeline.teachers.interpreted.interpreter import save_interpreter
     from pipeline.teachers.load import describe_teacher
 
     began = time.perf_counter()
@@ -78,17 +83,19 @@ def interpret(config: InterpretConfig) -> Path:
     source = open_source(config.source)
     card = _card(config, spec, source=fingerprint(source))
     folder = Path(config.out)
-    if _is_there(folder, card, overwrite=config.overwrite):
+    if _is_trained(folder, card, overwrite=config.overwrite):
         stage(f"interpret: {folder} is already trained: reused")
         return folder
     train, rest = read_sets(config, source, size=spec.image_size)
     card.training["labelled"] = train.keys
     record = RunFolder(config.run_dir or folder / "run", config=config)
-    interpreter = _fit(config, card, spec=spec, train=train, total=len(source), record=record)
-    from pipeline.teachers.interpreted.interpreter import save_interpreter
-
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    total = len(source)
+    examples = _examples(config, spec, train, total=total, judged=False)
+    interpreter = _fit(config, card, examples=examples, record=record)
     if len(rest):
-        scores = _judge(config, interpreter, spec=spec, data=rest, total=len(source))
+        scores = judge(interpreter, _examples(config, spec, rest, total=total, judged=True))
         card.training |= scores
         record.stats(**scores)
         shown = ", ".join(f"{name} {value:.1f} %" for name, value in scores.items())
@@ -122,26 +129,23 @@ def read_sets(
         raise ConfigError(Problem("labelled + validation", got, allowed))
     draw = partial(draw_labelled, len(source), seed=config.seed, draw=config.draw)
     chosen, both = draw(count=count), draw(count=count + config.validation)
-    found = []
+    sets = []
     for numbers in (chosen, np.setdiff1d(both, chosen)):
         data = read_labelled(
             source, config=config.image, size=size, numbers=numbers, seed=config.seed
         )
-        values = data.masks if masks else data.labels
-        assert values is not None
+        values = _targets(config, data)
         if not masks and (values != config.ignore).any():  # unlabelled images teach nothing
             data = data.rows(np.flatnonzero(values != config.ignore))
-            values = data.labels
-            assert values is not None
         check_classes(
-            values,
+            _targets(config, data),
             num_classes=len(config.classes),
             ignore=config.ignore,
             what=config.target,
             keys=data.keys,
         )
-        found.append(data)
-    return found[0], found[1]
+        sets.append(data)
+    return sets[0], sets[1]
 
 
 def _card(
@@ -166,7 +170,7 @@ def _card(
     )
 
 
-def _is_there(folder: Path, card: InterpreterCard, *, overwrite: bool) -> bool:
+def _is_trained(folder: Path, card: InterpreterCard, *, overwrite: bool) -> bool:
     """Tell whether the interpreter asked for is trained; refuse to replace another."""
     if overwrite or not (folder / CARD).exists():
         return False
@@ -176,43 +180,32 @@ def _is_there(folder: Path, card: InterpreterCard, *, overwrite: bool) -> bool:
     raise ConfigError(Problem("out", f"{folder} with another interpreter", "its own folder", hint))
 
 
-def _device(config: InterpretConfig) -> str:
-    import torch
-
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(Problem("device", "cuda", "cpu: no CUDA device was found"))
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _views(
-    config: InterpretConfig,
-    spec: TeacherSpec,
-    data: LabelledImages,
-    *,
-    total: int,
-    noisings: int,
-    mirror: bool,
-) -> FeatureViews:
+def _examples(
+    config: InterpretConfig, spec: TeacherSpec, data: LabelledImages, *, total: int, judged: bool
+) -> Examples:
     """Load the teacher, compute the views of some images, and let go of it."""
     import torch
 
+    from pipeline.learning.device import choose_device
+    from pipeline.learning.interpreting.examples import Examples
     from pipeline.learning.interpreting.features import check_memory, compute_views
     from pipeline.teachers.load import load_teacher
     from storage.schema import Pins
 
-    views = noisings * (2 if mirror else 1)
-    check_memory(spec.levels, images=len(data), views=views, limit_gb=config.memory_gb)
+    noisings, mirror = (1, False) if judged else (config.noisings, config.mirror)
+    count = noisings * (2 if mirror else 1)
+    check_memory(spec.levels, images=len(data), views=count, limit_gb=config.memory_gb)
     pins = Pins(
         micro_batch=config.micro_batch,
         compute_dtype=config.teacher.compute_dtype,
-        device=_device(config),
+        device=choose_device(config.device),
         threads=config.threads or torch.get_num_threads(),
     )
     teacher = load_teacher(
         config.teacher, mode="encode", seed=config.seed, pins=pins, image_size=spec.image_size
     )
-    with Progress("features", total=views * len(data)) as progress:
-        return compute_views(
+    with Progress("features", total=count * len(data)) as progress:
+        views = compute_views(
             teacher,
             data,
             total=total,
@@ -221,135 +214,69 @@ def _views(
             micro_batch=config.micro_batch,
             progress=progress,
         )
+    return Examples(views, _targets(config, data), ignore=config.ignore)
 
 
 def _fit(
-    config: InterpretConfig,
-    card: InterpreterCard,
-    *,
-    spec: TeacherSpec,
-    train: LabelledImages,
-    total: int,
-    record: RunFolder,
+    config: InterpretConfig, card: InterpreterCard, *, examples: Examples, record: RunFolder
 ) -> Interpreter:
     """Fit the interpreter: AdamW, warm-up and cosine, a random view of each image per epoch."""
     import torch
 
+    from pipeline.learning.device import choose_device
+    from pipeline.learning.figures import Figures
+    from pipeline.learning.interpreting.loss import interpreter_loss
+    from pipeline.learning.loop import Learner, take_steps
+    from pipeline.learning.schedule import WarmupCosine
     from pipeline.teachers.interpreted.interpreter import build_interpreter
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    views = _views(config, spec, train, total=total, noisings=config.noisings, mirror=config.mirror)
-    device = _device(config)
-    with torch.random.fork_rng(devices=[]):
+    device = torch.device(choose_device(config.device))
+    per_epoch = -(-len(examples.targets) // config.batch_size)
+    steps = config.epochs * per_epoch
+    warmup = max(1, round(config.warmup * steps))
+    order = examples.order(epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
+
+    def forward(interpreter: Any, step: int, part: int) -> Mapping[str, Tensor]:
+        view, rows = next(order)
+        logits = examples.logits(interpreter, view, rows)
+        truth = examples.truth(view, rows, device=device)
+        return interpreter_loss(logits, truth, ignore=config.ignore, dice_weight=config.dice_weight)
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        Progress("interpret", total=steps, unit="step") as progress,
+    ):
         torch.manual_seed(config.seed)
         interpreter = build_interpreter(card).to(device).train()
-        optimizer = torch.optim.AdamW(
-            interpreter.parameters(),
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
+        # The peak scales the share of it that a step has, not the reverse: other roundings.
+        group = {"params": list(interpreter.parameters()), "lr_scale": config.lr}
+        betas, decay = (config.betas[0], config.betas[1]), config.weight_decay
+        learner = Learner(
+            module=interpreter,
+            optimizer=torch.optim.AdamW([group], betas=betas, weight_decay=decay),
+            schedule=WarmupCosine(peak=1.0, steps=steps, warmup=warmup, lag=1),
         )
-        per_epoch = math.ceil(len(train) / config.batch_size)
-        steps = config.epochs * per_epoch
-        warm = max(1, round(config.warmup * steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: _rate(n, warm, steps))
-        with Progress("interpret", total=config.epochs * len(train)) as progress:
-            for step, (view, rows) in enumerate(_order(config, views, count=len(train)), 1):
-                terms = _step(config, interpreter, views, train, view=view, rows=rows)
-                optimizer.zero_grad()
-                terms["loss"].backward()
-                optimizer.step()
-                schedule.step()
-                shown = {name: float(value.detach()) for name, value in terms.items()}
-                progress.update(len(rows), **shown)
-                if step % per_epoch == 0:
-                    record.log(step=step, lr=float(schedule.get_last_lr()[0]), **shown)
+        figures = Figures(_diverged)
+        for taken in take_steps(learner, forward):
+            figures.note(taken.step, taken.terms)
+            means = figures.means()
+            progress.update(1, **means)
+            if taken.step % per_epoch == 0:
+                record.log(step=taken.step, lr=config.lr * taken.rate, **means)
     return interpreter.eval()
 
 
-def _order(config: InterpretConfig, views: FeatureViews, *, count: int) -> Any:
-    """Yield (views, rows) of every batch: each image once an epoch, in a view drawn for it."""
-    from dreamshard.rng import generator
-
-    for epoch in range(config.epochs):
-        drawn = generator(config.seed, epoch, 0, "interpret-order")
-        order = drawn.permutation(count)
-        view = drawn.integers(len(views.mirrored), size=count)
-        for first in range(0, count, config.batch_size):
-            chosen = slice(first, first + config.batch_size)
-            yield view[chosen], order[chosen]
+def _diverged(step: int, figures: Mapping[str, float], _: object) -> DreamshardError:
+    return DreamshardError(
+        f"step {step}: the loss is {figures['loss']}. Lower lr, or warm up longer (warmup)."
+    )
 
 
-def _step(
-    config: InterpretConfig,
-    interpreter: Interpreter,
-    views: FeatureViews,
-    data: LabelledImages,
-    *,
-    view: np.ndarray,
-    rows: np.ndarray,
-) -> dict[str, Any]:
-    """Return the loss terms of one batch; masks of mirrored views are mirrored."""
-    import torch
-    from torch.nn import functional as F
-
-    from pipeline.learning.interpreting.loss import interpreter_loss
-
-    device = _device(config)
-    logits = interpreter(views.batch(view, rows, device=device))
-    if config.target == "label":
-        assert data.labels is not None
-        target = torch.from_numpy(data.labels[rows]).to(device)
-    else:
-        assert data.masks is not None
-        masks = data.masks[rows].astype(np.int64)
-        flipped = views.mirrored[view]
-        masks[flipped] = masks[flipped][:, :, ::-1]
-        target = torch.from_numpy(masks).to(device)
-        logits = F.interpolate(logits, size=target.shape[-2:], mode="bilinear")
-    return interpreter_loss(logits, target, ignore=config.ignore, dice_weight=config.dice_weight)
-
-
-def _judge(
-    config: InterpretConfig,
-    interpreter: Interpreter,
-    *,
-    spec: TeacherSpec,
-    data: LabelledImages,
-    total: int,
-) -> dict[str, float]:
-    """Return the share of cells or images found and, for masks, the mean IoU, both in per cent."""
-    import torch
-    from sklearn.metrics import accuracy_score, jaccard_score
-    from torch.nn import functional as F
-
-    views = _views(config, spec, data, total=total, noisings=1, mirror=False)
-    found = []
-    with torch.inference_mode():
-        for row in range(len(data)):
-            features = views.batch(np.array([0]), np.array([row]), device=_device(config))
-            logits = interpreter(features)
-            if data.masks is not None and config.target == "mask":
-                logits = F.interpolate(logits, size=data.masks.shape[1:], mode="bilinear")
-            found.append(logits.argmax(dim=1).cpu().numpy())
-    guess = np.concatenate(found)
-    truth = data.masks if config.target == "mask" else data.labels
-    assert truth is not None
-    known = truth != config.ignore
-    scores = {"accuracy": 100.0 * float(accuracy_score(truth[known], guess[known]))}
-    if config.target == "mask":
-        there = np.union1d(truth[known], guess[known])  # the mean leaves other classes out
-        iou = jaccard_score(truth[known], guess[known], labels=there, average="macro")
-        scores["miou"] = 100.0 * float(iou)
-    return scores
-
-
-def _rate(step: int, warm: int, steps: int) -> float:
-    """Return the share of the peak learning rate: linear up, then a cosine to 0."""
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def _targets(config: InterpretConfig, data: LabelledImages) -> np.ndarray:
+    """Return what is to be predicted: masks (N, H, W) or labels (N,)."""
+    values = data.masks if config.target == "mask" else data.labels
+    assert values is not None
+    return values
 
 
 if __name__ == "__main__":

@@ -16,35 +16,27 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: import our packages, not the files beside this script
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import math
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dreamshard import rng
-from dreamshard.config import load_config
+from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
+from dreamshard.progress import Progress, stage
+from dreamshard.runfolder import RunFolder
 from pipeline.learning.pretraining.config import PretrainConfig
 
 if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
     from torch import Tensor, nn
 
-    from dreamshard.progress import Progress
-    from dreamshard.runfolder import RunFolder
-    from pipeline.learning.pretraining.data import TrainingImages
-    from pipeline.learning.pretraining.state import Average
+    from pipeline.images.source import ImageSource
+    from pipeline.learning.loop import Learner, Taken
+    from pipeline.learning.pretraining.batches import Batch
     from pipeline.learning.pretraining.watch import ProxyDistance
-    from pipeline.teachers.diffusion.schedules import Schedule
+    from pipeline.learning.schedule import WarmupCosine
 
 DESCRIPTION = "Train a diffusion teacher (a UNet2DModel) on a set of images."
-AHEAD = 2
-"""Batches prepared ahead of the network."""
 LOG_EVERY = 10
 """Steps between lines of metrics.jsonl."""
 
@@ -63,108 +55,115 @@ def pretrain(config: PretrainConfig) -> Path:
         ConfigError: settings that contradict each other or the source; `out` holds another teacher.
         DataError: no usable image, or a damaged checkpoint.
     """
-    from dreamshard.progress import stage
     from pipeline.images.source import fingerprint, open_source
     from pipeline.learning.pretraining import state
 
-    source = open_source(config.source)
+    source, folder = open_source(config.source), Path(config.out)
     identity = fingerprint(source)
     if config.class_conditional and not source.has_labels:
         hint = "Use a source with labels."
         raise ConfigError(Problem("class_conditional", "true without labels", "false", hint))
-    key = state.recipe_key(config, identity)
-    if (card := state.find_teacher(config, key)) is not None:
-        stage(f"teacher {config.out} is already trained ({card.get('steps')} steps): reused")
-        return Path(config.out)
+    key = state.recipe_key(to_dict(config), identity)
+    if not config.overwrite and (card := state.find_teacher(folder, key)) is not None:
+        stage(f"teacher {folder} is already trained ({card.get('steps')} steps): reused")
+        return folder
     _Run(config, source, identity, key).go()
-    return Path(config.out)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """One rank's share of a step: tensors on the device."""
-
-    images: Tensor
-    noise: Tensor
-    labels: Tensor | None
-    positions: range
+    return folder
 
 
 class _Run:
     """One training run: what is built once, and the loop over it."""
 
     def __init__(
-        self, config: PretrainConfig, source: Any, identity: dict[str, object], key: str
+        self, config: PretrainConfig, source: ImageSource, identity: dict[str, object], key: str
     ) -> None:
         import torch
         from accelerate import Accelerator
 
+        from pipeline.learning.device import choose_device
         from pipeline.learning.pretraining import network, objective
+        from pipeline.learning.pretraining.batches import Batches
         from pipeline.learning.pretraining.data import TrainingImages
-        from pipeline.learning.pretraining.state import Average
-        from storage.batches.positions import PositionStream
+        from pipeline.learning.pretraining.watch import Sampler
 
         self.config, self.identity, self.key = config, identity, key
         if config.threads:
             torch.set_num_threads(config.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = device if config.device == "auto" else config.device
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(Problem("device", "cuda", "cpu: no CUDA device was found"))
-        self.accelerator: Accelerator = Accelerator(cpu=device == "cpu")
-        self.device: torch.device = self.accelerator.device
+        self.accelerator = Accelerator(cpu=choose_device(config.device) == "cpu")
+        self.device, ranks = self.accelerator.device, self.accelerator.num_processes
         self.half = network.uses_bfloat16(config.precision, self.device.type)
-        self.ranks = self.accelerator.num_processes
-        if config.batch_size % self.ranks:
-            allowed = f"a multiple of the {self.ranks} processes"
+        if config.batch_size % ranks:
+            allowed = f"a multiple of the {ranks} processes"
             raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))
-        self.images: TrainingImages = TrainingImages(
-            source, config=config.image, seed=config.seed, window=config.crop
-        )
-        self.stream = PositionStream(
-            num_samples=len(source), valid=self.images.valid, seed=config.seed
-        )
+        seed, window = config.seed, config.crop
+        self.images = TrainingImages(source, config=config.image, seed=seed, window=window)
         goal = config.objective
         self.scheduler = objective.scheduler_config(goal.kind, goal.noise_schedule, goal.timesteps)
-        self.schedule: Schedule = objective.schedule_for(
-            goal.kind, goal.noise_schedule, goal.timesteps
-        )
+        self.schedule = objective.schedule_for(goal.kind, goal.noise_schedule, goal.timesteps)
         classes = network.count_classes(source) if config.class_conditional else 0
-        module = network.build_network(config, classes).to(self.device)
-        self.classes = classes
-        self.network: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average: Average = Average(self.network, config.ema)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        self.batches = Batches(
+            images=self.images,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            rank=self.accelerator.process_index,
+            ranks=ranks,
+            device=self.device,
+            labels=classes > 0,
         )
-        self.trained = self.accelerator.prepare_model(self.network)
+        shape = config.image.shape or (0, 0)
+        size = shape if config.image.width else config.image.size
+        module = network.build_network(
+            config.unet, sample_size=size, classes=classes, seed=config.seed
+        )
+        self.learner = _learner(config, module.to(self.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        self.sampler = Sampler(
+            network=self.learner.kept,
+            schedule=self.schedule,
+            size=(config.crop, config.crop) if config.crop else shape,  # what the network knows
+            classes=classes,
+            steps=config.sample_steps,
+            seed=config.seed,
+        )
         self.folder = Path(config.run_dir or Path(config.out) / "run")
-        self._losses: list[Tensor] = []
         self._distance: ProxyDistance | None = None
 
     def go(self) -> None:
         """Train from the last checkpoint to the end, then write the teacher."""
-        from dreamshard.progress import Progress, stage
-        from dreamshard.runfolder import RunFolder
+        from pipeline.learning.checkpoint import load_checkpoint, parts_of
+        from pipeline.learning.figures import Figures
+        from pipeline.learning.loop import take_steps
         from pipeline.learning.pretraining import state
 
-        config, first = self.config, 0
-        if (found := state.read_checkpoint(self.folder / "checkpoint.pt", self.key)) is not None:
-            first, parts = found
-            state.restore(parts, self._parts())
+        config = self.config
+        first, checkpoint = state.resume_point(self.folder, self.key)
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, parts_of(self.learner))
         chief = self.accelerator.is_main_process
         record = RunFolder(self.folder, config=config) if chief else None
         if chief:
-            size = sum(weight.numel() for weight in self.network.parameters())
+            size = sum(weight.numel() for weight in self.learner.module.parameters())
             kind = "bfloat16" if self.half else "float32"
             begun = f", going on at step {first}" if first else ""
             stage(f"pretrain: {size / 1e6:.2f} M parameters, {self.device.type} {kind}{begun}")
         total, done = config.steps * config.batch_size, first * config.batch_size
-        started = time.monotonic()
+        started, figures = time.monotonic(), Figures(_diverged, gather=self.accelerator.gather)
+        batches = self.batches.between(first, config.steps)
         with Progress("pretrain", total=total, initial=done, quiet=not chief) as progress:
-            for step, batch in enumerate(self._batches(first), first):
-                loss = self._step(step, batch)
-                self._after(step, loss, progress, record)
+            for taken in take_steps(
+                self.learner,
+                lambda model, step, _: self._forward(model, step, next(batches)),
+                done=first,
+                engine=self.accelerator,
+            ):
+                figures.note(taken.step, taken.terms)
+                if taken.due(LOG_EVERY):
+                    means = figures.means()
+                    progress.update(0, **means)
+                    if record is not None:
+                        record.log(step=taken.step, **means, lr=taken.rate, img_per_s=progress.rate)
+                progress.update(config.batch_size)
+                if record is not None:
+                    self._keep_and_show(taken, record)
         if record is not None:
             spent = time.monotonic() - started
             made = (config.steps - first) * config.batch_size
@@ -172,115 +171,46 @@ class _Run:
         self.images.close()
         self.accelerator.wait_for_everyone()
 
-    def _batches(self, first: int) -> Iterator[_Batch]:
-        """Yield this rank's share of every global batch, prepared ahead in a thread."""
-        share = self.config.batch_size // self.ranks
-        offset = share * self.accelerator.process_index
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-            waiting = []
-            for step in range(first, self.config.steps):
-                start = step * self.config.batch_size + offset
-                waiting.append(pool.submit(self._load, range(start, start + share)))
-                if len(waiting) > AHEAD:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-
-    def _load(self, positions: range) -> _Batch:
-        import torch
-
-        samples = self.stream.samples(positions.start, len(positions))
-        images, labels = self.images.batch(samples, positions)
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-        shape = (3, *images.shape[1:3])
-        noise = rng.normal(self.config.seed, positions, 0, "pretrain-noise", shape)
-        kind = None
-        if self.classes and labels is not None:
-            kind = torch.from_numpy(labels).to(self.device)
-        return _Batch(
-            images=pixels.to(torch.float32) / 127.5 - 1,
-            noise=torch.from_numpy(noise).to(self.device),
-            labels=kind,
-            positions=positions,
-        )
-
-    def _step(self, step: int, batch: _Batch) -> Tensor:
-        """Take one optimiser step; return the loss over all processes."""
+    def _forward(self, model: nn.Module, step: int, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the loss of this rank's share of a step's batch."""
         import torch
 
         from pipeline.learning.pretraining import objective
 
         config = self.config
-        rate = learning_rate(step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         if config.unet.dropout:  # torch's generator decides dropout: set it by step and rank
             rank = self.accelerator.process_index
-            draw = rng.generator(config.seed, step, rank, "pretrain-dropout")
-            torch.manual_seed(int(draw.integers(2**62)))
+            drawn = rng.generator(config.seed, step - 1, rank, "pretrain-dropout")
+            torch.manual_seed(int(drawn.integers(2**62)))
         levels = objective.draw_levels(self.schedule, seed=config.seed, positions=batch.positions)
         example = objective.example(
             self.schedule, batch.images, batch.noise, levels, min_snr=config.objective.min_snr
         )
         x = example.x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-            output = self.trained(x, example.time, class_labels=batch.labels, return_dict=False)[0]
-        loss = objective.loss_of(output, example)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
-        self.optimizer.step()
-        self.average.update(step)
-        return loss.detach()
+            output = model(x, example.time, class_labels=batch.labels, return_dict=False)[0]
+        return {"loss": objective.loss_of(output, example)}
 
-    def _after(self, step: int, loss: Tensor, progress: Progress, record: RunFolder | None) -> None:
-        """Log, checkpoint and draw samples when they are due."""
-        from pipeline.learning.pretraining import state, watch
+    def _keep_and_show(self, taken: Taken, record: RunFolder) -> None:
+        """Write a checkpoint, draw samples and measure them when they are due."""
+        from pipeline.learning.checkpoint import parts_of, save_checkpoint
+        from pipeline.learning.pretraining import watch
 
-        config, number = self.config, step + 1
-        last = number == config.steps
-        self._losses.append(loss)
-        if number % LOG_EVERY == 0 or last:
-            mean = self._mean_loss()
-            if not math.isfinite(mean):
-                hint = "Lower --lr, or set --precision float32."
-                raise ConfigError(Problem("lr", f"a loss of {mean} at step {number}", "less", hint))
-            progress.update(0, loss=mean)
-            if record is not None:
-                rate = progress.rate
-                record.log(step=number, loss=mean, lr=learning_rate(step, config), img_per_s=rate)
-        progress.update(config.batch_size)
-        if record is None:
+        config, step = self.config, taken.step
+        if taken.due(config.checkpoint_every):
+            now = {"step": step, "key": self.key}
+            save_checkpoint(self.folder, parts_of(self.learner), state=now, keep=1)
+        if taken.last:  # the finished teacher's are drawn with it
             return
-        if number % config.checkpoint_every == 0 or last:
-            parts = {name: part.state_dict() for name, part in self._parts().items()}
-            path = self.folder / "checkpoint.pt"
-            state.save_checkpoint(path, step=number, key=self.key, parts=parts)
-        if config.sample_every and number % config.sample_every == 0 and not last:
-            grid = self._samples(range(config.num_samples))
-            state.save_grid(grid, self.folder / f"samples-{number:06d}.png")
+        if config.sample_every and step % config.sample_every == 0:
+            samples = self.sampler(range(config.num_samples))
+            watch.draw_grid(samples, self.folder / f"samples-{step:06d}.png")
             watch.draw_loss_curve(self.folder)
-        if config.distance_every and number % config.distance_every == 0 and not last:
-            watch.log_distance(record, number, self._proxy(), self._samples)
+        if config.distance_every and step % config.distance_every == 0:
+            self._measure(step, record)
 
-    def _mean_loss(self) -> float:
-        """Return the mean loss since it was last asked for, over all processes."""
-        import torch
-
-        mean = torch.stack(self._losses).mean()
-        self._losses.clear()
-        return float(self.accelerator.reduce(mean, "mean"))  # type: ignore[arg-type]
-
-    def _parts(self) -> dict[str, Any]:
-        return {
-            "network": self.network,
-            "average": self.average.module,
-            "optimizer": self.optimizer,
-        }
-
-    def _proxy(self) -> ProxyDistance:
-        """Return the measure of the samples' distance to the images, made at its first use."""
+    def _measure(self, step: int, record: RunFolder) -> dict[str, float]:
+        """Measure the samples' distance to the training images, log it, say it, return it."""
         from pipeline.learning.pretraining.watch import ProxyDistance
 
         if self._distance is None:
@@ -289,58 +219,35 @@ class _Run:
                 top, left = ((length - side) // 2 for length in images.shape[1:3])
                 images = images[:, top : top + side, left : left + side]
             self._distance = ProxyDistance(self.config.distance_extractor, images)
-        return self._distance
-
-    def _samples(self, numbers: range) -> np.ndarray:
-        """Draw some numbered samples from the averaged weights, uint8 (N, H, W, 3)."""
-        import torch
-
-        from pipeline.teachers.diffusion import sampling
-
-        count, total = len(numbers), len(self.schedule)
-        size = self.config.image.shape or (0, 0)
-        if self.config.crop:
-            size = (self.config.crop, self.config.crop)  # what the network knows
-        noise = rng.normal(self.config.seed, numbers, 0, "pretrain-grid", (3, *size))
-        x = torch.from_numpy(noise).to(self.device).contiguous(memory_format=torch.channels_last)
-        labels = torch.arange(numbers.start, numbers.stop, device=self.device)
-        labels = labels % self.classes if self.classes else None
-        network = self.average.module
-
-        def denoise(x_t: Tensor, timestep: int) -> Tensor:
-            told = torch.full((count,), float(self.schedule.time[timestep]), device=self.device)
-            scaled = self.schedule.model_input(x_t, timestep)
-            return network(scaled, told, class_labels=labels, return_dict=False)[0]
-
-        steps = [int(t) for t in np.linspace(0, total - 1, self.config.sample_steps + 1)[1:]]
-        with torch.inference_mode():
-            x0 = sampling.sample(self.schedule, denoise, x, steps, sampling.SamplerSettings())
-        images = ((x0.clip(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return images.permute(0, 2, 3, 1).cpu().numpy()
+        figures = self._distance.measure(self.sampler)
+        record.log(step=step, **figures)
+        stage(f"step {step}: proxy Fréchet distance {figures['proxy_fd']:.4g}")
+        return figures
 
     def _finish(self, record: RunFolder, **speed: float) -> None:
         """Write the teacher and its last pictures; `speed` is that of this part of the run."""
+        from pipeline.learning.checkpoint import forget
         from pipeline.learning.pretraining import state, watch
 
-        config = self.config
+        config, folder = self.config, Path(self.config.out)
         card = {
             "kind": "dreamshard diffusion teacher",
+            "licence": config.licence,
             "recipe_key": self.key,
             "data": self.identity,
             "images_seen": config.steps * config.batch_size,
             "steps": config.steps,
             "seed": config.seed,
+            "settings": to_dict(config),
         }
         if config.distance_every:
-            found = watch.log_distance(record, config.steps, self._proxy(), self._samples)
             told = {"samples": config.distance_samples, "extractor": config.distance_extractor}
-            card["proxy_distance"] = {**found, **told}
-        folder = state.save_teacher(
-            config, self.average.module, scheduler=self.scheduler, card=card
-        )
-        state.save_grid(self._samples(range(config.num_samples)), folder / "samples.png")
+            card["proxy_distance"] = {**self._measure(config.steps, record), **told}
+        network, dtype = self.learner.kept, config.weights_dtype
+        state.save_teacher(folder, network, scheduler=self.scheduler, card=card, dtype=dtype)
+        watch.draw_grid(self.sampler(range(config.num_samples)), folder / "samples.png")
         watch.draw_loss_curve(self.folder)
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        forget(self.folder)
         record.stats(teacher=str(folder), steps=config.steps, **speed)
         record.finish(
             f"dreamshard encode --teacher.path {folder} --teacher.timesteps [100] "
@@ -348,13 +255,33 @@ class _Run:
         )
 
 
-def learning_rate(step: int, config: PretrainConfig) -> float:
-    """Return the rate of step `step` (from 0): linear warm-up, then a cosine down to the floor."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * share))
-    return config.lr * (config.floor + (1 - config.floor) * cosine)
+def _learner(config: PretrainConfig, network: nn.Module) -> Learner:
+    """Put AdamW, its learning rate and the average of the weights beside a network."""
+    from torch.optim import AdamW
+
+    from pipeline.learning.average import RatioEma
+    from pipeline.learning.loop import Learner
+
+    return Learner(
+        module=network,
+        optimizer=AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay),
+        schedule=schedule_of(config),
+        clip=config.clip,
+        average=RatioEma(network, decay=config.ema),
+    )
+
+
+def schedule_of(config: PretrainConfig) -> WarmupCosine:
+    """Return the learning rate: linear warm-up, then a cosine down to the floor."""
+    from pipeline.learning.schedule import WarmupCosine
+
+    warmup, floor = config.warmup_steps, config.floor
+    return WarmupCosine(peak=config.lr, steps=config.steps, warmup=warmup, floor=floor, lag=1)
+
+
+def _diverged(step: int, figures: Mapping[str, float], _: object) -> ConfigError:
+    hint = "Lower --lr, or set --precision float32."
+    return ConfigError(Problem("lr", f"a loss of {figures['loss']} at step {step}", "less", hint))
 
 
 if __name__ == "__main__":

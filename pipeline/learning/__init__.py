@@ -1,1 +1,3 @@
-"""Networks that this package itself trains; imports `teachers` and `images`."""
+"""Networks that this package itself trains, and the loop that trains them; imports `teachers` and
+`images`.
+"""

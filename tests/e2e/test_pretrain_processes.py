@@ -55,15 +55,15 @@ def test_a_killed_run_goes_on_exactly(tmp_path: Path) -> None:
     main(["--config", str(config), "--out", str(tmp_path / "whole")])
     command = [sys.executable, str(ROOT / "pipeline" / "pretrain.py"), "--config", str(config)]
     command += ["--out", str(tmp_path / "killed")]
-    checkpoint = tmp_path / "killed" / "run" / "checkpoint.pt"
+    run = tmp_path / "killed" / "run"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        while process.poll() is None and not checkpoint.exists():
+        while process.poll() is None and not list(run.glob("checkpoint-*")):
             time.sleep(0.005)
     finally:
         process.kill()
         process.wait()
-    assert checkpoint.exists() and not (tmp_path / "killed" / WEIGHTS).exists()
+    assert list(run.glob("checkpoint-*")) and not (tmp_path / "killed" / WEIGHTS).exists()
     main(["--config", str(config), "--out", str(tmp_path / "killed")])
     whole, resumed = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.images.source import ImageSource
-from pipeline.learning.pretraining.config import PretrainConfig
+from pipeline.learning.pretraining.config import UNetConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def build_network(config: PretrainConfig, classes: int = 0) -> nn.Module:
+def build_network(
+    unet: UNetConfig, *, sample_size: int | tuple[int, int], classes: int, seed: int
+) -> nn.Module:
     """Build the untrained network, its weights drawn from the seed alone.
 
     Args:
+        unet: what it is like.
+        sample_size: of its images in pixels: the side of square ones, or (H, W).
         classes: number of labels to condition on; 0 for none.
+        seed: of the weights.
 
     Raises: ConfigError if a given config.json is not a UNet2DModel's.
     """
@@ -26,26 +31,27 @@ def build_network(config: PretrainConfig, classes: int = 0) -> nn.Module:
 
     from pipeline.teachers import weights
 
-    settings = _unet_settings(config, classes)
-    if config.unet.config:
-        settings = weights.read_json(Path(config.unet.config))
+    settings = _unet_settings(unet, sample_size, classes)
+    if unet.config:
+        settings = weights.read_json(Path(unet.config))
         settings["num_class_embeds"] = classes or None
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(seed)
             return UNet2DModel.from_config(settings).train()  # type: ignore[union-attr]
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem("unet", str(error), "a UNet2DModel")) from error
 
 
-def _unet_settings(config: PretrainConfig, classes: int) -> dict[str, Any]:
-    unet = config.unet
+def _unet_settings(
+    unet: UNetConfig, sample_size: int | tuple[int, int], classes: int
+) -> dict[str, Any]:
     count = len(unet.block_out_channels)
     attends = [level in unet.attention_levels for level in range(count)]
     plain = "DownBlock2D" if unet.resampling == "conv" else "ResnetDownsampleBlock2D"
     plain_up = "UpBlock2D" if unet.resampling == "conv" else "ResnetUpsampleBlock2D"
     return {
-        "sample_size": config.image.shape if config.image.width else config.image.size,
+        "sample_size": sample_size,
         "block_out_channels": tuple(unet.block_out_channels),
         "layers_per_block": unet.layers_per_block,
         "down_block_types": tuple("AttnDownBlock2D" if a else plain for a in attends),

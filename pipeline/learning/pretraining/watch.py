@@ -1,24 +1,58 @@
-"""What is shown while a teacher trains: sample grids, the loss curve, the proxy distance."""
+"""What is shown while a teacher trains: samples, the loss curve, the proxy distance."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from dreamshard.progress import stage
+from dreamshard import rng
+from dreamshard.pictures import image_grid
 from pipeline.images import quality
+from pipeline.teachers.diffusion import sampling
+from pipeline.teachers.diffusion.schedules import Schedule
 
-if TYPE_CHECKING:
-    from dreamshard.runfolder import RunFolder
-
-Sampler = Callable[[range], np.ndarray]
-"""Numbers of samples -> images, uint8 (N, H, W, 3)."""
 BATCH = 64
 """Samples drawn at once for the distance (count)."""
+CELL = 48
+"""Small samples are enlarged to about this side (pixels)."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draw numbered samples of a network, the same ones at any time of its training.
+
+    Args:
+        network: a `UNet2DModel` on its device.
+        schedule: that it is trained on.
+        size: (H, W) of the samples in pixels.
+        classes: that it is conditioned on (count), taken in turns; 0 for none.
+        steps: of DDIM (count), spread evenly over the schedule.
+        seed: of the noise.
+    """
+
+    network: nn.Module
+    schedule: Schedule
+    size: tuple[int, int]
+    classes: int
+    steps: int
+    seed: int
+
+    def __call__(self, numbers: range) -> np.ndarray:
+        """Return the samples of these numbers, uint8 (N, H, W, 3)."""
+        device = next(self.network.parameters()).device
+        noise = rng.normal(self.seed, numbers, 0, "pretrain-grid", (3, *self.size))
+        x = torch.from_numpy(noise).to(device).contiguous(memory_format=torch.channels_last)
+        labels = torch.arange(numbers.start, numbers.stop, device=device)
+        labels = labels % self.classes if self.classes else None
+        images = draw(self.network, self.schedule, x, labels, steps=self.steps)
+        return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 class ProxyDistance:
@@ -31,28 +65,52 @@ class ProxyDistance:
 
     def __init__(self, extractor: str, images: np.ndarray) -> None:
         self._extract = quality.open_extractor(extractor)
-        self._count = len(images)
         self._reference = self._extract(images)
 
-    def measure(self, draw: Sampler) -> dict[str, float]:
+    def measure(self, sample: Callable[[range], np.ndarray]) -> dict[str, float]:
         """Draw samples and return `proxy_fd` and `proxy_kd`."""
-        starts = range(0, self._count, BATCH)
-        parts = [draw(range(start, min(start + BATCH, self._count))) for start in starts]
-        found = self._extract(np.concatenate(parts))
+        count = len(self._reference)
+        parts = [sample(range(at, min(at + BATCH, count))) for at in range(0, count, BATCH)]
+        drawn = self._extract(np.concatenate(parts))
         return {
-            "proxy_fd": quality.frechet_distance(self._reference, found),
-            "proxy_kd": quality.kernel_distance(self._reference, found),
+            "proxy_fd": quality.frechet_distance(self._reference, drawn),
+            "proxy_kd": quality.kernel_distance(self._reference, drawn),
         }
 
 
-def log_distance(
-    record: RunFolder, step: int, distance: ProxyDistance, draw: Sampler
-) -> dict[str, float]:
-    """Measure the distance at a step, log it, say it, and return it."""
-    found = distance.measure(draw)
-    record.log(step=step, **found)
-    stage(f"step {step}: proxy Fréchet distance {found['proxy_fd']:.4g}")
-    return found
+def draw(
+    network: nn.Module, schedule: Schedule, x: Tensor, labels: Tensor | None, *, steps: int
+) -> Tensor:
+    """Draw images with DDIM from standard normal noise.
+
+    Args:
+        network: a `UNet2DModel`.
+        schedule: that it was trained on.
+        x: (N, 3, H, W), on the network's device.
+        labels: int64 (N,), or None.
+        steps: of the sampler (count), spread evenly over the schedule.
+
+    Returns:
+        uint8 (N, 3, H, W).
+    """
+
+    def denoise(x_t: Tensor, timestep: int) -> Tensor:
+        told = torch.full((len(x),), float(schedule.time[timestep]), device=x.device)
+        scaled = schedule.model_input(x_t, timestep)
+        return network(scaled, told, class_labels=labels, return_dict=False)[0]
+
+    grid = [int(t) for t in np.linspace(0, len(schedule) - 1, steps + 1)[1:]]
+    with torch.inference_mode():
+        x0 = sampling.sample(schedule, denoise, x, grid, sampling.SamplerSettings())
+    return ((x0.clip(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def draw_grid(images: np.ndarray, path: Path) -> None:
+    """Write images uint8 (N, H, W, 3) as one PNG, a square grid with small ones enlarged."""
+    height, width = images.shape[1:3]
+    cell = width * max(1, CELL // max(height, width))
+    columns = math.ceil(math.sqrt(len(images)))
+    path.write_bytes(image_grid(images, columns=columns, cell_px=cell, gap_px=1))
 
 
 def draw_loss_curve(folder: Path) -> None:
@@ -62,14 +120,10 @@ def draw_loss_curve(folder: Path) -> None:
         entry = json.loads(line)
         if "loss" in entry:
             points.append((entry["step"], entry["loss"]))
-    if not points:
-        return
     try:
         from dreamshard.charts import LIGHT, loss_curves
-
-        picture = loss_curves({"Pretraining": {"loss": points}}, LIGHT)
     except ImportError:
         return
-    part = folder / ".loss.png.partial"
-    part.write_bytes(picture)
-    part.replace(folder / "loss.png")
+    if points:
+        picture = loss_curves({"Pretraining": {"loss": points}}, LIGHT)
+        (folder / "loss.png").write_bytes(picture)

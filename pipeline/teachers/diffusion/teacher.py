@@ -136,10 +136,9 @@ class DiffusionTeacher:
         self, found: Found, images: Tensor, labels: Tensor | None, indices: np.ndarray
     ) -> None:
         """Bring images uint8 (N, H, W, 3) to the requested timesteps and record there."""
-        import torch
+        from pipeline.images.tensors import signed
 
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
-        x0 = self.network.to_space(pixels.contiguous(memory_format=self._layout))
+        x0 = self.network.to_space(signed(images).contiguous(memory_format=self._layout))
         if self.request.settings["encoding"] == "inversion":
             self._invert(found, x0, labels)
         else:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, DataError
 from pipeline import pretrain as script
 from pipeline.images.source import ImageConfig, SourceConfig, open_source
 from pipeline.learning.pretraining import objective, state
 from pipeline.learning.pretraining.config import ObjectiveConfig, PretrainConfig, UNetConfig
 from pipeline.learning.pretraining.data import TrainingImages
+from storage.schema import canonical_json
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,15 +50,15 @@ class Interrupted(Exception):
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Kill the run when it begins the given step."""
-    original = script._Run._step
+    """Kill the run when it begins the given step (1, 2, ...)."""
+    original = script._Run._forward
 
-    def stopped(self: object, number: int, batch: object) -> object:
+    def stopped(self: object, model: object, number: int, batch: object) -> object:
         if number == step:
             raise Interrupted
-        return original(self, number, batch)  # type: ignore[arg-type]
+        return original(self, model, number, batch)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(script._Run, "_step", stopped)
+    monkeypatch.setattr(script._Run, "_forward", stopped)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -65,10 +68,10 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     unet = UNetConfig(block_out_channels=[8, 8], norm_num_groups=4, dropout=dropout)
     script.pretrain(tiny(tmp_path / "whole", unet=unet))
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
+        interrupt_at(patched, 4)
         with pytest.raises(Interrupted):
             script.pretrain(tiny(tmp_path / "broken", unet=unet))
-    assert (tmp_path / "broken" / "run" / "checkpoint.pt").exists()
+    assert (tmp_path / "broken" / "run" / "checkpoint-000002").exists()
     assert not (tmp_path / "broken" / state.WEIGHTS).exists()
     script.pretrain(tiny(tmp_path / "broken", unet=unet))
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken")
@@ -126,14 +129,17 @@ def test_a_checkpoint_of_other_settings_or_damaged_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
+        interrupt_at(patched, 4)
         with pytest.raises(Interrupted):
             script.pretrain(tiny(tmp_path / "t"))
     with pytest.raises(ConfigError, match="other settings"):
         script.pretrain(tiny(tmp_path / "t", lr=0.5))
-    file = tmp_path / "t" / "run" / "checkpoint.pt"
+    file = tmp_path / "t" / "run" / "checkpoint-000002" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="checkpoint-000002: got a checkpoint that cannot be used"):
+        script.pretrain(tiny(tmp_path / "t"))
+    (tmp_path / "t" / "run" / "checkpoint.pt").write_bytes(b"")
+    with pytest.raises(DataError, match="older version"):
         script.pretrain(tiny(tmp_path / "t"))
 
 
@@ -210,19 +216,20 @@ def test_training_on_windows_of_wide_images_and_old_keys(tmp_path: Path) -> None
     keys = [problem.key for problem in tiny(tmp_path, crop=20).problems()]
     assert keys == ["crop"]
     # A teacher trained before there were windows and widths keeps its key.
-    text = state.canonical_json(
+    settings = to_dict(config)
+    text = canonical_json(
         {
             "algorithm": state.ALGORITHM,
             **{
                 name: value
-                for name, value in state.to_dict(config).items()
+                for name, value in settings.items()
                 if name not in (*state.NOT_THE_WEIGHTS, "crop")
             },
-            "image": {k: v for k, v in state.to_dict(config.image).items() if k != "width"},
+            "image": {k: v for k, v in to_dict(config.image).items() if k != "width"},
             "source": {},
         }
     )
-    assert state.recipe_key(config, {}) == state.hashlib.sha256(text.encode()).hexdigest()
+    assert state.recipe_key(settings, {}) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_damaged_images_never_come_up(tmp_path: Path) -> None:
@@ -270,7 +277,7 @@ def test_problems_are_found_before_anything_is_loaded() -> None:
 
 def test_learning_rate_warms_up_and_falls() -> None:
     config = PretrainConfig(steps=100, warmup_steps=10, lr=1.0, floor=0.1)
-    rates = [script.learning_rate(step, config) for step in range(100)]
+    rates = [script.schedule_of(config)(step) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0.1 <= rates[-1] < 0.11

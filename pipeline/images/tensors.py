@@ -1,0 +1,45 @@
+"""Images as networks take them: uint8 (N, H, W, 3) to float32 (N, 3, H, W) on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def signed(images: Tensor) -> Tensor:
+    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) in -1..1, as generators take images."""
+    return images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+
+
+class Normaliser:
+    """Bring images to the mean and spread that a network expects.
+
+    Args:
+        mean, std: per channel, of pixels in 0..1.
+        device: where the images go.
+        order: of the result in memory.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        device: torch.device,
+        order: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self._device, self._order = device, order
+        self._shift, self._scale = (
+            torch.tensor([255 * value for value in values], device=device).view(1, 3, 1, 1)
+            for values in (mean, std)
+        )
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W)."""
+        pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+        # Seen so, they are channels_last already: one pass makes them float.
+        floats = pixels.to(torch.float32, memory_format=self._order)
+        return floats.sub_(self._shift).div_(self._scale)

@@ -1,0 +1,193 @@
+"""Checkpoints of a training: whole or not there, and enough to go on as if never stopped.
+
+RUN/checkpoint-000200/ holds the tensors of every part in NAME.safetensors, what else a part is in
+NAME.json, and in state.json the step and what the run is of. Nothing in it can be executed. All
+randomness of a step follows from its number, and so does its learning rate: neither is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dreamshard.errors import DataError
+from pipeline.learning.loop import Learner
+
+if TYPE_CHECKING:
+    from torch.amp.grad_scaler import GradScaler
+
+    Part = nn.Module | Optimizer | GradScaler
+
+PREFIX = "checkpoint-"
+STATE = "state.json"
+FORMAT = 2
+"""Of the folder; 1 had the optimiser as a pickle."""
+
+
+def parts_of(learner: Learner) -> dict[str, Part]:
+    """Name the parts of a learner as a checkpoint's files are named."""
+    parts: dict[str, Part] = {"model": learner.module, "optimizer": learner.optimizer}
+    if learner.average is not None:
+        parts["average"] = learner.average.module
+    if learner.scaler is not None:
+        parts["scaler"] = learner.scaler
+    return parts
+
+
+def save_checkpoint(
+    run_dir: Path, parts: Mapping[str, Part], *, state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write a checkpoint under a temporary name, rename it when it is whole, drop the oldest.
+
+    Args:
+        run_dir: the run's folder.
+        parts: by name; "state" is taken.
+        state: JSON's values, the "step" among them.
+        keep: how many checkpoints to leave.
+    """
+    final = run_dir / f"{PREFIX}{state['step']:06d}"
+    partial = run_dir / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, part in parts.items():
+        tensors, rest = _taken_apart(part)
+        if tensors:
+            save_file(tensors, partial / f"{name}.safetensors")
+        if rest is not None:
+            _write_json(partial / f"{name}.json", rest)
+    _write_json(partial / STATE, {"format": FORMAT, **state})
+    for path in [*partial.iterdir(), partial]:
+        flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    flush(run_dir)
+    for old in checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """List a run's checkpoints, oldest first."""
+    folders = [path for path in run_dir.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name[len(PREFIX) :]))
+
+
+def forget(run_dir: Path) -> None:
+    """Remove a run's checkpoints, whole or half written."""
+    for path in [*checkpoints(run_dir), *run_dir.glob(f".{PREFIX}*.partial")]:
+        shutil.rmtree(path)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read the state a checkpoint was saved with.
+
+    Raises:
+        DataError: the file is missing, is not ours, or is of an older version.
+    """
+    try:
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        if state.pop("format", 1) != FORMAT:
+            raise ValueError("of an older version of dreamshard")
+        if not isinstance(state["step"], int):
+            raise ValueError("a step that is no number")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise damaged(checkpoint, error) from error
+    return state
+
+
+def load_checkpoint(checkpoint: Path, parts: Mapping[str, Part]) -> None:
+    """Put a checkpoint's tensors into place.
+
+    Args:
+        checkpoint: its folder.
+        parts: those it was saved with, on their devices, built by the same settings.
+
+    Raises:
+        DataError: damaged files, or parts of another architecture.
+    """
+    try:
+        for name, part in parts.items():
+            _put_back(part, checkpoint / f"{name}.safetensors", checkpoint / f"{name}.json")
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise damaged(checkpoint, error) from error
+
+
+def damaged(checkpoint: Path, error: object) -> DataError:
+    """Word what is wrong with a checkpoint, and the ways out."""
+    return DataError(
+        f"{checkpoint}: got a checkpoint that cannot be used ({error}), allowed one of this run. "
+        "Delete that folder to go on from the one before, or from the start without one."
+    )
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _taken_apart(part: Part) -> tuple[dict[str, Tensor], Any]:
+    """Return a part's tensors by name, and the rest for JSON (None: there is no rest)."""
+    if isinstance(part, nn.Module):
+        return {name: value.contiguous() for name, value in part.state_dict().items()}, None
+    values = part.state_dict()
+    if not isinstance(part, Optimizer):
+        return {}, values
+    tensors: dict[str, Tensor] = {}
+    rest: dict[int, dict[str, Any]] = {}
+    for number, state in values["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{name}"] = value.contiguous()
+            else:
+                rest.setdefault(number, {})[name] = value
+    return tensors, {"state": rest, "param_groups": values["param_groups"]}
+
+
+def _put_back(part: Part, tensors: Path, rest: Path) -> None:
+    if isinstance(part, nn.Module):
+        part.load_state_dict(load_file(tensors, device=str(next(part.parameters()).device)))
+        return
+    values = json.loads(rest.read_text(encoding="utf-8"))
+    if isinstance(part, Optimizer):
+        _put_back_optimizer(part, values, load_file(tensors) if tensors.exists() else {})
+    else:
+        part.load_state_dict(values)
+
+
+def _put_back_optimizer(
+    optimizer: Optimizer, values: dict[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Load an optimiser's state, every tensor in its parameter's memory order."""
+    states = {int(number): dict(state) for number, state in values["state"].items()}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        states.setdefault(int(number), {})[name] = value
+    groups = values["param_groups"]
+    for group, ours in zip(groups, optimizer.param_groups, strict=True):
+        group |= {key: tuple(group[key]) for key, value in ours.items() if type(value) is tuple}
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.dim():
+                # Fused steps read parameter and state side by side: refuse other shapes here.
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(
+                    value.view(parameter.shape)
+                )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

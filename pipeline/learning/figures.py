@@ -1,0 +1,53 @@
+"""What the steps of a training told: kept on the device until a line is due, checked, averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamshard.errors import DreamshardError
+
+Explain = Callable[[int, Mapping[str, float], Any], DreamshardError]
+"""Step, its figures and what was noted beside them -> the error to raise."""
+
+
+class Figures:
+    """Collect scalars of every step without waiting for the device.
+
+    Args:
+        explain: words the error of the first step with a figure that is not finite.
+        gather: stacks a tensor over the ranks along its first axis; None: one process.
+    """
+
+    def __init__(self, explain: Explain, *, gather: Callable[[Tensor], Any] | None = None) -> None:
+        self._explain, self._gather = explain, gather
+        self._steps: list[tuple[int, dict[str, Tensor], Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def note(self, step: int, terms: Mapping[str, Tensor], beside: Any = None) -> None:
+        """Note a step's scalars, and what explains them should they not be finite."""
+        self._steps.append((step, {name: value.detach() for name, value in terms.items()}, beside))
+
+    def means(self) -> dict[str, float]:
+        """Return the means over the steps noted since the last call, and over the ranks.
+
+        Raises:
+            DreamshardError: `explain`'s, on every rank, if a figure was not finite on any of them.
+        """
+        names = list(self._steps[0][1])
+        rows = torch.stack(
+            [torch.stack([terms[name].float() for name in names]) for _, terms, _ in self._steps]
+        )
+        every_rank = (self._gather or (lambda rows: rows))(rows[None])  # (ranks, steps, figures)
+        broken = (~torch.isfinite(every_rank)).any(dim=2).any(dim=0).nonzero()
+        if len(broken):
+            step, terms, beside = self._steps[int(broken[0])]
+            told = {name: float(value) for name, value in terms.items()}
+            raise self._explain(step, told, beside)
+        self._steps.clear()
+        return dict(zip(names, every_rank.double().mean(dim=(0, 1)).tolist(), strict=True))
