@@ -28,6 +28,7 @@ from dreamshard.runfolder import RunFolder
 from pipeline.learning.pretraining.config import PretrainConfig
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor, nn
 
     from pipeline.images.source import ImageSource
@@ -78,23 +79,16 @@ class _Run:
         self, config: PretrainConfig, source: ImageSource, identity: dict[str, object], key: str
     ) -> None:
         import torch
-        from accelerate import Accelerator
 
-        from pipeline.learning.device import choose_device
         from pipeline.learning.pretraining import network, objective
         from pipeline.learning.pretraining.batches import Batches
         from pipeline.learning.pretraining.data import TrainingImages
         from pipeline.learning.pretraining.watch import Sampler
 
         self.config, self.identity, self.key = config, identity, key
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.accelerator = Accelerator(cpu=choose_device(config.device) == "cpu")
-        self.device, ranks = self.accelerator.device, self.accelerator.num_processes
+        self.accelerator = _join_ranks(config)
+        self.device = self.accelerator.device
         self.half = network.uses_bfloat16(config.precision, self.device.type)
-        if config.batch_size % ranks:
-            allowed = f"a multiple of the {ranks} processes"
-            raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))
         seed, window = config.seed, config.crop
         self.images = TrainingImages(source, config=config.image, seed=seed, window=window)
         goal = config.objective
@@ -106,7 +100,7 @@ class _Run:
             seed=config.seed,
             batch_size=config.batch_size,
             rank=self.accelerator.process_index,
-            ranks=ranks,
+            ranks=self.accelerator.num_processes,
             device=self.device,
             labels=classes > 0,
         )
@@ -253,6 +247,21 @@ class _Run:
             f"dreamshard encode --teacher.path {folder} --teacher.timesteps [100] "
             f"--source.kind {config.source.kind}"
         )
+
+
+def _join_ranks(config: PretrainConfig) -> Accelerator:
+    import torch
+    from accelerate import Accelerator
+
+    from pipeline.learning.device import choose_device
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = Accelerator(cpu=choose_device(config.device) == "cpu")
+    if config.batch_size % accelerator.num_processes:
+        allowed = f"a multiple of the {accelerator.num_processes} processes"
+        raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))
+    return accelerator
 
 
 def _learner(config: PretrainConfig, network: nn.Module) -> Learner:
