@@ -146,6 +146,31 @@ def test_a_run_that_slept_too_long_gives_up(dataset: Dataset, monkeypatch) -> No
     assert dataset.committed() == {} and data_files(dataset) == {}
 
 
+@pytest.mark.parametrize(("slept_s", "gives_up"), [(0.4, False), (0.6, True)])
+def test_a_claim_is_fresh_for_half_its_time(
+    dataset: Dataset, monkeypatch, slept_s: float, gives_up: bool
+) -> None:
+    """By then no other run can have taken it for dead, whatever the clocks' differences."""
+    rename, slept = dataset.files.rename, [0.0]
+
+    def sleep_while_moving(source: str, target: str) -> None:
+        rename(source, target)
+        slept[0] = slept_s * publish.CLAIM_TTL_S
+
+    real = time.time
+    monkeypatch.setattr(publish.time, "time", lambda: real() + slept[0])
+    monkeypatch.setattr(dataset.files, "rename", sleep_while_moving)
+    if not gives_up:
+        assert write_unit(dataset, 0, num_samples=20) == dataset.committed()[0]
+        return
+    with pytest.raises(DataError, match="took the unit over"):
+        write_unit(dataset, 0, num_samples=20)
+    assert dataset.committed() == {} and data_files(dataset) == {}
+    slept_s = 0
+    slept[0] = 0
+    assert write_unit(dataset, 0, num_samples=20).run_id == "run"
+
+
 @pytest.mark.parametrize("same_bytes", [True, False])
 def test_a_sleeper_that_overwrites_a_winner(dataset: Dataset, monkeypatch, same_bytes) -> None:
     rename = dataset.files.rename

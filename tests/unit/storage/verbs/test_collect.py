@@ -118,6 +118,25 @@ def test_a_dataset_with_a_run_at_work_stays(root: str) -> None:
     assert len(plan(root, keep_latest=1)) == 1
 
 
+def test_what_a_run_took_up_since_the_plan_stays(root: str) -> None:
+    dataset = made(root)
+    made(root, unit=4)
+    dataset.invalidate(1)
+    found = plan(root, keep_latest=1)
+    strays = plan(root)
+    assert ([item.kind for item in found], [item.kind for item in strays]) == (
+        ["dataset"],
+        ["strays"],
+    )
+    before = all_keys(dataset)
+    with dataset.lease("alive"):
+        held = all_keys(dataset)
+        assert collect(found) == collect(strays) == 0
+        assert all_keys(dataset) == held >= before
+    assert all_keys(dataset) == before
+    assert collect(strays) == len(dataset.arrays) and collect(found) > 10
+
+
 def test_what_is_half_removed_is_seen_and_goes(root: str) -> None:
     dataset = made(root)
     made(root, name="b")
