@@ -73,10 +73,6 @@ class Codec(ABC):
     def decode(self, level: Level, arrays: Arrays) -> np.ndarray:
         """Return the values, float32 (N, *level.shape), of stored arrays by their full names."""
 
-    @abstractmethod
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return what |decode(encode(values)) - values| does not exceed, float64, per value."""
-
 
 class LearnedCodec(Codec):
     """Be fitted to some of a level's values once, before anything is encoded.

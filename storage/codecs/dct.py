@@ -17,11 +17,9 @@ from storage.codecs.quantiser import BOOK_SIZE, MAX_BITS, allocate_bits, distort
 from storage.codecs.transform import (
     Transform,
     analyse,
-    dct,
     fit_rotation,
     fit_variance,
     map_shape,
-    normalise,
     synthesise,
     unpack_codes,
 )
@@ -29,15 +27,14 @@ from storage.schema import Level
 
 _SIDE_WEIGHT = 0.25  # of a position's mean and scale against its C values, which whitening keeps
 _TINY = 1e-12
-_CANCELLED = 1e-6  # relative rounding of float32 sums of a few terms
 
 
 class DctCodec(LearnedCodec):
     """Store a map in 1/fold of the bytes that float16 takes, exactly, whatever the sample.
 
-    A value's error depends on what the fit saw: `bound` states it for given values. Values far
-    outside of that are clipped. Array: `<level>` uint8 (bytes of a sample,), bit planes without
-    gaps, the lowest bits of all coefficients first, the first bit in a byte's lowest place.
+    A value's error depends on what the fit saw; values far outside of that are clipped. Array:
+    `<level>` uint8 (bytes of a sample,), bit planes without gaps, the lowest bits of all
+    coefficients first, the first bit in a byte's lowest place.
 
     Args:
         fold: how many times fewer bytes than float16, 2 or more.
@@ -141,29 +138,6 @@ class DctCodec(LearnedCodec):
         quantised = found.books[found.first_entry + codes] * found.step
         normal, mean, log = self._synthesise(level, quantised)
         return (normal * np.exp(log) + mean).reshape(len(codes), *level.shape)
-
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return what left-out coefficients and the quantisers' steps can add up to."""
-        found, count = self._fit_of(level), len(values)
-        channels, height, width = map_shape(level)
-        normal, mean, log = normalise(level, values)
-        wanted = self._coefficients(level, values)
-        kept = self._synthesise(level, wanted[:, found.order])
-        codes = self._codes(wanted)
-        step = np.abs(found.books[found.first_entry + codes] * found.step - wanted[:, found.order])
-        error = np.zeros((count, channels + 2, height * width))
-        error.reshape(count, -1)[:, found.order] = step
-        error = np.abs(dct(error, height, width, inverse=True, absolute=True))
-        spread = np.matmul(np.abs(found.rotation.T), error[:, :channels]) + np.abs(kept[0] - normal)
-        # Where coefficients cancel a large centre, anywhere on the map: each is a sum over it.
-        lost = _CANCELLED * np.abs(found.centre).max(axis=1, keepdims=True)
-        spread = spread + lost[:channels].max()
-        of_mean = error[:, -2:-1] + np.abs(kept[1] - mean) + lost[-2]
-        of_log = error[:, -1:] + np.abs(kept[2] - log) + lost[-1]
-        scale = np.exp(log)
-        total = scale * np.exp(of_log) * (spread + np.abs(normal) * of_log) + of_mean
-        rounding = 1e-4 * (np.abs(mean) + scale * np.abs(normal).max(axis=1, keepdims=True))
-        return (total + rounding + 1e-6).reshape(values.shape)
 
     def _coefficients(self, level: Level, values: np.ndarray) -> np.ndarray:
         """Return all coefficients, float32 (N, K * P)."""

@@ -39,12 +39,6 @@ class FloatCodec(Codec):
         """Return the values as float32."""
         return arrays[level.name].astype(np.float32)
 
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return half a unit in the last place."""
-        info = np.finfo(self.dtype)
-        wide = np.abs(values.astype(np.float64))
-        return np.maximum(wide * (float(info.eps) / 2), float(info.smallest_subnormal) / 2)
-
 
 class RawCodec(Codec):
     """Store values exactly as the teacher hands them over; the error is 0."""
@@ -73,11 +67,6 @@ class RawCodec(Codec):
     def decode(self, level: Level, arrays: Arrays) -> np.ndarray:
         """Return the values as float32."""
         return arrays[level.name].astype(np.float32)
-
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return what reading float64 or large integers as float32 costs; 0 as stored."""
-        wide = values.astype(np.float64)
-        return np.abs(wide - values.astype(np.float32).astype(np.float64))
 
 
 class BFloat16Codec(Codec):
@@ -120,8 +109,3 @@ class BFloat16Codec(Codec):
     def decode(self, level: Level, arrays: Arrays) -> np.ndarray:
         """Return the values as float32, exactly."""
         return (arrays[level.name].astype(np.uint32) << 16).view(np.float32)
-
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return half a unit in the last place."""
-        wide = np.abs(values.astype(np.float64))
-        return np.maximum(wide * 2.0**-8, 2.0**-134)

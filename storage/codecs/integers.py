@@ -13,7 +13,6 @@ import numpy as np
 from storage.codecs.base import Arrays, ArraySpec, Codec, check_float, part_name
 from storage.schema import Level
 
-_ROUNDING = 2.0**-20  # of the group's range: what float32 arithmetic adds to half a step
 _HALF = np.dtype("<f2")
 
 
@@ -64,13 +63,6 @@ class Int8Codec(Codec):
         count = len(whole)
         found = whole.reshape(count, num_groups(level.shape), -1) * scale[:, :, None]
         return found.reshape(count, *level.shape)
-
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return half a step."""
-        grouped = _grouped(level, values).astype(np.float64)
-        largest = np.abs(grouped).max(axis=2)
-        step = np.maximum(largest / 127 * (1 + 2.0**-10), largest / 127 + 2.0**-24)
-        return _spread(level, step / 2 + largest * _ROUNDING, len(values))
 
 
 class Int4Codec(Codec):
@@ -130,16 +122,6 @@ class Int4Codec(Codec):
         found = whole.reshape(len(whole), num_groups(level.shape), -1) * scale + offset
         return found.reshape(len(whole), *level.shape)
 
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return half a step."""
-        grouped = _grouped(level, values).astype(np.float64)
-        low, high = grouped.min(axis=2), grouped.max(axis=2)
-        shifted = np.abs(low) * 2.0**-10 + 2.0**-24  # what rounding the offset down adds
-        span = high - low + shifted
-        step = np.maximum(span / 15 * (1 + 2.0**-10), span / 15 + 2.0**-24)
-        largest = np.maximum(np.abs(low), np.abs(high))
-        return _spread(level, step / 2 + largest * _ROUNDING, len(values))
-
 
 def pack(whole: np.ndarray) -> np.ndarray:
     """Pack values 0..15, uint8 (..., W), two a byte: uint8 (..., ceil(W / 2))."""
@@ -163,13 +145,6 @@ def _grouped(level: Level, values: np.ndarray) -> np.ndarray:
         plain = np.ascontiguousarray(values, np.float32)
     groups = num_groups(level.shape)
     return plain.reshape(len(values), groups, math.prod(level.shape) // groups)
-
-
-def _spread(level: Level, per_group: np.ndarray, count: int) -> np.ndarray:
-    """Give every value its group's number."""
-    shape = (count, num_groups(level.shape), *[1] * (len(level.shape) - 1))
-    spread = per_group.reshape(shape if level.shape else (count,))
-    return np.broadcast_to(spread, (count, *level.shape))
 
 
 def _round_up(values: np.ndarray) -> np.ndarray:

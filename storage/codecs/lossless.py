@@ -43,10 +43,6 @@ class CompressedCodec(Codec):
         """Do what the other codec does."""
         return self.inner.decode(level, arrays)
 
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return the other codec's bound."""
-        return self.inner.bound(level, values)
-
 
 def zarr_codec(spec: ArraySpec) -> dict[str, object]:
     """Return the Zarr v3 metadata of an array's compression."""

@@ -108,16 +108,6 @@ class LowRankCodec(LearnedCodec):
         coefficients = self.inner.decode(self._inner_level(level), arrays)
         return self._combine(level, coefficients)
 
-    def bound(self, level: Level, values: np.ndarray) -> np.ndarray:
-        """Return what the projection leaves out, and the quantisation steps' share."""
-        inner, basis = self._inner_level(level), self._basis(level).astype(np.float64)
-        coefficients = self._project(level, values).reshape(-1, *inner.shape)
-        step = self.inner.bound(inner, coefficients).reshape(len(values), self.rank, -1)
-        share = np.einsum("rc,nrp->ncp", np.abs(basis[1:]), step).reshape(values.shape)
-        projected = self._combine(level, coefficients).astype(np.float64)
-        rounding = 1e-5 * (np.abs(values).max(initial=0) + np.abs(basis[0]).max(initial=0))
-        return np.abs(projected - values) + share + rounding
-
     def _project(self, level: Level, values: np.ndarray) -> np.ndarray:
         """Return coefficients, float32 (N, rank, positions)."""
         basis = self._basis(level)

@@ -197,13 +197,9 @@ def synthesise(
     return normal, side[:, :1], side[:, 1:]
 
 
-def dct(
-    maps: np.ndarray, height: int, width: int, *, inverse: bool = False, absolute: bool = False
-) -> np.ndarray:
+def dct(maps: np.ndarray, height: int, width: int, *, inverse: bool = False) -> np.ndarray:
     """Transform maps (N, k, P) by the orthonormal two-dimensional DCT-II, or back."""
     rows, columns = dct_matrix(height), dct_matrix(width)
-    if absolute:
-        rows, columns = np.abs(rows), np.abs(columns)
     if inverse:
         rows, columns = rows.T, columns.T
     shaped = maps.reshape(*maps.shape[:2], height, width)

@@ -16,6 +16,7 @@ from storage.codecs.integers import num_groups, pack, unpack
 from storage.codecs.lowrank import LowRankCodec
 from storage.codecs.table import CODECS, find_codec
 from storage.schema import Level
+from tests.codec_bounds import bound
 
 LEVEL = Level("up", "feature", "up", 0, 0, "", 4, (3, 2, 5), "float32")
 SHAPES = st.sampled_from([(1,), (7,), (2, 3), (3, 2, 5), (4, 1, 1), (5, 4, 4)])
@@ -68,20 +69,20 @@ def test_what_is_read_lies_within_the_bound(name: str, case: tuple[Level, np.nda
         assert (rows.dtype, rows.shape) == (spec.dtype, (len(values), *spec.shape))
         assert rows.flags.c_contiguous and rows.dtype.byteorder in "<=|"
         assert not spec.has_nonfinite(rows)
-    found, bound = codec.decode(level, stored), codec.bound(level, values)
-    assert (found.dtype, found.shape, bound.shape) == (np.float32, values.shape, values.shape)
+    found, limit = codec.decode(level, stored), bound(codec, level, values)
+    assert (found.dtype, found.shape, limit.shape) == (np.float32, values.shape, values.shape)
     error = np.abs(found.astype(np.float64) - values)
-    assert (error <= bound).all(), (error - bound).max()
+    assert (error <= limit).all(), (error - limit).max()
 
 
 @pytest.mark.parametrize(("name", "share"), [("int8", 1 / 250), ("int4", 1 / 29)])
 def test_the_bound_is_a_share_of_the_range(name: str, share: float) -> None:
     values = np.random.default_rng(0).uniform(-3, 3, (50, *LEVEL.shape)).astype(np.float32)
-    bound = CODECS[name].bound(LEVEL, values)
+    limit = bound(CODECS[name], LEVEL, values)
     span = np.ptp(values.reshape(50, 3, -1), axis=2).max()
-    assert bound.max() <= share * span
+    assert limit.max() <= share * span
     error = np.abs(CODECS[name].decode(LEVEL, CODECS[name].encode(LEVEL, values)) - values)
-    assert error.max() >= bound.max() / 2  # and no idle promise
+    assert error.max() >= limit.max() / 2  # and no idle promise
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_side=1, max_side=6), elements=st.integers(0, 15)))

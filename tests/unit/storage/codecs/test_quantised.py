@@ -14,6 +14,7 @@ from storage.codecs.lossless import compress, decompress
 from storage.dataset import Dataset
 from storage.rows.pick import read_rows
 from storage.verbs.verify import verify_dataset
+from tests.codec_bounds import bound
 from tests.feature_store import fill, make_batch, make_dataset, make_recipe
 
 N = 20
@@ -42,8 +43,8 @@ def test_what_is_read_lies_within_the_bound(tmp_path: Path, codec: str, layout_f
     for name in ("up.1.t100", "emb"):
         level = next(item for item in dataset.levels if item.name == name)
         found = read_rows(snapshot, name, range(N))[valid].astype(np.float64)
-        bound = dataset.codec(name).bound(level, batch.levels[name])[valid]
-        assert (np.abs(found - batch.levels[name][valid]) <= bound).all()
+        limit = bound(dataset.codec(name), level, batch.levels[name])[valid]
+        assert (np.abs(found - batch.levels[name][valid]) <= limit).all()
     with BatchReader(snapshot, levels=["up.1.t100"], batch_size=4, images=False) as reader:
         rows = reader.next()
         parts = reader.components["up.1.t100"]
