@@ -48,7 +48,7 @@ from pipeline.streaming.actors import (
 )
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
-from pipeline.streaming.resolve import resolve_stream
+from pipeline.streaming.stream import resolve_stream
 from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.load import load_teacher
 from storage.schema import Pins
@@ -98,7 +98,7 @@ def consume(batches: Iterable[Any], count: int, step_s: float) -> float:
 
 
 def read(config: StreamConfig, *, rank: int = 0, ranks: int = 1, start: int = 0) -> StreamReader:
-    stream = resolve_stream(config)
+    stream = resolve_stream(config.stream())
     share = Share(
         batch_size=BATCH * ranks, rank=rank, world_size=ranks, window=config.window, start=start
     )
@@ -150,8 +150,9 @@ class Bench:
         self.pair = dataclasses.replace(self.config, name="pair")
         self.handles: dict[str, list[Any]] = {}
         for config, count in ((self.config, 1), (self.pair, 2)):
-            handles = start_actors(config, count=count, detached=False)
-            wait_ready(handles, resolve_stream(config).identity, service=config.name)
+            asked, size = config.stream(), config.actor_size()
+            handles = start_actors(asked, size, count=count, detached=False)
+            wait_ready(handles, resolve_stream(asked).identity, service=config.name)
             self.handles[config.name] = handles
         options = {"num_cpus": 0.1, "runtime_env": {"env_vars": worker_env(1)}}
         bare = ray.remote(Teacher).options(**options)
@@ -204,7 +205,9 @@ class Bench:
                 waits.append(time.perf_counter() - started)
                 time.sleep(STEP_S)
             before = statistics.median(waits[5:30])
-        wait_ready(self.handles["pair"], resolve_stream(self.pair).identity, service="pair")
+        wait_ready(
+            self.handles["pair"], resolve_stream(self.pair.stream()).identity, service="pair"
+        )
         after = [max(0.0, wait - before) for wait in waits[30:]]
         return {"worst": max(after), "total": sum(after)}
 

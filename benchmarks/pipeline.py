@@ -35,13 +35,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from pipeline.cluster import join as cluster_module
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
-from pipeline.cluster.worker import worker_env
+from pipeline.cluster.worker import ActorSize, worker_env
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.offline.actor import Job
 from pipeline.offline.driver import Driver, Task
 from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
 from pipeline.request.lookup import create
-from pipeline.request.resolve import Request, resolve
+from pipeline.request.resolve import ResolvedRequest, resolve
 from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.load import load_teacher
 from storage.dataset import Dataset
@@ -64,7 +64,7 @@ class Case:
 class Bare:
     """The teacher in a loop, in an actor of its own: no reading, no writing."""
 
-    def __init__(self, config: PipelineConfig, request: Request) -> None:
+    def __init__(self, config: PipelineConfig, request: ResolvedRequest) -> None:
         import torch
 
         torch.set_num_threads(request.pins.threads)
@@ -89,7 +89,7 @@ class Bare:
 class DataTeacher:
     """The teacher as Ray Data calls it: a batch of numbers in, one row per sample out."""
 
-    def __init__(self, config: PipelineConfig, request: Request) -> None:
+    def __init__(self, config: PipelineConfig, request: ResolvedRequest) -> None:
         self.bare = Bare(config, request)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Bench:
         from pipeline.offline.workers import RayWorkers
 
         self.case, self.folder, self._runs = case, folder, 0
-        self.request = resolve(case.config)
+        self.request = resolve(case.config.request())
         self.dataset = self._dataset()
         pins = self.request.pins
         self.samples = case.units * self.request.plan.samples_per_unit
@@ -122,24 +122,21 @@ class Bench:
             seed=0,
             fsync=case.config.fsync,
         )
-        environment = worker_env(pins.threads)
+        self.options = {**ActorSize(pins.threads).options(), "num_cpus": 0.1}
         self.workers = RayWorkers(
             job,
             self.request.input,
             target=lambda: case.actors,
-            num_cpus=0.1,
-            num_gpus=0,
-            env_vars=environment,
+            options=self.options,
         )
-        options = {"num_cpus": 0.1, "runtime_env": {"env_vars": environment}}
-        bare = ray.remote(Bare).options(**options)
+        bare = ray.remote(Bare).options(**self.options)
         self.bare = [bare.remote(case.config, self.request) for _ in range(case.actors)]
         while self.workers.num_ready < case.actors:
             self.workers.wait(1.0)
         self.bare_rate(4 * case.actors)
 
     def _dataset(self) -> Dataset:
-        dataset = create(self.case.config, self.request)
+        dataset = create(self.request)
         dataset.grow(self.request.plan.num_samples)
         return dataset
 
@@ -158,7 +155,7 @@ class Bench:
 
         def count(event: Any) -> None:
             for name in totals:
-                totals[name] += event.record[name]
+                totals[name] += event.value[name]
 
         per_unit = self.request.plan.samples_per_unit
         driver = Driver(self.workers, max_attempts=1, on_done=count)
@@ -183,9 +180,7 @@ class Bench:
                 dataclasses.replace(self.job, run_id=f"cold-{self._runs}-{self.case.name}"),
                 self.request.input,
                 target=lambda: self.case.actors,
-                num_cpus=1,
-                num_gpus=0,
-                env_vars=worker_env(1),
+                options=ActorSize().options(),
             ) as workers,
         ):
             driver = Driver(workers, max_attempts=1, on_done=lambda event: None)

@@ -24,11 +24,10 @@ from dreamshard.progress import is_interactive, stage
 from dreamshard.runfolder import RunFolder
 from pipeline.cluster.join import EMBEDDED, Cluster, cluster
 from pipeline.offline.signals import StopSignal
-from pipeline.request.paths import settle_paths
 from pipeline.streaming.config import ServeConfig
 
 if TYPE_CHECKING:
-    from pipeline.streaming.resolve import Stream
+    from pipeline.streaming.stream import Stream
 
 PROG = "dreamshard serve"
 INTERRUPTED = 130
@@ -56,32 +55,32 @@ def serve(config: ServeConfig, *, command: Sequence[str]) -> int:
         ConfigError: settings, an address nobody answers at, another service of that name.
         TeacherError, DataError: the actors cannot load what they are to serve.
     """
-    config = settle_paths(config)
+    config = config.settled()
     if config.action in ("status", "stop"):
         with cluster(config.ray, num_cpus=1, num_gpus=0):
-            return _status(config) if config.action == "status" else _stop(config)
-    from pipeline.streaming.resolve import resolve_stream
+            return _status(config.name) if config.action == "status" else _stop(config.name)
+    from pipeline.streaming.stream import resolve_stream
 
-    stream = resolve_stream(config)  # every mistake before Ray starts
-    actors = config.actors or max(1, len(os.sched_getaffinity(0)) // config.threads_per_actor)
+    stream = resolve_stream(config.stream())  # every mistake before Ray starts
+    size = config.actor_size()
+    actors = size.count(config.actors)
     with cluster(
         config.ray,
-        num_cpus=actors * config.threads_per_actor,
-        num_gpus=actors * config.gpus_per_actor,
+        num_cpus=actors * size.threads,
+        num_gpus=actors * size.num_gpus,
         object_store_bytes=stream.store_bytes(config.window, clients=CLIENTS),
-    ) as there:
-        return _serve_on(there, config, stream, command)
+    ) as joined:
+        return _serve_on(joined, config, stream, command)
 
 
-def _serve_on(there: Cluster, config: ServeConfig, stream: Stream, command: Sequence[str]) -> int:
+def _serve_on(joined: Cluster, config: ServeConfig, stream: Stream, command: Sequence[str]) -> int:
     from pipeline.streaming.actors import end_actors, start_actors, wait_ready
 
     folder = RunFolder(config.run_dir, config=config, command=command)
-    need = {"num_cpus": config.threads_per_actor, "num_gpus": config.gpus_per_actor}
-    count = config.actors or there.room(**need)
-    leave = config.action == "start" and there.where != EMBEDDED
-    stage(f"serve: {config.name!r}, {count} actors on {there.where}")
-    handles = start_actors(config, count=count, detached=True)
+    count = joined.actors(config.actor_size(), asked=config.actors)
+    leave = config.action == "start" and joined.where != EMBEDDED
+    stage(f"serve: {config.name!r}, {count} actors on {joined.where}")
+    handles = start_actors(config.stream(), config.actor_size(), count=count, detached=True)
     with StopSignal() as stopping:
         try:
             wait_ready(
@@ -91,11 +90,11 @@ def _serve_on(there: Cluster, config: ServeConfig, stream: Stream, command: Sequ
                 on_ready=lambda ready: stage(f"serve: {ready} of {count} actors are ready"),
                 stopping=stopping,
             )
-            sys.stdout.write(_how_to_connect(config, folder.path))
+            sys.stdout.write(_how_to_connect(config.name, folder.path))
             sys.stdout.flush()
             if leave:
                 return 0
-            _watch(config, stopping)
+            _watch(config.name, stopping, keep=config.keep)
         except BaseException:
             leave = False
             raise
@@ -106,7 +105,7 @@ def _serve_on(there: Cluster, config: ServeConfig, stream: Stream, command: Sequ
     return INTERRUPTED
 
 
-def _how_to_connect(config: ServeConfig, folder: Path) -> str:
+def _how_to_connect(name: str, folder: Path) -> str:
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -127,45 +126,45 @@ def _how_to_connect(config: ServeConfig, folder: Path) -> str:
         lines.append(f"export RAY_AUTH_TOKEN_PATH={path}")
     text = "".join(f"  {line}\n" for line in lines)
     return (
-        f"service {config.name!r} is ready. A trainer connects to it with\n{text}"
+        f"service {name!r} is ready. A trainer connects to it with\n{text}"
         "  dreamshard train --config FILE --data.kind stream --data.stream.name "
-        f"{config.name}\n"
+        f"{name}\n"
     )
 
 
-def _watch(config: ServeConfig, stopping: Callable[[], bool]) -> None:
+def _watch(name: str, stopping: Callable[[], bool], *, keep: bool) -> None:
     """Show what the actors do until asked to stop."""
     before, then = 0, time.monotonic()
     while not stopping():
         deadline = time.monotonic() + STATUS_S
         while not stopping() and time.monotonic() < deadline:
             time.sleep(0.2)
-        rows = _ask(config)
+        rows = _ask(name)
         images, now = sum(int(row["images"]) for row in rows), time.monotonic()
         rate = max(0, images - before) / (now - then)  # an actor that came back counts from 0
         before, then = images, now
-        _line(config, rows, rate)
+        _line(name, rows, rate, keep=keep)
 
 
-def _line(config: ServeConfig, rows: Sequence[dict], rate: float) -> None:
+def _line(name: str, rows: Sequence[dict], rate: float, *, keep: bool) -> None:
     kept = sum(int(row["units_kept"]) for row in rows)
     replaced = sum(int(row["replaced"]) for row in rows)
-    text = f"serve: {config.name!r}: {len(rows)} actors, {rate:,.4g} img/s"
-    text += f", {kept} units kept" if config.keep else ""
+    text = f"serve: {name!r}: {len(rows)} actors, {rate:,.4g} img/s"
+    text += f", {kept} units kept" if keep else ""
     text += f", {replaced} unusable images replaced" if replaced else ""
     end = "\r" if is_interactive() else "\n"
     sys.stderr.write(f"{text}{end}")
     sys.stderr.flush()
 
 
-def _ask(config: ServeConfig) -> list[dict]:
+def _ask(name: str) -> list[dict]:
     """Return the status of every actor that answers."""
     import ray
     from ray.exceptions import RayError
 
     from pipeline.streaming.actors import find_actors
 
-    asked = [handle.status.remote() for handle in find_actors(config.name).values()]
+    asked = [handle.status.remote() for handle in find_actors(name).values()]
     if not asked:
         return []
     ready, _ = ray.wait(asked, num_returns=len(asked), timeout=5)
@@ -178,21 +177,21 @@ def _ask(config: ServeConfig) -> list[dict]:
     return rows
 
 
-def _status(config: ServeConfig) -> int:
-    rows = _ask(config)
+def _status(name: str) -> int:
+    rows = _ask(name)
     for row in rows:
         sys.stdout.write(
             f"{row['host']} pid {row['pid']}: {row['images']:,} samples, busy "
             f"{100 * row['busy_share']:.0f} %, up {row['seconds']:,.0f} s\n"
         )
-    sys.stdout.write(f"service {config.name!r}: {len(rows)} actors answer\n")
+    sys.stdout.write(f"service {name!r}: {len(rows)} actors answer\n")
     return 0
 
 
-def _stop(config: ServeConfig) -> int:
+def _stop(name: str) -> int:
     from pipeline.streaming.actors import stop_actors
 
-    sys.stdout.write(f"service {config.name!r}: {stop_actors(config.name)} actors stopped\n")
+    sys.stdout.write(f"service {name!r}: {stop_actors(name)} actors stopped\n")
     return 0
 
 

@@ -19,12 +19,11 @@ TIMES = ("time", "img_per_s", "wait_percent")
 
 def make_offline(config: StreamConfig) -> Dataset:
     """Make the dataset of a stream's recipe as the offline pipeline does, without its driver."""
-    plain = config.offline()
-    request = resolve(plain)
-    dataset = create(plain, request)
+    request = resolve(config.request())
+    dataset = create(request)
     dataset.grow(request.plan.num_samples)
     job = Job(
-        url=dataset.url, run_id="test", teacher=plain.teacher, seed=plain.seed, fsync=False,
+        url=dataset.url, run_id="test", teacher=config.teacher, seed=config.seed, fsync=False,
         image_size=request.spec.image_size,
     )  # fmt: skip
     actor = ShardActor(job, request.input)

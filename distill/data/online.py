@@ -17,13 +17,11 @@ from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import stage
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import Cluster, cluster
-from pipeline.cluster.worker import num_cpus
-from pipeline.request.paths import settle_paths
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.live import LiveTransport
 from pipeline.streaming.order import Shuffle
-from pipeline.streaming.resolve import Stream, resolve_stream
+from pipeline.streaming.stream import Stream, resolve_stream
 from pipeline.streaming.window import Transport
 from storage.codecs.arrays import Codec
 from storage.schema import Level, Recipe
@@ -49,13 +47,13 @@ class StreamedDataset:
     """What a run needs to know of a dataset, of one that is being made.
 
     Args:
-        config: of the stream.
-        stream: the same, understood.
+        stream: what is streamed.
+        window_units: units mixed with one another where runs are shuffled.
     """
 
-    def __init__(self, config: StreamConfig, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, window_units: int) -> None:
         first = stream.parts[0]
-        self._config, self.stream = config, stream
+        self.stream = stream
         self.url = f"stream {stream.name!r}"
         self.levels, self.image_size = stream.levels, first.image_size
         self.about = Licence(first.licence)
@@ -65,16 +63,14 @@ class StreamedDataset:
             "parts": [
                 [part.weight, part.num_samples, part.recipe.content] for part in stream.parts
             ],
-            "window_units": config.window_units,
+            "window_units": window_units,
         }
         self.recipe = Recipe(first.recipe.name, content, first.recipe.layout)
 
     def snapshot(self, version: str | None = None) -> StreamedSnapshot:
         """Show what is streamed, cached shards of the mix at an earlier version if one is given."""
-        if version is None or version == self.stream.versions():
-            return StreamedSnapshot(self.stream, self.url)
-        pinned = resolve_stream(self._config, versions=version, prefix="data.stream")
-        return StreamedSnapshot(pinned, self.url)
+        stream = self.stream if version is None else self.stream.at(version)
+        return StreamedSnapshot(stream, self.url)
 
 
 class StreamedSnapshot:
@@ -111,8 +107,9 @@ def open_stream(config: DataConfig) -> StreamedDataset:
     Raises:
         ConfigError: everything that is wrong with it, keys starting with `data.stream`.
     """
-    settled = settle_paths(config.stream)
-    return StreamedDataset(settled, resolve_stream(settled, prefix="data.stream"))
+    settled = config.stream.settled()
+    stream = resolve_stream(settled.stream(), prefix="data.stream")
+    return StreamedDataset(stream, window_units=settled.window_units)
 
 
 class StreamBatches(ShardBatches):
@@ -127,7 +124,7 @@ class StreamBatches(ShardBatches):
         state: TrainState,
     ) -> Any:
         stream = cast(StreamedSnapshot, training_set.snapshot).stream
-        settings = settle_paths(config.data.stream)
+        settings = config.data.stream.settled()
         share = Share(
             batch_size=config.part_size,
             rank=accelerator.process_index,
@@ -164,10 +161,10 @@ class StreamBatches(ShardBatches):
 
         starts = accelerator.is_main_process and config.start_actors == "auto"
         if starts and not actors.find_actors(config.name):
-            need = {"num_cpus": config.threads_per_actor, "num_gpus": config.gpus_per_actor}
-            count = config.actors or there.room(**need)
+            size = config.actor_size()
+            count = there.actors(size, asked=config.actors)
             stage(f"stream: starting {count} teacher actors of service {config.name!r}")
-            handles = actors.start_actors(config, count=count, detached=False)
+            handles = actors.start_actors(config.stream(), size, count=count, detached=False)
             self._stack.callback(actors.end_actors, handles)
             actors.wait_ready(handles, stream.identity, service=config.name)
         return actors.RayTransport(config.name, stream.identity)
@@ -189,13 +186,14 @@ def _join(
     given = config.ray.address or os.environ.get("RAY_ADDRESS")
     alone = accelerator.num_processes == 1
     facts: list[Any] = ["", "", "", ""]
-    actors = config.actors or max(1, num_cpus() // config.threads_per_actor)
+    size = config.actor_size()
+    actors = size.count(config.actors)
     if given or alone or accelerator.is_main_process:
         there = stack.enter_context(
             cluster(
                 config.ray,
-                num_cpus=actors * config.threads_per_actor,
-                num_gpus=actors * config.gpus_per_actor,
+                num_cpus=actors * size.threads,
+                num_gpus=actors * size.num_gpus,
                 object_store_bytes=store_bytes,
             )
         )

@@ -306,14 +306,12 @@ def find_dataset(argv: Sequence[str]) -> str:
     from dreamshard.config import load_config
     from pipeline.request.config import EncodeConfig
     from pipeline.request.lookup import look_up
-    from pipeline.request.paths import settle_paths
     from pipeline.request.resolve import resolve
 
     config = load_config(EncodeConfig, argv, prog="dreamshard encode", description="")
-    config = settle_paths(config)
-    found = look_up(config, resolve(config))
-    assert found is not None, "encode has just made it"
-    url = found.dataset.url
+    existing = look_up(resolve(config.settled().request()))
+    assert existing is not None, "encode has just made it"
+    url = existing.dataset.url
     return url if "://" in url else shown(Path(url))
 
 

@@ -1,1 +1,1 @@
-"""Ray: join a cluster or start one, and count; imports the ground only."""
+"""Ray's cluster, the processes on it, what becomes of their work; imports the ground only."""

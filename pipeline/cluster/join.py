@@ -14,6 +14,7 @@ from typing import Any
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.cluster.config import RayConfig
+from pipeline.cluster.worker import ActorSize
 
 EMBEDDED = "embedded"
 OBJECT_STORE_BYTES = 256 << 20
@@ -50,18 +51,30 @@ class Cluster:
         """Count the GPUs of all nodes."""
         return sum(node.get("GPU", 0.0) for node in self.nodes)
 
-    def room(self, *, num_cpus: float, num_gpus: float, **resources: float) -> int:
-        """Count how many actors of that size fit, at least 1; none is split over two nodes."""
-        needs = {"CPU": num_cpus, **resources}
-        return max(1, sum(_fit(node, needs, num_gpus) for node in self.nodes))
+    def room(self, size: ActorSize) -> int:
+        """Count how many actors fit, at least 1; none is split over two nodes."""
+        return max(1, sum(_fit(node, size) for node in self.nodes))
+
+    def actors(self, size: ActorSize, *, asked: int = 0) -> int:
+        """Decide how many actors to keep: as many as asked for, 0 for as many as fit.
+
+        Raises:
+            ConfigError: a cluster of our own does not have the GPUs for one.
+        """
+        if self.where == EMBEDDED and size.num_gpus > self.num_gpus:
+            hint = "Join a cluster with --ray.address, or run on the CPU with --gpus_per_actor 0."
+            got, allowed = str(size.num_gpus), f"{self.num_gpus:g} at most on this machine"
+            raise ConfigError(Problem("gpus_per_actor", got, allowed, hint))
+        return asked or self.room(size)
 
 
-def _fit(node: Mapping[str, float], needs: Mapping[str, float], num_gpus: float) -> int:
+def _fit(node: Mapping[str, float], size: ActorSize) -> int:
     """Count the actors that fit on one node."""
+    needs = {"CPU": size.threads, **size.resources}
     fits = [node.get(name, 0.0) / need for name, need in needs.items() if need]
-    if num_gpus:
+    if size.num_gpus:
         # Several on one GPU or several GPUs each, but none split over two GPUs.
-        share = int(1 / num_gpus) if num_gpus < 1 else 1 / num_gpus
+        share = int(1 / size.num_gpus) if size.num_gpus < 1 else 1 / size.num_gpus
         fits.append(share * node.get("GPU", 0.0))
     return int(min(fits, default=1) + 1e-9)
 

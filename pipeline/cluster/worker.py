@@ -4,13 +4,44 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dreamshard.errors import TeacherError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 """What CUDA and torch's two CPU allocators say."""
+
+
+@dataclass(frozen=True)
+class ActorSize:
+    """What one actor takes of a cluster.
+
+    Args:
+        threads: CPU threads of its teacher (count), each a CPU of Ray's.
+        num_gpus: GPUs; a fraction shares one.
+        resources: further Ray resources, by name.
+    """
+
+    threads: int = 1
+    num_gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """Return Ray's options for it."""
+        return {
+            "num_cpus": self.threads,
+            "num_gpus": self.num_gpus,
+            "resources": dict(self.resources),
+            "runtime_env": {"env_vars": worker_env(self.threads)},
+        }
+
+    def count(self, asked: int) -> int:
+        """Count the actors a cluster of our own must have room for; 0 asked: one for each CPU."""
+        return asked or max(1, num_cpus() // self.threads)
 
 
 def num_cpus() -> int:

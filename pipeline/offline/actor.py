@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import queue
 import socket
 import sys
 import threading
@@ -21,21 +20,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-import xxhash
-
 from dreamshard.errors import DataError, DreamshardError
 from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
+from pipeline.offline.unit import Tally, WriterThread
 from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.load import load_teacher
 from storage.codecs.bases import FIT_SAMPLES
-from storage.dataset import Dataset, UnitWriter
-from storage.schema import FeatureBatch, join_batches
+from storage.dataset import Dataset
+from storage.schema import join_batches
 
-QUEUE_DEPTH = 4
-"""Micro-batches computed and not yet written: bounds memory, rides out a slow write."""
 CALLS = 2
 """Units an actor holds at once: one computing, one writing its tail or reading ahead."""
 
@@ -216,67 +211,3 @@ class ShardActor:
             sys.modules["torch"].cuda.empty_cache()
         self._load_teacher()
         raise HalvedError(f"out of memory: micro-batches of {self._micro_batch} from now on")
-
-
-class Tally:
-    """What is counted while a unit is computed."""
-
-    def __init__(self) -> None:
-        self.digest = xxhash.xxh3_128()
-        self.teacher_s = 0.0
-        self.invalid = 0
-        self.errors: list[str] = []
-
-    def add(self, work: Work, batch: FeatureBatch, seconds: float) -> None:
-        """Count one micro-batch."""
-        self.digest.update(work.digest)
-        self.teacher_s += seconds
-        self.invalid += int(np.count_nonzero(~batch.valid))
-        self.errors += batch.error.values()
-
-
-class WriterThread:
-    """Write micro-batches beside the teacher, in order, a bounded number behind it."""
-
-    def __init__(self, writer: UnitWriter) -> None:
-        self.waited_s = 0.0
-        self._writer = writer
-        self._queue: queue.Queue[tuple[int, FeatureBatch] | None] = queue.Queue(QUEUE_DEPTH)
-        self._error: BaseException | None = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self._thread.start()
-
-    def put(self, offset: int, batch: FeatureBatch) -> None:
-        """Queue a batch; wait while the queue is full.
-
-        Raises:
-            Exception: what the writer raised, if it did.
-        """
-        started = time.perf_counter()
-        self._queue.put((offset, batch))
-        self.waited_s += time.perf_counter() - started
-        if self._error is not None:
-            raise self._error
-
-    def close(self) -> None:
-        """Wait until all is written."""
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def stop(self) -> None:
-        """Drop what is queued and end the thread."""
-        self._stopped.set()
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        # After an error it goes on taking from the queue, so that nobody waits on it for ever.
-        while (item := self._queue.get()) is not None:
-            if self._error is None and not self._stopped.is_set():
-                try:
-                    self._writer.write(*item)
-                except BaseException as error:
-                    self._error = error

@@ -10,7 +10,8 @@ from dreamshard.errors import DataError
 from dreamshard.progress import Progress
 from dreamshard.runfolder import RunFolder
 from pipeline.cluster.metrics import Metrics
-from pipeline.offline.driver import Done, Task
+from pipeline.cluster.outcomes import Done
+from pipeline.offline.driver import Record, Task
 from pipeline.request.plan import Plan
 from storage.dataset import Dataset
 
@@ -43,13 +44,13 @@ class Books:
         self._metrics = Metrics("offline", self.dataset.recipe.name)
         self.samples, self.invalid = counts(self.dataset)
 
-    def take(self, event: Done) -> None:
+    def take(self, event: Done[Task, Record]) -> None:
         """Count a commit.
 
         Raises:
             DataError: as soon as it is certain that too many images are invalid.
         """
-        record = event.record
+        record = event.value
         count, invalid = cast(int, record["count"]), cast(int, record["invalid"])
         self.samples += count
         self.made += count

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from dreamshard.errors import DreamshardError
-from pipeline.offline.deadline import GRACE, Deadline
+from pipeline.cluster.deadline import Deadline
+from pipeline.cluster.outcomes import Done, Event, Failed, Lost, Returned, Tries, one_line
 
 LOOK_S = 1.0
 """Seconds between two looks for units that are late."""
 WAIT_S = 1.0
 """Longest silence before the driver looks whether it was asked to stop."""
+GRACE = 2.0
+"""Times the deadline, until the actor that is late is taken for stuck and replaced."""
 FRUITLESS_ROUNDS = 3
 """This many times `max_attempts` failures without a commit between them end a run: a full disk, a
 lost mount. One bad unit cannot do that."""
@@ -38,41 +41,9 @@ class Task:
     count: int
 
 
-@dataclass(frozen=True)
-class Done:
-    """A unit was committed; `record` is the small dict the actor returned."""
-
-    task: Task
-    record: Mapping[str, object]
-    seconds: float = 0.0
-    """Since it was its actor's turn."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Making a unit raised; the actor lives."""
-
-    task: Task
-    error: Exception
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The actor died with the unit in flight, alone or beside another one."""
-
-    task: Task
-    alone: bool
-    error: Exception
-
-
-@dataclass(frozen=True)
-class Returned:
-    """The unit's actor was replaced before it began with the unit."""
-
-    task: Task
-
-
-Event = Done | Failed | Lost | Returned
+Record = Mapping[str, object]
+"""What an actor tells of a unit it committed."""
+UnitEvent = Event[Task, Record]
 
 
 @dataclass(frozen=True)
@@ -98,7 +69,7 @@ class Workers(Protocol):
         """Give a unit to a free actor; alone: with no other beside it."""
         ...
 
-    def wait(self, timeout_s: float) -> list[Event]:
+    def wait(self, timeout_s: float) -> list[UnitEvent]:
         """Return what happened, waiting for something to happen at most that long.
 
         Raises:
@@ -138,7 +109,7 @@ class Driver:
 
     workers: Workers
     max_attempts: int
-    on_done: Callable[[Done], None]
+    on_done: Callable[[Done[Task, Record]], None]
     """Called for every commit, in the order they come; an error it raises ends the run."""
     stopping: Callable[[], bool] = lambda: False
     """Asked between events; once true, nothing more is handed out and the units in flight
@@ -154,7 +125,7 @@ class Driver:
         self._copies: dict[int, int] = {}  # in flight, by unit
         self._settled: set[int] = set()  # done or given up, with a copy still in flight
         self._again: deque[tuple[Task, bool]] = deque()
-        self._attempts: dict[int, int] = {}
+        self._tries: dict[int, Tries] = {}
         self._named: set[tuple[int, str]] = set()
         self._failures_in_row = 0
         self._next_look = 0.0
@@ -202,8 +173,8 @@ class Driver:
         self._copies[task.unit] = self._copies.get(task.unit, 0) + 1
         self.workers.submit(task, alone=alone)
 
-    def _take(self, event: Event, outcome: Outcome) -> None:
-        unit = event.task.unit
+    def _take(self, event: UnitEvent, outcome: Outcome) -> None:
+        unit = event.work.unit
         self._copies[unit] -= 1
         if not self._copies[unit]:
             del self._copies[unit]
@@ -212,7 +183,7 @@ class Driver:
                 self._settled.discard(unit)
             return
         if isinstance(event, Returned):
-            self._give_again(event.task, alone=False, outcome=outcome)
+            self._give_again(event.work, alone=False, outcome=outcome)
         elif not isinstance(event, Done):
             self._retry(event, outcome)
         else:
@@ -224,18 +195,18 @@ class Driver:
 
     def _settle(self, unit: int) -> None:
         """Forget a unit, but for copies of it that are still in flight."""
-        self._attempts.pop(unit, None)
+        self._tries.pop(unit, None)
         if unit in self._copies:
             self._settled.add(unit)
         if self._named or self._again:
             self._named = {named for named in self._named if named[0] != unit}
             self._again = deque(item for item in self._again if item[0].unit != unit)
 
-    def _retry(self, event: Failed | Lost, outcome: Outcome) -> None:
-        unit, text = event.task.unit, _one_line(event.error)
-        certain = isinstance(event, Failed) or event.alone
-        attempts = self._attempts.get(unit, 0) + certain
-        self._attempts[unit] = attempts
+    def _retry(self, event: Failed[Task] | Lost[Task], outcome: Outcome) -> None:
+        unit, text = event.work.unit, one_line(event.error)
+        tries = self._tries.setdefault(unit, Tries())
+        tries.note(event)
+        attempts = tries.failures + tries.deaths
         self._failures_in_row += 1
         if isinstance(event.error, DreamshardError) and event.error.exit_code == 4:
             raise event.error  # the teacher cannot do it: no unit will fare better
@@ -247,10 +218,10 @@ class Driver:
             log.error("unit %d left out after %d attempts: %s", unit, attempts, text)
             outcome.quarantined[unit] = text
             self._settle(unit)
-            self.on_given_up(event.task, text, attempts)
+            self.on_given_up(event.work, text, attempts)
             return
         log.warning("unit %d goes to another actor (attempt %d): %s", unit, attempts + 1, text)
-        self._give_again(event.task, alone=isinstance(event, Lost), outcome=outcome)
+        self._give_again(event.work, alone=isinstance(event, Lost), outcome=outcome)
 
     def _give_again(
         self, task: Task, *, alone: bool, outcome: Outcome, most_copies: int = 0
@@ -284,8 +255,3 @@ class Driver:
 
     def _width(self) -> int:
         return max(1, len(self._copies))
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]

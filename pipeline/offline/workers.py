@@ -18,9 +18,10 @@ import ray
 from ray import exceptions as ray_errors
 
 from dreamshard.errors import DreamshardError, TeacherError
+from pipeline.cluster.outcomes import Done, Failed, Lost, Returned, unwrap
 from pipeline.images.inputs import Input
 from pipeline.offline.actor import CALLS, Job, ShardActor
-from pipeline.offline.driver import Done, Event, Failed, Late, Lost, Returned, Task
+from pipeline.offline.driver import Late, Task, UnitEvent
 
 MAX_FAILED_STARTS = 3
 """Actors in a row that died before they were ready, and none is: then the run ends with the last
@@ -81,9 +82,7 @@ class RayWorkers:
         job: told to each actor.
         source: the input; put into the object store once.
         target: asked now and then how many actors to keep (count).
-        num_cpus, num_gpus: per actor.
-        resources: further Ray resources of an actor, by name.
-        env_vars: environment of the actor processes.
+        options: Ray's, of an actor; see `pipeline.cluster.worker.ActorSize`.
         on_ready: called with the number of actors whose teacher is loaded, whenever it changes.
     """
 
@@ -93,24 +92,18 @@ class RayWorkers:
         source: Input,
         *,
         target: Callable[[], int],
-        num_cpus: float,
-        num_gpus: float,
-        env_vars: dict[str, str],
-        resources: Mapping[str, float] | None = None,
+        options: Mapping[str, Any],
         on_ready: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._job, self._on_ready, self._target = job, on_ready, target
         self._source = ray.put(source)
         self._options: dict[str, Any] = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "resources": dict(resources or {}),
+            **options,
             "max_concurrency": CALLS + 1,  # one more to be told to stop
             "max_restarts": 0,  # the driver does that: it knows which units were in flight
-            "runtime_env": {"env_vars": env_vars},
         }
         self.reserved = 0
-        self._events: list[Event] = []
+        self._events: list[UnitEvent] = []
         self._started = self._failed_starts = 0
         self._next_tend = self._next_start = 0.0
         self._patience_ends = time.monotonic() + PATIENCE_S
@@ -145,7 +138,7 @@ class RayWorkers:
         slot.add(slot.handle.make.remote(task.unit, task.count), task)
         slot.alone = alone
 
-    def wait(self, timeout_s: float) -> list[Event]:
+    def wait(self, timeout_s: float) -> list[UnitEvent]:
         """Return what happened; see `pipeline.offline.driver.Workers`."""
         if time.monotonic() >= self._next_tend:
             self._tend()
@@ -165,7 +158,7 @@ class RayWorkers:
             self._complain_if_idle()
         if ready:
             ready, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
-        events: list[Event] = []
+        events: list[UnitEvent] = []
         for reference in ready:
             slot = owners[reference]
             if reference == slot.starting:
@@ -177,13 +170,13 @@ class RayWorkers:
     def late(self, limit_s: float) -> list[Late]:
         """List the units begun longer ago than that; see `pipeline.offline.driver.Workers`."""
         now = time.monotonic()
-        found: list[Late] = []
+        late: list[Late] = []
         for slot in self._slots:
             if slot.tasks and slot.starting is None and now - slot.since > limit_s:
                 slot.late = True
                 task = next(iter(slot.tasks.values()))
-                found.append(Late(task, now - slot.since, f"{slot.name} ({slot.where})"))
-        return found
+                late.append(Late(task, now - slot.since, f"{slot.name} ({slot.where})"))
+        return late
 
     def replace(self, late: Late) -> None:
         """Kill the actor that is stuck with a unit; see `pipeline.offline.driver.Workers`."""
@@ -191,7 +184,8 @@ class RayWorkers:
             if slot.late and f"{slot.name} ({slot.where})" == late.actor:
                 stuck, *others = slot.tasks.values()
                 error = DreamshardError(f"{late.actor} was stuck with it for {late.seconds:.0f} s")
-                self._events += [Failed(stuck, error), *(Returned(other) for other in others)]
+                self._events.append(Failed(stuck, error))
+                self._events += [Returned(other, error) for other in others]
                 self._replace(slot)
 
     def _tend(self) -> None:
@@ -229,7 +223,7 @@ class RayWorkers:
         try:
             told = cast("dict[str, object]", ray.get(slot.starting))
         except ray_errors.RayError as error:
-            cause = _cause(error)
+            cause = unwrap(error)
             if isinstance(cause, DreamshardError):
                 raise cause from None
             if isinstance(error, ray_errors.RayTaskError):
@@ -256,16 +250,16 @@ class RayWorkers:
         self._next_tend = min(self._next_tend, self._next_start)
         log.warning("%s died while starting (%s); starting another", slot.name, _brief(error))
 
-    def _take_result(self, slot: _Slot, reference: Any) -> list[Event]:
+    def _take_result(self, slot: _Slot, reference: Any) -> list[UnitEvent]:
         try:
             record = cast("dict[str, object]", ray.get(reference))
         except ray_errors.RayTaskError as error:
-            return [Failed(slot.take(reference)[0], _cause(error))]
+            return [Failed(slot.take(reference)[0], unwrap(error))]
         except ray_errors.RayError as error:
             lost = list(slot.tasks.values())
             log.warning("%s died (%s); starting another", slot.name, _brief(error))
             self._replace(slot)
-            return [*(Lost(each, alone=len(lost) == 1, error=error) for each in lost)]
+            return [*(Lost(each, error, alone=len(lost) == 1) for each in lost)]
         task, seconds = slot.take(reference)
         return [Done(task, record, seconds)]
 
@@ -292,12 +286,6 @@ class RayWorkers:
 def _of_node(error: ray_errors.RayError) -> bool:
     """Say whether an actor died because its node did; Ray tells it in words only."""
     return "node" in _brief(error).lower()
-
-
-def _cause(error: ray_errors.RayError) -> Exception:
-    """Unwrap the exception that user code raised on an actor."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, Exception) else error
 
 
 def _brief(error: Exception) -> str:

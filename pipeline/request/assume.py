@@ -13,17 +13,19 @@ Encode and synthesize do not look at it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.request.config import EncodeConfig, PipelineConfig
+from pipeline.request.config import AssumeConfig, DatasetRequest
+from pipeline.teachers.base import TeacherConfig, TeacherSpec
+from pipeline.teachers.request import expand_levels
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from pipeline.images.inputs import Input
-    from pipeline.teachers.base import TeacherSpec
 
 
 class AssumedImages:
@@ -32,9 +34,9 @@ class AssumedImages:
     mode = "encode"
     has_masks = False
 
-    def __init__(self, config: EncodeConfig) -> None:
-        self.num_samples = config.assume.samples * config.image.views
-        self.has_labels = config.assume.labels
+    def __init__(self, assume: AssumeConfig, *, views: int) -> None:
+        self.num_samples = assume.samples * views
+        self.has_labels = assume.labels
 
     def source(self) -> dict[str, object]:
         """Say that nothing is known."""
@@ -49,60 +51,54 @@ class AssumedImages:
         return f"assumed-{count}"
 
 
-def teacher_is_missing(config: PipelineConfig) -> bool:
+def teacher_is_missing(request: DatasetRequest, assume: AssumeConfig) -> bool:
     """Tell whether the plan has to go by `assume.channels`."""
-    paths = [config.teacher.path, config.teacher.interpreter]
-    return bool(config.assume.channels) and any(p and not _is_there(p) for p in paths)
+    paths = [request.teacher.path, request.teacher.interpreter]
+    return bool(assume.channels) and any(p and not _is_there(p) for p in paths)
 
 
-def images_are_missing(config: PipelineConfig) -> bool:
+def images_are_missing(request: DatasetRequest, assume: AssumeConfig) -> bool:
     """Tell whether the plan has to go by `assume.samples`."""
-    source = getattr(config, "source", None)
-    if source is None or not config.assume.samples:
-        return False
-    return bool(source.path) and not _is_there(source.path)
+    path = request.source.path if request.source is not None else ""
+    return bool(assume.samples and path) and not _is_there(path)
 
 
 def _is_there(path: str) -> bool:
     return "://" in path or "*" in path or Path(path).exists()
 
 
-def assumed_spec(config: PipelineConfig) -> TeacherSpec:
+def assumed_spec(request: DatasetRequest, assume: AssumeConfig) -> TeacherSpec:
     """Describe a teacher as `assume` does.
 
     Raises:
         ConfigError: levels that are no strides, that it names no channels of, or no image size.
     """
-    from pipeline.teachers.base import TeacherSpec
-
-    image = getattr(config, "image", None)
-    side = config.assume.image_size
-    size = (image.shape if image is not None else None) or (side, side)
+    size = request.image.shape or (assume.image_size, assume.image_size)
     if not all(size):
         raise ConfigError(
             Problem("assume.image_size", "0", "pixels, as there is no teacher to ask")
         )
-    path = config.teacher.path if not _is_there(config.teacher.path) else config.teacher.interpreter
+    teacher = request.teacher
+    path = teacher.path if not _is_there(teacher.path) else teacher.interpreter
     note = f"{path} is not there: its levels are those that `assume` names"
     return TeacherSpec(
-        levels=_levels(config, size),
+        levels=_levels(teacher, assume.channels, size),
         image_size=size,
         fingerprint={"kind": "assumed"},
         mode_settings={},
-        has_labels=config.assume.labels,
+        has_labels=assume.labels,
         notes=(note,),
     )
 
 
-def _levels(config: PipelineConfig, size: tuple[int, int]) -> tuple[Level, ...]:
-    from pipeline.teachers.request import expand_levels
-
+def _levels(
+    teacher: TeacherConfig, channels: Mapping[str, int], size: tuple[int, int]
+) -> tuple[Level, ...]:
     taps: dict[str, tuple[tuple[int, ...], int]] = {}
-    for name, channels in config.assume.channels.items():
+    for name, count in channels.items():
         if match := re.fullmatch(r"s([1-9]\d*)", name):
             stride = int(match[1])
-            taps[name] = ((channels, size[0] // stride, size[1] // stride), stride)
-    teacher = config.teacher
+            taps[name] = ((count, size[0] // stride, size[1] // stride), stride)
     soft = replace(teacher, levels=teacher.soft_labels, timesteps=[], pool="none")
     steps = max(teacher.timesteps, default=0) + 1  # no schedule to check them against
     try:
@@ -113,7 +109,7 @@ def _levels(config: PipelineConfig, size: tuple[int, int]) -> tuple[Level, ...]:
     return (*features, *(replace(level, kind="soft_label") for level in labels))
 
 
-def assumed_images(config: EncodeConfig) -> Input:
+def assumed_images(request: DatasetRequest, assume: AssumeConfig) -> Input:
     """Stand in for the images."""
-    images: object = AssumedImages(config)
+    images: object = AssumedImages(assume, views=request.image.views)
     return images  # type: ignore[return-value]

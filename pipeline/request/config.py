@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from dreamshard.errors import Problem
 from pipeline.cluster.config import RayConfig
+from pipeline.cluster.worker import ActorSize
 from pipeline.images.source import ImageConfig, SourceConfig
-from pipeline.request.layout import setting_problems
-from pipeline.teachers.base import TeacherConfig
+from pipeline.request.layout import CodecSetting, setting_problems
+from pipeline.request.paths import input_path, output_path
+from pipeline.teachers.base import Mode, TeacherConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -31,6 +33,32 @@ class AssumeConfig:
     """Height and width of a generator's images (pixels)."""
     labels: bool = False
     """Whether images have labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRequest:
+    """What is asked of a dataset: the settings that decide its bytes, and where it is kept.
+
+    Paths are absolute, and nothing is `auto` any more but a micro-batch of 0, which only the
+    teacher can decide; see `PipelineConfig` for each of them.
+    """
+
+    mode: Mode
+    name: str
+    root: str
+    teacher: TeacherConfig
+    source: SourceConfig | None
+    """The images; None where they are drawn."""
+    image: ImageConfig
+    samples: int | None
+    samples_per_unit: int
+    codec: CodecSetting
+    format: str
+    seed: int
+    device: Literal["cpu", "cuda"]
+    micro_batch: int
+    threads: int
+    fsync: bool
 
 
 @dataclass(kw_only=True)
@@ -97,6 +125,52 @@ class PipelineConfig:
     assume: AssumeConfig = field(default_factory=AssumeConfig)
     """Stands in for a teacher or images that are not there, in `dreamshard plan` alone."""
 
+    def settled(self) -> Self:
+        """Return the settings with every local path absolute; see `pipeline.request.paths`."""
+        teacher = replace(
+            self.teacher,
+            path=input_path(self.teacher.path),
+            interpreter=input_path(self.teacher.interpreter),
+        )
+        run_dir = output_path(self.run_dir or f"runs/{self.name}")
+        root = output_path(self.root, key="root")
+        return replace(self, root=root, run_dir=run_dir, teacher=teacher)
+
+    def request(self) -> DatasetRequest:
+        """Return the settings that decide the dataset: of images that are drawn, here."""
+        return self._request("synthesize", None, ImageConfig(), self.samples, self.seed)
+
+    def actor_size(self) -> ActorSize:
+        """Return what an actor takes of the cluster."""
+        return ActorSize(self.threads_per_actor, self.gpus_per_actor, self.actor_resources)
+
+    def _request(
+        self,
+        mode: Mode,
+        source: SourceConfig | None,
+        image: ImageConfig,
+        samples: int | None,
+        seed: int,
+    ) -> DatasetRequest:
+        on_gpu = self.device == "cuda" or (self.device == "auto" and self.gpus_per_actor > 0)
+        return DatasetRequest(
+            mode=mode,
+            name=self.name,
+            root=self.root,
+            teacher=self.teacher,
+            source=source,
+            image=image,
+            samples=samples,
+            samples_per_unit=self.samples_per_unit,
+            codec=self.codec,
+            format=self.format,
+            seed=seed,
+            device="cuda" if on_gpu else "cpu",
+            micro_batch=self.micro_batch,
+            threads=self.threads_per_actor,
+            fsync=self.fsync,
+        )
+
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
         found = setting_problems(self.codec, layout_format=self.format)
@@ -122,6 +196,15 @@ class EncodeConfig(PipelineConfig):
     """The images."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """How images are brought to the teacher's size."""
+
+    def settled(self) -> Self:
+        """Return the settings with every local path absolute."""
+        source = replace(self.source, path=input_path(self.source.path))
+        return replace(super().settled(), source=source)
+
+    def request(self) -> DatasetRequest:
+        """Return the settings that decide the dataset."""
+        return self._request("encode", self.source, self.image, self.samples, self.seed)
 
 
 @dataclass(kw_only=True)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from dataclasses import replace
 
 from dreamshard.errors import TeacherError
 from dreamshard.progress import stage
+from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
-from pipeline.cluster.worker import is_out_of_memory, worker_env
-from pipeline.request.config import PipelineConfig
-from pipeline.request.resolve import Request, mode_of
-from pipeline.teachers.base import Mode, TeacherConfig
-from pipeline.teachers.load import load_teacher
+from pipeline.cluster.outcomes import unwrap
+from pipeline.cluster.worker import ActorSize, is_out_of_memory
+from pipeline.request.resolve import ResolvedRequest
+from pipeline.request.trial import Trial, TrialSetup, forget_memory, setup_of, try_out
 from storage.schema import Pins
 
 LARGEST = 256
@@ -26,14 +21,6 @@ GAIN = 1.05
 """A doubling must make images come this many times faster to be worth its memory."""
 SHARE = 0.9
 """Largest share of the device's memory that a doubling may be expected to take."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """How one size went: images per second, and the share of memory in use, 0 .. 1."""
-
-    rate: float
-    memory: float
 
 
 def choose(attempt: Callable[[int], Trial | None]) -> int:
@@ -62,101 +49,49 @@ def choose(attempt: Callable[[int], Trial | None]) -> int:
     return size
 
 
-def settle_micro_batch(config: PipelineConfig, request: Request, pins: Pins | None) -> Any:
-    """Give a request with `micro_batch: 0` its size: that of a begun dataset, else found by trial.
+def settle_micro_batch(
+    request: ResolvedRequest, begun: Pins | None, *, ray_config: RayConfig, size: ActorSize
+) -> ResolvedRequest:
+    """Give a request with `micro_batch: 0` its own: that of a begun dataset, else found by trial.
 
     Args:
-        config: an EncodeConfig or SynthesizeConfig.
-        request: of that config.
-        pins: those of the dataset that is to be extended; None if there is none.
-
-    Returns:
-        (config, request) with the size filled in.
+        request: of `micro_batch: 0`.
+        begun: pins of the dataset that is to be extended; None if there is none.
+        ray_config: the cluster to try on.
+        size: of an actor.
     """
-    size = pins.micro_batch if pins is not None else _on_the_cluster(config, request)
-    chosen = dataclasses.replace(request.pins, micro_batch=size)
-    config = dataclasses.replace(config, micro_batch=size)
-    return config, dataclasses.replace(request, pins=chosen)
+    if begun is not None:
+        micro_batch = begun.micro_batch
+    else:
+        micro_batch = _on_the_cluster(setup_of(request, num_gpus=size.num_gpus), ray_config, size)
+    return replace(request, pins=replace(request.pins, micro_batch=micro_batch))
 
 
-def _on_the_cluster(config: PipelineConfig, request: Request) -> int:
+def _on_the_cluster(setup: TrialSetup, ray_config: RayConfig, size: ActorSize) -> int:
     """Try sizes where an actor would run."""
-    pins = request.pins
-    with cluster(config.ray, num_cpus=pins.threads, num_gpus=config.gpus_per_actor):
+    with cluster(ray_config, num_cpus=size.threads, num_gpus=size.num_gpus):
         import ray
         from ray.exceptions import RayTaskError
 
-        run = ray.remote(try_sizes).options(
-            num_cpus=pins.threads,
-            num_gpus=config.gpus_per_actor,
-            resources=dict(config.actor_resources),
-            max_retries=0,
-            runtime_env={"env_vars": worker_env(pins.threads)},
-        )
-        reference = run.remote(
-            config.teacher, mode_of(config), request.spec.image_size, pins, config.gpus_per_actor
-        )
+        run = ray.remote(try_sizes).options(**size.options(), max_retries=0)
         try:
-            size = int(ray.get(reference))  # type: ignore[arg-type]
+            micro_batch = int(ray.get(run.remote(setup)))  # type: ignore[arg-type]
         except RayTaskError as error:
-            raise error.cause from error
-    stage(f"micro_batch: {size} found by trial; the dataset pins it")
-    return size
+            raise unwrap(error) from error
+    stage(f"micro_batch: {micro_batch} found by trial; the dataset pins it")
+    return micro_batch
 
 
-def try_sizes(
-    config: TeacherConfig, mode: Mode, image_size: tuple[int, int], pins: Pins, gpus: float
-) -> int:
+def try_sizes(setup: TrialSetup) -> int:
     """Load the teacher at growing micro-batches and run each a few times; return the best size."""
 
-    def attempt(size: int) -> Trial | None:
-        _forget()
+    def attempt(micro_batch: int) -> Trial | None:
+        forget_memory()
         try:
-            return _run(config, mode, image_size, dataclasses.replace(pins, micro_batch=size), gpus)
+            return try_out(replace(setup, pins=replace(setup.pins, micro_batch=micro_batch)))
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 return None
             raise
 
     return choose(attempt)
-
-
-def _run(
-    config: TeacherConfig, mode: Mode, image_size: tuple[int, int], pins: Pins, gpus: float
-) -> Trial:
-    size = pins.micro_batch
-    teacher = load_teacher(config, mode=mode, seed=0, pins=pins, image_size=image_size)
-    images, indices = np.zeros((size, *image_size, 3), np.uint8), np.arange(size)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        if mode == "encode":
-            teacher.encode(images, indices)
-        else:
-            teacher.synthesize(indices)
-        seconds.append(time.perf_counter() - started)
-    return Trial(size / min(seconds), _memory(pins.device, gpus))
-
-
-def _memory(device: str, gpus: float) -> float:
-    """Return the share in use of the memory this process may have."""
-    if device == "cuda":
-        import torch
-
-        total = torch.cuda.get_device_properties(0).total_memory * min(1.0, gpus or 1.0)
-        return torch.cuda.max_memory_reserved() / total
-    import psutil
-
-    mine = psutil.Process().memory_info().rss
-    return mine / (psutil.virtual_memory().available + mine)
-
-
-def _forget() -> None:
-    """Give memory of the last trial back."""
-    import gc
-    import sys
-
-    gc.collect()
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        sys.modules["torch"].cuda.empty_cache()
-        sys.modules["torch"].cuda.reset_peak_memory_stats()

@@ -6,8 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.request.config import PipelineConfig
-from pipeline.request.resolve import Request
+from pipeline.request.resolve import ResolvedRequest
 from storage import catalog
 from storage.dataset import Dataset
 
@@ -15,34 +14,39 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class Existing:
     """A dataset that is there already, and what it is to the request."""
 
     dataset: Dataset
     complete: bool
     """Whether it has all samples wanted."""
+    extendable: bool
+    """Whether units can be added to it."""
     reason: str
     """In what it differs from the dataset asked for, in words."""
 
 
-def look_up(config: PipelineConfig, request: Request) -> Found | None:
+def look_up(request: ResolvedRequest) -> Existing | None:
     """Find the dataset that has what is wanted, or that more units can be added to.
 
     One with more levels, or in another layout, serves if it has all samples wanted; it is never
     added to.
     """
-    match = catalog.find(config.root, request.recipe, prefix_digest=request.input.prefix_digest)
+    root, prefix_digest = request.asked.root, request.input.prefix_digest
+    match = catalog.find(root, request.recipe, prefix_digest=prefix_digest)
     if match is None:
         return None
-    dataset = Dataset.open(match.url, fsync=config.fsync)
+    dataset = Dataset.open(match.url, fsync=request.asked.fsync)
     complete = not len(dataset.missing(request.wanted))
-    return Found(dataset, complete, str(match)) if complete or match.extendable else None
+    if not complete and not match.extendable:
+        return None
+    return Existing(dataset, complete, match.extendable, str(match))
 
 
-def create(config: PipelineConfig, request: Request) -> Dataset:
+def create(request: ResolvedRequest) -> Dataset:
     """Make the dataset of a request."""
     return Dataset.create(
-        config.root,
+        request.asked.root,
         request.recipe,
         levels=request.spec.levels,
         image_size=request.spec.image_size,
@@ -50,11 +54,11 @@ def create(config: PipelineConfig, request: Request) -> Dataset:
         labels=request.input.has_labels,
         masks=request.input.has_masks,
         extra={"licence": request.spec.licence},
-        fsync=config.fsync,
+        fsync=request.asked.fsync,
     )
 
 
-def check_pins(config: PipelineConfig, request: Request, dataset: Dataset) -> None:
+def check_pins(request: ResolvedRequest, dataset: Dataset, *, num_gpus: float) -> None:
     """Say which settings have no effect because the dataset was begun with others.
 
     Raises:
@@ -66,7 +70,7 @@ def check_pins(config: PipelineConfig, request: Request, dataset: Dataset) -> No
             dataset.url,
             dataset.pins,
         )
-    if dataset.pins.device == "cuda" and config.gpus_per_actor == 0:
+    if dataset.pins.device == "cuda" and num_gpus == 0:
         allowed = f"more than 0: {dataset.url} was begun on GPUs"
         hint = "Try --gpus_per_actor 1, or another --root."
         raise ConfigError(Problem("gpus_per_actor", "0", allowed, hint))

@@ -1,48 +1,47 @@
-"""Make the paths of a config absolute: actors run elsewhere, in folders of their own."""
+"""Make paths absolute: actors run elsewhere, in folders of their own.
+
+Relative paths count from the working directory. A job submitted with `--working-dir` runs in a copy
+of it that Ray deletes later: there, they count from $DREAMSHARD_HOME; where that is not set, from
+the checkout in which `ray start` was typed, or else from ~/dreamshard. Inputs may lie in the copy,
+too.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from pathlib import Path
-from typing import TypeVar
-
-from pipeline.images.source import SourceConfig
-from pipeline.request.config import PipelineConfig
 
 HOME_VARIABLE = "DREAMSHARD_HOME"
 
 log = logging.getLogger(__name__)
-C = TypeVar("C", bound=PipelineConfig)
 
 
-def settle_paths(config: C) -> C:
-    """Return the config with every local path absolute.
+def output_path(path: str, *, key: str = "") -> str:
+    """Return where to write.
 
-    Relative paths count from the working directory. A job submitted with `--working-dir` runs in a
-    copy of it that Ray deletes later: there, they count from $DREAMSHARD_HOME; where that is not
-    set, from the checkout in which `ray start` was typed, or else from ~/dreamshard. Inputs may lie
-    in the copy, too.
+    Args:
+        path: a path, or a URL, which stays.
+        key: setting to name in a warning where the path leaves a job's folder; empty for none.
     """
-    home = _job_home()
-    base = home or Path.cwd()
-    run_dir = config.run_dir or f"runs/{config.name}"
-    changes: dict[str, object] = {
-        "root": _output(config.root, base),
-        "run_dir": _output(run_dir, base),
-        "teacher": dataclasses.replace(
-            config.teacher,
-            path=_input(config.teacher.path, base),
-            interpreter=_input(config.teacher.interpreter, base),
-        ),
-    }
-    source = getattr(config, "source", None)
-    if isinstance(source, SourceConfig):
-        changes["source"] = dataclasses.replace(source, path=_input(source.path, base))
-    if home is not None and not Path(config.root).is_absolute() and "://" not in config.root:
-        log.warning("root: %s is relative and this is a Ray job: %s", config.root, changes["root"])
-    return dataclasses.replace(config, **changes)
+    if "://" in path:
+        return path
+    home, given = _job_home(), Path(path).expanduser()
+    settled = str((home or Path.cwd()) / given)
+    if home is not None and key and not given.is_absolute():
+        log.warning("%s: %s is relative and this is a Ray job: %s", key, path, settled)
+    return settled
+
+
+def input_path(path: str) -> str:
+    """Find a path here or in a job's home; names that are neither (a repository, a URL) stay."""
+    if not path or "://" in path:
+        return path
+    for folder in (Path.cwd(), _job_home() or Path.cwd()):
+        candidate = folder / Path(path).expanduser()
+        if candidate.exists() or _has_match(candidate):
+            return str(candidate)
+    return path
 
 
 def _job_home() -> Path | None:
@@ -56,21 +55,6 @@ def _job_home() -> Path | None:
     if (started_in / "pipeline" / "request" / Path(__file__).name).exists():
         return started_in
     return Path("~/dreamshard").expanduser()
-
-
-def _output(path: str, base: Path) -> str:
-    return path if "://" in path else str(base / Path(path).expanduser())
-
-
-def _input(path: str, base: Path) -> str:
-    """Find a path here or below `base`; names that are neither (a repository, a URL) stay."""
-    if not path or "://" in path:
-        return path
-    for folder in (Path.cwd(), base):
-        candidate = folder / Path(path).expanduser()
-        if candidate.exists() or _has_match(candidate):
-            return str(candidate)
-    return path
 
 
 def _has_match(path: Path) -> bool:

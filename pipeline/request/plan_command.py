@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -16,7 +16,7 @@ from pipeline.request.config import EncodeConfig, SynthesizeConfig
 
 if TYPE_CHECKING:
     from pipeline.request.plan import Speed
-    from pipeline.request.resolve import Request
+    from pipeline.request.resolve import ResolvedRequest
 
 Rate = Annotated[float, Field(ge=0)]
 
@@ -60,48 +60,51 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(cls, words, prog="dreamshard plan", description=description)
     from pipeline.request.assume import images_are_missing, teacher_is_missing
     from pipeline.request.lookup import look_up
-    from pipeline.request.paths import settle_paths
     from pipeline.request.plan import describe
     from pipeline.request.resolve import resolve
 
-    config = settle_paths(config)
-    request = resolve(config, assuming=True)
+    config = config.settled()
+    asked = config.request()
+    request = resolve(asked, assume=config.assume)
+    no_images = images_are_missing(asked, config.assume)
     lines = [f"note      {note}" for note in request.spec.notes]
-    if images_are_missing(config):
+    if no_images:
         lines.append(
             f"note      the images are not there: {config.assume.samples:,}, says `assume`"
         )
-    if teacher_is_missing(config) or images_are_missing(config):
+    if teacher_is_missing(asked, config.assume) or no_images:
         # Which dataset it would be follows from the weights and the images.
-        speed = _speed(replace(config, measure=False), request)
+        speed = _speed(config, None)
         sys.stdout.write("\n".join([describe(request.plan, speed=speed), *lines]) + "\n")
         return 0
-    found = look_up(config, request)
-    missing = found.dataset.missing(request.plan.num_samples) if found else None
+    existing = look_up(request)
     lines = [
         describe(request.plan, speed=_speed(config, request)),
         *lines,
         f"dataset   {config.root}/{request.recipe.folder}",
     ]
-    if found is not None and missing is not None:
-        made = request.plan.num_units - len(missing)
-        state = "complete" if found.complete else f"{made:,} of {request.plan.num_units:,} shards"
-        lines.append(f"there     {state}: {found.reason}")
+    if existing is not None:
+        num_units = request.plan.num_units
+        made = num_units - len(existing.dataset.missing(request.plan.num_samples))
+        state = "complete" if existing.complete else f"{made:,} of {num_units:,} shards"
+        lines.append(f"there     {state}: {existing.reason}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def _speed(config: EncodePlanConfig | SynthesizePlanConfig, request: Request) -> Speed:
-    """Measure what is asked for; `actors` 0 counts as one."""
+def _speed(
+    config: EncodePlanConfig | SynthesizePlanConfig, request: ResolvedRequest | None
+) -> Speed:
+    """Measure what is asked for, where there is something to measure; `actors` 0 counts as one."""
     from pipeline.request.plan import Speed
 
     actors = max(1, config.actors)
     rate, write, memory = config.rate, 0.0, 0
-    if config.measure:
-        from pipeline.request.trial import try_out
+    if config.measure and request is not None:
+        from pipeline.request.trial import setup_of, try_out
         from storage.fs.speed import measure_root
 
-        trial = try_out(config, request)
+        trial = try_out(setup_of(request, num_gpus=config.gpus_per_actor))
         rate, memory = rate or trial.rate * actors, trial.memory_bytes
         write = measure_root(config.root).write_bytes_per_s
     return Speed(

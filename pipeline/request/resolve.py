@@ -1,4 +1,4 @@
-"""Work out what a config asks for, with all its mistakes at once and nothing heavy loaded."""
+"""Work out what a request asks for, with all its mistakes at once and nothing heavy loaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.request.assume import (
     images_are_missing,
     teacher_is_missing,
 )
-from pipeline.request.config import EncodeConfig, PipelineConfig
+from pipeline.request.config import AssumeConfig, DatasetRequest
 from pipeline.request.layout import choose_codecs
 from pipeline.request.plan import (
     Plan,
@@ -27,7 +27,7 @@ from pipeline.request.plan import (
     choose_samples_per_unit,
     make_plan,
 )
-from pipeline.teachers.base import Mode, TeacherSpec
+from pipeline.teachers.base import TeacherSpec
 from pipeline.teachers.load import describe_teacher
 from storage.fs.open import open_files
 from storage.schema import FORMAT_VERSION, Pins, Recipe
@@ -41,9 +41,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Request:
-    """A config understood: what the main path works with."""
+class ResolvedRequest:
+    """A request understood: what the main path works with."""
 
+    asked: DatasetRequest
     spec: TeacherSpec
     input: Input
     recipe: Recipe
@@ -53,13 +54,15 @@ class Request:
     pins: Pins
 
 
-def resolve(config: PipelineConfig, *, writing: bool = True, assuming: bool = False) -> Request:
-    """Understand a config.
+def resolve(
+    asked: DatasetRequest, *, writing: bool = True, assume: AssumeConfig | None = None
+) -> ResolvedRequest:
+    """Understand a request.
 
     Args:
-        config: an EncodeConfig or a SynthesizeConfig.
+        asked: its settings, paths absolute.
         writing: whether its root must be a place to write to.
-        assuming: whether `assume` may stand in for a teacher or images that are not there.
+        assume: what may stand in for a teacher or images that are not there; None for nothing.
 
     Raises:
         ConfigError: everything that is wrong with teacher, source and root, in one go.
@@ -74,33 +77,25 @@ def resolve(config: PipelineConfig, *, writing: bool = True, assuming: bool = Fa
             problems.extend(error.problems)
             return None
 
-    describe = assumed_spec if assuming and teacher_is_missing(config) else _describe
-    spec = attempt(lambda: describe(config))
-    source, imagined = None, assuming and images_are_missing(config)
-    if isinstance(config, EncodeConfig) and not imagined:
-        source = attempt(lambda: open_source(config.source))
+    spec = attempt(lambda: _spec(asked, assume))
+    source, imagined = None, assume is not None and images_are_missing(asked, assume)
+    if asked.source is not None and not imagined:
+        settings = asked.source
+        source = attempt(lambda: open_source(settings))
     if spec is not None:
-        attempt(lambda: choose_codecs(spec.levels, config.codec))
+        attempt(lambda: choose_codecs(spec.levels, asked.codec))
     if writing:
-        attempt(lambda: check_root(config.root))
+        attempt(lambda: check_root(asked.root))
     if problems or spec is None:
         raise ConfigError(problems)
     inputs: Input
-    if isinstance(config, EncodeConfig) and imagined:
-        inputs = assumed_images(config)
-    elif isinstance(config, EncodeConfig):
-        assert source is not None
-        inputs = ImageInput(
-            source, config=config.image, image_size=spec.image_size, seed=config.seed
-        )
+    if assume is not None and imagined:
+        inputs = assumed_images(asked, assume)
+    elif source is not None:
+        inputs = ImageInput(source, config=asked.image, image_size=spec.image_size, seed=asked.seed)
     else:
         inputs = LatentInput(image_size=spec.image_size, has_labels=spec.has_labels)
-    return _request(config, spec, inputs)
-
-
-def mode_of(config: PipelineConfig) -> Mode:
-    """Tell encode from synthesize."""
-    return "encode" if isinstance(config, EncodeConfig) else "synthesize"
+    return _resolved(asked, spec, inputs)
 
 
 def check_root(root: str) -> None:
@@ -128,13 +123,14 @@ def check_root(root: str) -> None:
         raise ConfigError(Problem("root", got, "a folder that can be written", hint)) from error
 
 
-def _describe(config: PipelineConfig) -> TeacherSpec:
-    shape = config.image.shape if isinstance(config, EncodeConfig) else None
-    return describe_teacher(config.teacher, mode=mode_of(config), image_size=shape)
+def _spec(asked: DatasetRequest, assume: AssumeConfig | None) -> TeacherSpec:
+    if assume is not None and teacher_is_missing(asked, assume):
+        return assumed_spec(asked, assume)
+    return describe_teacher(asked.teacher, mode=asked.mode, image_size=asked.image.shape)
 
 
-def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Request:
-    codecs = choose_codecs(spec.levels, config.codec)
+def _resolved(asked: DatasetRequest, spec: TeacherSpec, inputs: Input) -> ResolvedRequest:
+    codecs = choose_codecs(spec.levels, asked.codec)
     sizes = bytes_per_sample(
         spec.levels,
         codecs=codecs,
@@ -142,32 +138,33 @@ def _request(config: PipelineConfig, spec: TeacherSpec, inputs: Input) -> Reques
         has_labels=inputs.has_labels,
         has_masks=inputs.has_masks,
     )
-    per_unit = config.samples_per_unit or choose_samples_per_unit(sum(sizes.values()))
-    wanted, available = config.samples, inputs.num_samples
+    per_unit = asked.samples_per_unit or choose_samples_per_unit(sum(sizes.values()))
+    wanted, available = asked.samples, inputs.num_samples
     if available is not None and (wanted is None or wanted > available):
         if wanted is not None:
             log.warning("samples: got %d, the source has %d: all of them", wanted, available)
         wanted = available
     assert wanted is not None, "checked by SynthesizeConfig"
-    return Request(
+    return ResolvedRequest(
+        asked=asked,
         spec=spec,
         input=inputs,
-        recipe=_recipe(config, spec, inputs, codecs=codecs, samples_per_unit=per_unit),
+        recipe=_recipe(asked, spec, inputs, codecs=codecs, samples_per_unit=per_unit),
         wanted=wanted,
         plan=make_plan(
             wanted, available=available, samples_per_unit=per_unit, sizes=sizes, codecs=codecs
         ),
         pins=Pins(
-            micro_batch=config.micro_batch or 1,  # 0: settled before anything runs (fit_batch)
-            compute_dtype=config.teacher.compute_dtype,
-            device=_device(config),
-            threads=config.threads_per_actor,
+            micro_batch=asked.micro_batch or 1,  # 0: settled before anything runs (fit_batch)
+            compute_dtype=asked.teacher.compute_dtype,
+            device=asked.device,
+            threads=asked.threads,
         ),
     )
 
 
 def _recipe(
-    config: PipelineConfig,
+    asked: DatasetRequest,
     spec: TeacherSpec,
     inputs: Input,
     *,
@@ -194,19 +191,13 @@ def _recipe(
         "levels": levels,
         "image": inputs.image_rule(),
         "source": inputs.source(),
-        "seed": config.seed,
-        "compute_dtype": config.teacher.compute_dtype,
+        "seed": asked.seed,
+        "compute_dtype": asked.teacher.compute_dtype,
     }
     layout: dict[str, object] = {
-        "format": config.format,
+        "format": asked.format,
         "format_version": FORMAT_VERSION,
         "codecs": codecs,
         "samples_per_unit": samples_per_unit,
     }
-    return Recipe(config.name, content, layout)
-
-
-def _device(config: PipelineConfig) -> str:
-    if config.device == "auto":
-        return "cuda" if config.gpus_per_actor > 0 else "cpu"
-    return config.device
+    return Recipe(asked.name, content, layout)

@@ -17,11 +17,12 @@ import ray
 from ray import exceptions as ray_errors
 
 from dreamshard.errors import ConfigError, DreamshardError
-from pipeline.cluster.worker import worker_env
-from pipeline.streaming.config import StreamConfig
-from pipeline.streaming.resolve import differences, resolve_stream
+from pipeline.cluster.outcomes import Done, Failed, Lost, Returned, unwrap
+from pipeline.cluster.worker import ActorSize
+from pipeline.streaming.config import StreamRequest
 from pipeline.streaming.server import CALLS, Server, StoppingError
-from pipeline.streaming.window import Arrived, Event, Failed, Lost, Request
+from pipeline.streaming.stream import differences, resolve_stream
+from pipeline.streaming.window import Answer, PositionRequest
 
 NAMESPACE = "dreamshard"
 LOOK_S = 1.0
@@ -38,15 +39,15 @@ def actor_name(service: str, number: int) -> str:
 class StreamActor:
     """Serve micro-batches of a stream.
 
-    It is told the configuration and works the rest out by itself, so that Ray can start it again
-    when whoever started it is gone.
+    It is told what to serve and works the rest out by itself, so that Ray can start it again when
+    whoever started it, and owned the long list of its images, is gone.
     """
 
-    def __init__(self, config: StreamConfig) -> None:
-        stream = resolve_stream(config)
+    def __init__(self, asked: StreamRequest) -> None:
+        stream = resolve_stream(asked)
         self._identity = stream.identity
-        self._name = config.name
-        self._server = Server([part.served for part in stream.parts], name=config.name)
+        self._name = stream.name
+        self._server = Server([part.served for part in stream.parts], name=stream.name)
         self._server.load()
 
     def __repr__(self) -> str:
@@ -81,11 +82,12 @@ class StreamActor:
         self._server.close()
 
 
-def start_actors(config: StreamConfig, *, count: int, detached: bool) -> list[Any]:
+def start_actors(asked: StreamRequest, size: ActorSize, *, count: int, detached: bool) -> list[Any]:
     """Start a service's actors, those that are missing; do not wait until they are ready.
 
     Args:
-        config: of the stream, paths absolute.
+        asked: what they serve.
+        size: of each.
         count: actors to have.
         detached: whether they outlive this process.
     """
@@ -93,17 +95,14 @@ def start_actors(config: StreamConfig, *, count: int, detached: bool) -> list[An
     actor = remote(StreamActor)
     return [
         actor.options(
-            name=actor_name(config.name, number),
+            name=actor_name(asked.name, number),
             namespace=NAMESPACE,
             lifetime="detached" if detached else None,
             get_if_exists=True,
-            num_cpus=config.threads_per_actor,
-            num_gpus=config.gpus_per_actor,
-            resources=dict(getattr(config, "actor_resources", {})) or None,
             max_restarts=-1,  # wherever there is room: it has no state to lose
             max_task_retries=0,  # clients ask another actor, which is sooner
-            runtime_env={"env_vars": worker_env(config.threads_per_actor)},
-        ).remote(config)
+            **size.options(),
+        ).remote(asked)
         for number in range(count)
     ]
 
@@ -135,7 +134,7 @@ def wait_ready(
                 time.sleep(LOOK_S)
                 continue
             except ray_errors.RayError as error:
-                raise _cause(error) from None
+                raise unwrap(error) from error
             ready += 1
             on_ready(ready)
     return ready
@@ -144,15 +143,15 @@ def wait_ready(
 def find_actors(service: str) -> dict[str, Any]:
     """Return the actors of a service by name, those that are starting included."""
     prefix = _prefix(service)
-    found = {}
+    actors = {}
     for entry in ray.util.list_named_actors(all_namespaces=True):
         name = entry["name"]  # pyright: ignore[reportArgumentType]
         if entry["namespace"] == NAMESPACE and name.startswith(prefix):  # pyright: ignore
             try:
-                found[name] = ray.get_actor(name, namespace=NAMESPACE)
+                actors[name] = ray.get_actor(name, namespace=NAMESPACE)
             except ValueError:  # it went between the two calls
                 continue
-    return dict(sorted(found.items()))
+    return dict(sorted(actors.items()))
 
 
 def end_actors(handles: Sequence[Any], *, timeout_s: float = 30.0) -> None:
@@ -175,16 +174,16 @@ def stop_actors(service: str, *, timeout_s: float = 30.0) -> int:
 
 
 def check_identity(
-    there: Mapping[str, object], here: Mapping[str, object], *, service: str
+    theirs: Mapping[str, object], ours: Mapping[str, object], *, service: str
 ) -> None:
     """Refuse a service that serves something else.
 
     Raises:
         ConfigError: with every difference.
     """
-    found = differences(there, here)
-    if found:
-        listed = "".join(f"\n  {line}" for line in found)
+    lines = differences(theirs, ours)
+    if lines:
+        listed = "".join(f"\n  {line}" for line in lines)
         raise ConfigError(
             f"name: the service {service!r} on this cluster serves something else:{listed}\n"
             "Ask for what it serves, or start another one under a --name of its own."
@@ -211,7 +210,7 @@ class RayTransport:
         """Name the actors that have answered a greeting."""
         return sorted(self._ready)
 
-    def submit(self, worker: str, request: Request) -> Hashable:
+    def submit(self, worker: str, request: PositionRequest) -> Hashable:
         """Ask an actor."""
         batch = request.batch
         reference = self._ready[worker].serve.remote(
@@ -220,7 +219,7 @@ class RayTransport:
         self._asked[reference] = worker
         return reference
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> list[Answer]:
         """Return what arrived; greet who is new.
 
         Raises:
@@ -234,7 +233,7 @@ class RayTransport:
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        events: list[Event] = []
+        events: list[Answer] = []
         for reference in ready:
             if reference in self._greeted:
                 self._welcome(reference)
@@ -267,37 +266,37 @@ class RayTransport:
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
-        found = find_actors(self._service)
-        self._names = list(found)
+        actors = find_actors(self._service)
+        self._names = list(actors)
         greeted = {name for name, _ in self._greeted.values()}
-        for name in [name for name in self._ready if name not in found]:
+        for name in [name for name in self._ready if name not in actors]:
             del self._ready[name]
-        for name, handle in found.items():
+        for name, handle in actors.items():
             if name not in self._ready and name not in greeted:
                 self._greeted[handle.identity.remote()] = (name, handle)
 
     def _welcome(self, reference: Any) -> None:
         name, handle = self._greeted.pop(reference)
         try:
-            there: Any = ray.get(reference)
+            identity: Any = ray.get(reference)
         except ray_errors.RayError as error:
-            cause = _cause(error)
+            cause = unwrap(error)
             if isinstance(cause, DreamshardError) and not isinstance(cause, StoppingError):
                 raise cause from None  # it cannot load what it is to serve
             log.debug("%s is not ready: %s", name, cause)  # greeted again at the next look
             return
-        check_identity(there, self._identity, service=self._service)
+        check_identity(identity, self._identity, service=self._service)
         self._ready[name] = handle
 
-    def _take(self, reference: Any) -> Event:
+    def _take(self, reference: Any) -> Answer:
         worker = self._asked.pop(reference)
         try:
-            return Arrived(reference, ray.get(reference))
+            return Done(reference, ray.get(reference))
         except ray_errors.RayTaskError as error:
-            cause = _cause(error)
+            cause = unwrap(error)
             if isinstance(cause, StoppingError):
                 self._ready.pop(worker, None)
-                return Lost(reference, cause, leaving=True)
+                return Returned(reference, cause)
             return Failed(reference, cause)
         except ray_errors.RayError as error:
             self._ready.pop(worker, None)
@@ -306,12 +305,3 @@ class RayTransport:
 
 def _prefix(service: str) -> str:
     return f"dreamshard:{service}:"
-
-
-def _cause(error: ray_errors.RayError) -> Exception:
-    """Unwrap the exception that our code raised on an actor, also while it was being made."""
-    for found in (error, getattr(error, "cause", None), error.__cause__):
-        cause = getattr(found, "cause", found)
-        if isinstance(cause, DreamshardError):
-            return cause
-    return error

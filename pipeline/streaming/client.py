@@ -20,9 +20,9 @@ import numpy as np
 from dreamshard.errors import ConfigError, Problem
 from pipeline.cluster.metrics import Metrics
 from pipeline.streaming.order import MicroBatch, Mix, Order, Shuffle
-from pipeline.streaming.resolve import Stream
 from pipeline.streaming.shards import KeptRows, ShardRows
-from pipeline.streaming.window import POLL_S, Arrays, Request, Transport, Window
+from pipeline.streaming.stream import Stream
+from pipeline.streaming.window import POLL_S, Arrays, PositionRequest, Transport, Window
 from storage.batches.positions import PositionStream
 from storage.batches.reader import Batch
 from storage.batches.ring import Slot
@@ -261,7 +261,7 @@ class _Planner:
             if part.keep is not None:
                 self.rows[number] = KeptRows(part.keep, names)
 
-    def requests(self) -> Iterator[Request | None]:
+    def requests(self) -> Iterator[PositionRequest | None]:
         """Yield what to ask for, in the order the batches need it."""
         share = self._share
         first = share.start + share.rank * share.rows
@@ -279,7 +279,7 @@ class _Planner:
         for rows in self.rows.values():
             rows.close()
 
-    def _pieces(self, first: int, stop: int) -> Iterator[tuple[_Piece, Request | None]]:
+    def _pieces(self, first: int, stop: int) -> Iterator[tuple[_Piece, PositionRequest | None]]:
         places = self._mix.parts(first, stop)
         for part, (low, high) in enumerate(
             zip(self._mix.before(first), self._mix.before(stop), strict=True)
@@ -296,7 +296,7 @@ class _Planner:
 
     def _piece(
         self, part: int, batch: MicroBatch, rows: slice, places: np.ndarray
-    ) -> tuple[_Piece, Request | None]:
+    ) -> tuple[_Piece, PositionRequest | None]:
         kept = self.rows.get(part)
         if isinstance(kept, KeptRows) and kept.has(batch.samples):
             return _Piece(part, places, kept.usable(batch.samples)[rows]), None
@@ -309,7 +309,7 @@ class _Planner:
         if shared and home is None:
             home = batch.first // order.micro_batch
         self._count += 1
-        return piece, Request(self._count - 1, batch, home=home, shared=shared)
+        return piece, PositionRequest(self._count - 1, batch, home=home, shared=shared)
 
 
 def _check(stream: Stream, share: Share) -> None:

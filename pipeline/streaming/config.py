@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
-from pipeline.request.config import Count, EncodeConfig, PipelineConfig, SynthesizeConfig
+from pipeline.request.config import Count, DatasetRequest, PipelineConfig
+from pipeline.request.paths import input_path
 from storage.codecs.table import find_codec
 
 
@@ -33,6 +34,11 @@ class PartConfig:
     seed: int = 0
     """Decides noise, latents and views of this source."""
 
+    def settled(self) -> PartConfig:
+        """Return the settings with every local path absolute."""
+        source = replace(self.source, path=input_path(self.source.path))
+        return replace(self, source=source, dataset=input_path(self.dataset))
+
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
         if self.mode == "shards" and not self.dataset:
@@ -41,6 +47,38 @@ class PartConfig:
             hint = "Remove it, or set mode: shards."
             return [Problem("dataset", f"{self.dataset} with mode {self.mode}", "none", hint)]
         return []
+
+
+@dataclass(frozen=True)
+class PartRequest:
+    """What is asked of one source of a stream.
+
+    Args:
+        key: dotted key of its settings, for messages; empty for the first one.
+        weight: its share of the positions, as a count.
+        asked: what would be asked of its dataset, or that dataset's URL if it is there already.
+    """
+
+    key: str
+    weight: int
+    asked: DatasetRequest | str
+
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """The settings that decide what is streamed; paths are absolute.
+
+    Args:
+        name: of the service.
+        parts: its sources; the first one names it.
+        fresh_noise: draw new noise for every epoch.
+        keep: commit the first source's samples to its dataset, too.
+    """
+
+    name: str
+    parts: tuple[PartRequest, ...]
+    fresh_noise: bool
+    keep: bool
 
 
 @dataclass(kw_only=True)
@@ -114,28 +152,28 @@ class StreamConfig(PipelineConfig):
             if getattr(self, key) != usual[key]
         ]
 
-    def offline(self) -> PipelineConfig:
-        """Return what `dreamshard encode` or `synthesize` would be told to make the same bytes."""
-        return self._offline(self.mode, self.source, self.image, self.samples, self.seed)
+    def settled(self) -> Self:
+        """Return the settings with every local path absolute, those in mix included."""
+        source = replace(self.source, path=input_path(self.source.path))
+        mix = [part.settled() for part in self.mix]
+        return replace(super().settled(), source=source, mix=mix)
 
-    def parts(self) -> list[tuple[str, int, PipelineConfig | str]]:
-        """List the sources: dotted key, weight, and an offline config or a dataset's URL."""
-        found: list[tuple[str, int, PipelineConfig | str]] = [("", self.weight, self.offline())]
+    def request(self) -> DatasetRequest:
+        """Return what `dreamshard encode` or `synthesize` would be asked for the same bytes."""
+        return self._of(self)
+
+    def stream(self) -> StreamRequest:
+        """Return the settings that decide what is streamed."""
+        parts: list[PartRequest] = [PartRequest("", self.weight, self.request())]
         for number, part in enumerate(self.mix):
-            what: PipelineConfig | str = part.dataset
-            if part.mode != "shards":
-                what = self._offline(part.mode, part.source, part.image, part.samples, part.seed)
-            found.append((f"mix.{number}", part.weight, what))
-        return found
+            asked = part.dataset if part.mode == "shards" else self._of(part)
+            parts.append(PartRequest(f"mix.{number}", part.weight, asked))
+        return StreamRequest(self.name, tuple(parts), self.fresh_noise, self.keep)
 
-    def _offline(
-        self, mode: str, source: SourceConfig, image: ImageConfig, samples: int | None, seed: int
-    ) -> PipelineConfig:
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(PipelineConfig)}
-        shared |= {"samples": samples, "seed": seed}
-        if mode == "encode":
-            return EncodeConfig(**shared, source=source, image=image)
-        return SynthesizeConfig(**shared)
+    def _of(self, part: StreamConfig | PartConfig) -> DatasetRequest:
+        if part.mode == "synthesize":
+            return self._request("synthesize", None, ImageConfig(), part.samples, part.seed)
+        return self._request("encode", part.source, part.image, part.samples, part.seed)
 
 
 @dataclass(kw_only=True)

@@ -9,9 +9,10 @@ from typing import cast
 
 import numpy as np
 
-from pipeline.streaming.resolve import Stream
+from pipeline.cluster.outcomes import Done, Failed
 from pipeline.streaming.server import CALLS, Server
-from pipeline.streaming.window import Arrived, Event, Failed, Request
+from pipeline.streaming.stream import Stream
+from pipeline.streaming.window import Answer, PositionRequest
 
 NAME = "live"
 
@@ -43,14 +44,14 @@ class LiveTransport:
         """Name the one there is."""
         return [NAME]
 
-    def submit(self, worker: str, request: Request) -> Hashable:
+    def submit(self, worker: str, request: PositionRequest) -> Hashable:
         """Ask for a micro-batch."""
         batch = request.batch
         future = self._pool.submit(self._server.serve, batch.part, batch.samples, batch.epoch)
         self._asked.add(future)
         return future
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> list[Answer]:
         """Return what is done."""
         if not self._asked:
             return []
@@ -73,10 +74,10 @@ class LiveTransport:
         self._server.close()
 
 
-def _event(future: Future[dict[str, np.ndarray]]) -> Event:
+def _event(future: Future[dict[str, np.ndarray]]) -> Answer:
     error = future.exception()
     if error is None:
-        return Arrived(future, future.result())
+        return Done(future, future.result())
     if not isinstance(error, Exception):
         raise error
     return Failed(future, error)

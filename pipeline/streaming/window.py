@@ -7,9 +7,7 @@ never a sample. Nothing here knows Ray: `Transport` is what it needs of those wh
 from __future__ import annotations
 
 import logging
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,16 +15,19 @@ from typing import Protocol
 import numpy as np
 
 from dreamshard.errors import DreamshardError, TeacherError
+from pipeline.cluster.deadline import Deadline
+from pipeline.cluster.outcomes import Done, Event, Failed, Lost, Returned, Tries, one_line
 from pipeline.streaming.order import MicroBatch
 
 POLL_S = 0.1
 """Longest wait for an answer before deadlines are looked at again (seconds)."""
-LEAST_DEADLINE_S = 0.5
-FACTOR = 4.0
-"""A request is late after LEAST_DEADLINE_S plus this many times the usual time of an answer: with
-what is buffered, that hides a dead actor or node within two seconds where answers take 0.3 s."""
+MORE_S, FACTOR = 0.5, 4.0
+"""A request is late after MORE_S plus FACTOR times the usual time of an answer: with what is
+buffered, that hides a dead actor or node within two seconds where answers take 0.3 s."""
 FIRST_DEADLINE_S = 60.0
 """While no answer came yet: a first forward pass may compile kernels."""
+MAX_FAILURES = 3
+"""Times a worker may fail to compute a request."""
 LAST_RESORT = 3
 """Deadlines that a request may miss at every worker at once before one is asked a second time."""
 MAX_DEATHS = 6
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class PositionRequest:
     """One micro-batch asked for.
 
     Args:
@@ -56,36 +57,8 @@ class Request:
     shared: bool = False
 
 
-@dataclass(frozen=True)
-class Arrived:
-    """An answer."""
-
-    ticket: Hashable
-    value: Arrays
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The worker lives and says why it cannot answer."""
-
-    ticket: Hashable
-    error: Exception
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The worker died, or its answer was lost with a node.
-
-    Args:
-        leaving: it was stopped on purpose: no reason to suspect the request.
-    """
-
-    ticket: Hashable
-    error: Exception
-    leaving: bool = False
-
-
-Event = Arrived | Failed | Lost
+Answer = Event[Hashable, Arrays]
+"""What became of a request; `work` is the ticket of its submission."""
 
 
 class Transport(Protocol):
@@ -95,11 +68,11 @@ class Transport(Protocol):
         """Name those that can be asked now, in a fixed order."""
         ...
 
-    def submit(self, worker: str, request: Request) -> Hashable:
+    def submit(self, worker: str, request: PositionRequest) -> Hashable:
         """Ask one of them; return a ticket that events refer to."""
         ...
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> list[Answer]:
         """Return what happened, waiting for something to happen at most that long.
 
         Raises:
@@ -124,11 +97,10 @@ class Transport(Protocol):
 class _Pending:
     """A request under way, possibly at several workers."""
 
-    request: Request
+    request: PositionRequest
     tickets: dict[Hashable, tuple[str, float]] = field(default_factory=dict)
     """Who was asked, and when."""
-    failures: int = 0
-    deaths: int = 0
+    tries: Tries = field(default_factory=Tries)
     due: float = float("inf")
     overdue: int = 0
     """Times in a row that it was late with nobody else to ask."""
@@ -144,32 +116,31 @@ class Window:
         deadline_s: time after which a request goes to a second worker (seconds); None for four
             times the usual time, plus 0.5 s.
         patience_s: time without any worker after which to give up (seconds).
-        max_attempts: times a worker may fail to compute a request.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         transport: Transport,
-        requests: Iterator[Request | None],
+        requests: Iterator[PositionRequest | None],
         *,
         size: int,
         deadline_s: float | None = None,
         patience_s: float = 600.0,
-        max_attempts: int = 3,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport, self._requests, self._size = transport, requests, size
-        self._deadline_s, self._patience_s = deadline_s, patience_s
-        self._max_attempts, self._clock = max_attempts, clock
+        self._patience_s, self._clock = patience_s, clock
+        self._deadline = Deadline(
+            deadline_s, factor=FACTOR, least_s=0, more_s=MORE_S, first_s=FIRST_DEADLINE_S, enough=1
+        )
         self._pending: dict[int, _Pending] = {}
         self._ready: dict[int, Arrays] = {}
         self._owner: dict[Hashable, int] = {}
         self._load: dict[str, int] = {}
         self._suspects: set[str] = set()
-        self._took: deque[float] = deque(maxlen=33)
-        self._next = self._asked = 0
-        self._seen = self._noticed = clock()
+        self._next = 0
+        self._seen = clock()
         self._notice_s = NOTICE_S
         self.retries = 0
         """Requests that went to another worker."""
@@ -187,16 +158,16 @@ class Window:
         Raises:
             TeacherError: a request cannot be computed, or no worker comes for too long.
         """
-        while (found := self.take()) is None:
+        while (answer := self.take()) is None:
             self.step(POLL_S)
-        return found
+        return answer
 
     def take(self) -> Arrays | None:
         """Return the next answer if it is there."""
-        found = self._ready.pop(self._next, None)
-        if found is not None:
+        answer = self._ready.pop(self._next, None)
+        if answer is not None:
             self._next += 1
-        return found
+        return answer
 
     def step(self, timeout_s: float = 0.0) -> None:
         """Keep the window full, take what arrived, ask again for what is late."""
@@ -247,35 +218,28 @@ class Window:
         now = self._clock()
         ticket = self._transport.submit(worker, pending.request)
         pending.tickets[ticket] = (worker, now)
-        pending.due = now + self._allowance() * 2 ** (len(pending.tickets) - 1)
+        pending.due = now + self._deadline.limit_s * 2 ** (len(pending.tickets) - 1)
         self._owner[ticket] = pending.request.number
         self._load[worker] = self._load.get(worker, 0) + 1
 
-    def _allowance(self) -> float:
-        if self._deadline_s is not None:
-            return self._deadline_s
-        if not self._took:
-            return FIRST_DEADLINE_S
-        return LEAST_DEADLINE_S + FACTOR * statistics.median(self._took)
-
-    def _note(self, event: Event) -> None:
-        number = self._owner.pop(event.ticket, None)
+    def _note(self, event: Answer) -> None:
+        number = self._owner.pop(event.work, None)
         if number is None:
             return
         pending = self._pending.get(number)
         if pending is None:
-            self.duplicates += isinstance(event, Arrived)
-            self._transport.forget(event.ticket)
+            self.duplicates += isinstance(event, Done)
+            self._transport.forget(event.work)
             return
-        worker, asked = pending.tickets.pop(event.ticket)
+        worker, asked = pending.tickets.pop(event.work)
         self._load[worker] -= 1
-        if isinstance(event, Arrived):
+        if isinstance(event, Done):
             self._arrive(pending, worker, asked, event.value)
         else:
             self._retry(pending, worker, event)
 
     def _arrive(self, pending: _Pending, worker: str, asked: float, value: Arrays) -> None:
-        self._took.append(self._clock() - asked)
+        self._deadline.note(self._clock() - asked)
         self._suspects.discard(worker)
         for ticket, (other, _) in pending.tickets.items():
             self._load[other] -= 1
@@ -284,28 +248,27 @@ class Window:
         del self._pending[number]
         self._ready[number] = value
 
-    def _retry(self, pending: _Pending, worker: str, event: Failed | Lost) -> None:
-        text = _brief(event.error)
-        if isinstance(event, Failed):
-            pending.failures += 1
-            told = isinstance(event.error, DreamshardError)
-            if told or pending.failures >= self._max_attempts:
-                raise (
-                    event.error
-                    if told
-                    else TeacherError(
-                        f"teacher: could not compute samples {_some(pending)}, tried "
-                        f"{pending.failures} times: {text}"
-                    )
-                ) from event.error
-        else:
-            pending.deaths += not event.leaving
-            if pending.deaths >= MAX_DEATHS:
-                raise TeacherError(
-                    f"teacher: {pending.deaths} actors died over samples {_some(pending)} (the "
-                    f"last one: {text}). Memory is the usual reason: try half of --micro_batch, or "
-                    "look at the actors' logs."
-                )
+    def _retry(
+        self,
+        pending: _Pending,
+        worker: str,
+        event: Failed[Hashable] | Lost[Hashable] | Returned[Hashable],
+    ) -> None:
+        text, tries = one_line(event.error), pending.tries
+        tries.note(event)
+        if isinstance(event, Failed) and isinstance(event.error, DreamshardError):
+            raise event.error
+        if tries.failures >= MAX_FAILURES:
+            raise TeacherError(
+                f"teacher: could not compute samples {_some(pending)}, tried "
+                f"{tries.failures} times: {text}"
+            ) from event.error
+        if tries.deaths >= MAX_DEATHS:
+            raise TeacherError(
+                f"teacher: {tries.deaths} actors died over samples {_some(pending)} (the "
+                f"last one: {text}). Memory is the usual reason: try half of --micro_batch, or "
+                "look at the actors' logs."
+            ) from event.error
         self.retries += 1
         log.warning("%s: %s; its samples are asked for elsewhere", worker, text)
 
@@ -320,7 +283,7 @@ class Window:
             slow = {name for name, _ in pending.tickets.values()}
             if not set(workers) - slow and (not workers or pending.overdue < LAST_RESORT):
                 pending.overdue += 1
-                pending.due = now + self._allowance()  # nobody else to ask
+                pending.due = now + self._deadline.limit_s  # nobody else to ask
                 continue
             # All have it and none answers: an answer may be lost, so one is asked once more.
             pending.overdue = 0
@@ -353,8 +316,3 @@ class Window:
 def _some(pending: _Pending) -> str:
     samples = pending.request.batch.samples
     return f"{samples[:3].tolist()}..." if len(samples) > 3 else str(samples.tolist())
-
-
-def _brief(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]

@@ -21,7 +21,7 @@ from pipeline.cluster.join import cluster
 from pipeline.images.source import ImageConfig
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
-from pipeline.streaming.resolve import Stream, resolve_stream
+from pipeline.streaming.stream import Stream, resolve_stream
 from pipeline.teachers.base import TeacherConfig
 
 STEPS, SAVE_EVERY, RANKS, BATCH = 60, 5, 2, 16
@@ -107,7 +107,7 @@ def main(folder: Path, seeds: list[int]) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=180))
     rank = dist.get_rank()
     (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
-    stream = resolve_stream(configure(folder / "data"))
+    stream = resolve_stream(configure(folder / "data").stream())
     with cluster(RayConfig(), num_cpus=1, num_gpus=0):
         for seed in seeds:
             play(folder, stream, seed=seed, rank=rank)

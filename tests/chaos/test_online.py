@@ -22,7 +22,7 @@ import pytest
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
 from pipeline.streaming.live import LiveTransport
-from pipeline.streaming.resolve import resolve_stream
+from pipeline.streaming.stream import resolve_stream
 from tests.chaos.online_trainer import (
     RANKS,
     STEPS,
@@ -120,7 +120,7 @@ def restart(folder: Path) -> None:
 
     config = configure(folder / "data")
     actors.stop_actors(config.name)
-    actors.start_actors(config, count=2, detached=True)
+    actors.start_actors(config.stream(), config.actor_size(), count=2, detached=True)
 
 
 def progress(folder: Path, seed: int) -> int:
@@ -164,8 +164,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("online")
     config = configure(folder / "data")
     with cluster(RayConfig(), num_cpus=2, num_gpus=0, object_store_bytes=100 << 20):
-        handles = actors.start_actors(config, count=2, detached=True)
-        actors.wait_ready(handles, resolve_stream(config).identity, service=config.name)
+        handles = actors.start_actors(config.stream(), config.actor_size(), count=2, detached=True)
+        actors.wait_ready(handles, resolve_stream(config.stream()).identity, service=config.name)
         made = Stage(folder, launch(folder))
         try:
             yield made
@@ -179,7 +179,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def expected(folder: Path, seed: int, rank: int) -> list[str]:
-    stream = resolve_stream(configure(folder / "data", delay_s=0.0))
+    stream = resolve_stream(configure(folder / "data", delay_s=0.0).stream())
     transport = LiveTransport(stream)
     with open_reader(stream, transport, seed=seed, rank=rank, step=0) as reader:
         return [digest(reader.next()) for _ in range(STEPS)]

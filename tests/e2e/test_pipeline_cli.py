@@ -102,8 +102,8 @@ def test_asking_again_does_not_even_import_ray(tmp_path: Path) -> None:
     image = ImageConfig(size=16)
     root = str(tmp_path / "data")
     config = EncodeConfig(root=root, teacher=teacher, image=image, samples=40, samples_per_unit=40)
-    request = resolve(config)
-    dataset = create(config, request)
+    request = resolve(config.request())
+    dataset = create(request)
     dataset.grow(request.plan.num_samples)
     job = Job(
         url=dataset.url, run_id="r", teacher=teacher, image_size=(16, 16), seed=0, fsync=False

@@ -291,7 +291,7 @@ def test_a_unit_that_cannot_be_made_is_left_out_and_listed(tmp_path: Path) -> No
         Image.new("L", (16, 16), number).save(files / f"{number:03d}.png")
     source = SourceConfig(kind="folder", path=str(files))
     config = encode_config(tmp_path / "data", source=source, samples=None, max_attempts=2)
-    request = main_path.resolve(config)
+    request = main_path.resolve(config.request())
     # Listed, then gone: storage fails, which is no statement about the image.
     (files / "020.png").rename(files / "away")
     with pytest.MonkeyPatch.context() as patch:

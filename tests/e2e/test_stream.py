@@ -23,7 +23,7 @@ from pipeline.streaming import window as window_module
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.live import LiveTransport
-from pipeline.streaming.resolve import Stream, resolve_stream
+from pipeline.streaming.stream import Stream, resolve_stream
 from pipeline.teachers.base import TeacherConfig
 
 ray = pytest.importorskip("ray")
@@ -59,11 +59,13 @@ class Service:
     """Two actors of a stream."""
 
     def __init__(self, config: StreamConfig) -> None:
-        self.config, self.stream = config, resolve_stream(config)
+        self.config, self.stream = config, resolve_stream(config.stream())
         self.start()
 
     def start(self) -> None:
-        self.handles = actors.start_actors(self.config, count=2, detached=True)
+        self.handles = actors.start_actors(
+            self.config.stream(), self.config.actor_size(), count=2, detached=True
+        )
         self.wait()
 
     def wait(self) -> None:
@@ -103,7 +105,7 @@ def digest(batch: Any) -> bytes:
 
 def undisturbed(config: StreamConfig, count: int, **share: Any) -> list[bytes]:
     """Return what a teacher in this process gives."""
-    stream = resolve_stream(config)
+    stream = resolve_stream(config.stream())
     with open_reader(stream, LiveTransport(stream), **share) as reader:
         return [digest(reader.next()) for _ in range(count)]
 
@@ -184,7 +186,7 @@ def test_memory_is_bounded_at_four_windows(service: Service) -> None:
 
 
 def test_another_service_of_that_name_is_refused_with_the_differences(service: Service) -> None:
-    other = resolve_stream(dataclasses.replace(service.config, seed=3, micro_batch=8))
+    other = resolve_stream(dataclasses.replace(service.config, seed=3, micro_batch=8).stream())
     transport = actors.RayTransport(service.config.name, other.identity)
     with open_reader(other, transport) as reader, pytest.raises(ConfigError) as caught:
         reader.next()
@@ -215,12 +217,12 @@ def test_two_actors_fill_a_dataset_that_later_epochs_read(tmp_path: Path) -> Non
     with service.read(**share) as reader:
         found = [digest(reader.next()) for _ in range(16)]
     service.stop()
-    part = resolve_stream(config).parts[0]
+    part = resolve_stream(config.stream()).parts[0]
     assert part.keep is not None
     kept = part.keep.committed()
     assert len(kept) >= 6, "of 8 units"
     # The same from shards; what is missing is made by this process.
-    stream = resolve_stream(config)
+    stream = resolve_stream(config.stream())
     transport = LiveTransport(stream)
     with open_reader(stream, transport, start=512, **share) as reader:
         found += [digest(reader.next()) for _ in range(16)]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dreamshard.errors import ConfigError
 from pipeline.cluster import join as cluster
 from pipeline.cluster.config import RayConfig
-from pipeline.cluster.join import Cluster
-from pipeline.cluster.worker import worker_env
+from pipeline.cluster.join import EMBEDDED, Cluster
+from pipeline.cluster.worker import ActorSize, worker_env
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,9 @@ from pipeline.cluster.worker import worker_env
         (2, 4, 1, 0.25, 2),
     ],
 )
-def test_room(cpus: int, gpus: int, num_cpus: float, num_gpus: float, room: int) -> None:
+def test_room(cpus: int, gpus: int, num_cpus: int, num_gpus: float, room: int) -> None:
     there = Cluster("x", ({"CPU": cpus, "GPU": gpus},))
-    assert there.room(num_cpus=num_cpus, num_gpus=num_gpus) == room and there.num_gpus == gpus
+    assert there.room(ActorSize(num_cpus, num_gpus)) == room and there.num_gpus == gpus
 
 
 def test_room_on_unlike_nodes() -> None:
@@ -37,11 +38,29 @@ def test_room_on_unlike_nodes() -> None:
         {"CPU": 3.0, "GPU": 1.0},
     )
     there = Cluster("x", (head, big, small))
-    assert there.room(num_cpus=1, num_gpus=0) == 27
-    assert there.room(num_cpus=2, num_gpus=0) == 13  # not split over two nodes
-    assert there.room(num_cpus=1, num_gpus=0.5) == 6
-    assert there.room(num_cpus=1, num_gpus=0.5, fast=0.25) == 4
-    assert there.room(num_cpus=1, num_gpus=0, fast=0.001) == 16
+    assert there.room(ActorSize(1, 0)) == 27
+    assert there.room(ActorSize(2, 0)) == 13  # not split over two nodes
+    assert there.room(ActorSize(1, 0.5)) == 6
+    assert there.room(ActorSize(1, 0.5, {"fast": 0.25})) == 4
+    assert there.room(ActorSize(1, 0, {"fast": 0.001})) == 16
+
+
+def test_as_many_actors_as_asked_for_or_as_fit() -> None:
+    ours = Cluster(EMBEDDED, ({"CPU": 4.0, "GPU": 1.0},))
+    assert ours.actors(ActorSize(2)) == 2 and ours.actors(ActorSize(2), asked=7) == 7
+    assert ours.actors(ActorSize(1, 1.0)) == 1
+    with pytest.raises(ConfigError, match="gpus_per_actor: got 2.0, allowed 1 at most on this"):
+        ours.actors(ActorSize(1, 2.0), asked=1)
+    joined = Cluster("10.0.0.1:6379", ({"CPU": 4.0},))
+    assert joined.actors(ActorSize(1, 2.0)) == 1, "it may be waiting for a node with some"
+
+
+def test_an_actor_is_started_with_what_it_takes() -> None:
+    options = ActorSize(3, 0.5, {"fast": 0.25}).options()
+    environment = options.pop("runtime_env")["env_vars"]
+    assert options == {"num_cpus": 3, "num_gpus": 0.5, "resources": {"fast": 0.25}}
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert ActorSize(3).count(5) == 5 and ActorSize(10**6).count(0) == 1
 
 
 def test_actors_get_their_threads_and_our_code(monkeypatch: pytest.MonkeyPatch) -> None:

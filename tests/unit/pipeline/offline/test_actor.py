@@ -14,7 +14,8 @@ import pytest
 from dreamshard.errors import DataError, DreamshardError, TeacherError
 from pipeline.images.inputs import Work
 from pipeline.images.source import ImageConfig
-from pipeline.offline.actor import QUEUE_DEPTH, Job, ShardActor, WriterThread
+from pipeline.offline.actor import Job, ShardActor
+from pipeline.offline.unit import QUEUE_DEPTH, WriterThread
 from pipeline.request.config import EncodeConfig
 from pipeline.request.lookup import create
 from pipeline.request.resolve import resolve
@@ -38,8 +39,8 @@ def actor(
         micro_batch=8,
         fsync=False,
     )
-    request = resolve(config)
-    dataset = create(config, request)
+    request = resolve(config.request())
+    dataset = create(request)
     dataset.grow(1297)
     job = Job(
         url=dataset.url,

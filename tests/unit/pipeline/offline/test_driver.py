@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from dreamshard.errors import TeacherError
+from pipeline.cluster.deadline import Deadline
+from pipeline.cluster.outcomes import Done, Failed, Lost, Returned
 from pipeline.offline import driver as driver_module
-from pipeline.offline.deadline import Deadline
-from pipeline.offline.driver import Done, Driver, Event, Failed, Late, Lost, Outcome, Returned, Task
+from pipeline.offline.driver import Driver, Late, Outcome, Task, UnitEvent
 
 
 class ScriptedWorkers:
@@ -48,13 +49,13 @@ class ScriptedWorkers:
     def replace(self, late: Late) -> None:
         raise AssertionError("nothing was late")
 
-    def wait(self, timeout_s: float) -> list[Event]:
+    def wait(self, timeout_s: float) -> list[UnitEvent]:
         slot = max(self.slots, key=len)
         task, alone = slot[0]
         self.attempts[task.unit] = self.attempts.get(task.unit, 0) + 1
         fate = self.fate(task.unit, self.attempts[task.unit], alone)
         if fate == "dies":
-            lost = [Lost(each, alone=len(slot) == 1, error=OSError("killed")) for each, _ in slot]
+            lost = [Lost(each, OSError("killed"), alone=len(slot) == 1) for each, _ in slot]
             slot.clear()
             return list(lost)
         slot.pop(0)
@@ -68,7 +69,7 @@ def drive(
 ) -> tuple[Outcome, list[int]]:
     done: list[int] = []
     driver = Driver(
-        workers, max_attempts=3, on_done=lambda event: done.append(event.task.unit), **settings
+        workers, max_attempts=3, on_done=lambda event: done.append(event.work.unit), **settings
     )
     return driver.run(Task(unit, 10) for unit in range(units)), done
 
@@ -109,7 +110,7 @@ def test_with_one_actor_a_lost_pair_is_tried_one_by_one() -> None:
 
 def test_an_error_of_the_teacher_ends_the_run_at_once() -> None:
     class Broken(ScriptedWorkers):
-        def wait(self, timeout_s: float) -> list[Event]:
+        def wait(self, timeout_s: float) -> list[UnitEvent]:
             return [Failed(self.slots[0].pop(0)[0], TeacherError("micro_batch: too much"))]
 
     with pytest.raises(TeacherError, match="micro_batch"):
@@ -160,7 +161,7 @@ class StuckWorkers:
     def __init__(self, actors: int, stuck: set[tuple[int, int]], now: list[float]) -> None:
         self.reserved, self.now, self.stuck = 0, now, stuck
         self.held: dict[int, tuple[Task, int, float] | None] = dict.fromkeys(range(actors))
-        self.copies, self.events = dict[int, int](), list[Event]()
+        self.copies, self.events = dict[int, int](), list[UnitEvent]()
         self.replaced, self.tardy = list[str](), set[int]()
 
     def free(self, *, alone: bool) -> bool:
@@ -171,7 +172,7 @@ class StuckWorkers:
         copy = self.copies[task.unit] = self.copies.get(task.unit, 0) + 1
         self.held[slot] = (task, copy, self.now[0])
 
-    def wait(self, timeout_s: float) -> list[Event]:
+    def wait(self, timeout_s: float) -> list[UnitEvent]:
         self.now[0] += 1.0
         events, self.events = self.events, []
         for slot, held in self.held.items():
@@ -205,7 +206,7 @@ def drive_stuck(
     driver = Driver(
         workers,
         max_attempts=3,
-        on_done=lambda event: done.append(event.task.unit),
+        on_done=lambda event: done.append(event.work.unit),
         deadline=Deadline(5.0),
     )
     return workers, driver.run(Task(unit, 10) for unit in range(units)), done
@@ -242,28 +243,16 @@ def test_a_unit_that_is_always_stuck_is_left_out(monkeypatch: pytest.MonkeyPatch
 
 def test_a_unit_that_comes_back_unbegun_is_not_blamed() -> None:
     class Returning(ScriptedWorkers):
-        def wait(self, timeout_s: float) -> list[Event]:
+        def wait(self, timeout_s: float) -> list[UnitEvent]:
             slot = max(self.slots, key=len)
             count = self.attempts.get(slot[0][0].unit, 0)
             if slot[0][0].unit == 2 and count < 9:
                 self.attempts[2] = count + 1
-                return [Returned(slot.pop(0)[0])]
+                return [Returned(slot.pop(0)[0], OSError("replaced"))]
             return super().wait(timeout_s)
 
     outcome, done = drive(Returning(2, lambda *_: "ok"), 5)
     assert sorted(done) == list(range(5)) and outcome.retries == 9 and not outcome.quarantined
-
-
-def test_the_deadline_follows_the_median() -> None:
-    deadline = Deadline()
-    for seconds in (30.0, 20.0):
-        deadline.note(seconds)
-    assert deadline.limit_s == float("inf")
-    deadline.note(1000.0)
-    assert deadline.limit_s == 300.0
-    for _ in range(200):
-        deadline.note(0.1)
-    assert deadline.limit_s == 60.0 and Deadline(7.0).limit_s == 7.0
 
 
 def test_what_is_left_out_is_told_at_once() -> None:

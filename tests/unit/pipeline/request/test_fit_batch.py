@@ -9,8 +9,9 @@ from pipeline.cluster.worker import is_out_of_memory
 from pipeline.images.source import ImageConfig
 from pipeline.request import fit_batch
 from pipeline.request.config import EncodeConfig
-from pipeline.request.fit_batch import Trial, choose, settle_micro_batch, try_sizes
+from pipeline.request.fit_batch import choose, settle_micro_batch, try_sizes
 from pipeline.request.resolve import resolve
+from pipeline.request.trial import Trial, TrialSetup
 from pipeline.teachers.base import TeacherConfig
 from storage.schema import Pins
 
@@ -39,19 +40,22 @@ def test_it_stops_where_memory_ends() -> None:
 def test_a_real_teacher_is_tried_until_memory_is_out(
     unet_teacher: TeacherConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = fit_batch._run
+    original = fit_batch.try_out
     monkeypatch.setattr(fit_batch, "GAIN", 0.0)
 
-    def limited(config, mode, image_size, pins, gpus):  # type: ignore[no-untyped-def]
-        if pins.micro_batch > 4:
+    def limited(setup: TrialSetup) -> Trial:
+        if setup.pins.micro_batch > 4:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
-        return original(config, mode, image_size, pins, gpus)
+        return original(setup)
 
-    monkeypatch.setattr(fit_batch, "_run", limited)
-    assert try_sizes(unet_teacher, "encode", (16, 16), PINS, 0.0) == 4
-    monkeypatch.setattr(fit_batch, "_run", lambda *_: (_ for _ in ()).throw(RuntimeError("other")))
+    monkeypatch.setattr(fit_batch, "try_out", limited)
+    setup = TrialSetup(unet_teacher, "encode", (16, 16), 0, PINS)
+    assert try_sizes(setup) == 4
+    monkeypatch.setattr(
+        fit_batch, "try_out", lambda _: (_ for _ in ()).throw(RuntimeError("other"))
+    )
     with pytest.raises(RuntimeError, match="other"):
-        try_sizes(unet_teacher, "encode", (16, 16), PINS, 0.0)
+        try_sizes(setup)
 
 
 def test_a_begun_dataset_keeps_its_own(tmp_path: Path) -> None:
@@ -59,10 +63,11 @@ def test_a_begun_dataset_keeps_its_own(tmp_path: Path) -> None:
         root=str(tmp_path), micro_batch=0, image=ImageConfig(size=16), samples=8,
         teacher=TeacherConfig(kind="noise", levels=["s4"]),
     )  # fmt: skip
-    request = resolve(config)
+    request = resolve(config.request())
     begun = Pins(micro_batch=24, compute_dtype="float32", device="cpu", threads=1)
-    settled, request = settle_micro_batch(config, request, begun)
-    assert settled.micro_batch == 24 and request.pins.micro_batch == 24
+    size = config.actor_size()
+    settled = settle_micro_batch(request, begun, ray_config=config.ray, size=size)
+    assert settled.pins.micro_batch == 24 and settled.pins != request.pins
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.request import paths
 from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
 from pipeline.request.lookup import check_pins, create, look_up
-from pipeline.request.paths import settle_paths
 from pipeline.request.resolve import resolve
 from pipeline.teachers.base import TeacherConfig
 
@@ -36,7 +35,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
         source=SourceConfig(kind="folder", path=str(tmp_path / "nowhere")),
     )
     with pytest.raises(ConfigError) as error:
-        resolve(wrong)
+        resolve(wrong.request())
     text = str(error.value)
     for line in (
         "4 problems",
@@ -50,10 +49,10 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_the_recipe_names_what_decides_bytes_and_nothing_else(tmp_path: Path) -> None:
-    base = resolve(config(tmp_path)).recipe
+    base = resolve(config(tmp_path).request()).recipe
 
     def changed(**changes: object) -> tuple[bool, bool]:
-        other = resolve(config(tmp_path, **changes)).recipe
+        other = resolve(config(tmp_path, **changes).request()).recipe
         return other.content_key != base.content_key, other.layout_key != base.layout_key
 
     neither = (False, False)
@@ -73,12 +72,12 @@ def test_the_recipe_names_what_decides_bytes_and_nothing_else(tmp_path: Path) ->
 
 
 def test_unit_size_is_the_same_for_any_number_of_samples(tmp_path: Path) -> None:
-    plans = [resolve(config(tmp_path, samples=count)).plan for count in (1, 100, None)]
+    plans = [resolve(config(tmp_path, samples=count).request()).plan for count in (1, 100, None)]
     assert len({plan.samples_per_unit for plan in plans}) == 1
 
 
 def test_too_many_samples_are_all_there_are(tmp_path: Path, caplog) -> None:
-    request = resolve(config(tmp_path, samples=5000))
+    request = resolve(config(tmp_path, samples=5000).request())
     assert request.wanted == request.plan.num_samples == 1297
     assert "samples: got 5000, the source has 1297" in caplog.text
 
@@ -94,31 +93,31 @@ def test_contradictions() -> None:
 
 def test_the_catalog_is_asked_first(tmp_path: Path) -> None:
     wanted = config(tmp_path, samples_per_unit=32, fsync=False)
-    request = resolve(wanted)
-    assert look_up(wanted, request) is None
-    dataset = create(wanted, request)
-    found = look_up(wanted, request)
+    request = resolve(wanted.request())
+    assert look_up(request) is None
+    dataset = create(request)
+    found = look_up(request)
     assert found is not None and not found.complete and found.dataset.url == dataset.url
     # One with fewer levels is not a place to add to: it would make levels nobody asked for.
     fewer = TeacherConfig(kind="noise", levels=["s2"], timesteps=[7])
-    assert look_up(wanted, resolve(dataclasses.replace(wanted, teacher=fewer))) is None
+    assert look_up(resolve(dataclasses.replace(wanted, teacher=fewer).request())) is None
 
 
 def test_pins_of_the_dataset_stay(tmp_path: Path, caplog) -> None:
     wanted = config(tmp_path, fsync=False)
-    dataset = create(wanted, resolve(wanted))
-    check_pins(wanted, resolve(wanted), dataset)
+    dataset = create(resolve(wanted.request()))
+    check_pins(resolve(wanted.request()), dataset, num_gpus=0)
     assert not caplog.text
     other = dataclasses.replace(wanted, micro_batch=8, threads_per_actor=2)
-    found = look_up(other, resolve(other))
+    found = look_up(resolve(other.request()))
     assert found is not None and found.dataset.pins.micro_batch == 32
-    check_pins(other, resolve(other), found.dataset)
+    check_pins(resolve(other.request()), found.dataset, num_gpus=0)
     assert "keeps what it was begun with" in caplog.text
     gpu = config(tmp_path, root=str(tmp_path / "gpu"), gpus_per_actor=0.5, fsync=False)
-    begun = create(gpu, resolve(gpu))
+    begun = create(resolve(gpu.request()))
     assert begun.pins.device == "cuda"
     with pytest.raises(ConfigError, match="gpus_per_actor: got 0, allowed more than 0"):
-        check_pins(dataclasses.replace(gpu, gpus_per_actor=0.0), resolve(gpu), begun)
+        check_pins(resolve(gpu.request()), begun, num_gpus=0)
 
 
 def test_a_source_that_grew_extends_its_dataset(tmp_path: Path) -> None:
@@ -130,24 +129,24 @@ def test_a_source_that_grew_extends_its_dataset(tmp_path: Path) -> None:
         Image.new("L", (16, 16), number).save(images / f"{number}.png")
     source = SourceConfig(kind="folder", path=str(images))
     wanted = config(tmp_path, source=source, samples_per_unit=4, fsync=False)
-    dataset = create(wanted, resolve(wanted))
+    dataset = create(resolve(wanted.request()))
     Image.new("L", (16, 16), 9).save(images / "9.png")
-    found = look_up(wanted, resolve(wanted))
+    found = look_up(resolve(wanted.request()))
     assert found is not None and found.dataset.url == dataset.url
     assert "the source grew" in found.reason
     (images / "0.png").unlink()
-    assert look_up(wanted, resolve(wanted)) is None
+    assert look_up(resolve(wanted.request())) is None
 
 
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teachers").mkdir()
     teacher = TeacherConfig(path="teachers")
-    settled = settle_paths(PipelineConfig(root="data", teacher=teacher, name="x"))
+    settled = PipelineConfig(root="data", teacher=teacher, name="x").settled()
     assert settled.root == str(tmp_path / "data")
     assert settled.run_dir == str(tmp_path / "runs" / "x")
     assert settled.teacher.path == str(tmp_path / "teachers")
-    remote = settle_paths(PipelineConfig(root="s3://b/data", teacher=TeacherConfig(path="org/id")))
+    remote = PipelineConfig(root="s3://b/data", teacher=TeacherConfig(path="org/id")).settled()
     assert remote.root == "s3://b/data" and remote.teacher.path == "org/id"
 
 
@@ -159,23 +158,23 @@ def test_a_ray_job_does_not_leave_results_in_its_copy(
     monkeypatch.chdir(copy)
     monkeypatch.setenv("DREAMSHARD_HOME", str(tmp_path / "home"))
     wanted = PipelineConfig(root="data", teacher=TeacherConfig(path="teachers"))
-    settled = settle_paths(wanted)
+    settled = wanted.settled()
     assert settled.root == str(tmp_path / "home" / "data")
     assert settled.teacher.path == str(copy / "teachers")
     monkeypatch.delenv("DREAMSHARD_HOME")
     checkout = Path(paths.__file__).parents[2]
     monkeypatch.setenv("OLDPWD", str(checkout))
-    assert settle_paths(wanted).root == str(checkout / "data")
+    assert wanted.settled().root == str(checkout / "data")
     monkeypatch.setenv("OLDPWD", "/")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert settle_paths(wanted).root == str(tmp_path / "dreamshard" / "data")
+    assert wanted.settled().root == str(tmp_path / "dreamshard" / "data")
 
 
 def test_a_root_on_an_object_store_is_tried_and_not_made_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve(config(tmp_path, root="memory://resolve/data")).wanted == 1297
+    assert resolve(config(tmp_path, root="memory://resolve/data").request()).wanted == 1297
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="root: got ftp://there"):
-        resolve(config(tmp_path, root="ftp://there/data"))
+        resolve(config(tmp_path, root="ftp://there/data").request())

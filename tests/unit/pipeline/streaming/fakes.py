@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.cluster.outcomes import Done, Failed, Lost
 from pipeline.streaming.order import MicroBatch
-from pipeline.streaming.window import Arrived, Event, Failed, Lost, Request
+from pipeline.streaming.window import Answer, PositionRequest
 
 
 @dataclass
@@ -49,9 +50,9 @@ class FakeTransport:
         """Until when a worker is away, as the client knows since it last polled."""
         self.free: dict[str, float] = dict.fromkeys(names, 0.0)
         self.tickets = itertools.count()
-        self.flying: dict[int, tuple[float, str, Event]] = {}
+        self.flying: dict[int, tuple[float, str, Answer]] = {}
         self.held: set[Hashable] = set()
-        self.asked: list[tuple[str, Request]] = []
+        self.asked: list[tuple[str, PositionRequest]] = []
         self.most = 0
         self.closed = False
 
@@ -61,7 +62,7 @@ class FakeTransport:
     def workers(self) -> Sequence[str]:
         return [name for name in self.names if self.noticed.get(name, -1.0) <= self.now]
 
-    def submit(self, worker: str, request: Request) -> Hashable:
+    def submit(self, worker: str, request: PositionRequest) -> Hashable:
         assert worker in self.workers(), "a worker known to be away"
         number = next(self.tickets)
         self.asked.append((worker, request))
@@ -74,7 +75,7 @@ class FakeTransport:
             return number
         if fault and fault.kind == "hang":
             return number
-        event: Event = Arrived(number, answer(request.batch))
+        event: Answer = Done(number, answer(request.batch))
         if fault and fault.kind == "fail":
             event = Failed(number, self.error or OSError("storage went away"))
         if not fault or fault.kind != "slow":
@@ -91,7 +92,7 @@ class FakeTransport:
                 self.flying[ticket] = (self.now, worker, Lost(ticket, RuntimeError("killed")))
         self.flying[number] = (self.now, worker, Lost(number, RuntimeError("killed")))
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> list[Answer]:
         soonest = min((done for done, _, _ in self.flying.values()), default=self.now + timeout_s)
         self.now = max(self.now, min(self.now + max(timeout_s, 0.001), soonest))
         self.noticed.update(self.away)

@@ -12,13 +12,14 @@ from PIL import Image
 
 from dreamshard.errors import ConfigError
 from pipeline.cluster import metrics
+from pipeline.cluster.outcomes import Done, Lost
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import PartConfig, StreamConfig
 from pipeline.streaming.live import LiveTransport
 from pipeline.streaming.order import Mix
-from pipeline.streaming.resolve import resolve_stream
-from pipeline.streaming.window import Arrived, Event, Lost
+from pipeline.streaming.stream import resolve_stream
+from pipeline.streaming.window import Answer
 from pipeline.teachers.base import TeacherConfig
 from storage.batches.reader import BatchReader
 from storage.dataset import Dataset
@@ -29,7 +30,7 @@ Configure = Callable[..., StreamConfig]
 
 
 def open_live(config: StreamConfig, **share: Any) -> StreamReader:
-    stream = resolve_stream(config)
+    stream = resolve_stream(config.stream())
     chosen: dict = {"batch_size": 16, **share}
     levels = [level.name for level in stream.levels]
     return StreamReader(stream, LiveTransport(stream), levels=levels, share=Share(**chosen))
@@ -190,7 +191,7 @@ def test_what_does_not_fit_is_told_all_at_once(configure: Configure, shards: Dat
         codec="int8",
     )
     with pytest.raises(ConfigError) as caught:
-        resolve_stream(config)
+        resolve_stream(config.stream())
     text = str(caught.value)
     assert "mix.0: level b4: got float16 float16[4, 4, 4], allowed int8 int8[4, 4, 4]" in text
     assert "mix.1.image.size: got (32, 32), allowed (16, 16)" in text
@@ -198,17 +199,32 @@ def test_what_does_not_fit_is_told_all_at_once(configure: Configure, shards: Dat
         open_live(configure(), batch_size=15, world_size=2)
 
 
+def test_a_run_that_goes_on_reads_the_shards_it_began_with(
+    configure: Configure, tmp_path: Path
+) -> None:
+    half = make_offline(configure(root=str(tmp_path / "shards"), samples=64))
+    config = configure(mix=[PartConfig(mode="shards", dataset=half.url)])
+    begun = resolve_stream(config.stream())
+    make_offline(configure(root=str(tmp_path / "shards")))
+    now = resolve_stream(config.stream())
+    assert [stream.parts[1].num_samples for stream in (begun, now)] == [64, 96]
+    pinned = now.at(begun.versions())
+    assert pinned.versions() == begun.versions() != now.versions()
+    assert pinned.parts[1].num_samples == 64 and pinned.parts[0] is now.parts[0]
+    assert now.at(now.versions()) is now
+
+
 class LosesTheFirst(LiveTransport):
     """A transport whose first answer is lost on the way."""
 
     lost = False
 
-    def poll(self, timeout_s: float) -> list[Event]:
+    def poll(self, timeout_s: float) -> list[Answer]:
         events = super().poll(timeout_s)
         for place, event in enumerate(events):
-            if isinstance(event, Arrived) and not self.lost:
+            if isinstance(event, Done) and not self.lost:
                 self.lost = True
-                events[place] = Lost(event.ticket, OSError("the node is gone"))
+                events[place] = Lost(event.work, OSError("the node is gone"))
         return events
 
 
@@ -228,7 +244,7 @@ def test_retries_are_counted_for_the_dashboard(
 
     monkeypatch.setattr(metrics, "_metric", Counter)
     monkeypatch.setattr(metrics, "_in_ray", lambda: True)
-    stream = resolve_stream(configure())
+    stream = resolve_stream(configure().stream())
     levels = [level.name for level in stream.levels]
     transport = LosesTheFirst(stream)
     reader = StreamReader(stream, transport, levels=levels, share=Share(batch_size=16))

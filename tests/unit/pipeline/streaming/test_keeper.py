@@ -14,8 +14,8 @@ from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.live import LiveTransport
-from pipeline.streaming.resolve import resolve_stream
 from pipeline.streaming.server import Server
+from pipeline.streaming.stream import resolve_stream
 from storage.dataset import Dataset
 from storage.verbs.verify import verify_dataset
 from tests.stream_runs import make_offline
@@ -34,7 +34,7 @@ def files(dataset: Dataset) -> dict[str, str]:
 
 
 def open_kept(config: StreamConfig, **share: object) -> tuple[StreamReader, LiveTransport]:
-    stream = resolve_stream(config)
+    stream = resolve_stream(config.stream())
     transport = LiveTransport(stream)
     chosen: dict = {"batch_size": 16, "shuffle": "runs", "window_units": 2, **share}
     levels = [level.name for level in stream.levels]
@@ -42,7 +42,7 @@ def open_kept(config: StreamConfig, **share: object) -> tuple[StreamReader, Live
 
 
 def dataset_of(config: StreamConfig) -> Dataset:
-    (part, *_) = resolve_stream(config).parts
+    (part, *_) = resolve_stream(config.stream()).parts
     assert part.keep is not None
     return Dataset.open(part.keep.url)
 
@@ -89,7 +89,7 @@ def test_later_epochs_read_what_the_first_one_filled(configure: Configure) -> No
 
 def test_only_natural_micro_batches_count(configure: Configure) -> None:
     config = configure(keep=True)
-    (part, *_) = resolve_stream(config).parts
+    (part, *_) = resolve_stream(config.stream()).parts
     assert part.served is not None
     server = Server([part.served], name="test")
     server.load()
@@ -103,7 +103,7 @@ def test_only_natural_micro_batches_count(configure: Configure) -> None:
 
 def test_open_units_are_bounded(configure: Configure) -> None:
     config = configure(keep=True)
-    (part, *_) = resolve_stream(config).parts
+    (part, *_) = resolve_stream(config.stream()).parts
     assert part.served is not None and part.keep is not None
     server = Server([part.served], name="test")
     server.load()
@@ -136,7 +136,7 @@ def test_a_full_disk_stops_keeping_and_not_the_stream(
 
 def test_settings_that_cannot_keep_are_refused(configure: Configure) -> None:
     with pytest.raises(ConfigError, match="samples_per_unit: got 20, .*Try --samples_per_unit 16"):
-        resolve_stream(configure(keep=True, samples_per_unit=20))
+        resolve_stream(configure(keep=True, samples_per_unit=20).stream())
     with pytest.raises(ConfigError, match="shuffle: got full, allowed block where keep is true"):
         open_kept(configure(keep=True), shuffle="full")
     problems = configure(keep=True, fresh_noise=True, window=0, codec="lowrank2-int4").problems()

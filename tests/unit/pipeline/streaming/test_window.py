@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from dreamshard.errors import DataError, TeacherError
 from pipeline.streaming.order import MicroBatch
-from pipeline.streaming.window import MAX_DEATHS, POLL_S, Request, Window
+from pipeline.streaming.window import MAX_DEATHS, POLL_S, PositionRequest, Window
 from tests.unit.pipeline.streaming.fakes import FakeTransport, Fault
 
 
-def requests() -> Iterator[Request]:
+def requests() -> Iterator[PositionRequest]:
     for number in itertools.count():
-        yield Request(number, MicroBatch(0, 0, number * 4, np.arange(number * 4, number * 4 + 4)))
+        yield PositionRequest(
+            number, MicroBatch(0, 0, number * 4, np.arange(number * 4, number * 4 + 4))
+        )
 
 
 def window(transport: FakeTransport, **settings: object) -> Window:
@@ -133,7 +135,7 @@ def test_duplicates_are_let_go() -> None:
 def test_home_is_kept_while_it_lives() -> None:
     transport = FakeTransport("abc")
     batches = (r for r in requests())
-    wanted = (Request(r.number, r.batch, home=r.number // 8) for r in batches)
+    wanted = (PositionRequest(r.number, r.batch, home=r.number // 8) for r in batches)
     source = Window(transport, wanted, size=6, clock=transport.clock)
     pull(source, 48)
     homes = {r.number // 8: set() for _, r in transport.asked}
@@ -177,7 +179,7 @@ def test_it_says_what_it_waits_for_and_gives_up_in_the_end(
 
 
 def test_nothing_to_ask_for_is_no_reason_to_stop() -> None:
-    def sparse() -> Iterator[Request | None]:
+    def sparse() -> Iterator[PositionRequest | None]:
         for request in requests():
             yield None
             yield request

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from pipeline.cluster.join import OBJECT_STORE_BYTES
-from pipeline.request.config import EncodeConfig, PipelineConfig
-from pipeline.request.lookup import create
-from pipeline.request.paths import settle_paths
-from pipeline.request.resolve import Request, check_root, resolve
-from pipeline.streaming.config import StreamConfig
+from pipeline.request.config import DatasetRequest
+from pipeline.request.lookup import create, look_up
+from pipeline.request.resolve import ResolvedRequest, resolve
+from pipeline.streaming.config import StreamRequest
 from pipeline.streaming.server import ServedPart
 from storage import catalog
 from storage.codecs.arrays import ArraySpec, Codec, array_specs, codec_for
 from storage.dataset import Dataset, Snapshot
-from storage.schema import Level, Pins, Recipe
+from storage.schema import Level, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +24,10 @@ class Part:
     """One source of a stream, understood.
 
     Args:
-        served: what actors need to know of it; None for cached shards.
-        snapshot: cached shards, or None.
         num_samples: samples per epoch; None for a generator without end.
-        keep: the dataset that is filled on the way, or None.
+        served: what actors need to know of it; None for cached shards.
+        dataset: of cached shards, or the one that is filled on the way; None without.
+        snapshot: cached shards; None where samples are made.
     """
 
     weight: int
@@ -40,8 +39,13 @@ class Part:
     num_samples: int | None
     licence: str
     served: ServedPart | None = None
+    dataset: Dataset | None = None
     snapshot: Snapshot | None = None
-    keep: Dataset | None = None
+
+    @property
+    def keep(self) -> Dataset | None:
+        """Return the dataset that is filled on the way, if there is one."""
+        return self.dataset if self.snapshot is None else None
 
 
 @dataclass(frozen=True)
@@ -83,73 +87,83 @@ class Stream:
         """Name the snapshots that cached shards are read from, for checkpoints."""
         return ",".join(part.snapshot.version for part in self.parts if part.snapshot is not None)
 
+    def at(self, versions: str) -> Stream:
+        """Return the stream of a run that goes on: cached shards as `versions` once named them."""
+        if versions == self.versions():
+            return self
+        wanted = iter(versions.split(","))
+        parts = tuple(
+            _shards(part.dataset, part.weight, next(wanted, None))
+            if part.dataset is not None and part.snapshot is not None
+            else part
+            for part in self.parts
+        )
+        return dataclasses.replace(self, parts=parts)
 
-def resolve_stream(config: StreamConfig, *, versions: str = "", prefix: str = "") -> Stream:
-    """Understand a config; make the dataset that `keep` fills.
+
+def resolve_stream(asked: StreamRequest, *, prefix: str = "") -> Stream:
+    """Understand a request; make the dataset that `keep` fills.
 
     Args:
-        config: the stream's.
-        versions: of a run that goes on, as `Stream.versions` gave them.
-        prefix: dotted key of the config within a larger one, for messages.
+        asked: its settings.
+        prefix: dotted key of the settings within larger ones, for messages.
 
     Raises:
         ConfigError: everything that is wrong, in one go.
         DataError: a source or dataset that is empty or damaged.
     """
-    config = settle_paths(config)
     problems: list[Problem | str] = []
-    wanted = iter(versions.split(",") if versions else [])
     parts: list[Part] = []
-    for key, weight, what in config.parts():
+    kept: ResolvedRequest | None = None
+    for part in asked.parts:
         try:
-            if isinstance(what, str):
-                parts.append(_shards(what, weight, next(wanted, None)))
-            else:
-                parts.append(_online(config, what, weight, keep=config.keep and not key))
+            if isinstance(part.asked, str):
+                parts.append(_shards(_dataset(part.asked), part.weight))
+                continue
+            first = not part.key
+            resolved, endless = _resolve_part(part.asked, writing=asked.keep and first)
+            kept = resolved if first else kept
+            parts.append(_made(resolved, part.weight, asked.fresh_noise, endless=endless))
         except ConfigError as error:
-            problems += error.under(key).problems
+            problems += error.under(part.key).problems
     if not problems:
         problems += _differences(parts)
-    if not problems and config.keep:
+    if not problems and asked.keep:
         problems += _keep_problems(parts[0])
     if problems:
         raise ConfigError(problems).under(prefix)
-    if config.keep:
-        parts[0] = _with_dataset(config, parts[0])
-    return Stream(config.name, tuple(parts), _identity(parts))
+    if asked.keep and kept is not None:
+        parts[0] = _kept(parts[0], kept)
+    return Stream(asked.name, tuple(parts), _identity(parts))
 
 
-def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> list[str]:
     """List in what a service and a trainer disagree, one line per dotted key."""
     return [
-        f"{key}: {there.get(key)!r} served, {here.get(key)!r} asked for"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
+        f"{key}: {theirs.get(key)!r} served, {ours.get(key)!r} asked for"
+        for key in sorted(theirs.keys() | ours.keys())
+        if theirs.get(key) != ours.get(key)
     ]
 
 
-def _online(config: StreamConfig, what: PipelineConfig, weight: int, *, keep: bool) -> Part:
-    if keep:
-        check_root(config.root)
-    endless = what.samples is None and not isinstance(what, EncodeConfig)
-    asked = dataclasses.replace(what, samples=1) if endless else what
-    request = resolve(asked, writing=False)
-    return _part(config, what, request, weight, endless=endless)
+def _resolve_part(asked: DatasetRequest, *, writing: bool) -> tuple[ResolvedRequest, bool]:
+    """Resolve a source that is made now; say whether it has no end."""
+    endless = asked.samples is None and asked.source is None
+    asked = dataclasses.replace(asked, samples=1) if endless else asked
+    return resolve(asked, writing=writing), endless
 
 
-def _part(
-    config: StreamConfig, what: PipelineConfig, request: Request, weight: int, *, endless: bool
-) -> Part:
+def _made(request: ResolvedRequest, weight: int, fresh_noise: bool, *, endless: bool) -> Part:
     served = ServedPart(
         input=request.input,
         recipe=request.recipe,
         levels=request.spec.levels,
         image_size=request.spec.image_size,
-        seed=what.seed,
-        teacher=what.teacher,
+        seed=request.asked.seed,
+        teacher=request.asked.teacher,
         pins=request.pins,
-        fresh_noise=config.fresh_noise and request.input.mode == "encode",
-        fsync=config.fsync,
+        fresh_noise=fresh_noise and request.asked.mode == "encode",
+        fsync=request.asked.fsync,
     )
     return Part(
         weight=weight,
@@ -164,11 +178,14 @@ def _part(
     )
 
 
-def _shards(url: str, weight: int, version: str | None) -> Part:
+def _dataset(url: str) -> Dataset:
     try:
-        dataset = catalog.find_dataset(url)
+        return catalog.find_dataset(url)
     except DataError as error:
         raise ConfigError(Problem("dataset", url, "a dataset that is there", str(error))) from error
+
+
+def _shards(dataset: Dataset, weight: int, version: str | None = None) -> Part:
     snapshot = dataset.snapshot(version=version)
     return Part(
         weight=weight,
@@ -179,24 +196,20 @@ def _shards(url: str, weight: int, version: str | None) -> Part:
         has_labels="label" in snapshot.array_names,
         num_samples=snapshot.num_samples,
         licence=dataset.about.licence,
+        dataset=dataset,
         snapshot=snapshot,
     )
 
 
-def _with_dataset(config: StreamConfig, part: Part) -> Part:
-    """Find or make the dataset of the first part; its pins hold."""
+def _kept(part: Part, request: ResolvedRequest) -> Part:
+    """Find or make the dataset that a source fills; its pins hold."""
     assert part.served is not None
-    offline = config.offline()
-    request = resolve(offline)
-    match = catalog.find(config.root, request.recipe, prefix_digest=request.input.prefix_digest)
-    if match is not None and match.extendable:
-        dataset = Dataset.open(match.url, fsync=config.fsync)
-    else:
-        dataset = create(offline, request)
+    existing = look_up(request)
+    dataset = existing.dataset if existing and existing.extendable else create(request)
     dataset.grow(request.plan.num_samples)
-    pins: Pins = dataset.pins
-    served = dataclasses.replace(part.served, pins=pins, url=dataset.url)
-    return dataclasses.replace(part, keep=dataset, served=served, micro_batch=pins.micro_batch)
+    served = dataclasses.replace(part.served, pins=dataset.pins, url=dataset.url)
+    micro_batch = dataset.pins.micro_batch
+    return dataclasses.replace(part, dataset=dataset, served=served, micro_batch=micro_batch)
 
 
 def _keep_problems(part: Part) -> list[Problem]:
@@ -210,24 +223,24 @@ def _keep_problems(part: Part) -> list[Problem]:
 
 def _differences(parts: Sequence[Part]) -> list[Problem]:
     """Compare every source with the first: one batch must be able to hold all of them."""
-    first, found = parts[0], []
+    first, problems = parts[0], []
     names = [level.name for level in first.levels]
     for number, part in enumerate(parts[1:]):
         key = f"mix.{number}"
         if part.image_size != first.image_size:
             allowed = f"{first.image_size} as in the first source"
-            found.append(Problem(f"{key}.image.size", str(part.image_size), allowed))
-        there = {level.name: level for level in part.levels}
+            problems.append(Problem(f"{key}.image.size", str(part.image_size), allowed))
+        given = {level.name: level for level in part.levels}
         for level in first.levels:
-            if level.name not in there:
+            if level.name not in given:
                 allowed = f"one with the levels {', '.join(names)}"
-                found.append(Problem(key, f"a source without level {level.name}", allowed))
+                problems.append(Problem(key, f"a source without level {level.name}", allowed))
                 continue
-            ours, theirs = _stored(first, level), _stored(part, there[level.name])
+            ours, theirs = _stored(first, level), _stored(part, given[level.name])
             if ours != theirs:
                 hint = "Give both the same codec, for example --codec float16."
-                found.append(Problem(f"{key}: level {level.name}", theirs, ours, hint))
-    return found
+                problems.append(Problem(f"{key}: level {level.name}", theirs, ours, hint))
+    return problems
 
 
 def _stored(part: Part, level: Level) -> str:
@@ -237,26 +250,26 @@ def _stored(part: Part, level: Level) -> str:
 
 
 def _identity(parts: Sequence[Part]) -> dict[str, object]:
-    found: dict[str, object] = {}
+    identity: dict[str, object] = {}
     for number, part in enumerate(parts):
         key = f"mix.{number - 1}." if number else ""
         if part.served is None:
             continue
-        _flatten(f"{key}content", part.recipe.content, found)
-        _flatten(f"{key}codecs", part.recipe.layout["codecs"], found)
-        found[f"{key}micro_batch"] = part.micro_batch
-        found[f"{key}fresh_noise"] = part.served.fresh_noise
-        found[f"{key}keep"] = part.served.url
-    return found
+        _flatten(f"{key}content", part.recipe.content, identity)
+        _flatten(f"{key}codecs", part.recipe.layout["codecs"], identity)
+        identity[f"{key}micro_batch"] = part.micro_batch
+        identity[f"{key}fresh_noise"] = part.served.fresh_noise
+        identity[f"{key}keep"] = part.served.url
+    return identity
 
 
-def _flatten(key: str, value: object, found: dict[str, object]) -> None:
+def _flatten(key: str, value: object, flat: dict[str, object]) -> None:
     if isinstance(value, Mapping) and value:
         for name, item in value.items():
-            _flatten(f"{key}.{name}", item, found)
+            _flatten(f"{key}.{name}", item, flat)
     elif isinstance(value, list) and value and isinstance(value[0], Mapping):
         for item in value:
             name = item.get("name") if isinstance(item, Mapping) else None
-            found[f"{key}.{name}"] = item
+            flat[f"{key}.{name}"] = item
     else:
-        found[key] = value
+        flat[key] = value

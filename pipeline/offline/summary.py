@@ -1,0 +1,67 @@
+"""What a run says at its end: what was made, what was not, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+
+from dreamshard.errors import DataError
+from dreamshard.runfolder import RunFolder
+from pipeline.offline.books import Books, check_invalid, counts
+from pipeline.offline.driver import Outcome
+from pipeline.request.lookup import Existing
+from pipeline.request.plan import format_bytes
+
+INTERRUPTED = 130
+
+
+def already_there(existing: Existing, *, wanted: int, max_invalid_share: float) -> int:
+    """Say that there is nothing to make; return the exit code.
+
+    Raises:
+        DataError: too many of its images are invalid.
+    """
+    dataset = existing.dataset
+    dataset.tidy()
+    committed, invalid = counts(dataset)
+    check_invalid(
+        invalid, num_samples=committed, max_share=max_invalid_share, examples=[], url=dataset.url
+    )
+    sys.stdout.write(
+        f"already there: {committed:,} samples ({wanted:,} asked for), nothing to make\n"
+        f"  {existing.reason}\nnext: dreamshard inspect {shlex.quote(dataset.url)}\n"
+    )
+    return 0
+
+
+def summarise(outcome: Outcome, books: Books, *, folder: RunFolder, command: Sequence[str]) -> int:
+    """Say how a run ended; return the exit code, 0 or 130 where it was stopped on request.
+
+    Raises:
+        DataError: units were left out.
+    """
+    stats, url = books.stats(), books.dataset.url
+    again = outcome.interrupted or outcome.quarantined
+    following = shlex.join(command) if again else f"dreamshard inspect {shlex.quote(url)}"
+    lines = [
+        f"made {books.made:,} samples in {stats['seconds']:,.1f} s "
+        f"({stats['img_per_s']:,.4g} img/s, {format_bytes(books.bytes)}); "
+        f"{books.samples:,} of {books.plan.num_samples:,} are there, {books.invalid:,} unusable",
+        f"  {url}",
+    ]
+    if outcome.interrupted:
+        lines.append("stopped as asked; what is committed stays, and the same command goes on")
+    folder.stats(**stats, quarantined=len(outcome.quarantined), retries=outcome.retries)
+    folder.finish(following)
+    sys.stdout.write("\n".join([*lines, f"run folder: {folder.path}", f"next: {following}\n"]))
+    sys.stdout.flush()
+    if outcome.interrupted:
+        return INTERRUPTED
+    if outcome.quarantined:
+        listed = "".join(f"\n  {unit}: {why}" for unit, why in sorted(outcome.quarantined.items()))
+        raise DataError(
+            f"{url}: {len(outcome.quarantined)} units could not be made and are left out; the same "
+            f"command tries them again, and training without them takes --data.allow_holes:{listed}"
+        )
+    return 0
