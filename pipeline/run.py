@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from secrets import token_hex
 
-from dreamshard.progress import Progress, stage
+from dreamshard.progress import Progress
 from dreamshard.runfolder import RunFolder
 from pipeline.cluster.deadline import Deadline
 from pipeline.cluster.join import cluster, describe
@@ -19,11 +19,10 @@ from pipeline.offline.actor import Job
 from pipeline.offline.books import Books, counts
 from pipeline.offline.driver import Driver, Outcome, Task
 from pipeline.offline.signals import StopSignal
-from pipeline.offline.summary import already_there, summarise
+from pipeline.offline.summary import already_there, announce, summarise
 from pipeline.request.config import PipelineConfig
 from pipeline.request.fit_batch import settle_micro_batch
 from pipeline.request.lookup import Existing, check_pins, create, look_up
-from pipeline.request.plan import format_bytes
 from pipeline.request.resolve import ResolvedRequest, resolve
 from storage.dataset import Dataset
 
@@ -75,8 +74,17 @@ def _run(
             first = Existing(dataset, True, True, "another run was first")
             share = config.max_invalid_share
             return already_there(first, wanted=request.wanted, max_invalid_share=share)
+        job = Job(
+            url=dataset.url,
+            run_id=run_id,
+            teacher=config.teacher,
+            image_size=request.spec.image_size,
+            seed=config.seed,
+            fsync=config.fsync,
+            halve_on_oom=config.halve_on_oom,
+        )
         try:
-            outcome, books = _make(config, request, dataset, missing, run_id=run_id, folder=folder)
+            outcome, books = _make(config, request, dataset, missing, job, folder)
         finally:
             dataset.roll_up(final=True)
     return summarise(outcome, books, folder=folder, command=command)
@@ -87,28 +95,12 @@ def _make(
     request: ResolvedRequest,
     dataset: Dataset,
     missing: Sequence[int],
-    *,
-    run_id: str,
+    job: Job,
     folder: RunFolder,
 ) -> tuple[Outcome, Books]:
     """Start actors and drive them over the units that are not committed."""
+    announce(request, dataset, num_missing=len(missing))
     plan, mode = request.plan, request.input.mode
-    stage(
-        f"{mode}: {plan.num_samples:,} samples, {len(missing):,} of "
-        f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
-        f"{format_bytes(plan.total_bytes)} in {dataset.url}"
-    )
-    for note in request.spec.notes:
-        stage(f"teacher: {note}")
-    job = Job(
-        url=dataset.url,
-        run_id=run_id,
-        teacher=config.teacher,
-        image_size=request.spec.image_size,
-        seed=config.seed,
-        fsync=config.fsync,
-        halve_on_oom=config.halve_on_oom,
-    )
     size = replace(config.actor_size(), threads=dataset.pins.threads)
     count = size.count(config.actors)
     with cluster(

@@ -1,4 +1,4 @@
-"""What a run says at its end: what was made, what was not, what to type next."""
+"""What a run says: what is to be made; what was made, what was not, what to type next."""
 
 from __future__ import annotations
 
@@ -7,13 +7,28 @@ import sys
 from collections.abc import Sequence
 
 from dreamshard.errors import DataError
+from dreamshard.progress import stage
 from dreamshard.runfolder import RunFolder
 from pipeline.offline.books import Books, check_invalid, counts
 from pipeline.offline.driver import Outcome
 from pipeline.request.lookup import Existing
 from pipeline.request.plan import format_bytes
+from pipeline.request.resolve import ResolvedRequest
+from storage.dataset import Dataset
 
 INTERRUPTED = 130
+
+
+def announce(request: ResolvedRequest, dataset: Dataset, *, num_missing: int) -> None:
+    """Say what is about to be made, and what was guessed about the teacher."""
+    plan = request.plan
+    stage(
+        f"{request.input.mode}: {plan.num_samples:,} samples, {num_missing:,} of "
+        f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
+        f"{format_bytes(plan.total_bytes)} in {dataset.url}"
+    )
+    for note in request.spec.notes:
+        stage(f"teacher: {note}")
 
 
 def already_there(existing: Existing, *, wanted: int, max_invalid_share: float) -> int:

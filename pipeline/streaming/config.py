@@ -10,7 +10,7 @@ from pydantic import Field
 
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
-from pipeline.request.config import Count, DatasetRequest, PipelineConfig
+from pipeline.request.config import Count, DatasetRequest, EncodeConfig, PipelineConfig
 from pipeline.request.paths import input_path
 from storage.codecs.table import find_codec
 
