@@ -69,8 +69,8 @@ def _run(
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
     with dataset.lease(run_id):  # sweeps up after runs that died
         dataset.grow(request.plan.num_samples)
-        missing = dataset.missing(request.plan.num_samples).tolist()
-        if not missing:  # since we looked, another run has made them
+        missing = dataset.missing(request.plan.num_samples)
+        if not len(missing):  # since we looked, another run has made them
             first = Existing(dataset, True, True, "another run was first")
             share = config.max_invalid_share
             return already_there(first, wanted=request.wanted, max_invalid_share=share)
@@ -84,7 +84,7 @@ def _run(
             halve_on_oom=config.halve_on_oom,
         )
         try:
-            outcome, books = _make(config, request, dataset, missing, job, folder)
+            outcome, books = _make(config, request, dataset, missing.tolist(), job, folder)
         finally:
             dataset.roll_up(final=True)
     return summarise(outcome, books, folder=folder, command=command)

@@ -77,7 +77,8 @@ class Reads:
         keys = [(name, attribute) for owner in classes for name in self._line(owner)]
         declared = [one for key in keys for one in self.declared.get(key, ())]
         stored = [self.inferred[key] for key in keys if key in self.inferred]
-        return self._annotated(declared).union(*stored)
+        itself = classes if any("Self" in _names(one) for one in declared) else NOTHING
+        return self._annotated(declared).union(itself, *stored)
 
     def _classes(self, node: ast.AST | None, scope: dict[str, Classes]) -> Classes:
         """Return the classes that an expression's value may be of."""

@@ -58,38 +58,35 @@ def main(argv: Sequence[str]) -> int:
     cls = EncodePlanConfig if verb == "encode" else SynthesizePlanConfig
     description = "Show samples, shards, bytes and hours before anything is spent."
     config = load_config(cls, words, prog="dreamshard plan", description=description)
+    sys.stdout.write("\n".join(_plan(config.settled())) + "\n")
+    return 0
+
+
+def _plan(config: EncodePlanConfig | SynthesizePlanConfig) -> Iterator[str]:
+    """Yield the lines of a plan."""
     from pipeline.request.assume import images_are_missing, teacher_is_missing
     from pipeline.request.lookup import look_up
     from pipeline.request.plan import describe
     from pipeline.request.resolve import resolve
 
-    config = config.settled()
     asked = config.request()
     request = resolve(asked, assume=config.assume)
     no_images = images_are_missing(asked, config.assume)
-    lines = [f"note      {note}" for note in request.spec.notes]
+    # Which dataset it would be follows from the weights and the images.
+    known = not no_images and not teacher_is_missing(asked, config.assume)
+    yield describe(request.plan, speed=_speed(config, request if known else None))
+    yield from (f"note      {note}" for note in request.spec.notes)
     if no_images:
-        lines.append(
-            f"note      the images are not there: {config.assume.samples:,}, says `assume`"
-        )
-    if teacher_is_missing(asked, config.assume) or no_images:
-        # Which dataset it would be follows from the weights and the images.
-        speed = _speed(config, None)
-        sys.stdout.write("\n".join([describe(request.plan, speed=speed), *lines]) + "\n")
-        return 0
+        yield f"note      the images are not there: {config.assume.samples:,}, says `assume`"
+    if not known:
+        return
     existing = look_up(request)
-    lines = [
-        describe(request.plan, speed=_speed(config, request)),
-        *lines,
-        f"dataset   {config.root}/{request.recipe.folder}",
-    ]
+    yield f"dataset   {config.root}/{request.recipe.folder}"
     if existing is not None:
         num_units = request.plan.num_units
         made = num_units - len(existing.dataset.missing(request.plan.num_samples))
         state = "complete" if existing.complete else f"{made:,} of {num_units:,} shards"
-        lines.append(f"there     {state}: {existing.reason}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+        yield f"there     {state}: {existing.reason}"
 
 
 def _speed(
