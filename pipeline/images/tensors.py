@@ -1,4 +1,4 @@
-"""Images as networks take them: uint8 (N, H, W, 3) to float32 (N, 3, H, W) on a device."""
+"""Images as students take them: uint8 (N, H, W, 3) to float32 (N, 3, H, W) on a device."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def signed(images: Tensor) -> Tensor:
-    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) in -1..1, as generators take images."""
-    return images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
 
 
 class Normaliser:

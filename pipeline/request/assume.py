@@ -101,11 +101,10 @@ def _levels(
             taps[name] = ((count, size[0] // stride, size[1] // stride), stride)
     soft = replace(teacher, levels=teacher.soft_labels, timesteps=[], pool="none")
     steps = max(teacher.timesteps, default=0) + 1  # no schedule to check them against
-    try:
-        features = expand_levels(teacher, taps=taps, aliases={}, num_timesteps=steps)
-        labels = expand_levels(soft, taps=taps, aliases={}, num_timesteps=None)
-    except ConfigError as error:
-        raise error.under("teacher") from error
+    features, unknown = expand_levels(teacher, taps=taps, aliases={}, num_timesteps=steps)
+    labels, wrong = expand_levels(soft, taps=taps, aliases={}, num_timesteps=None)
+    if unknown or wrong:
+        raise ConfigError([*unknown, *wrong]).under("teacher")
     return (*features, *(replace(level, kind="soft_label") for level in labels))
 
 

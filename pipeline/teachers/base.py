@@ -60,19 +60,20 @@ class TeacherConfig:
 
     def problems(self) -> list[Problem]:
         """List what is wrong whatever the family."""
-        found = []
+        problems = []
         for key, values in (("levels", self.levels), ("timesteps", self.timesteps)):
             if len(set(values)) < len(values):
-                found.append(Problem(key, str(values), "every entry once", "Remove the repeats."))
+                hint = "Remove the repeats."
+                problems.append(Problem(key, str(values), "every entry once", hint))
         for key, value in (("soft_labels", self.soft_labels), ("top_k", self.top_k)):
             if value and not self.interpreter:
                 hint = "Train one with `dreamshard interpret`."
-                found.append(Problem(key, str(value), "none without teacher.interpreter", hint))
+                problems.append(Problem(key, str(value), "none without teacher.interpreter", hint))
         if not self.levels and not self.interpreter:
-            found.append(
+            problems.append(
                 Problem("levels", "[]", "at least one level", "Try --teacher.levels [s4].")
             )
-        return found
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers.base import Mode, Scalar, Teacher, TeacherClass, TeacherConfig
-from pipeline.teachers.diffusion.families import find_family
-from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.base import Mode, Scalar, Teacher, TeacherConfig
 from pipeline.teachers.diffusion.request import NO_CLASS
-from pipeline.teachers.diffusion.teacher import DiffusionTeacher
-from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
 from pipeline.teachers.load import teacher_class
+from pipeline.teachers.recording.teacher import NetworkTeacher
 from storage.schema import Pins
 
 USUAL_STRIDES = ("s4", "s8", "s16", "s32")
@@ -70,21 +68,18 @@ def open_teacher(
     mode = mode or cls.modes[0]
     if mode not in cls.modes:
         raise ConfigError(Problem("mode", mode, f"{' | '.join(cls.modes)} for {kind}"))
-    if levels is None or cls is DiffusionTeacher:
-        usual_levels, usual_timesteps = _usual(cls, Path(path), settings, size, mode)
-        levels = usual_levels if levels is None else levels
-        timesteps = usual_timesteps if timesteps is None else timesteps
     config = TeacherConfig(
         kind=kind,
         path=str(path),
-        timesteps=list(timesteps or ()),
         draws=draws,
         pool=pool,  # type: ignore[arg-type]
         compute_dtype=compute_dtype,  # type: ignore[arg-type]
         settings=dict(settings),
     )
-    if levels is not None:
-        config.levels = list(levels)
+    if isinstance(cls, type) and issubclass(cls, NetworkTeacher):
+        _fill_in(config, cast(type[NetworkTeacher], cls), size, mode)
+    config.levels = config.levels if levels is None else list(levels)
+    config.timesteps = config.timesteps if timesteps is None else list(timesteps)
     _check_choices(config, device)
     pins = Pins(
         micro_batch=micro_batch, compute_dtype=compute_dtype, device=device, threads=threads
@@ -92,55 +87,30 @@ def open_teacher(
     return cls(config, mode=mode, image_size=size, seed=seed, pins=pins)
 
 
-def _describe(
-    path: Path, settings: dict[str, Scalar], size: tuple[int, int] | None
-) -> Description | None:
-    """Describe the network, or leave what is wrong to be told with every other problem."""
-    family, path = find_family(path)
-    known = {name: value for name, value in settings.items() if name in family.SETTINGS}
+def _fill_in(
+    config: TeacherConfig, cls: type[NetworkTeacher], size: tuple[int, int] | None, mode: Mode
+) -> None:
+    """Choose levels, timesteps and class for a request that names none, by what the path holds."""
     try:
-        return family.describe(path, {**family.SETTINGS, **known}, size)
-    except ConfigError:
-        return None
-
-
-def _usual(
-    cls: TeacherClass,
-    path: Path,
-    settings: dict[str, Scalar],
-    size: tuple[int, int] | None,
-    mode: Mode,
-) -> tuple[list[str] | None, list[int]]:
-    """Return levels and timesteps for a request that names none, by what the path holds."""
-    if cls is DiffusionTeacher:
-        found = _describe(path, settings, size)
-        if found is None:
-            return list(USUAL_STRIDES), [USUAL_TIMESTEP]
-        if found.classes and mode == "encode":
+        known = cls.look_up(config, size)[0]
+    except ConfigError:  # told with every other problem, when it is loaded
+        return
+    config.levels = [name for name in USUAL_STRIDES if name in known.aliases] or [*known.aliases]
+    if known.num_timesteps is not None:
+        config.timesteps = [min(USUAL_TIMESTEP, known.num_timesteps - 1)]
+        if known.classes and mode == "encode":
             # The pipeline asks for a label; looking inside, labels are given to each call.
-            settings.setdefault("class_label", NO_CLASS)
-        return _usual_levels(found), [min(USUAL_TIMESTEP, len(found.schedule) - 1)]
-    if isinstance(cls, type) and issubclass(cls, GeneratorTeacher):
-        try:
-            return _usual_levels(cls.describe_network(path, {**cls.SETTINGS, **settings})), []
-        except ConfigError:  # told with every other problem, when it is loaded
-            return None, []
-    return None, []
-
-
-def _usual_levels(found: Description | GeneratorDescription) -> list[str]:
-    usual = [name for name in USUAL_STRIDES if name in found.aliases]
-    return usual or list(found.aliases)
+            config.settings.setdefault("class_label", NO_CLASS)
 
 
 def _check_choices(config: TeacherConfig, device: str) -> None:
-    found: list[Problem | str] = list(config.problems())
+    problems: list[Problem | str] = list(config.problems())
     for name, value, allowed in (
         ("pool", config.pool, ("none", "gap")),
         ("compute_dtype", config.compute_dtype, ("float32", "bfloat16", "float16")),
         ("device", device.partition(":")[0], ("cpu", "cuda")),
     ):
         if value not in allowed:
-            found.append(Problem(name, str(value), " | ".join(allowed)))
-    if found:
-        raise ConfigError(found)
+            problems.append(Problem(name, str(value), " | ".join(allowed)))
+    if problems:
+        raise ConfigError(problems)

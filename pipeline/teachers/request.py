@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import Problem
 from pipeline.teachers.base import Scalar, TeacherConfig
 from storage.schema import Level
 
@@ -13,10 +14,16 @@ NO_TIMESTEP = -1
 """`Level.timestep` of families that have none."""
 
 
-def level_name(tap: str, *, timestep: int | None = None, draw: int = 0, pool: str = "none") -> str:
-    """Spell a level's name from what it is: `up.1`, `up.1.t100`, `up.1.t100.d1.gap`."""
-    name = tap if timestep is None else f"{tap}.t{timestep}"
-    name = name if draw == 0 else f"{name}.d{draw}"
+def level_name(
+    tap: str, *, timestep: int = NO_TIMESTEP, draw: int = 0, mean: int = 1, pool: str = "none"
+) -> str:
+    """Spell a level's name from what it is: `up.1`, `up.1.t100`, `up.1.t100.d1.m8.gap`.
+
+    Args:
+        mean: noise draws that it is the mean of (count).
+    """
+    name = tap if timestep == NO_TIMESTEP else f"{tap}.t{timestep}"
+    name += (f".d{draw}" if draw else "") + (f".m{mean}" if mean > 1 else "")
     return name if pool == "none" else f"{name}.{pool}"
 
 
@@ -26,9 +33,7 @@ def expand_levels(
     taps: Mapping[str, tuple[tuple[int, ...], int]],
     aliases: Mapping[str, str],
     num_timesteps: int | None,
-    dtype: str = "float16",
-    problems: Sequence[Problem] = (),
-) -> tuple[Level, ...]:
+) -> tuple[tuple[Level, ...], list[Problem]]:
     """Turn the request (levels x timesteps x draws) into levels; shared by the teachers.
 
     Args:
@@ -36,15 +41,12 @@ def expand_levels(
         taps: tap name -> (shape per sample such as (C, H, W), stride in pixels).
         aliases: further names -> tap name (`s8` -> `up.1`).
         num_timesteps: diffusion steps of the model; None for a family without timesteps.
-        dtype: of the records.
-        problems: already found elsewhere in the request, to be reported with those found here.
 
-    Raises:
-        ConfigError: unknown or twice-requested levels (listing what exists), timesteps out of
-        range,
-            timesteps or draws where the family has none.
+    Returns:
+        the levels, and what is wrong: unknown or twice-requested levels (listing what exists),
+        timesteps out of range, timesteps where the family has none. With problems, no levels.
     """
-    problems = [*problems, *_timestep_problems(config, num_timesteps)]
+    problems = _timestep_problems(config, num_timesteps)
     chosen: list[str] = []
     for name in config.levels:
         tap = name if name in taps else aliases.get(name, "")
@@ -58,33 +60,47 @@ def expand_levels(
         else:
             chosen.append(tap)
     if problems:
-        raise ConfigError(problems)
+        return (), problems
     levels = []
     for tap in chosen:
         shape, stride = taps[tap]
         pool = config.pool if len(shape) == 3 else "none"
-        for timestep in config.timesteps or [None]:
+        for timestep in config.timesteps or [NO_TIMESTEP]:
             for draw in range(config.draws):
                 levels.append(
                     Level(
                         name=level_name(tap, timestep=timestep, draw=draw, pool=pool),
                         kind="feature" if len(shape) == 3 else "embedding",
                         tap=tap,
-                        timestep=NO_TIMESTEP if timestep is None else timestep,
+                        timestep=timestep,
                         draw=draw,
                         pool=pool,
                         stride=stride,
                         shape=shape[:1] if pool == "gap" else shape,
-                        dtype=dtype,
+                        dtype="float16",
                     )
                 )
-    return tuple(levels)
+    return tuple(levels), []
 
 
 def check_settings(
-    config: TeacherConfig, defaults: Mapping[str, Scalar]
+    config: TeacherConfig,
+    defaults: Mapping[str, Scalar],
+    *,
+    choices: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    lowest: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[dict[str, Scalar], list[Problem]]:
-    """Fill `config.settings` up with a family's defaults; report unknown names and wrong types."""
+    """Fill `config.settings` up with a family's defaults.
+
+    Args:
+        config: the request.
+        defaults: every setting the family knows.
+        choices: setting -> the words it may be.
+        lowest: setting -> the least it may be.
+
+    Returns:
+        all settings, and what is wrong: unknown names, wrong types, values not allowed.
+    """
     problems = []
     for name, value in config.settings.items():
         if name not in defaults:
@@ -96,7 +112,15 @@ def check_settings(
         fits = type(value) is expected or (expected is float and type(value) is int)
         if defaults[name] is not None and not fits:
             problems.append(Problem(f"settings.{name}", repr(value), f"a {expected.__name__}"))
-    return {**defaults, **config.settings}, problems
+    settings = {**defaults, **config.settings}
+    for name, allowed in choices.items():
+        if settings[name] not in allowed:
+            problems.append(Problem(f"settings.{name}", str(settings[name]), " | ".join(allowed)))
+    for name, least in lowest.items():
+        value = settings[name]
+        if isinstance(value, int | float) and value < least:
+            problems.append(Problem(f"settings.{name}", str(value), f"at least {least}"))
+    return settings, problems
 
 
 def _timestep_problems(config: TeacherConfig, num_timesteps: int | None) -> list[Problem]:

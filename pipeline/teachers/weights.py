@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from dreamshard.errors import TeacherError
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 SAFE, PICKLED = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
@@ -73,13 +76,7 @@ def licence(folder: Path) -> str:
 
 def digest(files: Sequence[Path]) -> str:
     """Return the SHA-256 of the files' contents, in order; a file is hashed once per process."""
-    parts = []
-    for path in files:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise TeacherError(f"{path}: cannot be read ({error.strerror}).") from error
-        parts.append(_digest_one(str(path.resolve()), status.st_size, status.st_mtime_ns))
+    parts = [_digest_one(str(path.resolve()), *_size_and_time(path)) for path in files]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -93,6 +90,14 @@ def identity(
         "weights": digest(files),
         "architecture": hashlib.sha256(text.encode()).hexdigest(),
     }
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise TeacherError(f"{path}: cannot be read ({error.strerror}).") from error
+    return status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,11 +123,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises: TeacherError, as `read`.
     """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise TeacherError(f"{path}: cannot be read ({error.strerror}).") from error
-    return dict(_shapes(path, status.st_size, status.st_mtime_ns))
+    return dict(_shapes(path, *_size_and_time(path)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -154,8 +155,6 @@ def _damaged(path: Path, error: BaseException) -> TeacherError:
 
 
 def _read_pickled(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    import argparse
-
     # Training files of the DiT family carry their arguments; a Namespace only holds values.
     value = read_plain(path, allowed=[argparse.Namespace], device=device)
     return plain_state(value, where=str(path))
@@ -171,8 +170,6 @@ def read_plain(path: Path, *, allowed: Sequence[Any] = (), device: str = "cpu") 
 
     Raises: TeacherError for a file that is missing, damaged, or would execute code on loading.
     """
-    import pickle
-
     import torch
 
     try:
@@ -215,36 +212,48 @@ def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     DDPM's published networks and Stable Diffusion's autoencoders have `query`, `key`, `value` and
     `proj_attn` where newer files have `to_q`, `to_k`, `to_v` and `to_out.0`.
     """
-    return {_OLD_ATTENTION.sub(_new_attention, name): value for name, value in state.items()}
+
+    def rename(match: re.Match[str]) -> str:
+        return f"{match[1]}.{_NEW_NAMES[match[2]]}."
+
+    return {_OLD_ATTENTION.sub(rename, name): value for name, value in state.items()}
 
 
-def _new_attention(match: re.Match[str]) -> str:
-    return f"{match[1]}.{_NEW_NAMES[match[2]]}."
+def load_into(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    where: str,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Put weights into a module, which may be on the meta device, and freeze it.
 
-
-def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
-    """Put weights into a module, which may be on the meta device; every key and shape must fit.
+    Args:
+        state: must have every key of the module in its shape, and no other.
+        where: names the weights in errors.
+        dtype: of the computation; None for that of the weights.
 
     Raises: TeacherError naming the first ten missing, surplus or misshapen keys, or the first
         tensor with values that are not finite.
     """
+    import torch
+
     own = module.state_dict()
-    complaints = []
-    for what, keys in (
-        ("missing", [key for key in own if key not in state]),
-        ("surplus", [key for key in state if key not in own]),
-        (
-            "of another shape",
-            [
-                f"{key} {tuple(state[key].shape)} not {tuple(own[key].shape)}"
-                for key in own
-                if key in state and state[key].shape != own[key].shape
-            ],
-        ),
-    ):
-        if keys:
-            more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-            complaints.append(f"{len(keys)} keys {what}: {', '.join(keys[:NAMED])}{more}")
+    wrong = {
+        "missing": [key for key in own if key not in state],
+        "surplus": [key for key in state if key not in own],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} not {tuple(value.shape)}"
+            for key, value in own.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    }
+    complaints = [
+        f"{len(keys)} keys {what}: {', '.join(keys[:NAMED])}"
+        + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
+        for what, keys in wrong.items()
+        if keys
+    ]
     if complaints:
         raise TeacherError(
             f"{where}: the weights do not fit the architecture; {'; '.join(complaints)}. "
@@ -252,6 +261,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
         )
     refuse_not_finite(state, where=where)
     module.load_state_dict(state, strict=True, assign=True)
+    # torch's own `to`: that of diffusers warns about modules it would keep in float32, even none.
+    return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], *, where: str) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dreamshard import rng
-from pipeline.images.tensors import signed
 from pipeline.learning.pretraining.data import TrainingImages
+from pipeline.teachers.pixels import signed
 from storage.batches.positions import PositionStream
 
 AHEAD = 2

@@ -17,6 +17,7 @@ from dreamshard.pictures import image_grid
 from pipeline.images import quality
 from pipeline.teachers.diffusion import sampling
 from pipeline.teachers.diffusion.schedules import Schedule
+from pipeline.teachers.pixels import to_uint8
 
 BATCH = 64
 """Samples drawn at once for the distance (count)."""
@@ -52,7 +53,7 @@ class Sampler:
         labels = torch.arange(numbers.start, numbers.stop, device=device)
         labels = labels % self.classes if self.classes else None
         images = draw(self.network, self.schedule, x, labels, steps=self.steps)
-        return images.permute(0, 2, 3, 1).cpu().numpy()
+        return images.cpu().numpy()
 
 
 class ProxyDistance:
@@ -91,7 +92,7 @@ def draw(
         steps: of the sampler (count), spread evenly over the schedule.
 
     Returns:
-        uint8 (N, 3, H, W).
+        uint8 (N, H, W, 3).
     """
 
     def denoise(x_t: Tensor, timestep: int) -> Tensor:
@@ -102,7 +103,7 @@ def draw(
     grid = [int(t) for t in np.linspace(0, len(schedule) - 1, steps + 1)[1:]]
     with torch.inference_mode():
         x0 = sampling.sample(schedule, denoise, x, grid, sampling.SamplerSettings())
-    return ((x0.clip(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return to_uint8(x0)
 
 
 def draw_grid(images: np.ndarray, path: Path) -> None:

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers import weights
-from pipeline.teachers.base import Mode, Scalar, TeacherConfig
+from dreamshard.errors import Problem
+from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import sampling
-from pipeline.teachers.diffusion.families import find_family
 from pipeline.teachers.diffusion.networks.description import Description
-from pipeline.teachers.recording import taps
-from pipeline.teachers.request import check_settings, expand_levels, level_name
-from storage.schema import Level
+from pipeline.teachers.recording.teacher import NetworkRequest
+from pipeline.teachers.request import level_name
 
 SETTINGS: dict[str, Scalar] = {
     "encoding": "stochastic",
@@ -45,15 +41,16 @@ NO_CLASS = -1
 LOWEST = {"inversion_steps": 1, "mean_draws": 1, "steps": 1, "eta": 0}
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
+@dataclasses.dataclass(kw_only=True)
+class DiffusionRequest(NetworkRequest):
     """A checked request: what the network is, what to record, and how."""
 
     description: Description
-    levels: tuple[Level, ...]
-    settings: dict[str, Scalar]
-    timesteps: tuple[int, ...]
-    draws: int
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Return the timesteps to record at, ascending."""
+        return tuple(sorted(self.config.timesteps))
 
     def number(self, name: str) -> int:
         """Return a whole-number setting."""
@@ -76,123 +73,92 @@ class Request:
         even = sampling.leading_timesteps(total, self.number("inversion_steps"))
         return sorted({step for step in even if step < highest} | set(self.timesteps))
 
+    def check(self) -> list[Problem | str]:
+        """Settle the levels, the class and the layout; return what is wrong."""
+        problems: list[Problem | str] = [*self._class_problems()]
+        if self.settings["memory_format"] == "auto":
+            exact = self.description.exact and self.config.compute_dtype == "float32"
+            self.settings["memory_format"] = "contiguous" if exact else "channels_last"
+        problems += [_stride_hint(each, self.description) for each in super().check()]
+        problems += self._way_problems()
+        if not problems and (mean := self.number("mean_draws")) > 1:
+            self.levels = tuple(
+                dataclasses.replace(
+                    level,
+                    name=level_name(
+                        level.tap,
+                        timestep=level.timestep,
+                        draw=level.draw,
+                        mean=mean,
+                        pool=level.pool,
+                    ),
+                )
+                for level in self.levels
+            )
+        return problems
 
-def resolve(config: TeacherConfig, *, mode: Mode, image_size: tuple[int, int] | None) -> Request:
-    """Check a request against what the path holds, reading small files only.
+    def mode_settings(self) -> dict[str, object]:
+        """Return the settings that change recorded bytes in this mode, defaults filled in."""
+        inverted = self.settings["encoding"] == "inversion"
+        names = ["encoding", "memory_format", "inversion_steps" if inverted else "mean_draws"]
+        if self.description.classes:
+            names.append("class_label")
+        if self.mode == "synthesize":
+            names += ["sampler", "steps", "eta", "record"]
+        if self.settings["compile"]:  # other kernels, other last digits
+            names.append("compile")
+        return {name: self.settings[name] for name in names}
 
-    Raises: ConfigError with every problem found; TeacherError if the path's files are unusable.
-    """
-    family, path = find_family(Path(config.path))
-    settings, found = check_settings(config, {**SETTINGS, **family.SETTINGS})
-    problems: list[Problem | str] = [*found, *_setting_problems(settings)]
-    try:
-        description = family.describe(path, settings, image_size)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from error
-    problems += _class_problems(settings, description, mode)
-    if settings["memory_format"] == "auto":
-        exact = description.exact and config.compute_dtype == "float32"
-        settings["memory_format"] = "contiguous" if exact else "channels_last"
-    try:
-        levels = expand_levels(
-            config,
-            taps=taps.table(description.taps, description.image_size),
-            aliases=description.aliases,
-            num_timesteps=len(description.schedule),
-        )
-    except ConfigError as error:
-        problems += [_stride_hint(problem, description) for problem in error.problems]
-        levels = ()
-    request = Request(description, levels, settings, tuple(sorted(config.timesteps)), config.draws)
-    problems += _way_problems(request, mode)
-    if problems:
-        raise ConfigError(problems)
-    if request.number("mean_draws") > 1:
-        levels = tuple(_mean_name(level, request.number("mean_draws")) for level in levels)
-        request = dataclasses.replace(request, levels=levels)
-    return request
+    def _class_problems(self) -> list[Problem]:
+        label, known = self.settings["class_label"], self.description
+        if not known.classes:
+            return [] if label is None else [_class_problem(label, "none: it has no classes")]
+        allowed = f"0..{known.classes - 1}, or {NO_CLASS} to leave it out"
+        if label is None and self.mode == "encode":
+            if known.null_class is None:
+                return [_class_problem("nothing", allowed)]
+            self.settings["class_label"] = NO_CLASS
+        elif label is not None and not (type(label) is int and NO_CLASS <= label < known.classes):
+            return [_class_problem(label, allowed)]
+        return []
 
-
-def fingerprint(description: Description) -> dict[str, object]:
-    """Return what identifies a teacher."""
-    return weights.identity(description.family, description.weights, description.architecture)
-
-
-def mode_settings(request: Request, mode: Mode) -> dict[str, object]:
-    """Return the settings that change recorded bytes in this mode, defaults filled in."""
-    names = ["encoding", "memory_format"]
-    if request.settings["encoding"] == "inversion":
-        names.append("inversion_steps")
-    else:
-        names.append("mean_draws")
-    if request.description.classes:
-        names.append("class_label")
-    if mode == "synthesize":
-        names += ["sampler", "steps", "eta", "record"]
-    if request.settings["compile"]:  # other kernels, other last digits
-        names.append("compile")
-    return {name: request.settings[name] for name in names}
-
-
-def _setting_problems(settings: dict[str, Scalar]) -> list[Problem]:
-    found = []
-    for name, allowed in CHOICES.items():
-        if settings[name] not in allowed:
-            found.append(Problem(f"settings.{name}", str(settings[name]), " | ".join(allowed)))
-    for name, least in LOWEST.items():
-        value = settings[name]
-        if isinstance(value, int | float) and value < least:
-            found.append(Problem(f"settings.{name}", str(value), f"at least {least}"))
-    return found
-
-
-def _class_problems(
-    settings: dict[str, Scalar], description: Description, mode: Mode
-) -> list[Problem]:
-    label, classes = settings["class_label"], description.classes
-    if not classes:
-        return [] if label is None else [_class_problem(label, "none: it has no classes")]
-    if label is None and mode == "encode" and description.null_class is not None:
-        settings["class_label"] = NO_CLASS
-    elif label is None and mode == "encode":
-        return [_class_problem("nothing", f"0..{classes - 1}, or {NO_CLASS} to leave it out")]
-    elif label is not None and not (type(label) is int and NO_CLASS <= label < classes):
-        return [_class_problem(label, f"0..{classes - 1}, or {NO_CLASS} to leave it out")]
-    return []
+    def _way_problems(self) -> list[Problem]:
+        """Find what contradicts itself in how timesteps are reached."""
+        total = len(self.description.schedule)
+        if not self.timesteps:
+            return [Problem("timesteps", "[]", f"0..{total - 1}", "Try --teacher.timesteps [50].")]
+        problems = []
+        synthesize = self.mode == "synthesize"
+        inverted = self.settings["encoding"] == "inversion"
+        on_the_way = synthesize and self.settings["record"] == "steps"
+        if inverted or on_the_way:
+            why = "inversion has no noise to draw" if inverted else "a sample is drawn once"
+            draws = {
+                "draws": self.config.draws,
+                "settings.mean_draws": self.settings["mean_draws"],
+            }
+            problems += [
+                Problem(name, str(value), f"1 ({why})")
+                for name, value in draws.items()
+                if value != 1
+            ]
+        for name, used in (("steps", synthesize), ("inversion_steps", inverted)):
+            value = self.settings[name]
+            if used and isinstance(value, int) and value > total:
+                problems.append(Problem(f"settings.{name}", str(value), f"1..{total}"))
+        steps = self.settings["steps"]
+        if on_the_way and not problems and isinstance(steps, int) and steps > 0:
+            grid = self.sampler_timesteps()
+            if missing := [step for step in self.timesteps if step not in grid]:
+                shown = ", ".join(map(str, grid))
+                allowed = f"steps of the sampler: {shown}"
+                problems.append(Problem("timesteps", str(missing), allowed))
+        return problems
 
 
 def _class_problem(got: object, allowed: str) -> Problem:
     hint = "A class-conditional network needs a label; encode gives every image the same."
     return Problem("settings.class_label", str(got), allowed, hint)
-
-
-def _way_problems(request: Request, mode: Mode) -> list[Problem]:
-    """Find what contradicts itself in how timesteps are reached."""
-    total = len(request.description.schedule)
-    if not request.timesteps:
-        return [Problem("timesteps", "[]", f"0..{total - 1}", "Try --teacher.timesteps [50].")]
-    found = []
-    deterministic = request.settings["encoding"] == "inversion"
-    on_the_way = mode == "synthesize" and request.settings["record"] == "steps"
-    if deterministic or on_the_way:
-        why = "inversion has no noise to draw" if deterministic else "a sample is drawn once"
-        for name, value in (
-            ("draws", request.draws),
-            ("settings.mean_draws", request.settings["mean_draws"]),
-        ):
-            if value != 1:
-                found.append(Problem(name, str(value), f"1 ({why})"))
-    used = {"steps": mode == "synthesize", "inversion_steps": deterministic}
-    for name in used:
-        if used[name] and request.number(name) > total:
-            found.append(Problem(f"settings.{name}", str(request.number(name)), f"1..{total}"))
-    if on_the_way and not found:
-        grid = request.sampler_timesteps()
-        missing = [step for step in request.timesteps if step not in grid]
-        if missing:
-            shown = ", ".join(map(str, grid))
-            found.append(Problem("timesteps", str(missing), f"steps of the sampler: {shown}"))
-    return found
 
 
 def _stride_hint(problem: Problem | str, description: Description) -> Problem | str:
@@ -204,10 +170,3 @@ def _stride_hint(problem: Problem | str, description: Description) -> Problem | 
     if description.latent:
         hint += " A latent model has no finer map: a larger image gives more cells."
     return dataclasses.replace(problem, hint=hint)
-
-
-def _mean_name(level: Level, mean: int) -> Level:
-    """Spell a level that is a mean over noise draws: `up.1.t100.m8`."""
-    base = level_name(level.tap, timestep=level.timestep, draw=level.draw)
-    name = f"{base}.m{mean}" + ("" if level.pool == "none" else f".{level.pool}")
-    return dataclasses.replace(level, name=name)

@@ -49,14 +49,14 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.signal)
 
-    @property
-    def alphas_cumprod(self) -> np.ndarray:
-        """Return the squared signal factors, float64 (T,): the paper's alpha bar."""
-        return self.signal**2
+    def level(self, timestep: int) -> tuple[float, float]:
+        """Return a timestep's factors of the clean image and of the noise."""
+        return float(self.signal[timestep]), float(self.noise[timestep])
 
     def add_noise(self, x0: Array, eps: Array, timestep: int) -> Array:
         """Mix a clean image with noise; x0 and eps have the same shape and any float dtype."""
-        return float(self.signal[timestep]) * x0 + float(self.noise[timestep]) * eps
+        signal, noise = self.level(timestep)
+        return signal * x0 + noise * eps
 
     def model_input(self, x_t: Array, timestep: int) -> Array:
         """Scale a noisy image the way the network expects it (EDM's c_in; else unchanged)."""
@@ -64,16 +64,9 @@ class Schedule:
             return x_t
         return x_t * (1.0 / math.hypot(float(self.noise[timestep]), self.sigma_data))
 
-    def predict(self, x_t: Array, output: Array, timestep: int) -> tuple[Array, Array]:
-        """Turn the network's output at a timestep into its estimates of (x_0, eps)."""
-        return self.predict_at(
-            x_t, output, signal=float(self.signal[timestep]), noise=float(self.noise[timestep])
-        )
-
-    def predict_at(
-        self, x_t: Array, output: Array, *, signal: float, noise: float
-    ) -> tuple[Array, Array]:
-        """Do what `predict` does, for a noise level given by its two factors."""
+    def predict(self, x_t: Array, output: Array, level: tuple[float, float]) -> tuple[Array, Array]:
+        """Turn the network's output at a `level` into its estimates of (x_0, eps)."""
+        signal, noise = level
         if self.prediction == "epsilon":
             gain = 1.0 / max(signal, 1e-12)
             return gain * x_t - (gain * noise) * output, output
@@ -88,11 +81,6 @@ class Schedule:
         return output, (x_t - signal * output) * (1.0 / max(noise, 1e-12))
 
 
-def linear_betas(steps: int, start: float, end: float) -> np.ndarray:
-    """Return evenly spaced betas, float64 (steps,)."""
-    return np.linspace(start, end, steps, dtype=np.float64)
-
-
 def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
     """Return betas of the cosine schedule, float64 (steps,).
 
@@ -101,11 +89,6 @@ def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
     u = np.arange(steps + 1, dtype=np.float64) / steps
     bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - bar[1:] / bar[:-1], max_beta)
-
-
-def scaled_linear_betas(steps: int, start: float, end: float) -> np.ndarray:
-    """Return betas whose square roots are evenly spaced, float64 (steps,) (latent diffusion)."""
-    return np.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=np.float64) ** 2
 
 
 def from_betas(
@@ -146,9 +129,8 @@ def edm(
 
     Source: Karras et al. 2022, eq. 5 and table 1 (preconditioning).
     """
-    ramp = np.linspace(0, 1, steps, dtype=np.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    sigma = (low + ramp * (high - low)) ** rho
+    sigma = (low + np.linspace(0, 1, steps) * (high - low)) ** rho
     return Schedule(np.ones(steps), sigma, "edm", np.log(sigma) / 4, sigma_data=sigma_data)
 
 
@@ -179,13 +161,13 @@ def from_config(config: Mapping[str, Any], *, where: str = "scheduler_config.jso
     if config.get("trained_betas") is not None:
         betas = np.asarray(config["trained_betas"], dtype=np.float64)
     elif name == "linear":
-        betas = linear_betas(steps, start, end)
+        betas = np.linspace(start, end, steps)
     elif name == "scaled_linear":
-        betas = scaled_linear_betas(steps, start, end)
+        betas = np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
     elif name in ("squaredcos_cap_v2", "cosine"):
         betas = cosine_betas(steps)
     elif name == "sigmoid":
-        betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps, dtype=np.float64)))
+        betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
     else:
         raise TeacherError(
             f"{where}: beta_schedule: got {name!r}, allowed {', '.join(BETA_SCHEDULES)}. "

@@ -14,148 +14,89 @@ the sampler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from dreamshard import rng
-from dreamshard.errors import DataError
-from pipeline.teachers.base import Mode, TeacherConfig, TeacherSpec
-from pipeline.teachers.diffusion import sampling
-from pipeline.teachers.diffusion.request import NO_CLASS, fingerprint, mode_settings, resolve
-from pipeline.teachers.recording import taps
+from pipeline.teachers.base import Scalar
+from pipeline.teachers.diffusion import request, sampling
+from pipeline.teachers.diffusion.families import find_family
+from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.pixels import signed, to_uint8
 from pipeline.teachers.recording.compiled import compile_blocks
-from pipeline.teachers.recording.outbox import Outbox, as_recorded
+from pipeline.teachers.recording.outbox import Outbox
+from pipeline.teachers.recording.teacher import NetworkTeacher
 from storage.schema import FeatureBatch, Pins
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    Found = dict[str, Tensor] | Outbox
+    from pipeline.teachers.recording.teacher import Records
 
 
-class DiffusionTeacher:
+class DiffusionTeacher(NetworkTeacher):
     """Run a frozen diffusion network; see the module's text for what is recorded.
 
-    Args:
-        config: the request; `path` is a folder of save_pretrained or a checkpoint file.
-        mode: encode or synthesize.
-        image_size: (height, width) in pixels, None for the network's own.
-        seed: selects the noise, with the sample's index and the draw.
-        pins: device, number format and threads of the forward pass.
+    `path` is a folder of save_pretrained or a checkpoint file; the seed selects the noise, with the
+    sample's index and the draw.
 
     Source: DreamTeacher section 3.1; DESIGN.md section 6.
     """
 
-    modes: tuple[Mode, ...] = ("encode", "synthesize")
-
-    def __init__(
-        self,
-        config: TeacherConfig,
-        *,
-        mode: Mode,
-        image_size: tuple[int, int] | None,
-        seed: int,
-        pins: Pins,
-    ) -> None:
-        import torch
-
-        self.request = resolve(config, mode=mode, image_size=image_size)
-        self.description = self.request.description
-        self.schedule = self.description.schedule
-        self.levels = self.request.levels
-        self.image_size = self.description.image_size
-        self.fingerprint = fingerprint(self.description)
-        self._seed, self._draws, self._mean = seed, self.request.draws, 1
-        self._mean = self.request.number("mean_draws")
-        if pins.threads > 0:
-            torch.set_num_threads(pins.threads)
-        self.device = torch.device(pins.device)
-        self.dtype: torch.dtype = getattr(torch, pins.compute_dtype)
-        self.network = self.description.load(self.dtype)
-        self._layout = (
-            torch.contiguous_format
-            if self.request.settings["memory_format"] == "contiguous"
-            else torch.channels_last
-        )
-        torch.nn.Module.to(self.network.module, device=self.device)
-        self.network.module.to(memory_format=self._layout)  # type: ignore[call-overload]
-        if self.request.settings["compile"]:
-            compile_blocks(self.network.module)
-        by_name = {tap.name: tap for tap in self.description.taps}
-        wanted = dict.fromkeys(level.tap for level in self.levels)
-        self._recorder = taps.Recorder(self.network.module, [by_name[name] for name in wanted])
+    SETTINGS = request.SETTINGS
+    CHOICES = request.CHOICES
+    LOWEST = request.LOWEST
+    request_class = request.DiffusionRequest
 
     @classmethod
-    def describe(
-        cls, config: TeacherConfig, *, mode: Mode, image_size: tuple[int, int] | None
-    ) -> TeacherSpec:
-        """Resolve a request from small files; see `base.TeacherClass.describe`."""
-        request = resolve(config, mode=mode, image_size=image_size)
-        return TeacherSpec(
-            levels=request.levels,
-            image_size=request.description.image_size,
-            fingerprint=fingerprint(request.description),
-            mode_settings=mode_settings(request, mode),
-            licence=request.description.licence,
-        )
+    def find(cls, path: Path) -> tuple[Mapping[str, Scalar], Any]:
+        """Find the family of a path; see `NetworkTeacher.find`."""
+        family, path = find_family(path)
+        return family.SETTINGS, functools.partial(family.describe, path)
 
-    def encode(self, images: np.ndarray, indices: np.ndarray) -> FeatureBatch:
-        """Record the features of images; see `pipeline.teachers.base.Teacher.encode`."""
+    def load(self, pins: Pins) -> None:
+        """Load the network in the layout and compiled as asked for."""
         import torch
 
-        found = Outbox(self.device)
-        self._encode(found, torch.from_numpy(np.ascontiguousarray(images)), indices)
-        return self._batch(found, indices, None, None)
+        super().load(pins)
+        self.description: Description
+        self.schedule, settings = self.description.schedule, self.request.settings
+        contiguous = settings["memory_format"] == "contiguous"
+        self._layout = torch.contiguous_format if contiguous else torch.channels_last
+        self.network.module.to(memory_format=self._layout)
+        self._mean = self.request.number("mean_draws")
+        if settings["compile"]:
+            compile_blocks(self.network.module)
 
-    def features(self, images: Tensor, indices: np.ndarray) -> dict[str, Tensor]:
-        """Return the recorded levels as tensors on the teacher's device, for use without storage.
-
-        Args:
-            images: uint8 (N, H, W, 3) on any device, at `image_size`.
-            indices: int64 (N,).
-
-        Returns:
-            level name -> float16 tensor (N, *level.shape), the very numbers `encode` records.
-        """
-        found: dict[str, Tensor] = {}
-        self._encode(found, images, indices)
-        return found
-
-    def _encode(self, found: Found, images: Tensor, indices: np.ndarray) -> None:
-        import torch
-
-        self._check_images(images)
-        with torch.inference_mode():
-            labels = self._labels(len(images), fixed=True, indices=indices)
-            self._record(found, images.to(self.device), labels, indices)
+    def record_images(self, records: Records, images: Tensor, indices: np.ndarray) -> None:
+        """Record what one pass per timestep and draw gives, under the request's class."""
+        self._record(records, images, self._labels(indices), indices)
 
     def _record(
-        self, found: Found, images: Tensor, labels: Tensor | None, indices: np.ndarray
+        self, records: Records, images: Tensor, labels: Tensor | None, indices: np.ndarray
     ) -> None:
         """Bring images uint8 (N, H, W, 3) to the requested timesteps and record there."""
-        from pipeline.images.tensors import signed
-
         x0 = self.network.to_space(signed(images).contiguous(memory_format=self._layout))
         if self.request.settings["encoding"] == "inversion":
-            self._invert(found, x0, labels)
+            self._invert(records, x0, labels)
         else:
-            self._noise(found, x0, labels, indices)
+            self._noise(records, x0, labels, indices)
 
     def synthesize(self, indices: np.ndarray) -> FeatureBatch:
         """Draw samples and record features; see `pipeline.teachers.base.Teacher.synthesize`."""
         import torch
 
         settings = self.request.settings
-        fixed = settings["class_label"] is not None
-        labels = self._labels(len(indices), fixed=fixed, indices=indices)
-        found = Outbox(self.device)
+        labels = self._labels(indices, drawn=settings["class_label"] is None)
+        records = Outbox(self.device)
 
         def visit(x: Tensor, timestep: int) -> None:
             if settings["record"] == "steps" and timestep in self.request.timesteps:
-                self._keep(found, self.activations(x, timestep, labels), timestep, 0)
+                self.keep(records, self.activations(x, timestep, labels), timestep=timestep)
 
         def fresh(rung: int) -> Tensor:
             return self._normal(indices, rung + 1, "sample")
@@ -170,11 +111,15 @@ class DiffusionTeacher:
             x = self._normal(indices, 0, "sample")
             steps = self.request.sampler_timesteps()
             x0 = sampling.sample(self.schedule, self._denoiser(labels), x, steps, walk, fresh)
-            pixels = self.network.to_pixels(x0).float().clip(-1, 1)
-            images = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+            images = to_uint8(self.network.to_pixels(x0))
             if settings["record"] == "reencode":
-                self._record(found, images, labels, indices)
-        return self._batch(found, indices, images, labels)
+                self._record(records, images, labels, indices)
+        return self.batch(
+            indices,
+            records.collect(),
+            image=np.ascontiguousarray(images.cpu().numpy()),
+            label=None if labels is None else labels.cpu().numpy(),
+        )
 
     def denoise(self, x_t: Tensor, timestep: int, labels: Tensor | None = None) -> Tensor:
         """Run the whole network once and return its raw output as float32 (N, C', H, W).
@@ -190,8 +135,8 @@ class DiffusionTeacher:
         self, x_t: Tensor, timestep: int, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Run the network as far as the requested taps and return tap -> map (N, C, H, W)."""
-        found, _ = self._recorder.run(lambda: self._forward(x_t, timestep, labels))
-        return found
+        maps, _ = self._recorder.run(lambda: self._forward(x_t, timestep, labels))
+        return maps
 
     def _forward(self, x_t: Tensor, timestep: int, labels: Tensor | None) -> Tensor:
         import torch
@@ -210,8 +155,10 @@ class DiffusionTeacher:
 
         return denoise
 
-    def _noise(self, found: Found, x0: Tensor, labels: Tensor | None, indices: np.ndarray) -> None:
-        for draw in range(self._draws):
+    def _noise(
+        self, records: Records, x0: Tensor, labels: Tensor | None, indices: np.ndarray
+    ) -> None:
+        for draw in range(self.request.config.draws):
             sums: dict[int, dict[str, Tensor]] = {}
             for part in range(self._mean):
                 eps = self._normal(indices, draw * self._mean + part, "noise")
@@ -222,67 +169,36 @@ class DiffusionTeacher:
                         maps = _add(sums.get(timestep), maps, 1 / self._mean)
                     sums[timestep] = maps
             for timestep, maps in sums.items():
-                self._keep(found, maps, timestep, draw)
+                self.keep(records, maps, timestep=timestep, draw=draw)
 
-    def _invert(self, found: Found, x0: Tensor, labels: Tensor | None) -> None:
+    def _invert(self, records: Records, x0: Tensor, labels: Tensor | None) -> None:
         def visit(x: Tensor, timestep: int) -> None:
             if timestep in self.request.timesteps:
-                self._keep(found, self.activations(x, timestep, labels), timestep, 0)
+                self.keep(records, self.activations(x, timestep, labels), timestep=timestep)
 
         steps = self.request.inversion_timesteps()
         sampling.invert(self.schedule, self._denoiser(labels), x0, steps, visit)
 
-    def _keep(self, found: Found, maps: dict[str, Tensor], timestep: int, draw: int) -> None:
-        """Pool and convert what was recorded while it is still on the device."""
-        for level in self.levels:
-            if level.timestep != timestep or level.draw != draw:
-                continue
-            found[level.name] = as_recorded(maps[level.tap], level)
-
     def _normal(self, indices: np.ndarray, draw: int, purpose: str) -> Tensor:
         import torch
 
-        drawn = rng.normal(self._seed, indices, draw, purpose, self.description.space)
+        drawn = rng.normal(self.seed, indices, draw, purpose, self.description.space)
         return torch.from_numpy(drawn).to(self.device)
 
-    def _labels(self, rows: int, *, fixed: bool, indices: np.ndarray) -> Tensor | None:
+    def _labels(self, indices: np.ndarray, *, drawn: bool = False) -> Tensor | None:
+        """Return each sample's class, drawn or that of the request; None for no class."""
         import torch
 
         classes, label = self.description.classes, self.request.settings["class_label"]
-        if fixed and label == NO_CLASS:
+        if label == request.NO_CLASS:
             label = self.description.null_class
-        if not classes or (fixed and label is None):
-            return None
-        if fixed:
-            values = np.full(rows, int(cast(int, label)), np.int64)
+        if classes and drawn:
+            values = rng.integers(self.seed, indices, 0, "class", (), classes)
+        elif classes and label is not None:
+            values = np.full(len(indices), label, np.int64)
         else:
-            values = rng.integers(self._seed, indices, 0, "class", (), classes)
+            return None
         return torch.from_numpy(values).to(self.device)
-
-    def _check_images(self, images: Tensor) -> None:
-        expected = (*self.image_size, 3)
-        if tuple(images.shape[1:]) != expected or images.element_size() != 1:
-            raise DataError(
-                f"images: got {tuple(images.shape[1:])} of {images.dtype}, allowed {expected} of "
-                "uint8 RGB. Resize and convert them first (pipeline.images.source does)."
-            )
-
-    def _batch(
-        self,
-        found: Outbox,
-        indices: np.ndarray,
-        images: Tensor | None,
-        labels: Tensor | None,
-    ) -> FeatureBatch:
-        levels = found.collect()
-        return FeatureBatch(
-            index=np.asarray(indices, np.int64),
-            key=[f"{index:08d}" for index in indices],
-            valid=np.ones(len(indices), bool),
-            image=None if images is None else np.ascontiguousarray(images.cpu().numpy()),
-            levels={level.name: levels[level.name] for level in self.levels},
-            label=None if labels is None or images is None else labels.cpu().numpy(),
-        )
 
 
 def _add(

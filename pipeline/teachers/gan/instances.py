@@ -61,18 +61,19 @@ def read_instances(path: Path, width: int, classes: int) -> tuple[Instances | No
     if path.suffix not in SUFFIXES:
         return None, [Problem(KEY, str(path), f"a file of {', '.join(SUFFIXES)}", CONVERT)]
     try:
-        found = _read(str(path), weights.digest([path]))
+        instances = _read(str(path), weights.digest([path]))
     except _WrongError as error:
         return None, [Problem(KEY, f"{path}: {error.got}", error.allowed, CONVERT)]
-    if found.features.shape[1] != width:
-        got = f"{path}: {FEATURES} of shape {found.features.shape}"
+    if instances.features.shape[1] != width:
+        got = f"{path}: {FEATURES} of shape {instances.features.shape}"
         return None, [Problem(KEY, got, f"(N, {width})", "Is it of another generator?")]
     if not classes:
-        return Instances(found.features, None, found.digest), []
-    if found.labels is not None and not 0 <= found.labels.min() <= found.labels.max() < classes:
-        got = f"{path}: {LABELS} {found.labels.min()}..{found.labels.max()}"
+        return Instances(instances.features, None, instances.digest), []
+    labels = instances.labels
+    if labels is not None and not 0 <= labels.min() <= labels.max() < classes:
+        got = f"{path}: {LABELS} {labels.min()}..{labels.max()}"
         return None, [Problem(KEY, got, f"0..{classes - 1}", "Is it of another generator?")]
-    return found, []
+    return instances, []
 
 
 class _WrongError(Exception):

@@ -9,9 +9,8 @@ import yaml
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion.networks.description import Description
-from pipeline.teachers.gan.teacher import GeneratorDescription
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
+from pipeline.teachers.recording.teacher import NetworkDescription
 
 EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
 
@@ -60,14 +59,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(words: Sequence[str]) -> dict[str, Scalar]:
     """Turn `--name value` pairs into settings."""
-    found: dict[str, Scalar] = {}
+    settings: dict[str, Scalar] = {}
     for name, value in zip(words[::2], [*words[1::2], None], strict=False):
         if not name.startswith("--") or value is None or value.startswith("--"):
             raise ConfigError(Problem("settings", " ".join(words), "--name value pairs", EXAMPLE))
         key = name.removeprefix("--").removeprefix("settings.")
         # Lists such as channel_mult stay text, as in the official command lines.
-        found[key] = value if "," in value else yaml.safe_load(value)
-    return found
+        settings[key] = value if "," in value else yaml.safe_load(value)
+    return settings
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -89,22 +88,10 @@ def _choose(rows: list[TapRow], levels: Sequence[str] | None) -> list[TapRow]:
     return [known[level] for level in levels]
 
 
-def _head(path: str, description: Description | GeneratorDescription) -> str:
-    height, width = description.image_size
-    what = f"{path}: {description.family}, {height}x{width} pixels"
-    licence = f"licence {description.licence}"
-    classes = f"class-conditional: {description.classes} classes (settings.class_label)"
-    lines = [] if not description.classes else [classes]
-    if isinstance(description, GeneratorDescription):
-        lines = [f"{what}, a generator of latents of {description.latent}, {licence}", *lines]
-        if description.features:
-            needs = f"(N, {description.features}) numbers (settings.instance_features)"
-            lines.append(f"conditioned on instances: {needs}")
-        return "\n".join([*lines, *description.notes])
-    schedule = description.schedule
-    steps = f"{schedule.prediction}, timesteps 0..{len(schedule) - 1}"
-    lines = [f"{what}, {steps}, {licence}", *lines]
-    if description.latent:
-        channels, rows, columns = description.space
-        lines.append(f"works on latents of {channels}x{rows}x{columns}")
-    return "\n".join([*lines, *description.notes])
+def _head(path: str, known: NetworkDescription) -> str:
+    height, width = known.image_size
+    brief, *lines = known.summary()
+    if known.classes:
+        lines.insert(0, f"class-conditional: {known.classes} classes (settings.class_label)")
+    first = f"{path}: {known.family}, {height}x{width} pixels, {brief}, licence {known.licence}"
+    return "\n".join([first, *lines, *known.notes, *known.guesses])

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError
 from pipeline.teachers.base import Scalar, TeacherConfig
-from pipeline.teachers.diffusion import request as diffusion_request
 from pipeline.teachers.diffusion.checkpoints import kind_of
-from pipeline.teachers.diffusion.families import find_family
-from pipeline.teachers.diffusion.networks.description import Description
-from pipeline.teachers.gan import teacher as generator
-from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
 from pipeline.teachers.load import teacher_class
 from pipeline.teachers.recording import taps
-from pipeline.teachers.request import check_settings
+from pipeline.teachers.recording.teacher import NetworkDescription, NetworkTeacher
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def tap_table(
     settings: Mapping[str, Scalar] | None = None,
     image_size: tuple[int, int] | None = None,
     costs: bool = False,
-) -> tuple[Description | GeneratorDescription, list[TapRow]]:
+) -> tuple[NetworkDescription, list[TapRow]]:
     """List what a diffusion teacher or a generator can record, in the order it is computed.
 
     Args:
@@ -60,7 +56,11 @@ def tap_table(
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
     """
-    description = _describe(Path(path), dict(settings or {}), image_size)
+    cls = cast(type[NetworkTeacher], teacher_class(kind_of(Path(path))))
+    config = TeacherConfig(path=path, settings=dict(settings or {}))
+    description, _, problems = cls.look_up(config, image_size)
+    if problems:
+        raise ConfigError(problems)
     flops = _count(description) if costs else {}
     rows = []
     for tap in description.taps:
@@ -95,43 +95,12 @@ def format_table(rows: list[TapRow]) -> str:
     return "\n".join(lines)
 
 
-def _describe(
-    path: Path, settings: dict[str, Scalar], image_size: tuple[int, int] | None
-) -> Description | GeneratorDescription:
-    cls = teacher_class(kind_of(path))
-    config = TeacherConfig(path=str(path), settings=settings)
-    if isinstance(cls, type) and issubclass(cls, GeneratorTeacher):
-        known = _complete(config, {**generator.SETTINGS, **cls.SETTINGS})
-        found = cls.describe_network(path, known)
-        if image_size not in (None, found.image_size):
-            allowed = f"{found.image_size[0]}x{found.image_size[1]}, the generator's"
-            raise ConfigError(Problem("image_size", f"{image_size[0]}x{image_size[1]}", allowed))
-        return found
-    family, folder = find_family(path)
-    known = _complete(config, {**diffusion_request.SETTINGS, **family.SETTINGS})
-    return family.describe(folder, known, image_size)
-
-
-def _complete(config: TeacherConfig, defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    complete, problems = check_settings(config, defaults)
-    if problems:
-        raise ConfigError(problems)
-    return complete
-
-
-def _count(description: Description | GeneratorDescription) -> dict[str, int]:
+def _count(description: NetworkDescription) -> dict[str, int]:
     """Count operations per image on the meta device, where nothing is computed."""
     import torch
 
     network = description.load(torch.float32)
     torch.nn.Module.to(network.module, device="meta")
-    labels = torch.zeros(1, dtype=torch.int64, device="meta") if description.classes else None
-    if isinstance(description, GeneratorDescription):
-        first = torch.empty((1, description.latent), device="meta")
-        features = torch.empty((1, description.features), device="meta")
-        told = (first, labels, features if description.features else None)
-    else:
-        first = torch.empty((1, *description.space), device="meta")
-        told = (first, torch.zeros(1, dtype=torch.float32, device="meta"), labels)
+    told = description.example("meta")
     with torch.inference_mode():
-        return taps.costs(lambda: network(*told), network.module, description.taps)  # type: ignore[arg-type]
+        return taps.costs(lambda: network(*told), network.module, description.taps)

@@ -56,11 +56,11 @@ class Fusion(nn.Module):
 
     def forward(self, features: Tensor, coarser: Tensor | None) -> Tensor:
         """Map (B, C, h, w) and the coarser levels' (B, W, h', w') to (B, W, h, w)."""
-        found = self.lateral(features)
+        fused = self.lateral(features)
         if coarser is not None:
-            above = F.interpolate(coarser, size=found.shape[-2:], mode="bilinear")
-            found = torch.cat([found, above], dim=1)
-        return self.mix(found)
+            above = F.interpolate(coarser, size=fused.shape[-2:], mode="bilinear")
+            fused = torch.cat([fused, above], dim=1)
+        return self.mix(fused)
 
 
 class Interpreter(nn.Module):
@@ -96,13 +96,13 @@ class Interpreter(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Map {level name: float (B, C, h, w)} to logits, float (B, K, h, w) or (B, K)."""
-        found: Tensor | None = None
+        fused: Tensor | None = None
         for name, fusion in zip(self.level_names, self.fusions, strict=True):
-            found = fusion(features[name], found)
-        assert found is not None
+            fused = fusion(features[name], fused)
+        assert fused is not None
         if self.target == "label":
-            found = found.mean(dim=(2, 3), keepdim=True)
-        logits = self.classify(self.dropout(found))
+            fused = fused.mean(dim=(2, 3), keepdim=True)
+        logits = self.classify(self.dropout(fused))
         return logits.flatten(1) if self.target == "label" else logits
 
 
@@ -142,7 +142,6 @@ def load_interpreter(folder: Path) -> tuple[Interpreter, InterpreterCard]:
         TeacherError: damaged files, or weights that do not fit the card.
     """
     card = read_interpreter_card(folder)
-    interpreter = build_interpreter(card)
-    where = str(folder / WEIGHTS)
-    weights.load_into(interpreter, weights.read([folder / WEIGHTS]), where=where)
-    return interpreter.eval().requires_grad_(False), card
+    interpreter, where = build_interpreter(card), folder / WEIGHTS
+    weights.load_into(interpreter, weights.read([where]), where=str(where))
+    return interpreter, card

@@ -25,12 +25,12 @@ from pipeline.teachers.interpreted.card import (
     interpreter_digest,
     read_interpreter_card,
 )
+from pipeline.teachers.request import NO_TIMESTEP
 from storage.schema import FeatureBatch, Level, Pins, canonical_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NO_TIMESTEP = -1
 CLASS_DTYPE = "int16"
 
 
@@ -80,11 +80,16 @@ def attach(
     if problems:
         raise ConfigError(problems)
     soft = _soft_levels(config, card, image_size=spec.image_size)
+    names = {(level.tap, level.timestep, level.draw): level.name for level in spec.levels}
+    inputs = tuple(
+        {level.name: names[level.tap, level.timestep, draw] for level in card.inputs}
+        for draw in range(inner.draws)
+    )
     fact = {"interpreter": interpreter_digest(folder, card)}
     spec = dataclasses.replace(
         spec, levels=(*recorded, *soft), level_facts={level.name: fact for level in soft}
     )
-    return Attachment(inner, recorded, _inputs(card, cls, inner, mode, image_size), soft, spec)
+    return Attachment(inner, recorded, inputs, soft, spec)
 
 
 class InterpretedTeacher:
@@ -163,60 +168,45 @@ class InterpretedTeacher:
         return values
 
 
-def _inputs(
-    card: InterpreterCard,
-    cls: TeacherClass,
-    inner: TeacherConfig,
-    mode: Mode,
-    image_size: tuple[int, int] | None,
-) -> tuple[dict[str, str], ...]:
-    """Find, for each noise draw, the teacher's levels that the interpreter reads."""
-    levels = cls.describe(inner, mode=mode, image_size=image_size).levels
-    names = {(level.tap, level.timestep, level.draw): level.name for level in levels}
-    return tuple(
-        {level.name: names[level.tap, level.timestep, draw] for level in card.inputs}
-        for draw in range(inner.draws)
-    )
-
-
 def _fit_problems(
     card: InterpreterCard, spec: TeacherSpec, *, mode: Mode, folder: Path
 ) -> list[Problem | str]:
-    found: list[Problem | str] = []
+    problems: list[Problem | str] = []
     if canonical_json(card.teacher) != canonical_json(spec.fingerprint):
         got, allowed = f"{folder}, trained on {card.teacher}", f"one of {spec.fingerprint}"
-        found.append(Problem("interpreter", got, allowed, "Train one with `dreamshard interpret`."))
+        problems.append(
+            Problem("interpreter", got, allowed, "Train one with `dreamshard interpret`.")
+        )
     for key, value in card.mode_settings.items():
         now = spec.mode_settings.get(key, value)
         if now != value:
             allowed = f"{value!r}, as the interpreter was trained with"
-            found.append(Problem(f"settings.{key}", repr(now), allowed))
+            problems.append(Problem(f"settings.{key}", repr(now), allowed))
     for level in spec.levels:
         if level.pool != "none":
             hint = "Record pooled features in a dataset of their own; the two join."
-            found.append(Problem("pool", level.pool, "none with an interpreter", hint))
+            problems.append(Problem("pool", level.pool, "none with an interpreter", hint))
             break
-    return found
+    return problems
 
 
 def _soft_problems(
     config: TeacherConfig, card: InterpreterCard, *, image_size: tuple[int, int]
 ) -> list[Problem]:
-    found = []
+    problems = []
     if card.target == "label" and config.soft_labels:
         allowed = "none: this interpreter gives one label per image"
-        found.append(Problem("soft_labels", str(config.soft_labels), allowed))
+        problems.append(Problem("soft_labels", str(config.soft_labels), allowed))
     for name in config.soft_labels:
         stride = _stride(name)
         if not stride or any(side % stride for side in image_size):
-            allowed = (
-                f"s1, s2, s4 ...: strides that divide {image_size[0]} x {image_size[1]} pixels"
-            )
-            found.append(Problem("soft_labels", name, allowed, "Try --teacher.soft_labels [s4]."))
+            size, hint = f"{image_size[0]} x {image_size[1]}", "Try --teacher.soft_labels [s4]."
+            allowed = f"s1, s2, s4 ...: strides that divide {size} pixels"
+            problems.append(Problem("soft_labels", name, allowed, hint))
     if config.top_k > len(card.classes):
         allowed = f"0 for all, or up to {len(card.classes)}, the interpreter's classes"
-        found.append(Problem("top_k", str(config.top_k), allowed))
-    return found
+        problems.append(Problem("top_k", str(config.top_k), allowed))
+    return problems
 
 
 def _soft_levels(
@@ -229,7 +219,7 @@ def _soft_levels(
     wanted = [_stride(name) for name in config.soft_labels] or [card.inputs[-1].stride]
     steps = {level.timestep for level in card.inputs}
     timestep = steps.pop() if len(steps) == 1 else NO_TIMESTEP
-    found = []
+    levels = []
     for draw in range(config.draws):
         for stride in wanted if card.target == "mask" else [0]:
             cells = tuple(side // stride for side in image_size) if stride else ()
@@ -241,7 +231,7 @@ def _soft_levels(
                     f".top{config.top_k}.class": CLASS_DTYPE,
                 }
             for suffix, dtype in parts.items():
-                found.append(
+                levels.append(
                     Level(
                         name=name + suffix,
                         kind="soft_label",
@@ -254,9 +244,9 @@ def _soft_levels(
                         dtype=dtype,
                     )
                 )
-    if len({level.name for level in found}) < len(found):
+    if len({level.name for level in levels}) < len(levels):
         raise ConfigError(Problem("soft_labels", str(config.soft_labels), "every stride once"))
-    return tuple(found)
+    return tuple(levels)
 
 
 def _stride(name: str) -> int:

@@ -25,10 +25,10 @@ def compile_blocks(root: nn.Module) -> int:
     import torch
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-    found: list[str] = []
+    compiled: list[str] = []
     for name, part in root.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in compiled)
         if type(part).__name__ in BLOCKS and not inside:
-            found.append(name)
+            compiled.append(name)
             part.forward = torch.compile(part.forward, dynamic=False)
-    return len(found)
+    return len(compiled)

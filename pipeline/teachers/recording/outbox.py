@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dreamshard.errors import DataError
@@ -52,9 +51,6 @@ class Outbox:
             value.record_stream(self._stream)  # its memory is not reused before the copy is done
             value = host
         self._sent[name] = (value, finite)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sent)
 
     def collect(self) -> dict[str, np.ndarray]:
         """Wait for the copies and return the levels as arrays.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,8 +59,8 @@ def table(
 
 def stride_aliases(defaults: Iterable[Tap]) -> dict[str, str]:
     """Return `s<stride>` -> tap name; of several with one stride the last wins."""
-    found = {tap.stride: tap.name for tap in defaults}
-    return {f"s{stride}": found[stride] for stride in STRIDES if stride in found}
+    by_stride = {tap.stride: tap.name for tap in defaults}
+    return {f"s{stride}": by_stride[stride] for stride in STRIDES if stride in by_stride}
 
 
 class _Enough(Exception):
@@ -77,7 +76,7 @@ class Recorder:
     """
 
     def __init__(self, root: nn.Module, taps: Sequence[Tap]) -> None:
-        self._found: dict[str, Tensor] | None = None
+        self._maps: dict[str, Tensor] | None = None
         self._wanted = len({tap.name for tap in taps})
         self._stop = True
         self._hooks = [
@@ -86,11 +85,11 @@ class Recorder:
 
     def _hook(self, tap: Tap) -> Callable[..., None]:
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._found is None:
+            if self._maps is None:
                 return
-            self._found[tap.name] = tap.to_map(output)
+            self._maps[tap.name] = tap.to_map(output)
             # The last wanted module ends the pass; the rest of the decoder is never computed.
-            if self._stop and len(self._found) == self._wanted:
+            if self._stop and len(self._maps) == self._wanted:
                 raise _Enough
 
         return record
@@ -107,12 +106,16 @@ class Recorder:
         Returns:
             tap name -> map (N, C, H, W), and the network's output (None when stopped early).
         """
-        self._found, self._stop = {}, stop
+        maps: dict[str, Tensor] = {}
+        self._maps, self._stop = maps, stop
         output = None
-        with contextlib.suppress(_Enough):
+        try:
             output = call()
-        found, self._found = self._found, None
-        return found, output
+        except _Enough:
+            pass
+        finally:
+            self._maps = None
+        return maps, output
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -134,14 +137,14 @@ def costs(call: Callable[[], object], root: nn.Module, taps: Sequence[Tap]) -> d
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    found: dict[str, int] = {}
+    spent: dict[str, int] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda *_: found.__setitem__(name, counter.get_total_flops())
+        return lambda *_: spent.__setitem__(name, counter.get_total_flops())
 
     hooks = [root.get_submodule(t.module).register_forward_hook(hook(t.name)) for t in taps]
     with counter:
         call()
     for handle in hooks:
         handle.remove()
-    return {**found, "output": counter.get_total_flops()}
+    return {**spent, "output": counter.get_total_flops()}

@@ -155,7 +155,7 @@ def test_every_objective_learns(kind: str) -> None:
     for row in range(6):
         signal, noise = float(levels.signal[row]), float(levels.noise[row])
         x_t = signal * x0[row] + noise * eps[row]
-        found, _ = schedule.predict_at(x_t, batch.target[row], signal=signal, noise=noise)
+        found, _ = schedule.predict(x_t, batch.target[row], (signal, noise))
         torch.testing.assert_close(found, x0[row], atol=5e-3, rtol=5e-3)
 
 

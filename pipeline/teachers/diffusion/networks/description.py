@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dreamshard.errors import Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.diffusion.schedules import Schedule
-from pipeline.teachers.recording.taps import Tap
+from pipeline.teachers.recording.teacher import NetworkDescription
 
 if TYPE_CHECKING:
     import torch
@@ -36,34 +36,41 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Description:
-    """Everything known about a teacher before its weights are loaded."""
+class Description(NetworkDescription):
+    """Everything known about a diffusion network before its weights are loaded.
 
-    family: str
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
-    taps: tuple[Tap, ...]
-    aliases: Mapping[str, str]
-    """Further names of taps, `s8` -> `up.1`."""
+    `load` returns a `Network`.
+    """
+
     schedule: Schedule
-    weights: tuple[Path, ...]
-    """Files that decide the fingerprint."""
-    architecture: Mapping[str, Any]
-    """JSON-able facts that decide the computation, flags included."""
     space: tuple[int, int, int]
     """Shape of x_t per sample (C, H, W)."""
-    load: Callable[[torch.dtype], Network]
-    classes: int = 0
-    """Number of class labels the network is conditioned on; 0 = none."""
     null_class: int | None = None
     """Label that means "no class", where training used one."""
     latent: bool = False
     """Whether x_0 is a VAE's latent instead of pixels."""
     exact: bool = False
     """Whether float32 keeps the official code's order of operations (and its slower layout)."""
-    licence: str = "unknown"
-    notes: tuple[str, ...] = field(default=())
-    """Sentences worth showing in an inspection."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """Return the diffusion steps (count)."""
+        return len(self.schedule)
+
+    def summary(self) -> list[str]:
+        """Say what it predicts, and what it works on."""
+        lines = [f"{self.schedule.prediction}, timesteps 0..{len(self.schedule) - 1}"]
+        if self.latent:
+            channels, rows, columns = self.space
+            lines.append(f"works on latents of {channels}x{rows}x{columns}")
+        return lines
+
+    def example(self, device: str) -> tuple[Tensor | None, ...]:
+        """Return x_t, time and labels of one sample."""
+        import torch
+
+        labels = torch.zeros(1, dtype=torch.int64, device=device) if self.classes else None
+        return torch.zeros((1, *self.space), device=device), torch.zeros(1, device=device), labels
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
@@ -80,35 +87,36 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "class": config.get("_class_name")}
 
 
-def build(cls: Any, config: Mapping[str, Any], files: tuple[Path, ...], dtype: torch.dtype) -> Any:
-    """Build a diffusers model from its config and weights, in eval mode, without random weights.
+def build(
+    name: str,
+    config: Mapping[str, Any],
+    files: tuple[Path, ...],
+    dtype: torch.dtype,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """Build a model of diffusers from its config and weights, frozen, without random weights.
+
+    Args:
+        name: of the class in diffusers.
+        config: of the model.
+        files: its weights; the first one names it in errors.
+        dtype: of the computation.
+        state: the weights, where the files have them under other names.
 
     Raises: TeacherError if config and weights do not fit, or the weights are damaged.
     """
-    state = weights.modern_names(weights.read(files))
-    return build_from(cls, config, state, dtype, where=str(files[0]))
-
-
-def build_from(
-    cls: Any,
-    config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    *,
-    where: str,
-) -> Any:
-    """Build a diffusers model from its config and a state dict; `where` names it in errors."""
-    import torch
+    import diffusers
     from accelerate import init_empty_weights
 
+    if state is None:
+        state = weights.modern_names(weights.read(files))
     try:
         with init_empty_weights():
-            module = cls.from_config(dict(config))
+            module = getattr(diffusers, name).from_config(dict(config))
     except (TypeError, ValueError, KeyError) as error:
-        raise TeacherError(f"{where}: its config cannot be built: {error}") from error
-    weights.load_into(module, state, where=where)
-    # torch's own `to`: that of diffusers warns about modules it would keep in float32, even none.
-    return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
+        raise TeacherError(f"{files[0]}: its config cannot be built: {error}") from error
+    return weights.load_into(module, state, where=str(files[0]), dtype=dtype)
 
 
 def fit_image_size(

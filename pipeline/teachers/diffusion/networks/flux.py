@@ -6,6 +6,7 @@ two-stream ones first, then the single-stream ones.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,17 +15,12 @@ from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.networks import tokens
-from pipeline.teachers.diffusion.networks.description import (
-    Description,
-    build,
-    plain_config,
-    scheduler_config,
-)
-from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt, find_prompt
+from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.folder import read_folder
+from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 SETTINGS: Mapping[str, Scalar] = {SETTING: None, "guidance": 1.0}
@@ -49,7 +45,7 @@ class FluxNetwork:
         packed = cells.permute(0, 2, 4, 1, 3, 5).reshape(rows, grid[0] * grid[1], channels * 4)
         embeds = self._prompt.embeds(x)
         guidance = x.new_full((rows,), self._guidance) if self._guided else None
-        found = self.module(
+        output = self.module(
             hidden_states=packed,
             encoder_hidden_states=embeds,
             pooled_projections=self._prompt.pooled(x),
@@ -59,7 +55,7 @@ class FluxNetwork:
             guidance=guidance,
             return_dict=False,
         )[0]
-        cells = found.reshape(rows, *grid, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+        cells = output.reshape(rows, *grid, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
         return cells.reshape(rows, channels, height, width)
 
 
@@ -68,49 +64,27 @@ def describe(
 ) -> Description:
     """Describe the `transformer` folder of a Flux pipeline."""
     config = weights.read_json(path / "config.json")
-    channels = int(config.get("in_channels", 64)) // PATCH**2
-    space, size, grid = tokens.latent_grid(
-        path, config, image_size or (1024, 1024), channels=channels, patch=PATCH
+    folder = read_folder(
+        path,
+        settings,
+        image_size or (1024, 1024),
+        config=config,
+        channels=int(config.get("in_channels", 64)) // PATCH**2,
+        multiple=PATCH,
+        prompt=(int(config["joint_attention_dim"]), int(config["pooled_projection_dim"])),
     )
-    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    modules = [f"transformer_blocks.{k}" for k in range(int(config["num_layers"]))]
-    single = int(config["num_single_layers"])
-    modules += [f"single_transformer_blocks.{k}" for k in range(single)]
-    stride = space.stride * PATCH
-    found = tokens.block_taps(modules, width=width, stride=stride, grid=grid, item=1)
-    prompt = find_prompt(
-        path.parent,
-        settings[SETTING],
-        width=int(config["joint_attention_dim"]),
-        pooled=int(config["pooled_projection_dim"]),
-    )
-    files, scheduler = weights.find_weights(path), scheduler_config(path)
+    stride, single = folder.space.stride * PATCH, int(config["num_single_layers"])
+    taps = tokens.block_taps(config, folder.image_size, stride=stride, item=1, single=single)
     guidance = float(cast(float, settings["guidance"]))
-
-    def load(dtype: torch.dtype) -> FluxNetwork:
-        from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-
-        module = build(FluxTransformer2DModel, config, files, dtype)
-        return FluxNetwork(module, space.load(dtype), Prompt(prompt), guidance)
-
-    return Description(
-        family="flux",
-        image_size=size,
-        taps=tuple(found),
-        aliases=tokens.depth_aliases(found),
-        # The network multiplies its time by 1000 itself.
-        schedule=schedules.flow(time_scale=1.0, shift=float(scheduler.get("shift", 3.0))),
-        weights=(*files, *space.files, prompt),
-        architecture={
-            "config": plain_config(config),
-            "scheduler": plain_config(scheduler),
-            "vae": plain_config(space.config),
-            "guidance": guidance,
-        },
-        space=(channels, size[0] // space.stride, size[1] // space.stride),
-        load=load,
-        latent=True,
-        licence=weights.licence(path),
+    # The network multiplies its time by 1000 itself.
+    schedule = schedules.flow(time_scale=1.0, shift=float(folder.scheduler.get("shift", 3.0)))
+    return folder.describe(
+        "flux",
+        functools.partial(FluxNetwork, guidance=guidance),
+        taps=taps,
+        aliases=tokens.depth_aliases(taps),
+        schedule=schedule,
+        facts={"guidance": guidance},
     )
 
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.errors import ConfigError, TeacherError
+from dreamshard.errors import TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.networks.description import (
-    Description,
-    build,
-    fit_image_size,
-    plain_config,
-    scheduler_config,
-)
-from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt, find_prompt
-from pipeline.teachers.diffusion.networks.unet import check_blocks, unet_taps
-from pipeline.teachers.diffusion.networks.vae import Vae, describe_vae
-from pipeline.teachers.recording import taps
+from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.folder import read_folder
+from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
+from pipeline.teachers.diffusion.networks.unet import check_blocks, unet_aliases, unet_taps
+from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 SETTINGS: Mapping[str, Scalar] = {SETTING: None}
@@ -55,44 +49,23 @@ def describe(
 ) -> Description:
     """Describe the `unet` folder of a Stable Diffusion pipeline."""
     config, where = weights.read_json(path / "config.json"), str(path / "config.json")
-    levels = len(check_blocks(config, where))
-    pooled = _pooled_width(config, where)
-    space = describe_vae(path.parent, int(config.get("in_channels", 4)))
-    own, multiple = config.get("sample_size"), space.stride * 2 ** (levels - 1)
-    own = own * space.stride if isinstance(own, int) else own
-    size, problems = fit_image_size(image_size, own, multiple)
-    if problems:
-        raise ConfigError(problems)
-    prompt = find_prompt(
-        path.parent, settings[SETTING], width=int(config["cross_attention_dim"]), pooled=pooled
+    levels, pooled = len(check_blocks(config, where)), _pooled_width(config, where)
+    folder = read_folder(
+        path,
+        settings,
+        image_size,
+        config=config,
+        channels=int(config.get("in_channels", 4)),
+        multiple=2 ** (levels - 1),
+        prompt=(int(config["cross_attention_dim"]), pooled),
     )
-    files = weights.find_weights(path)
-    found = unet_taps(config, stride=space.stride)
-    finest = [tap for tap in found if tap.name.startswith("up.") and tap.name.count(".") == 1]
-    scheduler = scheduler_config(path)
-
-    def load(dtype: torch.dtype) -> LatentNetwork:
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-        module = build(UNet2DConditionModel, config, files, dtype)
-        return LatentNetwork(module, space.load(dtype), Prompt(prompt), size)
-
-    return Description(
-        family="latent",
-        image_size=size,
-        taps=tuple(found),
-        aliases=taps.stride_aliases(finest),
-        schedule=schedules.from_config(scheduler),
-        weights=(*files, *space.files, prompt),
-        architecture={
-            "config": plain_config(config),
-            "scheduler": plain_config(scheduler),
-            "vae": plain_config(space.config),
-        },
-        space=(space.channels, size[0] // space.stride, size[1] // space.stride),
-        load=load,
-        latent=True,
-        licence=weights.licence(path),
+    taps = unet_taps(config, stride=folder.space.stride)
+    return folder.describe(
+        "latent",
+        functools.partial(LatentNetwork, size=folder.image_size),
+        taps=taps,
+        aliases=unet_aliases(taps),
+        schedule=schedules.from_config(folder.scheduler),
     )
 
 

@@ -41,11 +41,11 @@ def find_prompt(pipeline: Path, setting: object, *, width: int, pooled: int | No
                 "folder has its tokenizer and text_encoder."
             )
         compute_empty_prompt(pipeline, path)
-    found = weights.shapes(path)
+    shapes = weights.shapes(path)
     expected = {"prompt_embeds": width} | ({"pooled": pooled} if pooled else {})
     for name, size in expected.items():
-        if name not in found or found[name][-1] != size:
-            got = found.get(name, "nothing")
+        if name not in shapes or shapes[name][-1] != size:
+            got = shapes.get(name, "nothing")
             raise TeacherError(f"{path}: {name}: got {got}, allowed {size} values per row.")
     return path
 
@@ -75,12 +75,14 @@ def compute_empty_prompt(pipeline: Path, path: Path) -> None:
         guided = {} if "Flux" in index["_class_name"] else {"do_classifier_free_guidance": False}
         if index["_class_name"] == "StableDiffusionPipeline":
             guided |= {"num_images_per_prompt": 1, "device": "cpu"}
-        found = pipe.encode_prompt("", **second, **guided)
+        encoded = pipe.encode_prompt("", **second, **guided)
     except (OSError, ValueError, TypeError, KeyError) as error:
         first = str(error).strip().splitlines()[0][:160]
         raise TeacherError(f"{pipeline}: its text encoders cannot be used ({first}).") from error
-    state = {"prompt_embeds": found[0].float().contiguous()}
-    pooled = found[1] if "Flux" in index["_class_name"] else (found[2] if len(found) > 2 else None)
+    state = {"prompt_embeds": encoded[0].float().contiguous()}
+    pooled = (
+        encoded[1] if "Flux" in index["_class_name"] else (encoded[2] if len(encoded) > 2 else None)
+    )
     if pooled is not None:
         state["pooled"] = pooled.float().contiguous()
     part = path.with_name(f".{path.name}.partial")

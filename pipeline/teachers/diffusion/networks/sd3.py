@@ -13,17 +13,12 @@ from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.networks import tokens
-from pipeline.teachers.diffusion.networks.description import (
-    Description,
-    build,
-    plain_config,
-    scheduler_config,
-)
-from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt, find_prompt
+from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.folder import read_folder
+from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 SETTINGS: Mapping[str, Scalar] = {SETTING: None}
@@ -53,40 +48,17 @@ def describe(
 ) -> Description:
     """Describe the `transformer` folder of a Stable Diffusion 3 pipeline."""
     config = weights.read_json(path / "config.json")
-    channels, patch = int(config.get("in_channels", 16)), int(config.get("patch_size", 2))
-    space, size, grid = tokens.latent_grid(path, config, image_size, channels=channels, patch=patch)
-    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    modules = [f"transformer_blocks.{k}" for k in range(int(config["num_layers"]))]
-    stride = space.stride * patch
-    found = tokens.block_taps(modules, width=width, stride=stride, grid=grid, item=1)
-    prompt = find_prompt(
-        path.parent,
-        settings[SETTING],
-        width=int(config["joint_attention_dim"]),
-        pooled=int(config["pooled_projection_dim"]),
+    patch, channels = int(config.get("patch_size", 2)), int(config.get("in_channels", 16))
+    prompt = int(config["joint_attention_dim"]), int(config["pooled_projection_dim"])
+    folder = read_folder(
+        path, settings, image_size, config=config, channels=channels, multiple=patch, prompt=prompt
     )
-    files, scheduler = weights.find_weights(path), scheduler_config(path)
-
-    def load(dtype: torch.dtype) -> SD3Network:
-        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-
-        module = build(SD3Transformer2DModel, config, files, dtype)
-        return SD3Network(module, space.load(dtype), Prompt(prompt))
-
-    return Description(
-        family="sd3",
-        image_size=size,
-        taps=tuple(found),
-        aliases=tokens.depth_aliases(found),
-        schedule=schedules.flow(shift=float(scheduler.get("shift", 3.0))),
-        weights=(*files, *space.files, prompt),
-        architecture={
-            "config": plain_config(config),
-            "scheduler": plain_config(scheduler),
-            "vae": plain_config(space.config),
-        },
-        space=(channels, size[0] // space.stride, size[1] // space.stride),
-        load=load,
-        latent=True,
-        licence=weights.licence(path),
+    stride = folder.space.stride * patch
+    taps = tokens.block_taps(config, folder.image_size, stride=stride, item=1)
+    return folder.describe(
+        "sd3",
+        SD3Network,
+        taps=taps,
+        aliases=tokens.depth_aliases(taps),
+        schedule=schedules.flow(shift=float(folder.scheduler.get("shift", 3.0))),
     )

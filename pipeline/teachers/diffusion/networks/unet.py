@@ -21,7 +21,6 @@ from pipeline.teachers.recording import taps
 from pipeline.teachers.recording.taps import Tap
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 SETTINGS: Mapping[str, Scalar] = {}
@@ -66,27 +65,19 @@ def describe(
         problems.append(Problem("path", got, "3 (RGB)"))
     if problems:
         raise ConfigError(problems)
-    found = unet_taps(config)
-    finest = [tap for tap in found if tap.name.startswith("up.") and tap.name.count(".") == 1]
-
-    def load(dtype: torch.dtype) -> UNetNetwork:
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
-        return UNetNetwork(build(UNet2DModel, config, files, dtype))
-
-    scheduler = scheduler_config(path)
+    listed, scheduler = unet_taps(config), scheduler_config(path)
     if str(config.get("time_embedding_type", "positional")) == "fourier":
         raise TeacherError(f"{where}: time_embedding_type fourier (score SDE) is not supported.")
     return Description(
         family="unet",
         image_size=size,
-        taps=tuple(found),
-        aliases=taps.stride_aliases(finest),
+        taps=tuple(listed),
+        aliases=unet_aliases(listed),
         schedule=schedules.from_config(scheduler),
         weights=files,
         architecture={"config": plain_config(config), "scheduler": plain_config(scheduler)},
         space=(3, *size),
-        load=load,
+        load=lambda dtype: UNetNetwork(build("UNet2DModel", config, files, dtype)),
         classes=int(config.get("num_class_embeds") or 0),
         licence=weights.licence(path),
     )
@@ -107,22 +98,28 @@ def unet_taps(config: Mapping[str, Any], *, stride: int = 1) -> list[Tap]:
     last = len(channels) - 1
     depth = config.get("layers_per_block", 2)
     layers = [int(d) for d in depth] if isinstance(depth, list) else [int(depth)] * len(channels)
-    found = [Tap("in", "conv_in", channels[0], stride)]
+    listed = [Tap("in", "conv_in", channels[0], stride)]
     for i, kind in enumerate(config["down_block_types"]):
         block, here = f"down_blocks.{i}", stride * 2**i
-        found += _block_taps(f"down.{i}", block, kind, layers[i], channels[i], here)
+        listed += _block_taps(f"down.{i}", block, kind, layers[i], channels[i], here)
         if i < last:
             module = f"{block}.resnet_down" if "Skip" in kind else f"{block}.downsamplers.0"
-            found.append(Tap(f"down.{i}.down", module, channels[i], here * 2))
+            listed.append(Tap(f"down.{i}.down", module, channels[i], here * 2))
     if config.get("mid_block_type", "UNetMidBlock2D") is not None:
-        found.append(Tap("mid", "mid_block", channels[-1], stride * 2**last))
+        listed.append(Tap("mid", "mid_block", channels[-1], stride * 2**last))
     for i, kind in enumerate(config["up_block_types"]):
         block, width, here = f"up_blocks.{i}", channels[last - i], stride * 2 ** (last - i)
-        found += _block_taps(f"up.{i}", block, kind, layers[last - i] + 1, width, here)
+        listed += _block_taps(f"up.{i}", block, kind, layers[last - i] + 1, width, here)
         if i < last:
             module = f"{block}.resnet_up" if "Skip" in kind else f"{block}.upsamplers.0"
-            found.append(Tap(f"up.{i}.up", module, width, here // 2))
-    return found
+            listed.append(Tap(f"up.{i}.up", module, width, here // 2))
+    return listed
+
+
+def unet_aliases(listed: Sequence[Tap]) -> dict[str, str]:
+    """Return the aliases by stride: the decoder's last outputs at each resolution."""
+    decoder = [tap for tap in listed if tap.name.startswith("up.") and tap.name.count(".") == 1]
+    return taps.stride_aliases(decoder)
 
 
 def _block_taps(
@@ -134,8 +131,8 @@ def _block_taps(
         modules = [f"{block}.attentions.{j}" for j in range(layers)]
     else:
         modules = [f"{block}.resnets.{j}" for j in range(layers)]
-    found = [Tap(f"{name}.{j}", module, channels, stride) for j, module in enumerate(modules)]
-    return [*found, Tap(name, modules[-1], channels, stride)]
+    listed = [Tap(f"{name}.{j}", module, channels, stride) for j, module in enumerate(modules)]
+    return [*listed, Tap(name, modules[-1], channels, stride)]
 
 
 def check_blocks(config: Mapping[str, Any], where: str) -> Sequence[int]:

@@ -38,10 +38,9 @@ class LatentSpace:
     def load(self, dtype: torch.dtype) -> Vae:
         """Load the VAE; float16 is replaced by float32, in which no published VAE overflows."""
         import torch
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         kind = torch.float32 if dtype == torch.float16 else dtype
-        return Vae(build(AutoencoderKL, self.config, self.files, kind), self)
+        return Vae(build("AutoencoderKL", self.config, self.files, kind), self)
 
 
 class Vae:
@@ -53,8 +52,8 @@ class Vae:
     def to_space(self, pixels: Tensor) -> Tensor:
         """Turn pixels (N, 3, H, W) in [-1, 1] into float32 latents."""
         self.module.to(pixels.device)
-        found = self.module.encode(pixels.to(self.module.dtype)).latent_dist.mode()
-        return (found.float() - self._space.shift) * self._space.scale
+        latents = self.module.encode(pixels.to(self.module.dtype)).latent_dist.mode()
+        return (latents.float() - self._space.shift) * self._space.scale
 
     def to_pixels(self, x0: Tensor) -> Tensor:
         """Turn latents into pixels (N, 3, H, W)."""

@@ -47,10 +47,6 @@ def describe(
     shape, problems = fit_image_size(image_size, size, multiple)
     if problems:
         raise ConfigError(problems)
-
-    def load(dtype: torch.dtype) -> UNetNetwork:
-        return UNetNetwork(build(path, layout, flags, dtype))
-
     told = {name: flags[name] for name in SETTINGS if flags.get(name) is not None}
     idle = ("dropout", "use_fp16", "use_checkpoint", "use_kl", "timestep_respacing")
     return Description(
@@ -65,7 +61,7 @@ def describe(
             "flags": {name: value for name, value in told.items() if name not in idle},
         },
         space=(3, *shape),
-        load=load,
+        load=lambda dtype: UNetNetwork(build(path, layout, flags, dtype)),
         classes=layout.classes,
         licence=weights.licence(path.parent),
         exact=True,
@@ -97,9 +93,8 @@ def build(path: Path, layout: AdmLayout, flags: Flags, dtype: torch.dtype) -> An
 
     new_order = bool(flags["use_new_attention_order"])
     state = rename(weights.read([path]), layout, heads=heads, new_order=new_order)
-    weights.load_into(module, state, where=str(path))
     _set_attention(module, flags, official=dtype == torch.float32)
-    return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
+    return weights.load_into(module, state, where=str(path), dtype=dtype)
 
 
 def _set_attention(module: Any, flags: Flags, *, official: bool) -> None:

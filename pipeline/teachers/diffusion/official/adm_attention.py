@@ -46,10 +46,10 @@ class OfficialAttention:
         scale = size**-0.25
         mixed = torch.einsum("bct,bcs->bts", q * scale, k * scale)
         mixed = torch.softmax(mixed.float(), -1).to(v.dtype)
-        found = torch.einsum("bts,bcs->bct", mixed, v).reshape(rows, channels, -1)
+        mixed = torch.einsum("bts,bcs->bct", mixed, v).reshape(rows, channels, -1)
         out = attn.to_out[0]
-        found = F.conv1d(found, out.weight[:, :, None], out.bias)
-        return (flat + found).reshape(rows, channels, height, width)
+        mixed = F.conv1d(mixed, out.weight[:, :, None], out.bias)
+        return (flat + mixed).reshape(rows, channels, height, width)
 
     def _fused(self, attn: Any, heads: int, size: int) -> tuple[Tensor, Tensor]:
         import torch

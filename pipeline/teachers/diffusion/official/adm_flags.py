@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import cast
 
+import numpy as np
+
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
@@ -45,30 +47,19 @@ SETTINGS: Mapping[str, Scalar] = {
 
 Flags = dict[str, Scalar]
 
-RELEASED: tuple[tuple[dict[str, object], Flags], ...] = (
-    (
-        {"model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3},
-        {
-            "image_size": 64,
-            "num_head_channels": 64,
-            "use_new_attention_order": True,
-            "noise_schedule": "cosine",
-        },
-    ),
-    (
-        {"model_channels": 256, "channel_mult": (1, 1, 2, 3, 4), "num_res_blocks": 2},
-        {"image_size": 128, "num_heads": 4},
-    ),
-    (
-        {"model_channels": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2},
-        {"image_size": 256, "num_head_channels": 64},
-    ),
-    (
-        {"model_channels": 256, "channel_mult": (0.5, 1, 1, 2, 2, 4, 4), "num_res_blocks": 2},
-        {"image_size": 512, "num_head_channels": 64},
-    ),
-)
-"""Shapes of the published networks (ImageNet 64 to 512, LSUN) and the flags they go with."""
+RELEASED: Mapping[tuple[int, tuple[float, ...], int], Flags] = {
+    (192, (1, 2, 3, 4), 3): {
+        "image_size": 64,
+        "num_head_channels": 64,
+        "use_new_attention_order": True,
+        "noise_schedule": "cosine",
+    },
+    (256, (1, 1, 2, 3, 4), 2): {"image_size": 128, "num_heads": 4},
+    (256, (1, 1, 2, 2, 4, 4), 2): {"image_size": 256, "num_head_channels": 64},
+    (256, (0.5, 1, 1, 2, 2, 4, 4), 2): {"image_size": 512, "num_head_channels": 64},
+}
+"""Base width, multiples and depth of the published networks (ImageNet 64 to 512, LSUN) -> the flags
+they go with."""
 
 
 def complete(flags: Flags, layout: AdmLayout) -> Flags:
@@ -77,15 +68,14 @@ def complete(flags: Flags, layout: AdmLayout) -> Flags:
     Raises: ConfigError naming each contradiction and each flag that has to be given.
     """
     problems = _contradictions(flags, layout)
-    known = _released_flags(layout)
-    for name, value in known.items():
-        exclusive = {"num_heads", "num_head_channels"}
-        taken = name in exclusive and any(flags[other] is not None for other in exclusive)
-        if flags[name] is None and not taken:
-            flags[name] = value
-    for name, default in (("use_new_attention_order", False), ("noise_schedule", "linear")):
-        if flags[name] is None:
-            flags[name] = default
+    known: Flags = {"use_new_attention_order": False, "noise_schedule": "linear"}
+    if layout.learn_sigma and layout.resblock_updown and layout.scale_shift:
+        shape = (layout.model_channels, layout.channel_mult, layout.num_res_blocks)
+        known |= RELEASED.get(shape, {})
+    heads = {"num_heads", "num_head_channels"}
+    if any(flags[name] is not None for name in heads):
+        known = {name: value for name, value in known.items() if name not in heads}
+    flags |= {name: value for name, value in known.items() if flags[name] is None}
     hint = "The weights do not tell it; it is in the command the network was trained with."
     if flags["image_size"] is None:
         problems.append(Problem("settings.image_size", "nothing", "pixels", hint))
@@ -97,19 +87,10 @@ def complete(flags: Flags, layout: AdmLayout) -> Flags:
     return flags
 
 
-def _released_flags(layout: AdmLayout) -> Flags:
-    for shape, flags in RELEASED:
-        same = all(getattr(layout, name) == value for name, value in shape.items())
-        if same and layout.learn_sigma and layout.resblock_updown and layout.scale_shift:
-            return flags
-    return {}
-
-
 def _head_problems(flags: Flags, layout: AdmLayout, hint: str) -> list[Problem]:
     if flags["num_heads"] is None and flags["num_head_channels"] in (None, -1):
         name = "settings.num_heads or settings.num_head_channels"
         return [Problem(name, "nothing", "one of the two", hint)]
-    found = []
     for channels in layout.head_widths:
         for upsample in (False, True):
             heads = heads_of(channels, flags, upsample=upsample)
@@ -117,29 +98,42 @@ def _head_problems(flags: Flags, layout: AdmLayout, hint: str) -> list[Problem]:
             if heads < 1 or channels % heads or (per_head != -1 and channels % per_head):
                 name = "num_heads" if per_head == -1 else "num_head_channels"
                 allowed = f"a divisor of {channels} (channels of an attention)"
-                found.append(Problem(f"settings.{name}", str(flags[name]), allowed))
-    return found[:1]
+                return [Problem(f"settings.{name}", str(flags[name]), allowed)]
+    return []
 
 
 def _type_problems(flags: Flags) -> list[Problem]:
-    found = []
+    problems = []
     for name in ("image_size", "diffusion_steps", "num_heads", "num_head_channels"):
         value = flags[name]
         least = -1 if name == "num_head_channels" else 1
         if value is not None and (type(value) is not int or value < least):
-            found.append(Problem(f"settings.{name}", repr(value), "a whole number above 0"))
-    if flags["noise_schedule"] not in ("linear", "cosine"):
-        got = str(flags["noise_schedule"])
-        found.append(Problem("settings.noise_schedule", got, "linear | cosine"))
-    if type(flags["use_new_attention_order"]) is not bool:
-        got = repr(flags["use_new_attention_order"])
-        found.append(Problem("settings.use_new_attention_order", got, "true | false"))
-    return found
+            problems.append(Problem(f"settings.{name}", repr(value), "a whole number above 0"))
+    schedule, order = flags["noise_schedule"], flags["use_new_attention_order"]
+    if schedule not in ("linear", "cosine"):
+        problems.append(Problem("settings.noise_schedule", str(schedule), "linear | cosine"))
+    if type(order) is not bool:
+        name = "settings.use_new_attention_order"
+        problems.append(Problem(name, repr(order), "true | false"))
+    return problems
 
 
 def _contradictions(flags: Flags, layout: AdmLayout) -> list[Problem]:
     """Compare given flags with what the weights say."""
-    found = []
+    problems: list[Problem] = []
+
+    def differ(name: str, told: object) -> None:
+        said = f"{told} (the weights say so)"
+        problems.append(Problem(f"settings.{name}", str(flags[name]), said, "Leave it out."))
+
+    def numbers(name: str) -> tuple[float, ...] | None:
+        try:
+            return tuple(map(float, str(flags[name]).split(","))) if flags[name] != "" else ()
+        except ValueError:
+            got = repr(flags[name])
+            problems.append(Problem(f"settings.{name}", got, "numbers such as 1,2,3"))
+            return None
+
     told: dict[str, object] = {
         "num_channels": layout.model_channels,
         "num_res_blocks": layout.num_res_blocks,
@@ -150,40 +144,19 @@ def _contradictions(flags: Flags, layout: AdmLayout) -> list[Problem]:
     if len(layout.widths) > 1:
         told["resblock_updown"] = layout.resblock_updown
     for name, value in told.items():
-        if flags[name] is not None and flags[name] != value:
-            found.append(_contradiction(name, flags[name], value))
-    if flags["channel_mult"] not in (None, ""):
-        mult = _numbers("channel_mult", flags["channel_mult"], found)
-        if mult is not None and not _same(mult, layout.channel_mult):
-            shown = ",".join(f"{value:g}" for value in layout.channel_mult)
-            found.append(_contradiction("channel_mult", flags["channel_mult"], shown))
-    resolutions, size = flags["attention_resolutions"], flags["image_size"]
-    if resolutions is not None and type(size) is int:
-        given = () if resolutions == "" else _numbers("attention_resolutions", resolutions, found)
-        if given is not None:
-            strides = {size // int(value) for value in given if value > 0}
-            attention = tuple(2**level in strides for level in range(len(layout.widths)))
-            if attention != layout.attention:
-                own = [size // 2**k for k, attends in enumerate(layout.attention) if attends]
-                shown = ",".join(map(str, own)) or "none"
-                found.append(_contradiction("attention_resolutions", resolutions, shown))
-    return found
-
-
-def _same(given: tuple[float, ...], told: tuple[float, ...]) -> bool:
-    return len(given) == len(told) and all(map(math.isclose, given, told))
-
-
-def _numbers(name: str, value: Scalar, problems: list[Problem]) -> tuple[float, ...] | None:
-    try:
-        return tuple(float(part) for part in str(value).split(","))
-    except ValueError:
-        problems.append(Problem(f"settings.{name}", repr(value), "numbers such as 1,2,3"))
-        return None
-
-
-def _contradiction(name: str, got: object, told: object) -> Problem:
-    return Problem(f"settings.{name}", str(got), f"{told} (the weights say so)", "Leave it out.")
+        if flags[name] not in (None, value):
+            differ(name, value)
+    own = layout.channel_mult
+    mult = numbers("channel_mult") if flags["channel_mult"] not in (None, "") else own
+    if mult is not None and (len(mult) != len(own) or not all(map(math.isclose, mult, own))):
+        differ("channel_mult", ",".join(f"{value:g}" for value in own))
+    size, name = flags["image_size"], "attention_resolutions"
+    if flags[name] is not None and type(size) is int and (given := numbers(name)) is not None:
+        strides = {size // int(value) for value in given if value > 0}
+        if tuple(2**level in strides for level in range(len(layout.widths))) != layout.attention:
+            attends = [size // 2**k for k, here in enumerate(layout.attention) if here]
+            differ(name, ",".join(map(str, attends)) or "none")
+    return problems
 
 
 def heads_of(channels: int, flags: Flags, *, upsample: bool = False) -> int:
@@ -202,7 +175,7 @@ def noise_schedule(flags: Flags) -> Schedule:
         betas = schedules.cosine_betas(steps)
     else:
         scale = 1000 / steps
-        betas = schedules.linear_betas(steps, scale * 1e-4, scale * 0.02)
+        betas = np.linspace(scale * 1e-4, scale * 0.02, steps)
     prediction = "sample" if flags["predict_xstart"] else "epsilon"
     schedule = schedules.from_betas(betas, prediction=prediction)
     if flags["rescale_timesteps"]:

@@ -50,8 +50,8 @@ class AdmLayout:
     @property
     def head_widths(self) -> tuple[int, ...]:
         """Return the channels of every kind of attention there is."""
-        found = {w for w, attends in zip(self.widths, self.attention, strict=True) if attends}
-        return tuple(sorted(found | {self.widths[-1]}))
+        widths = {w for w, attends in zip(self.widths, self.attention, strict=True) if attends}
+        return tuple(sorted(widths | {self.widths[-1]}))
 
     def unet_config(self, sample_size: int) -> dict[str, Any]:
         """Return the UNet2DModel config of the same network (but for heads and a half width)."""
@@ -129,8 +129,8 @@ def _read_layout(shapes: Shapes) -> AdmLayout:
 
 
 def _count(shapes: Shapes, name: str) -> int:
-    found = [int(m[1]) for key in shapes if (m := re.match(rf"{name}\.(\d+)\.", key))]
-    return max(found) + 1
+    numbers = [int(m[1]) for key in shapes if (m := re.match(rf"{name}\.(\d+)\.", key))]
+    return max(numbers) + 1
 
 
 def _upsampler(shapes: Shapes, block: int) -> int:

@@ -130,20 +130,20 @@ def block_taps(layout: AdmLayout) -> list[Tap]:
     last block of a level is already upsampled); `up.i` is a level's last output before that.
     """
     names = module_names(layout)
-    found = [Tap("input_blocks.0", "conv_in", layout.widths[0], 1)]
+    listed = [Tap("input_blocks.0", "conv_in", layout.widths[0], 1)]
     levels, depth = len(layout.widths), layout.num_res_blocks
     block = 1
     for level, width in enumerate(layout.widths):
         child = 1 if layout.attention[level] else 0
         for _ in range(depth):
             path = names[f"input_blocks.{block}.{child}"]
-            found.append(Tap(f"input_blocks.{block}", path, width, 2**level))
+            listed.append(Tap(f"input_blocks.{block}", path, width, 2**level))
             block += 1
         if level < levels - 1:
             path = names[f"input_blocks.{block}.0"]
-            found.append(Tap(f"input_blocks.{block}", path, width, 2 ** (level + 1)))
+            listed.append(Tap(f"input_blocks.{block}", path, width, 2 ** (level + 1)))
             block += 1
-    found.append(Tap("middle_block", "mid_block", layout.widths[-1], 2 ** (levels - 1)))
+    listed.append(Tap("middle_block", "mid_block", layout.widths[-1], 2 ** (levels - 1)))
     block = 0
     for up in range(levels):
         level = levels - 1 - up
@@ -151,12 +151,12 @@ def block_taps(layout: AdmLayout) -> list[Tap]:
         for j in range(depth + 1):
             path = names[f"output_blocks.{block}.{child}"]
             if j == depth:
-                found.append(Tap(f"up.{up}", path, width, stride))
+                listed.append(Tap(f"up.{up}", path, width, stride))
             if j == depth and level > 0:
                 path, stride = names[f"output_blocks.{block}.{child + 1}"], stride // 2
-            found.append(Tap(f"output_blocks.{block}", path, width, stride))
+            listed.append(Tap(f"output_blocks.{block}", path, width, stride))
             block += 1
-    return found
+    return listed
 
 
 def default_taps(layout: AdmLayout) -> list[Tap]:

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
@@ -29,7 +31,7 @@ from pipeline.teachers.diffusion.networks.description import (
     plain_config,
 )
 from pipeline.teachers.diffusion.networks.dit import DiTNetwork
-from pipeline.teachers.diffusion.networks.vae import LatentSpace, Vae, read_vae
+from pipeline.teachers.diffusion.networks.vae import LatentSpace, read_vae
 from pipeline.teachers.diffusion.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -97,29 +99,20 @@ def describe(
 def _description(
     path: Path, config: dict[str, Any], space: LatentSpace, size: tuple[int, int], *, kind: str
 ) -> Description:
-    patch, width = config["patch_size"], config["attention_head_dim"]
-    width *= config["num_attention_heads"]
-    cells = config["sample_size"]
-    modules = [f"transformer_blocks.{k}" for k in range(config["num_layers"])]
-    found = tokens.block_taps(
-        modules, width=width, stride=space.stride * patch, grid=(cells // patch,) * 2, item=0
-    )
-    classes = config["num_embeds_ada_norm"]
-
-    def load(dtype: torch.dtype) -> DiTNetwork:
-        vae: Vae = space.load(dtype)
-        return (SiTNetwork if kind == "sit" else DiTNetwork)(build(path, config, dtype), vae)
-
+    stride = space.stride * config["patch_size"]
+    listed = tokens.block_taps(config, size, stride=stride, item=0)
+    network = SiTNetwork if kind == "sit" else DiTNetwork
+    cells, classes = config["sample_size"], config["num_embeds_ada_norm"]
     return Description(
         family=kind,
         image_size=size,
-        taps=tuple(found),
-        aliases=tokens.depth_aliases(found),
+        taps=tuple(listed),
+        aliases=tokens.depth_aliases(listed),
         schedule=_schedule(kind),
         weights=(path, *space.files),
         architecture={"config": config, "network": kind, "vae": plain_config(space.config)},
         space=(config["in_channels"], cells, cells),
-        load=load,
+        load=lambda dtype: network(build(path, config, dtype), space.load(dtype)),
         classes=classes,
         null_class=classes,
         latent=True,
@@ -130,7 +123,7 @@ def _description(
 
 def _schedule(kind: str) -> Schedule:
     if kind == "dit":
-        return schedules.from_betas(schedules.linear_betas(1000, 1e-4, 0.02))
+        return schedules.from_betas(np.linspace(1e-4, 0.02, 1000))
     flow = schedules.flow()
     return dataclasses.replace(flow, time=flow.signal)
 
@@ -174,7 +167,6 @@ def build(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
     Raises: TeacherError if the file is damaged or holds other tensors than a DiT's.
     """
-    import torch
     from accelerate import init_empty_weights
     from diffusers.models.embeddings import Timesteps
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
@@ -189,12 +181,11 @@ def build(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
             block.norm1.emb = shared
     state = weights.read([path])
     places = state.pop("pos_embed", None)
-    renamed = rename(state, config["num_layers"])
-    weights.load_into(module, renamed, where=str(path))
     if places is not None:
         weights.refuse_not_finite({"pos_embed": places}, where=str(path))
         module.pos_embed.pos_embed = places
-    return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
+    renamed = rename(state, config["num_layers"])
+    return weights.load_into(module, renamed, where=str(path), dtype=dtype)
 
 
 def rename(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -202,19 +193,19 @@ def rename(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
 
     Keys that are not a DiT's keep their names, so that they show up as surplus.
     """
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         stem, _, leaf = key.rpartition(".")
         match = re.match(r"blocks\.(\d+)\.(.+)", stem)
         if match and match[2] == "attn.qkv":
             for part, value in zip("qkv", tensor.chunk(3), strict=True):
                 name = f"transformer_blocks.{match[1]}.attn1.to_{part}.{leaf}"
-                found[name] = value.contiguous()
+                renamed[name] = value.contiguous()
         elif match and match[2] in _BLOCK:
-            found[f"transformer_blocks.{match[1]}.{_BLOCK[match[2]]}.{leaf}"] = tensor
+            renamed[f"transformer_blocks.{match[1]}.{_BLOCK[match[2]]}.{leaf}"] = tensor
         elif stem in _SHARED:
             for k in range(depth):
-                found[f"transformer_blocks.{k}.norm1.emb.{_SHARED[stem]}.{leaf}"] = tensor
+                renamed[f"transformer_blocks.{k}.norm1.emb.{_SHARED[stem]}.{leaf}"] = tensor
         else:
-            found[f"{_HEAD[stem]}.{leaf}" if stem in _HEAD else key] = tensor
-    return found
+            renamed[f"{_HEAD[stem]}.{leaf}" if stem in _HEAD else key] = tensor
+    return renamed

@@ -18,13 +18,12 @@ from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.networks.description import (
     Description,
-    build_from,
+    build,
     fit_image_size,
     scheduler_config,
 )
-from pipeline.teachers.diffusion.networks.unet import UNetNetwork, unet_taps
+from pipeline.teachers.diffusion.networks.unet import UNetNetwork, unet_aliases, unet_taps
 from pipeline.teachers.diffusion.official.ddpm_names import is_original, rename_key
-from pipeline.teachers.recording import taps
 
 if TYPE_CHECKING:
     import torch
@@ -77,22 +76,19 @@ def describe(
     if problems or wrong_size:
         raise ConfigError([*problems, *wrong_size])
     config["sample_size"] = own.get("image_size") or max(size)
-    found = unet_taps(config)
-    finest = [tap for tap in found if tap.name.startswith("up.") and tap.name.count(".") == 1]
+    listed = unet_taps(config)
     names = ("beta_schedule", "prediction_type", "num_train_timesteps")
     scheduler = scheduler_config(path.parent) or {name: own[name] for name in names}
 
     def load(dtype: torch.dtype) -> UNetNetwork:
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
         state = _modern(weights.read([path]), flatten=True)
-        return UNetNetwork(build_from(UNet2DModel, config, state, dtype, where=str(path)))
+        return UNetNetwork(build("UNet2DModel", config, (path,), dtype, state=state))
 
     return Description(
         family="unet",
         image_size=size,
-        taps=tuple(found),
-        aliases=taps.stride_aliases(finest),
+        taps=tuple(listed),
+        aliases=unet_aliases(listed),
         schedule=schedules.from_config(scheduler, where=str(path)),
         weights=(path,),
         architecture={"config": config, "scheduler": scheduler},

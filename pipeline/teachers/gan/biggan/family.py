@@ -7,12 +7,13 @@
 
 Taps are the outputs of the blocks by their official numbers, after attention where there is one
 (`blocks.2`; before it, `blocks.2.0`), and the first map, `linear`. BigBiGAN was trained without
-classes: give `settings.class_label: 0`. Flags that the weights do not tell: `biggan_flags.py`.
+classes: give `settings.class_label: 0`. Flags that the weights do not tell: `flags.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,11 @@ from pipeline.teachers.gan.biggan.layout import BigGANLayout, read_layout
 from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
 from pipeline.teachers.recording import taps
 from pipeline.teachers.recording.taps import Tap
+from pipeline.teachers.recording.teacher import PlainNetwork
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
 WEIGHTS = "G_ema"
 
@@ -36,62 +38,68 @@ WEIGHTS = "G_ema"
 class BigGANTeacher(GeneratorTeacher):
     """Run a BigGAN generator; see the module's text."""
 
-    SETTINGS: Mapping[str, Scalar] = biggan_flags.SETTINGS
-
     @classmethod
-    def describe_network(cls, path: Path, settings: Mapping[str, Scalar]) -> GeneratorDescription:
-        """Describe the generator in a checkpoint; see `GeneratorTeacher.describe_network`."""
-        file = find_file(path)
-        shapes = weights.shapes(file)
-        flags, notes = biggan_flags.find_flags(file, shapes, settings)
-        layout = read_layout(shapes, flags, where=str(file))
-        if flags.get("cross_replica") is False:
-            layout = dataclasses.replace(layout, additive=False)
-        found = tuple(block_taps(layout))
-        eps = {name: flags[name] for name in biggan_flags.EPS}
-        return GeneratorDescription(
-            family="biggan",
-            image_size=(layout.image_size, layout.image_size),
-            taps=found,
-            aliases=taps.stride_aliases(found),
-            weights=(file,),
-            architecture={**dataclasses.asdict(layout), **eps, "z_var": flags["z_var"]},
-            latent=layout.latent,
-            latent_std=flags["z_var"],
-            load=lambda dtype: _Loaded(file, layout, eps, dtype),
-            classes=layout.classes,
-            # ic_gan's unconditional BigGANs are told class 0 at all times.
-            usual_class=0 if flags.get("constant_conditioning") else None,
-            features=layout.features,
-            licence=weights.licence(file.parent),
-            notes=notes,
-        )
+    def find(cls, path: Path) -> tuple[Mapping[str, Scalar], Any]:
+        """Return the official flags and what describes a checkpoint; see `NetworkTeacher.find`."""
+        return biggan_flags.SETTINGS, functools.partial(describe, path)
 
 
-class _Loaded:
-    """The network, read and ready."""
+def describe(
+    path: Path, settings: Mapping[str, Scalar], _image_size: tuple[int, int] | None = None
+) -> GeneratorDescription:
+    """Describe the generator in a checkpoint from small files and shapes.
 
-    def __init__(
-        self, file: Path, layout: BigGANLayout, eps: Mapping[str, float], dtype: torch.dtype
-    ) -> None:
-        import torch
-        from accelerate import init_empty_weights
+    Raises:
+        ConfigError: settings that contradict it or are missing.
+        TeacherError: unusable files.
+    """
+    file = find_file(path)
+    shapes = weights.shapes(file)
+    flags, guesses = biggan_flags.find_flags(file, shapes, settings)
+    layout = read_layout(shapes, flags, where=str(file))
+    if flags.get("cross_replica") is False:
+        layout = dataclasses.replace(layout, additive=False)
+    listed = tuple(block_taps(layout))
+    eps = {name: flags[name] for name in biggan_flags.EPS}
+    return GeneratorDescription(
+        family="biggan",
+        image_size=(layout.image_size, layout.image_size),
+        taps=listed,
+        aliases=taps.stride_aliases(listed),
+        weights=(file,),
+        architecture={**dataclasses.asdict(layout), **eps, "z_var": flags["z_var"]},
+        latent=layout.latent,
+        latent_std=flags["z_var"],
+        load=lambda dtype: PlainNetwork(load(file, layout, eps, dtype)),
+        classes=layout.classes,
+        # ic_gan's unconditional BigGANs are told class 0 at all times.
+        usual_class=0 if flags.get("constant_conditioning") else None,
+        features=layout.features,
+        licence=weights.licence(file.parent),
+        guesses=guesses,
+    )
 
-        from pipeline.teachers.gan.biggan.network import Attention, BigGANGenerator, plain_weights
 
-        with init_empty_weights():
-            module = BigGANGenerator(layout, eps=eps["BN_eps"])
-        state: Any = weights.read((file,))
-        state = plain_weights(state, layout, eps=eps["SN_eps"], where=str(file))
-        weights.load_into(module, state, where=str(file))
-        for part in module.modules():  # conditions are told in float32: they are cheap and add up
-            if isinstance(part, torch.nn.Conv2d | Attention):
-                part.to(dtype)
-        self.module: nn.Module = module.eval().requires_grad_(False)
-        self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def load(
+    file: Path, layout: BigGANLayout, eps: Mapping[str, float], dtype: torch.dtype
+) -> nn.Module:
+    """Read the network and make it ready.
 
-    def __call__(self, z: Tensor, labels: Tensor | None, features: Tensor | None) -> Tensor:
-        return self.module(z, labels, features)
+    Raises: TeacherError for weights that are damaged or of another shape.
+    """
+    import torch
+    from accelerate import init_empty_weights
+
+    from pipeline.teachers.gan.biggan.network import Attention, BigGANGenerator, plain_weights
+
+    with init_empty_weights():
+        module = BigGANGenerator(layout, eps=eps["BN_eps"])
+    state = plain_weights(weights.read((file,)), layout, eps=eps["SN_eps"], where=str(file))
+    weights.load_into(module, state, where=str(file))
+    for part in module.modules():  # conditions are told in float32: they are cheap and add up
+        if isinstance(part, torch.nn.Conv2d | Attention):
+            part.to(dtype)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def find_file(path: Path) -> Path:
@@ -107,21 +115,21 @@ def find_file(path: Path) -> Path:
     if not path.is_dir():
         hint = f"Give {WEIGHTS}.pth of BigGAN-PyTorch, or its folder."
         raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
-    found = sorted(p for p in path.glob(f"{WEIGHTS}*") if p.suffix in suffixes)
-    if len(found) != 1:
-        got = ", ".join(p.name for p in found) or f"no {WEIGHTS}*.pth in {path}"
+    files = sorted(p for p in path.glob(f"{WEIGHTS}*") if p.suffix in suffixes)
+    if len(files) != 1:
+        got = ", ".join(p.name for p in files) or f"no {WEIGHTS}*.pth in {path}"
         raise ConfigError(Problem("path", got, f"one {WEIGHTS}*.pth", "Name the file."))
-    return found[0]
+    return files[0]
 
 
 def block_taps(layout: BigGANLayout) -> list[Tap]:
     """List what can be recorded, in the order it is computed."""
     stride = layout.image_size // layout.bottom
-    found = [Tap("linear", "first", layout.blocks[0].inputs, stride)]
+    listed = [Tap("linear", "first", layout.blocks[0].inputs, stride)]
     for number, block in enumerate(layout.blocks):
         stride //= 2 if block.upsample else 1
         name = f"blocks.{number}"
         if block.attention:
-            found.append(Tap(f"{name}.0", f"{name}.0", block.outputs, stride))
-        found.append(Tap(name, f"{name}.{int(block.attention)}", block.outputs, stride))
-    return found
+            listed.append(Tap(f"{name}.0", f"{name}.0", block.outputs, stride))
+        listed.append(Tap(name, f"{name}.{int(block.attention)}", block.outputs, stride))
+    return listed

@@ -73,23 +73,23 @@ def find_flags(
 
 
 def _given(settings: Mapping[str, Scalar]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     problems: list[Problem | str] = []
     for name, default in SETTINGS.items():
         value = settings.get(name, default)
         if default is None and type(value) is bool:
-            found[name] = value
+            given[name] = value
         elif default is None and value is not None:
             problems.append(Problem(f"settings.{name}", repr(value), "true | false"))
         elif type(value) in (int, float) and value:
             number = float(value)  # pyright: ignore[reportArgumentType]
-            found[name] = number
+            given[name] = number
             if not 0 < number < (math.inf if name == "z_var" else 1):
                 allowed = "above 0" if name == "z_var" else "above 0, below 1, such as 1e-4"
                 problems.append(Problem(f"settings.{name}", str(value), f"{allowed} (0: find out)"))
     if problems:
         raise ConfigError(problems)
-    return found
+    return given
 
 
 def _record(file: Path) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _record(file: Path) -> dict[str, Any]:
     activation = config.get("G_nl", ACTIVATIONS[0])
     if activation not in ACTIVATIONS:
         raise TeacherError(f"{beside}: G_nl: got {activation}, allowed {', '.join(ACTIVATIONS)}.")
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     for name in ("BN_eps", "SN_eps", "z_var"):
         number = config.get(name)
         if name not in config:
@@ -116,11 +116,11 @@ def _record(file: Path) -> dict[str, Any]:
             raise TeacherError(
                 f"{beside}: {name}: got {number!r}, allowed a number. Give it as a setting."
             )
-        found[name] = float(number)
+        known[name] = float(number)
     for name in ("hier", "class_cond", "constant_conditioning"):
         if type(config.get(name)) is bool:
-            found[name] = config[name]
-    return found
+            known[name] = config[name]
+    return known
 
 
 def _harmless() -> list[Any]:

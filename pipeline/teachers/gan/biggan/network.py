@@ -23,59 +23,51 @@ from pipeline.teachers.gan.biggan.layout import BigGANLayout, Block
 OUTPUT_EPS = 1e-5  # of the last normalisation, whatever the flags say
 
 
-class ConditionalNorm(nn.Module):
-    """Normalise by stored statistics; gain and bias depend on the condition.
+class StoredNorm(nn.Module):
+    """Normalise by stored statistics: one scale and one shift per channel, in float32."""
 
-    Computed as one scale and one shift per channel, in float32.
-    """
-
-    def __init__(self, channels: int, layout: BigGANLayout, eps: float) -> None:
+    def __init__(self, channels: int, *, eps: float, additive: bool) -> None:
         super().__init__()
-        self.eps, self.additive = eps, layout.additive
-        self.gain, self.bias = _told(channels, layout), _told(channels, layout)
+        self.eps, self.additive = eps, additive
         self.register_buffer("stored_mean", torch.empty(channels))
         self.register_buffer("stored_var", torch.empty(channels))
+
+    def normalise(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        """Scale and shift x (N, C, H, W) once; gain and bias float32 (N or 1, C)."""
+        inverse = (cast(Tensor, self.stored_var) + self.eps).rsqrt()
+        scale = inverse[None] if self.additive else gain * inverse
+        shift = bias - cast(Tensor, self.stored_mean) * scale + (gain if self.additive else 0)
+        scale, shift = (each[:, :, None, None].to(x.dtype) for each in (scale, shift))
+        return torch.addcmul(shift, x, scale)
+
+
+class ConditionalNorm(StoredNorm):
+    """Take gain and bias from the condition: linearly, or from tables of a class's own."""
+
+    def __init__(self, channels: int, layout: BigGANLayout, eps: float) -> None:
+        super().__init__(channels, eps=eps, additive=layout.additive)
+        self.gain, self.bias = (
+            nn.Linear(layout.condition, channels, bias=False)
+            if layout.condition
+            else nn.Embedding(layout.classes, channels)
+            for _ in range(2)
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Map x (N, C, H, W) and the condition y to (N, C, H, W)."""
-        stats = cast(Tensor, self.stored_mean), cast(Tensor, self.stored_var) + self.eps
-        return _normalise(x, *stats, 1 + self.gain(y), self.bias(y), additive=self.additive)
+        return self.normalise(x, 1 + self.gain(y), self.bias(y))
 
 
-def _told(channels: int, layout: BigGANLayout) -> nn.Module:
-    """Return what turns a block's condition into one number per channel."""
-    if layout.condition:
-        return nn.Linear(layout.condition, channels, bias=False)
-    return nn.Embedding(layout.classes, channels)
-
-
-class OutputNorm(nn.Module):
-    """Normalise by stored statistics; gain and bias are plain parameters."""
+class OutputNorm(StoredNorm):
+    """Have gain and bias as plain parameters."""
 
     def __init__(self, channels: int, *, additive: bool) -> None:
-        super().__init__()
-        self.additive = additive
-        self.gain, self.bias = (
-            nn.Parameter(torch.empty(channels)),
-            nn.Parameter(torch.empty(channels)),
-        )
-        self.register_buffer("stored_mean", torch.empty(channels))
-        self.register_buffer("stored_var", torch.empty(channels))
+        super().__init__(channels, eps=OUTPUT_EPS, additive=additive)
+        self.gain, self.bias = (nn.Parameter(torch.empty(channels)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
-        stats = cast(Tensor, self.stored_mean), cast(Tensor, self.stored_var) + OUTPUT_EPS
-        return _normalise(x, *stats, self.gain[None], self.bias[None], additive=self.additive)
-
-
-def _normalise(
-    x: Tensor, mean: Tensor, var: Tensor, gain: Tensor, bias: Tensor, *, additive: bool
-) -> Tensor:
-    """Scale and shift x (N, C, H, W) once; gain and bias float32 (N or 1, C)."""
-    scale = var.rsqrt()[None] if additive else gain * var.rsqrt()
-    shift = bias - mean * scale + (gain if additive else 0)
-    scale, shift = (each[:, :, None, None].to(x.dtype) for each in (scale, shift))
-    return torch.addcmul(shift, x, scale)
+        return self.normalise(x, self.gain[None], self.bias[None])
 
 
 class GBlock(nn.Module):
@@ -229,23 +221,21 @@ def plain_weights(
     Raises: TeacherError if vectors and weights do not fit together.
     """
     state = {n: value.float() if value.is_floating_point() else value for n, value in state.items()}
-    counts = {
-        name: value for name, value in state.items() if name.endswith(".accumulation_counter")
-    }
-    found = {}
+    dropped = re.compile(r"accumulation_counter|num_batches_tracked|(u|sv)\d+")
+    plain = {}
     for name, value in state.items():
         base, _, last = name.rpartition(".")
-        if name in counts or last == "num_batches_tracked" or re.fullmatch(r"(u|sv)\d+", last):
+        if dropped.fullmatch(last):
             continue
         if last == "weight" and f"{base}.u0" in state:
             value = value / _sigma(value, state[f"{base}.u0"], eps=eps, where=f"{where}: {base}.u0")
-        count = counts.get(f"{base}.accumulation_counter")
+        count = state.get(f"{base}.accumulation_counter")
         if count is not None and last in ("stored_mean", "stored_var") and float(count) > 0:
             value = value / count  # sums over batches ("standing statistics") until divided
-        found[_own_name(name)] = value
+        plain[_own_name(name)] = value
     unused = [] if layout.shared else ["shared."]
     unused += [] if layout.features else ["shared_feat."]
-    return {n: v for n, v in found.items() if not n.startswith(tuple(unused))}
+    return {n: v for n, v in plain.items() if not n.startswith(tuple(unused))}
 
 
 def _sigma(weight: Tensor, u: Tensor, *, eps: float, where: str) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -184,3 +185,26 @@ class Reference:
                 keep("output_blocks", h)
                 k += 1
         return self._conv("out.2", F.silu(self._norm("out.0", h)), 6 if s.learn_sigma else 3)
+
+
+def posterior(
+    betas: np.ndarray, timestep: int, *, x_t: Tensor, x0: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return mean and log variance of q(x_{t-1} | x_t, x_0), the latter between its two bounds.
+
+    Args:
+        betas: float64 (T,).
+        variance: the network's variance channels in [-1, 1] ("learned range").
+
+    Source: DDPM eq. 7; Nichol and Dhariwal 2021 eq. 15.
+    """
+    bar = np.cumprod(1 - betas)
+    before = np.append(1.0, bar[:-1])
+    beta, bar_t, bar_b = float(betas[timestep]), float(bar[timestep]), float(before[timestep])
+    mean = (beta * math.sqrt(bar_b) / (1 - bar_t)) * x0
+    mean = mean + ((1 - bar_b) * math.sqrt(1 - beta) / (1 - bar_t)) * x_t
+    small = betas * (1 - before) / (1 - bar)
+    # The first posterior variance is 0; the official code uses the second in its place.
+    low = math.log(float(small[timestep] if timestep else small[1]))
+    share = (variance + 1) * 0.5
+    return mean, share * math.log(beta) + (1 - share) * low

@@ -13,7 +13,11 @@ from pipeline.teachers.diffusion.official.adm_flags import RELEASED, SETTINGS, c
 from pipeline.teachers.diffusion.official.adm_layout import AdmLayout
 from pipeline.teachers.diffusion.official.adm_names import block_taps, default_taps
 from tests.unit.pipeline.teachers.conftest import open_teacher
-from tests.unit.pipeline.teachers.diffusion.official.adm_reference import Reference, Structure
+from tests.unit.pipeline.teachers.diffusion.official.adm_reference import (
+    Reference,
+    Structure,
+    posterior,
+)
 
 PARITY = Path(__file__).resolve().parents[6].parent / "shared/parity/guided-diffusion-adm64"
 PARITY_FLAGS: dict[str, Any] = {
@@ -122,7 +126,7 @@ def test_schedule_flags(tmp_path: Path) -> None:
     path = save(Reference(Structure()), tmp_path)
     base: dict[str, Any] = {"image_size": 16, "num_heads": 4}
     cosine = open_teacher(path, **base, noise_schedule="cosine").schedule
-    assert cosine.alphas_cumprod[500] == pytest.approx(0.4923, abs=1e-3)
+    assert cosine.signal[500] ** 2 == pytest.approx(0.4923, abs=1e-3)
     short = open_teacher(path, **base, diffusion_steps=100, rescale_timesteps=True).schedule
     assert len(short) == 100 and short.time[50] == 500
     assert open_teacher(path, **base, predict_xstart=True).schedule.prediction == "sample"
@@ -228,14 +232,14 @@ def test_parity_with_the_official_code() -> None:
     teacher = open_teacher(PARITY / "model.pt", levels=blocks, timesteps=[250], **PARITY_FLAGS)
     schedule = teacher.schedule
     x0, noise = torch.from_numpy(expected["x0"]), torch.from_numpy(expected["noise"])
-    found: dict[str, Any] = {"alphas_cumprod": schedule.alphas_cumprod}
-    level = [(float(a), float(s)) for a, s in zip(schedule.signal, schedule.noise, strict=True)]
+    found: dict[str, Any] = {"alphas_cumprod": schedule.signal**2}
+    level = [schedule.level(t) for t in range(len(schedule))]
     with torch.inference_mode():
         for t in (50, 250, 999):
             x_t = schedule.add_noise(x0, noise, t)
             output = teacher.denoise(x_t, t)
-            start = schedule.predict(x_t, output[:, :3], t)[0].clip(-1, 1)
-            mean, variance = sampling.posterior(
+            start = schedule.predict(x_t, output[:, :3], level[t])[0].clip(-1, 1)
+            mean, variance = posterior(
                 expected["betas"], t, x_t=x_t, x0=start, variance=output[:, 3:]
             )
             step = sampling.ddim_step(schedule, x_t, output[:, :3], now=level[t], then=level[t - 1])
@@ -246,12 +250,12 @@ def test_parity_with_the_official_code() -> None:
         maps = teacher.activations(schedule.add_noise(x0, noise, 250), 250)
         found |= {f"t250/{name}": value for name, value in maps.items()}
         for respacing in ("ddim25", "50"):
-            kept = sampling.respaced_timesteps(1000, respacing)
-            found[f"respace_{respacing}/timestep_map"] = np.array(kept)
-            found[f"respace_{respacing}/alphas_cumprod"] = schedule.alphas_cumprod[kept]
-        grid = sampling.respaced_timesteps(1000, "ddim25")[:6]
+            kept = expected.pop(f"respace_{respacing}/timestep_map")
+            found[f"respace_{respacing}/alphas_cumprod"] = schedule.signal[kept] ** 2
+        assert sampling.leading_timesteps(1000, 25) == list(range(0, 1000, 40))
+        grid = sampling.leading_timesteps(1000, 25)[:6]
         found["respace_ddim25/inverted_5_steps"] = sampling.invert(
-            schedule, lambda x, t: teacher.denoise(x, t)[:, :3], x0, grid
+            schedule, lambda x, t: teacher.denoise(x, t)[:, :3], x0, grid, lambda _x, _t: None
         )
     assert set(found) == set(expected) - {"x0", "noise", "betas"}
     worst = {name: float(np.abs(np.asarray(v) - expected[name]).max()) for name, v in found.items()}

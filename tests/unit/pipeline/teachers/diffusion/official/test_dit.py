@@ -73,7 +73,7 @@ def test_sit_counts_its_time_the_other_way(tmp_path: Path, settings: dict[str, A
         mine = teacher.denoise(x_t, 250, NULL)
     for name, tokens in blocks.items():
         torch.testing.assert_close(found[name], as_map(tokens), atol=EXACT, rtol=0)
-    clean, noise = teacher.schedule.predict(x_t, mine, 250)
+    clean, noise = teacher.schedule.predict(x_t, mine, teacher.schedule.level(250))
     # x_s = s data + (1 - s) noise: data = x_s + (1 - s) velocity, noise = x_s - s velocity.
     torch.testing.assert_close(clean, x_t + 0.25 * velocity, atol=EXACT, rtol=0)
     torch.testing.assert_close(noise, x_t - 0.75 * velocity, atol=EXACT, rtol=0)

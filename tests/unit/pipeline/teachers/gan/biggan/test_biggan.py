@@ -126,7 +126,7 @@ def test_records_are_what_the_network_gave(tmp_path: Path) -> None:
 
 
 def described(path: Path, **settings: Any) -> Any:
-    return BigGANTeacher.describe_network(path, {**BigGANTeacher.SETTINGS, **settings})
+    return BigGANTeacher.look_up(config_of(path, settings=settings), None)[0]
 
 
 def test_epsilons_are_found_asked_for_or_usual(tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def test_epsilons_are_found_asked_for_or_usual(tmp_path: Path) -> None:
     path = write(tmp_path, reference)
     found = described(path)
     assert (found.architecture["BN_eps"], found.architecture["SN_eps"]) == (1e-2, 1e-3)
-    assert not found.notes
+    assert not found.guesses
     given = described(path, BN_eps=1e-4)
     assert (given.architecture["BN_eps"], given.architecture["SN_eps"]) == (1e-4, 1e-3)
     (tmp_path / "alone").mkdir()
     alone = write(tmp_path / "alone", reference, flags=False)
     usual = described(alone)
     assert (usual.architecture["BN_eps"], usual.architecture["SN_eps"]) == (1e-5, 1e-6)
-    assert "BN_eps 1e-05, SN_eps 1e-06: guessed, as those of the official" in usual.notes[0]
+    assert "BN_eps 1e-05, SN_eps 1e-06: guessed, as those of the official" in usual.guesses[0]
     fingerprints = {
         str(describe_teacher(config_of(p), mode="synthesize").fingerprint["architecture"])
         for p in (path, alone)

@@ -1,0 +1,139 @@
+"""A latent network's folder in a pipeline, read together with all that lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dreamshard.errors import ConfigError
+from pipeline.teachers import weights
+from pipeline.teachers.diffusion.networks.description import (
+    Description,
+    Network,
+    build,
+    fit_image_size,
+    plain_config,
+    scheduler_config,
+)
+from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt, find_prompt
+from pipeline.teachers.diffusion.networks.vae import LatentSpace, describe_vae
+from pipeline.teachers.diffusion.schedules import Schedule
+from pipeline.teachers.recording.taps import Tap
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFolder:
+    """What a latent network's folder holds.
+
+    Args:
+        path: the `unet` or `transformer` folder.
+        config, files: of the network.
+        scheduler: its config, {} if there is none.
+        space: of the autoencoder.
+        image_size: (height, width) in pixels.
+        prompt: file of the empty prompt, None for networks without text.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+    scheduler: Mapping[str, Any]
+    space: LatentSpace
+    image_size: tuple[int, int]
+    prompt: Path | None
+
+    def describe(
+        self,
+        family: str,
+        network: Callable[..., Network],
+        *,
+        taps: Sequence[Tap],
+        aliases: Mapping[str, str],
+        schedule: Schedule,
+        classes: int = 0,
+        null_class: int | None = None,
+        facts: Mapping[str, object] | None = None,
+    ) -> Description:
+        """Describe the network.
+
+        Args:
+            network: makes it of the module, the autoencoder and, where there is text, the prompt.
+            facts: what else decides the computation.
+        """
+
+        def load(dtype: torch.dtype) -> Network:
+            module = build(self.config["_class_name"], self.config, self.files, dtype)
+            text = [Prompt(self.prompt)] if self.prompt else []
+            return network(module, self.space.load(dtype), *text)
+
+        height, width = (side // self.space.stride for side in self.image_size)
+        return Description(
+            family=family,
+            image_size=self.image_size,
+            taps=tuple(taps),
+            aliases=aliases,
+            schedule=schedule,
+            weights=(*self.files, *self.space.files, *([self.prompt] if self.prompt else [])),
+            architecture={
+                "config": plain_config(self.config),
+                "scheduler": plain_config(self.scheduler),
+                "vae": plain_config(self.space.config),
+                **(facts or {}),
+            },
+            space=(self.space.channels, height, width),
+            load=load,
+            classes=classes,
+            null_class=null_class,
+            latent=True,
+            licence=weights.licence(self.path),
+        )
+
+
+def read_folder(
+    path: Path,
+    settings: Mapping[str, Any],
+    image_size: tuple[int, int] | None,
+    *,
+    config: Mapping[str, Any],
+    channels: int,
+    multiple: int,
+    prompt: tuple[int, int | None] | None = None,
+) -> LatentFolder:
+    """Read what lies in and beside a latent network's folder.
+
+    Args:
+        path: the folder.
+        settings: checked by name already.
+        image_size: (height, width) in pixels asked for, None for the network's own.
+        config: the folder's config.json.
+        channels: latent channels that the network takes.
+        multiple: latent cells that its sides must be multiples of.
+        prompt: widths of the empty prompt and of its pooled form (None if it takes none); None for
+            networks without text.
+
+    Raises:
+        ConfigError: an image size that does not fit.
+        TeacherError: missing or unusable parts.
+    """
+    space, own = describe_vae(path.parent, channels), config.get("sample_size")
+    own = own * space.stride if isinstance(own, int) else own
+    size, problems = fit_image_size(image_size, own, space.stride * multiple)
+    if problems:
+        raise ConfigError(problems)
+    text = None
+    if prompt is not None:
+        text = find_prompt(path.parent, settings[SETTING], width=prompt[0], pooled=prompt[1])
+    return LatentFolder(
+        path=path,
+        config=config,
+        files=weights.find_weights(path),
+        scheduler=scheduler_config(path),
+        space=space,
+        image_size=size,
+        prompt=text,
+    )

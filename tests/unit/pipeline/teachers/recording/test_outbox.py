@@ -1,0 +1,141 @@
+"""Levels reach the host whole, whatever the order in which a device runs its streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dreamshard.errors import DataError
+from pipeline.teachers.recording.outbox import Outbox, as_recorded
+from storage.schema import Level
+
+SHAPE = (2, 3, 4, 4)
+
+
+def level(pool: str = "none") -> Level:
+    shape = SHAPE[1:2] if pool == "gap" else SHAPE[1:]
+    return Level(
+        name="up.1", kind="feature", tap="up.1", timestep=-1, draw=0, pool=pool, stride=1,
+        shape=shape, dtype="float16",
+    )  # fmt: skip
+
+
+def test_maps_are_pooled_in_float32_and_kept_as_float16() -> None:
+    maps = torch.randn(SHAPE).to(memory_format=torch.channels_last)
+    whole = as_recorded(maps, level())
+    assert whole.dtype == torch.float16 and whole.is_contiguous()
+    assert torch.equal(whole, maps.half())
+    large = torch.full((1, 3, 64, 64), 30.0, dtype=torch.float16)  # their sum is beyond float16
+    pooled = as_recorded(large, level("gap"))
+    assert pooled.shape == (1, 3) and pooled.unique().tolist() == [30.0]
+
+
+def test_the_first_level_that_is_not_finite_is_named() -> None:
+    outbox = Outbox(torch.device("cpu"))
+    fine, broken = torch.ones(SHAPE).half(), torch.ones(SHAPE).half()
+    outbox["fine"] = fine
+    assert np.array_equal(outbox.collect()["fine"], fine.numpy())
+    for value in (float("nan"), float("inf")):
+        broken[1, 2, 3, 3] = value
+        outbox["broken"], outbox["worse"] = broken, broken * 2
+        with pytest.raises(DataError, match=r"^level broken: .*65504"):
+            outbox.collect()
+
+
+class Stream:
+    """A queue of work that runs when it is waited for: the latest that a device may run it."""
+
+    def __init__(self, _device: object = None) -> None:
+        self.queue: list[Callable[[], object]] = []
+
+    def wait_stream(self, other: Stream) -> None:
+        self.queue.append(other.synchronize)
+
+    def synchronize(self) -> None:
+        while self.queue:
+            self.queue.pop(0)()
+
+
+class Device:
+    """A device whose streams run late, and whose memory is used again as soon as it may be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.compute = self.current = Stream()
+        self.held: dict[int, Stream] = {}
+        self.blocking = self.pageable = 0
+        empty, copy = torch.empty, torch.Tensor.copy_
+
+        @contextmanager
+        def on(stream: Stream) -> Iterator[None]:
+            before, self.current = self.current, stream
+            yield
+            self.current = before
+
+        def pinned(*shape: Any, pin_memory: bool = False, **kind: Any) -> torch.Tensor:
+            self.pageable += not pin_memory
+            return empty(*shape, **kind)
+
+        def copy_later(
+            host: torch.Tensor, value: torch.Tensor, non_blocking: bool = False
+        ) -> torch.Tensor:
+            self.blocking += not non_blocking
+            self.current.queue.append(lambda: copy(host, value))
+            return host
+
+        def hold(value: torch.Tensor, stream: Stream) -> None:
+            self.held[value.data_ptr()] = stream
+
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: self.compute)
+        monkeypatch.setattr(torch.cuda, "stream", on)
+        monkeypatch.setattr(torch, "empty", pinned)
+        monkeypatch.setattr(torch.Tensor, "copy_", copy_later)
+        monkeypatch.setattr(torch.Tensor, "record_stream", hold)
+
+    def computed(self, value: torch.Tensor) -> torch.Tensor:
+        """Return a tensor that gets its value only when the computing stream runs."""
+        result = torch.zeros_like(value)
+        self.compute.queue.append(lambda: result.add_(value))
+        return result
+
+    def free(self, value: torch.Tensor) -> None:
+        """Use the memory for something else: at once, or after the stream that holds it."""
+        holder = self.held.get(value.data_ptr())
+        (holder or self.compute).queue.append(lambda: value.fill_(-1))
+        self.compute.synchronize()
+
+
+def test_a_late_copy_has_the_values_of_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    outbox = Outbox(torch.device("cuda"))
+    values = {name: torch.randn(SHAPE).half() for name in ("a", "b", "c")}
+    for name, value in values.items():
+        sent = device.computed(value)
+        outbox[name] = sent
+        device.free(sent)
+    found = outbox.collect()
+    assert list(found) == list(values)
+    for name, value in values.items():
+        assert np.array_equal(found[name], value.numpy()), name
+    assert not device.blocking and not device.pageable
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_copies_overlap_and_are_whole_on_a_gpu() -> None:
+    kind: Any = {"device": torch.device("cuda"), "dtype": torch.float16}
+    for _ in range(2):  # the second round finds host memory pinned already, so nothing waits
+        outbox = Outbox(kind["device"])
+        for number in range(8):
+            torch.cuda._sleep(20_000_000)  # the level is computed long after it is sent
+            value = torch.full((16, 64, 64, 64), float(number), **kind)
+            outbox[f"l{number}"] = value
+            del value  # and its memory asked for again while it is copied
+            torch.full((16, 64, 64, 64), -1.0, **kind)
+        values = [np.unique(array).tolist() for array in outbox.collect().values()]
+        assert values == [[float(number)] for number in range(8)]
