@@ -125,6 +125,11 @@ class JoinedSnapshot:
             found.update({i: why for i, why in item.errors.items() if i < self.num_samples})
         return found
 
+    def quarantined(self) -> dict[int, str]:
+        """Return why units could not be made, of those datasets whose units are the first's."""
+        same = [item for item in self.snapshots if item.samples_per_unit == self.samples_per_unit]
+        return {unit: why for item in reversed(same) for unit, why in item.quarantined().items()}
+
     def _of(self, name: str) -> Snapshot:
         """Return the snapshot that has an array; the first one says what is wrong if none has."""
         if name not in self._owner:
@@ -143,7 +148,7 @@ class JoinedSnapshot:
 
 
 class _JoinedChunks:
-    """Copy rows out of several datasets' files; see `storage.rows.chunks.Chunks`."""
+    """Copy rows out of several datasets' files; see `storage.rows.chunk_files.Chunks`."""
 
     def __init__(
         self,

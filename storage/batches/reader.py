@@ -12,7 +12,7 @@ from dreamshard.errors import ConfigError, DataError, Problem
 from storage.batches.filler import Filler, Share
 from storage.batches.positions import PositionStream, Shuffle
 from storage.batches.prefetch import Prefetcher
-from storage.batches.ring import Pin, Slot
+from storage.batches.ring import Slot
 from storage.rows.chunk_files import ReadableSnapshot
 from storage.rows.chunks import Access, open_chunks
 
@@ -59,8 +59,7 @@ class BatchReader:
             batch each is stored as, `snapshot.codec_name(level)` by which codec.
         batch_size: samples per GLOBAL batch, 1 or more, a multiple of world_size.
         rank, world_size: rank r of R takes samples [r*b/R, (r+1)*b/R) of every global batch of b.
-        seed, shuffle, block_samples, window_blocks: the order, see `PositionStream`;
-            block_samples None = an eighth of a unit.
+        seed, shuffle: the order, see `PositionStream`; a block is an eighth of a unit.
         images, labels: read the arrays `image` and `label` too.
         depth: further batches during which a batch stays valid, 1 or more.
         prefetch: batches filled ahead, 1 or more.
@@ -69,7 +68,6 @@ class BatchReader:
         start: stream position to begin at, 0 or more.
         allow_holes: read a dataset that lacks units instead of refusing.
         access, max_open: how chunk files are read, see `open_chunks`.
-        pin: called once per ring buffer with (address, bytes), e.g. to pin it for a GPU.
 
     Raises:
         ConfigError: if a setting is out of range or a level does not exist; all at once.
@@ -86,8 +84,6 @@ class BatchReader:
         world_size: int = 1,
         seed: int = 0,
         shuffle: Shuffle = "full",
-        block_samples: int | None = None,
-        window_blocks: int = 32,
         images: bool = True,
         labels: bool = False,
         depth: int = 2,
@@ -98,18 +94,26 @@ class BatchReader:
         allow_holes: bool = False,
         access: Access = "map",
         max_open: int = 256,
-        pin: Pin | None = None,
     ) -> None:
         share = Share(batch_size=batch_size, rank=rank, world_size=world_size, start=start)
         _check(share, depth=depth, prefetch=prefetch, threads=threads)
         _check_whole(snapshot, allow_holes)
         self.levels, self.batch_size, self.position = tuple(levels), batch_size, start
-        self.components = {name: _components(snapshot, name) for name in levels}
+        known = set(levels).intersection(snapshot.array_names)  # others are refused below
+        self.components = {
+            name: snapshot.components(name) if name in known else (name,) for name in levels
+        }
         self.arrays = tuple(dict.fromkeys(part for c in self.components.values() for part in c))
         self._images, self._labels = images, labels
         names = list(dict.fromkeys([*self.arrays, *["image"] * images, *["label"] * labels]))
         self._chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
-        self.stream = _open_stream(snapshot, seed, shuffle, block_samples, window_blocks)
+        self.stream = PositionStream(
+            num_samples=snapshot.num_samples,
+            valid=snapshot.valid,
+            seed=seed,
+            shuffle=shuffle,
+            block_samples=max(1, snapshot.samples_per_unit // 8),
+        )
         filler = Filler(
             chunks=self._chunks,
             names=names,
@@ -118,7 +122,7 @@ class BatchReader:
             parts=threads,
             prefetch=prefetch,
         )
-        slot_of = _slots(snapshot, names, share.rows, 0 if copy else depth + prefetch, pin)
+        slot_of = _slots(snapshot, names, share.rows, 0 if copy else depth + prefetch)
         prefetcher = Prefetcher(
             fill=filler.fill, slot_of=slot_of, parts=threads, threads=threads, ahead=prefetch
         )
@@ -172,44 +176,14 @@ class BatchReader:
         self.close()
 
 
-def _components(snapshot: ReadableSnapshot, name: str) -> tuple[str, ...]:
-    """Name the arrays a level is stored as; one that does not exist is refused later, with all."""
-    components = getattr(snapshot, "components", None)
-    if components is None or name not in snapshot.array_names:
-        return (name,)
-    return components(name)
-
-
-def _open_stream(
-    snapshot: ReadableSnapshot,
-    seed: int,
-    shuffle: Shuffle,
-    block_samples: int | None,
-    window_blocks: int,
-) -> PositionStream:
-    if block_samples is None:
-        block_samples = max(1, snapshot.samples_per_unit // 8)
-    return PositionStream(
-        num_samples=snapshot.num_samples,
-        valid=snapshot.valid,
-        seed=seed,
-        shuffle=shuffle,
-        block_samples=block_samples,
-        window_blocks=window_blocks,
-    )
-
-
 def _slots(
-    snapshot: ReadableSnapshot, names: Sequence[str], rows: int, count: int, pin: Pin | None
+    snapshot: ReadableSnapshot, names: Sequence[str], rows: int, count: int
 ) -> Callable[[int], Slot]:
     """Return where each batch goes: round a ring of `count` slots, or to a new one each if 0."""
     specs = {name: snapshot.array_spec(name) for name in names}
     ring = [Slot(rows, specs) for _ in range(count)]
     if not ring:
         return lambda _number: Slot(rows, specs)
-    if pin is not None:
-        for slot in ring:
-            slot.pin(pin)
     return lambda number: ring[number % count]
 
 
@@ -248,7 +222,7 @@ def _check(share: Share, **counts: int) -> None:
 def _check_whole(snapshot: ReadableSnapshot, allow_holes: bool) -> None:
     holes = [int(unit) for unit in snapshot.holes]
     if holes and not allow_holes:
-        told = getattr(snapshot, "quarantined", dict)()
+        told = snapshot.quarantined()
         some = [f"{unit} ({told[unit]})" if unit in told else str(unit) for unit in holes[:5]]
         text = ", ".join([*some, *["..."] * (len(holes) > 5)])
         raise DataError(

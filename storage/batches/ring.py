@@ -5,16 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 PAGE = 4096
 _HUGE_PAGE = 1 << 21
-
-Pin = Callable[[int, int], object]
-"""Called once per buffer with (address, bytes), both multiples of the page size; for example
-torch's cudaHostRegister."""
 
 
 def allocate(num_bytes: int) -> np.ndarray:
@@ -48,13 +44,9 @@ class Slot:
         for name, (dtype, shape) in specs.items():
             offsets[name] = size
             size += -(-rows * np.dtype(dtype).itemsize * math.prod(shape) // PAGE) * PAGE
-        self.memory = allocate(size)
+        memory = allocate(size)
         self.index = np.zeros(rows, np.int64)
         self.arrays: dict[str, np.ndarray] = {
-            name: np.ndarray((rows, *shape), dtype, self.memory.data, offsets[name])
+            name: np.ndarray((rows, *shape), dtype, memory.data, offsets[name])
             for name, (dtype, shape) in specs.items()
         }
-
-    def pin(self, pin: Pin) -> None:
-        """Hand the buffer to a callable that pins it."""
-        pin(self.memory.ctypes.data, self.memory.nbytes)

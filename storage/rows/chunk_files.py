@@ -8,15 +8,41 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from dreamshard.errors import DataError
 
 _Opened = TypeVar("_Opened")
+Access = Literal["map", "pread"]
+
+
+class Chunks(Protocol):
+    """Copy rows of several arrays at once; safe to call from several threads."""
+
+    def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
+        """Copy samples' rows of every array, in the order of the names.
+
+        Args:
+            samples: int64 (N,), any order, repeats allowed.
+            targets: one C-contiguous array (N, *per-sample shape) per array.
+
+        Raises:
+            DataError: if a sample is out of range, or a file missing or of another size.
+        """
+        ...
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Ask the kernel for sample ranges [first, stop), to read in the background."""
+        ...
+
+    def close(self) -> None:
+        """Close every file that no copy under way still needs."""
+        ...
 
 
 class ReadableSnapshot(Protocol):
@@ -60,6 +86,22 @@ class ReadableSnapshot(Protocol):
         """Return the local path of an array's chunk file."""
         ...
 
+    def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
+        """Return what copies rows of some arrays out of the files."""
+        ...
+
+    def components(self, name: str, /) -> tuple[str, ...]:
+        """Name the arrays that a level is stored as, its own first; any other array is itself."""
+        ...
+
+    def decode(self, name: str, arrays: Mapping[str, np.ndarray], /) -> np.ndarray:
+        """Turn stored rows of an array's components into its values."""
+        ...
+
+    def quarantined(self) -> dict[int, str]:
+        """Return why units among the holes could not be made, as far as that is known."""
+        ...
+
 
 class ChunkFiles:
     """Find rows of several arrays, and open the files they are in.
@@ -85,11 +127,11 @@ class ChunkFiles:
             DataError: if it is missing, unreadable, or not exactly as long as its rows.
         """
         name = self.names[array]
-        path = self.snapshot.chunk_path(name, unit).removeprefix("file://")
+        path = self.snapshot.chunk_path(name, unit)
         want = self.snapshot.samples_per_unit * int(self.row_bytes[array])
         mend = f"Run `dreamshard verify --repair {self.snapshot.url}`."
         try:
-            descriptor = open_again(lambda: self.snapshot.chunk_path(name, unit), path)
+            descriptor = open_again(path, lambda: self.snapshot.chunk_path(name, unit))
         except OSError as error:
             why = error.strerror or type(error).__name__
             raise DataError(f"{path}: got {why}, allowed a chunk of {want} bytes. {mend}") from None
@@ -124,33 +166,58 @@ class ChunkFiles:
                     os.close(descriptor)
 
 
-def open_again(chunk_path: Callable[[], str], path: str) -> int:
-    """Open a file for reading; if it is gone, look whether it is to be had again.
+def open_again(path: str, ask: Callable[[], str]) -> int:
+    """Open a file for reading; if it is gone, ask for its path again.
 
     A copy in the disk cache may go between being asked for and being opened.
     """
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
     for _ in range(4):
         try:
-            return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            return os.open(path, flags)
         except FileNotFoundError:
-            path = chunk_path().removeprefix("file://")
-    return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            path = ask()
+    return os.open(path, flags)
 
 
-class OpenUnits(OrderedDict[int, _Opened]):
-    """Keep the most recently used units open; whoever still uses an older one keeps it alive."""
+class OpenFile:
+    """Keep a file open as long as this object lives."""
 
-    def use(
-        self, units: Iterable[int], open_unit: Callable[[int], _Opened], limit: int
-    ) -> list[_Opened]:
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+class OpenUnits(Generic[_Opened]):
+    """Keep the most recently used units open; whoever still uses an older one keeps it alive.
+
+    Args:
+        open_unit: returns what belongs to a unit; called by one thread at a time.
+        limit: units kept open.
+    """
+
+    def __init__(self, open_unit: Callable[[int], _Opened], limit: int) -> None:
+        self._open_unit, self._limit = open_unit, limit
+        self._units: OrderedDict[int, _Opened] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def use(self, units: Iterable[int]) -> list[_Opened]:
         """Return what belongs to each unit, opening what is missing, then close the oldest."""
         used = []
-        for unit in units:
-            opened = self.get(unit)
-            if opened is None:
-                opened = self[unit] = open_unit(unit)
-            self.move_to_end(unit)
-            used.append(opened)
-        while len(self) > limit:
-            self.popitem(last=False)
+        with self._lock:
+            for unit in units:
+                opened = self._units.get(unit)
+                if opened is None:
+                    opened = self._units[unit] = self._open_unit(unit)
+                self._units.move_to_end(unit)
+                used.append(opened)
+            while len(self._units) > self._limit:
+                self._units.popitem(last=False)
         return used
+
+    def clear(self) -> None:
+        """Close all that nobody uses."""
+        with self._lock:
+            self._units.clear()

@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
-
-import numpy as np
+from collections.abc import Sequence
 
 from dreamshard.errors import ConfigError, Problem
-from storage.rows.chunk_files import ReadableSnapshot
+from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
 from storage.rows.mapped import MappedChunks
 from storage.rows.pread import PreadChunks
 
-Access = Literal["map", "pread"]
-
-
-class Chunks(Protocol):
-    """Copy rows of several arrays at once; safe to call from several threads."""
-
-    def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
-        """Copy samples' rows of every array, in the order of the names.
-
-        Args:
-            samples: int64 (N,), any order, repeats allowed.
-            targets: one C-contiguous array (N, *per-sample shape) per array.
-
-        Raises:
-            DataError: if a sample is out of range, or a file missing or of another size.
-        """
-        ...
-
-    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Ask the kernel for sample ranges [first, stop), to read in the background."""
-        ...
-
-    def close(self) -> None:
-        """Close every file."""
-        ...
+__all__ = ["Access", "Chunks", "open_chunks", "open_raw"]
 
 
 def open_chunks(
@@ -65,10 +38,7 @@ def open_chunks(
         problems.append(Problem("max_open", str(max_open), "1 or more"))
     if problems:
         raise ConfigError(problems)
-    opener = getattr(snapshot, "open_chunks", None)
-    if opener is not None:
-        return opener(names, access=access, max_open=max_open)
-    return open_raw(snapshot, names, access=access, max_open=max_open)
+    return snapshot.open_chunks(names, access=access, max_open=max_open)
 
 
 def open_raw(

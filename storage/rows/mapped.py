@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -28,22 +27,17 @@ class _MappedUnit:
     def _map(files: ChunkFiles, array: int, unit: int) -> mmap.mmap:
         descriptor, size = files.open(array, unit)
         try:
-            populate = getattr(mmap, "MAP_POPULATE", 0)  # one call in place of a fault per 64 KiB
-            if populate and not (files.fits and in_memory(descriptor, size)):
-                populate = 0  # would read the whole file from disk, perhaps for one row
-            flags = mmap.MAP_SHARED | populate
-            return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ)
+            return map_file(descriptor, size, stays=files.fits)
         finally:
             os.close(descriptor)
 
 
 class MappedChunks:
-    """Keep chunk files mapped and gather rows from them; see `storage.rows.chunks.Chunks`."""
+    """Keep chunk files mapped and gather rows from them; see `storage.rows.chunk_files.Chunks`."""
 
     def __init__(self, snapshot: ReadableSnapshot, names: Sequence[str], max_open: int) -> None:
         self._files = ChunkFiles(snapshot, names, max_open)
-        self._lock = threading.Lock()
-        self._open: OpenUnits[_MappedUnit] = OpenUnits()
+        self._open = OpenUnits(self._map_unit, self._files.max_units)
         # one address per array and unit, 0 = not mapped; unused where units come and go
         width = self._files.units if self._files.fits else 0
         self._bases = np.zeros((len(self._files.names), width), np.uint64)
@@ -63,14 +57,12 @@ class MappedChunks:
         del held  # only now may a unit that fell out of the bounded set be unmapped
 
     def _addresses(self, units: np.ndarray) -> tuple[np.ndarray, object]:
-        with self._lock:
-            if self._files.fits:
-                bases = np.take(self._bases, units, axis=1)
-                if bases.all():
-                    return bases, None
-            distinct, where = np.unique(units, return_inverse=True)
-            limit = self._files.max_units
-            used = self._open.use(distinct.tolist(), self._map_unit, limit)
+        if self._files.fits:
+            bases = np.take(self._bases, units, axis=1)
+            if bases.all():
+                return bases, None
+        distinct, where = np.unique(units, return_inverse=True)
+        used = self._open.use(distinct.tolist())
         bases = np.stack([unit.bases for unit in used], axis=1)
         return np.take(bases, where, axis=1), used
 
@@ -82,9 +74,20 @@ class MappedChunks:
 
     def close(self) -> None:
         """Close every file that no copy under way still needs."""
-        with self._lock:
-            self._bases[:] = 0
-            self._open.clear()
+        self._bases[:] = 0
+        self._open.clear()
+
+
+def map_file(descriptor: int, size: int, *, stays: bool) -> mmap.mmap:
+    """Map an open file for reading.
+
+    Where it stays mapped and is in memory already, all its pages are mapped at once, by one call in
+    place of a fault per 64 KiB; else that would read the whole file from disk, perhaps for one row.
+    """
+    populate = getattr(mmap, "MAP_POPULATE", 0)
+    if populate and not (stays and in_memory(descriptor, size)):
+        populate = 0
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | populate, prot=mmap.PROT_READ)
 
 
 def in_memory(descriptor: int, size: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -22,7 +21,7 @@ _MIN_UNITS = 2
 
 
 class PackedChunks:
-    """Decode chunks and copy rows from them; see `storage.rows.chunks.Chunks`."""
+    """Decode chunks and copy rows from them; see `storage.rows.chunk_files.Chunks`."""
 
     def __init__(
         self, snapshot: ReadableSnapshot, names: Sequence[str], specs: Sequence[ArraySpec]
@@ -30,27 +29,21 @@ class PackedChunks:
         self._snapshot, self._names, self._specs = snapshot, list(names), list(specs)
         self._files = ChunkFiles(snapshot, names, 1)
         unit_bytes = int(self._files.row_bytes.sum()) * snapshot.samples_per_unit
-        self._limit = max(_MIN_UNITS, MAX_DECODED_BYTES // max(1, unit_bytes))
-        self._open: OpenUnits[list[np.ndarray]] = OpenUnits()
-        self._lock = threading.Lock()
+        limit = max(_MIN_UNITS, MAX_DECODED_BYTES // max(1, unit_bytes))
+        self._open = OpenUnits(self._decode, limit)
+        self.close = self._open.clear
 
     def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
         """Copy samples' rows of every array."""
         units, rows = self._files.locate(samples)
         for unit in np.unique(units).tolist():
-            with self._lock:
-                chunks = self._open.use([unit], self._decode, self._limit)[0]
+            (chunks,) = self._open.use([unit])
             here = np.flatnonzero(units == unit)
             for chunk, target in zip(chunks, targets, strict=True):
                 target[here] = chunk[rows[here]]
 
     def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Do nothing: chunks are read whole, in order, which the kernel sees for itself."""
-
-    def close(self) -> None:
-        """Forget the decoded chunks."""
-        with self._lock:
-            self._open.clear()
 
     def _decode(self, unit: int) -> list[np.ndarray]:
         return [self._decode_one(n, unit) for n in range(len(self._names))]
@@ -61,15 +54,15 @@ class PackedChunks:
         path = self._snapshot.chunk_path(self._names[number], unit)
         mend = f"Run `dreamshard verify --repair {self._snapshot.url}`."
         try:
-            again = partial(self._snapshot.chunk_path, self._names[number], unit)
-            with os.fdopen(open_again(again, path), "rb", buffering=0) as file:
-                found = os.fstat(file.fileno()).st_size
-                if not spec.compression and found != chunk.nbytes:
+            ask = partial(self._snapshot.chunk_path, self._names[number], unit)
+            with os.fdopen(open_again(path, ask), "rb", buffering=0) as file:
+                stored = os.fstat(file.fileno()).st_size
+                if not spec.compression and stored != chunk.nbytes:
                     raise DataError(
-                        f"{path}: got {found} bytes, allowed exactly {chunk.nbytes}. {mend}"
+                        f"{path}: got {stored} bytes, allowed exactly {chunk.nbytes}. {mend}"
                     )
-                if found > 2 * chunk.nbytes + (1 << 16):
-                    raise DataError(f"{path}: got {found} bytes, far too many. {mend}")
+                if stored > 2 * chunk.nbytes + (1 << 16):
+                    raise DataError(f"{path}: got {stored} bytes, far too many. {mend}")
                 data = file.read()
         except OSError as error:
             raise DataError(f"{path}: got {error.strerror}, allowed a chunk. {mend}") from None

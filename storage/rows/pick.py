@@ -41,9 +41,8 @@ def read_rows(
         DataError: if an index is out of range, or a chunk file is missing or damaged.
     """
     samples = np.asarray(indices, np.int64).reshape(-1)
-    components = getattr(snapshot, "components", None)
-    known = decode and components is not None and name in snapshot.array_names
-    names = list(components(name)) if known and components is not None else [name]
+    known = decode and name in snapshot.array_names  # one that is not is refused below
+    names = list(snapshot.components(name)) if known else [name]
     chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
     specs = [snapshot.array_spec(part) for part in names]
     out = [np.empty((len(samples), *shape), dtype) for dtype, shape in specs]
@@ -51,7 +50,4 @@ def read_rows(
         rows = slice(first, first + _AT_ONCE)
         chunks.copy(samples[rows], [target[rows] for target in out])
     chunks.close()
-    decoder = getattr(snapshot, "decode", None) if known else None
-    if decoder is None:
-        return out[0]
-    return decoder(name, dict(zip(names, out, strict=True)))
+    return snapshot.decode(name, dict(zip(names, out, strict=True))) if decode else out[0]

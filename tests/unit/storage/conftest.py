@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from storage.rows.chunks import Access, Chunks, open_raw
 
 Spec = tuple[np.dtype, tuple[int, ...]]
 
@@ -55,6 +57,18 @@ class FakeSnapshot:
 
     def chunk_path(self, name: str, unit: int, /) -> str:
         return f"{self.url}/{name}/{unit}"
+
+    def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
+        return open_raw(self, names, access=access, max_open=max_open)
+
+    def components(self, name: str, /) -> tuple[str, ...]:
+        return (name,)
+
+    def decode(self, name: str, arrays: Mapping[str, np.ndarray], /) -> np.ndarray:
+        return arrays[name]
+
+    def quarantined(self) -> dict[int, str]:
+        return {}
 
     @property
     def row_bytes(self) -> int:

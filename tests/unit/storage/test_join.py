@@ -74,8 +74,8 @@ def test_a_reader_goes_over_all_of_them(
         settings = {"rank": rank, "world_size": world_size, "batch_size": batch, "start": start}
         names = ["up.1.t100", "top"]
         with (
-            BatchReader(view, levels=names, access=access, block_samples=1, **settings) as ours,
-            BatchReader(alone, levels=names[:1], access=access, block_samples=1, **settings) as one,
+            BatchReader(view, levels=names, access=access, **settings) as ours,
+            BatchReader(alone, levels=names[:1], access=access, **settings) as one,
         ):
             for _ in range(6):
                 got, want = ours.next(), one.next()

@@ -1,4 +1,4 @@
-"""Ring buffers: aligned, private to the process, and handed to whoever pins them."""
+"""Ring buffers: aligned and private to the process."""
 
 import numpy as np
 import pytest
@@ -42,9 +42,3 @@ def test_tensors_share_the_memory() -> None:
     slot.arrays["s8"][1, 3, 2, 2] = 5
     assert tensor[1, 3, 2, 2] == 5
     assert tensor.dtype == torch.float16
-
-
-def test_the_whole_buffer_is_pinned() -> None:
-    slot, pinned = Slot(7, SPECS), []
-    slot.pin(lambda address, size: pinned.append((address, size)))
-    assert pinned == [(slot.memory.ctypes.data, 3 * PAGE)]
