@@ -76,10 +76,10 @@ def test_it_plans_with_a_stand_in(path: Path, tmp_path: Path) -> None:
         config = dataclasses.replace(config, source=SourceConfig())
     if config.teacher.interpreter:
         with pytest.raises(ConfigError, match=r"teacher\.(interpreter|path): got"):
-            resolve(config)
+            resolve(config.request())
         return
     teacher = dataclasses.replace(config.teacher, kind="noise", path="", settings={"channels": 512})
-    request = resolve(dataclasses.replace(config, teacher=teacher))
+    request = resolve(dataclasses.replace(config, teacher=teacher).request())
     assert len(request.spec.levels) == len(config.teacher.levels)
     if encodes:
         assert request.spec.image_size == (config.image.shape or request.spec.image_size)
