@@ -107,8 +107,6 @@ class SimSiamConfig:
     """Layers of the projector: 2 on CIFAR, 3 elsewhere (count)."""
     predictor_width: Width = 512
     """Hidden width of the predictor (features)."""
-    fixed_predictor_rate: bool = True
-    """Keep the predictor's learning rate at its peak while the rest follows the cosine."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """How the two views are made."""
 
@@ -143,8 +141,6 @@ class SupervisedConfig:
     """Share of each class's samples to train on, the same ones for a seed (0..1]."""
     classes: Annotated[int, Field(ge=0)] = 0
     """Classes to tell apart (count); 0: as many as the dataset's labels have."""
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Label smoothing (0..1)."""
     augment: AugmentConfig = field(
         default_factory=lambda: AugmentConfig(
             crop_scale=[0.5, 1.0], jitter=[0.0, 0.0, 0.0, 0.0], grayscale=0.0

@@ -38,8 +38,6 @@ class FewLabelConfig:
     """Draws among the training samples to choose the strength on (count)."""
     fractions: list[Annotated[float, Field(gt=0, lt=1)]] = field(default_factory=list)
     """Further columns: shares of all training labels, such as 0.01 and 0.1, class by class."""
-    fraction_draws: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Label draws of a share (count)."""
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
@@ -101,9 +99,8 @@ class LinearProbeConfig:
     protocols: list[Literal["lbfgs", "simsiam", "bigbigan"]] = field(
         default_factory=lambda: ["lbfgs"]
     )
-    """lbfgs: frozen features, extracted once; simsiam and bigbigan: see their sections."""
-    augment: bool = True
-    """simsiam and bigbigan: random resized crops (area 0.08 to 1) and flips."""
+    """lbfgs: frozen features, extracted once; simsiam and bigbigan: on random resized crops
+    (area 0.08 to 1) and flips, see their sections."""
     lbfgs: FrozenProbeConfig = field(default_factory=FrozenProbeConfig)
     """Settings of the protocol lbfgs."""
     simsiam: SimSiamProbeConfig = field(default_factory=SimSiamProbeConfig)
@@ -128,8 +125,6 @@ class KnnConfig:
     """Votes weigh exp(similarity / temperature); 0: a plain majority, ties to the nearest."""
     metric: Literal["cosine", "l1"] = "cosine"
     """Cosine similarity, or the L1 distance of L1-normalised features (BigBiGAN's D1)."""
-    chunk: Count = 1024
-    """Held-out images compared at once (count); bounds memory, not the result."""
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
@@ -146,14 +141,10 @@ class FinetuneConfig:
     """Optimiser steps for each (count)."""
     batch_size: Count = 128
     """Images per step (count)."""
-    augment: bool = True
-    """Random resized crops and flips."""
     smallest_crop: Share = 0.08
-    """Smallest area of a crop, as a share of the image."""
+    """Smallest area of the random resized crops, as a share of the image; flips, too."""
     mixup: Weight = 0.1
     """Mixup's alpha; 0: none. SparK's fine-tuning has 0.1."""
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Label smoothing."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of residual branches dropped while training (timm's drop_path_rate); 0.05 in SparK's
     fine-tuning of ResNet-50."""
@@ -195,10 +186,8 @@ class SegmentationConfig:
     """Images per step (count)."""
     width: Annotated[int, Field(ge=8, le=4096)] = 256
     """Channels inside the head."""
-    augment: bool = True
-    """Random scales, crops and flips."""
     smallest_crop: Share = 0.25
-    """Smallest area of a crop, as a share of the image."""
+    """Smallest area of the random scales and crops, as a share of the image; flips, too."""
     pictures: CountOrNone = 4
     """Held-out images shown with their masks in segmentation.png (count)."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -136,8 +136,6 @@ class TrainConfig:
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of a moving average of the student's weights, which is then what is kept;
     0: none. Its first steps decay faster."""
-    channels_last: bool = True
-    """Keep the channels of a pixel side by side in memory, the faster order for convolutions."""
     sync_batchnorm: Literal["auto", "on", "off"] = "auto"
     """Share batch norm's statistics between processes; auto: on GPUs (CPUs cannot)."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)

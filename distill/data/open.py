@@ -215,7 +215,6 @@ class ShardBatches:
         state: TrainState,
     ) -> None:
         self._device = device = accelerator.device
-        self._order = torch.channels_last if config.channels_last else torch.contiguous_format
         by_name = training_set.recorded
         self._decoders = open_dequantisers(training_set.snapshot, by_name, device=device)
         self._pairs = open_pairs(training_set, config=config, rank=accelerator.process_index)
@@ -266,10 +265,10 @@ class ShardBatches:
         assert rows.image is not None
         pixels = torch.from_numpy(rows.image).to(self._device)
         # (B, H, W, 3) seen as (B, 3, H, W) is channels_last already: one pass makes it float.
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._order)
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
         images.sub_(self._shift).div_(self._scale)
         targets = {
-            name: _in_order(decode(rows.levels), self._order)
+            name: _in_order(decode(rows.levels), torch.channels_last)
             for name, decode in self._decoders.items()
         }
         if self._pairs is not None:

@@ -44,7 +44,7 @@ class SimSiam(Method):
     ) -> None:
         super().__init__()
         self.config, self.student = config, student
-        self.fixed_rate = ("predictor.",) if config.fixed_predictor_rate else ()
+        self.fixed_rate = ("predictor.",)  # its learning rate stays at the peak (paper, section 4)
         features, width = student.channels[-1], config.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -57,5 +57,5 @@ class Supervised(Method):
         )
         logits = self.classifier(self.student.pooled(view)).float()
         labels = targets["label"]
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
+        loss = F.cross_entropy(logits, labels)
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from distill.bench.bench import Bench, Features
     from distill.configs.tasks import FewLabelConfig
 
+FRACTION_DRAWS = 3  # label draws of a share of all labels
+
 
 class FewLabel:
     """Probe every representation with the same label draws and compare them in pairs."""
@@ -79,7 +81,7 @@ class FewLabel:
         }
         shares = {
             f"{100 * share:g} %": fraction_draws(
-                train_labels, fraction=share, draws=config.fraction_draws, seed=self.seed
+                train_labels, fraction=share, draws=FRACTION_DRAWS, seed=self.seed
             )
             for share in config.fractions
         }

@@ -128,13 +128,10 @@ class Finetune:
             chosen = next(order)
             pixels = normalised(images.rows(chosen).images, student=network.student, device=device)
             target = torch.from_numpy(labels[chosen]).to(device)
-            if config.augment:
-                pixels, _ = crop_and_flip(pixels, smallest=config.smallest_crop)
+            pixels, _ = crop_and_flip(pixels, smallest=config.smallest_crop)
             if mix is not None:
                 pixels, target = mix(pixels, target)
-            return F.cross_entropy(
-                network(pixels), target, label_smoothing=0.0 if mix else config.smoothing
-            )
+            return F.cross_entropy(network(pixels), target)
 
         return fit(
             network,
@@ -149,17 +146,13 @@ class Finetune:
         )
 
     def _mixup(self, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-        """Return timm's mixup, which smooths labels by itself; None where it is off."""
+        """Return timm's mixup; None where it is off."""
         if not self.config.mixup:
             return None
         from timm.data.mixup import Mixup
 
         np.random.seed(self.seed % 2**32)  # noqa: NPY002 - timm draws from numpy's global state
-        return Mixup(
-            mixup_alpha=self.config.mixup,
-            label_smoothing=self.config.smoothing,
-            num_classes=num_classes,
-        )
+        return Mixup(mixup_alpha=self.config.mixup, label_smoothing=0.0, num_classes=num_classes)
 
 
 def dropping(student: Student, *, rate: float, bench: Bench) -> Student:

@@ -53,7 +53,6 @@ class Knn:
                 ks=self.config.k,
                 temperature=self.config.temperature,
                 metric=self.config.metric,
-                chunk=self.config.chunk,
                 device=str(bench.device),
             )
             right = guesses == features.heldout_labels[:, None]

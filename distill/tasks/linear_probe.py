@@ -214,8 +214,7 @@ class _Job:
         for _, chosen in zip(range(steps), order, strict=False):
             pixels = self.train.rows(chosen).images
             images = normalised(pixels, student=self.network.student, device=device)
-            if self.config.augment:
-                images, _ = crop_and_flip(images, smallest=CROP, generator=drawn)
+            images, _ = crop_and_flip(images, smallest=CROP, generator=drawn)
             yield self.network(images), torch.from_numpy(self.labels[chosen]).to(device)
 
     def _all(

@@ -209,14 +209,12 @@ class Segmentation:
             assert batch.masks is not None
             pixels = normalised(batch.images, student=network.student, device=device)
             masks = torch.from_numpy(batch.masks.astype(np.int64)).to(device)
-            if config.augment:
-                pixels, moved = crop_and_flip(pixels, masks, smallest=config.smallest_crop)
-                assert moved is not None
-                masks = moved
+            pixels, moved = crop_and_flip(pixels, masks, smallest=config.smallest_crop)
+            assert moved is not None
             summed = F.cross_entropy(
-                network(pixels), masks, ignore_index=config.ignore, reduction="sum"
+                network(pixels), moved, ignore_index=config.ignore, reduction="sum"
             )
-            return summed / (masks != config.ignore).sum().clamp(min=1)
+            return summed / (moved != config.ignore).sum().clamp(min=1)
 
         fit(
             network,

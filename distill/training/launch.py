@@ -69,8 +69,7 @@ def place(method: Method, *, config: TrainConfig, accelerator: Accelerator) -> N
     several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     if several_gpus and config.sync_batchnorm != "off":
         nn.SyncBatchNorm.convert_sync_batchnorm(method)  # replaces the layers inside
-    order = torch.channels_last if config.channels_last else torch.contiguous_format
-    method.to(accelerator.device, memory_format=order)  # pyright: ignore[reportCallIssue]
+    method.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if config.student.compile != "off":
         method.student.backbone.compile(mode=config.student.compile)
 

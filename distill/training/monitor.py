@@ -43,7 +43,7 @@ class Monitor:
         self.config = config
         self.train, self.heldout = (
             read_labelled(
-                source, config.image, image_size=image_size, seed=seed, samples=config.samples
+                source, ImageConfig(), image_size=image_size, seed=seed, samples=config.samples
             )
             for source in (config.train_images, config.heldout_images)
         )
