@@ -35,8 +35,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import cifar10
+from benchmarks.charts import paired_intervals
 from benchmarks.commands import run_command
-from dreamshard.charts import LIGHT, paired_intervals
+from dreamshard.charts import LIGHT
 from dreamshard.runfolder import write_text
 
 BASE_METHOD: dict[str, Any] = {"attention_weight": 0.0}

@@ -27,9 +27,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.charts import level_curves
 from distill.probes.knn import knn_classes
 from distill.probes.logistic import probe_accuracy, standardise
-from dreamshard.charts import LIGHT, level_curves
+from dreamshard.charts import LIGHT
 from dreamshard.progress import Progress
 from dreamshard.rng import generator
 from pipeline.images.inputs import read_retrying

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from dreamshard.versions import VERSION as __version__
+
 if TYPE_CHECKING:
     from pipeline.teachers.base import Scalar, Teacher
     from storage.dataset import Dataset
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load_teacher", "open_dataset"]
 
 

@@ -53,7 +53,7 @@ def loss_curves(
     Args:
         curves: {panel title: {line name: [(step, loss), ...]}}; panels and lines in drawing order.
     """
-    figure, panels = _figure(theme, width=4.6 * len(curves), height=3.3, columns=len(curves))
+    figure, panels = new_figure(theme, width=4.6 * len(curves), height=3.3, columns=len(curves))
     for axes, (title, lines) in zip(panels, curves.items(), strict=True):
         values: list[float] = []
         for number, (name, points) in enumerate(lines.items()):
@@ -72,8 +72,8 @@ def loss_curves(
         axes.set(title=title, xlabel="step", ylabel="loss")
         axes.set_xlim(left=0)
         _legend(axes, theme)
-        _style(axes, theme, grid="both")
-    return _png(figure)
+        style(axes, theme, grid="both")
+    return to_png(figure)
 
 
 def probe_chart(
@@ -92,7 +92,7 @@ def probe_chart(
     others = [name for name in methods if name != ours] if ours in accuracies else []
     ratios = [1.55, 1.0] if others else [1.0]
     width = 10.2 if others else 6.4
-    figure, panels = _figure(theme, width=width, height=3.7, columns=len(ratios), ratios=ratios)
+    figure, panels = new_figure(theme, width=width, height=3.7, columns=len(ratios), ratios=ratios)
     bars, bar_width = panels[0], 0.84 / len(methods)
     for number, name in enumerate(methods):
         colour = theme.series[number % len(theme.series)]
@@ -100,25 +100,19 @@ def probe_chart(
             draws = np.asarray(accuracies[name].get(count, ()), float)
             if draws.size == 0:
                 continue
-            x, mean, std = (
-                place + (number - (len(methods) - 1) / 2) * bar_width,
-                draws.mean(),
-                _std(draws),
-            )
+            x = place + (number - (len(methods) - 1) / 2) * bar_width
+            mean, std = draws.mean(), _std(draws)
             bars.bar(x, mean, bar_width * 0.9, color=colour, label=name if place == 0 else None)
             bars.errorbar(x, mean, yerr=std, color=theme.text, linewidth=1, capsize=2)
             bars.text(x, mean + std + 1.5, f"{mean:.1f}", ha="center", va="bottom", fontsize=7.5)
     bars.set_xticks(range(len(counts)), [f"{count} per class" for count in counts])
     bars.set(title="Probe accuracy, mean and standard deviation", ylabel="% correct", ylim=(0, 112))
     bars.set_yticks(range(0, 101, 20))
-    _style(bars, theme, grid="y")
+    style(bars, theme, grid="y")
     if others:
         _gain_panel(panels[1], accuracies, theme, ours=str(ours), others=others, counts=counts)
-    handles, labels = bars.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    for text in legend.get_texts():
-        text.set_color(theme.text)
-    return _png(figure)
+    legend_below(figure, bars, theme, columns=4)
+    return to_png(figure)
 
 
 def _gain_panel(
@@ -149,71 +143,7 @@ def _gain_panel(
         axes.axvline(place - 0.5, color=theme.faint, linewidth=0.8)
     axes.set_xticks(range(len(counts)), [f"{count} per class" for count in counts])
     axes.set(title=f"Gain of {ours} over each, draw by draw", ylabel="percentage points")
-    _style(axes, theme, grid="y")
-
-
-def level_curves(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
-    theme: Theme,
-    *,
-    xlabel: str,
-    ylabel: str,
-) -> bytes:
-    """Draw one panel per measure with one marked line per thing compared, over uneven levels.
-
-    Args:
-        panels: {panel title: {line name: [(x, y), ...]}}; x is at least 0, drawn as a square root
-            so that small values stay apart.
-        theme: colours.
-        xlabel: of every panel.
-        ylabel: of every panel.
-    """
-    figure, axeses = _figure(theme, width=4.6 * len(panels), height=3.9, columns=len(panels))
-    for axes, (title, lines) in zip(axeses, panels.items(), strict=True):
-        for number, (name, points) in enumerate(lines.items()):
-            x, y = np.asarray(points, float).reshape(-1, 2).T
-            colour = theme.series[number % len(theme.series)]
-            dash = ("-", "--", ":")[number // len(theme.series) % 3]
-            axes.plot(x, y, dash, color=colour, marker="o", markersize=3, linewidth=1.5, label=name)
-        axes.set_xscale("function", functions=(np.sqrt, np.square))
-        axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-        _style(axes, theme, grid="both")
-        axes.tick_params(axis="x", labelsize=7)
-        axes.xaxis.set_major_formatter("{x:g}")
-    handles, labels = axeses[0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-    for text in legend.get_texts():
-        text.set_color(theme.text)
-    return _png(figure)
-
-
-def paired_intervals(
-    panels: Mapping[str, Mapping[str, tuple[float, float | None]]], theme: Theme, *, xlabel: str
-) -> bytes:
-    """Draw one panel per measure: a row per variant, a dot at its difference, a bar its interval.
-
-    Args:
-        panels: {panel title: {row name: (difference, half its confidence interval or None)}}; the
-            rows of all panels are the same.
-        theme: colours.
-        xlabel: of every panel.
-    """
-    names = list(next(iter(panels.values())))
-    height = 1.1 + 0.27 * len(names)
-    figure, axeses = _figure(theme, width=4.9 * len(panels), height=height, columns=len(panels))
-    for column, (axes, (title, rows)) in enumerate(zip(axeses, panels.items(), strict=True)):
-        axes.axvline(0, color=theme.text, linewidth=0.9)
-        for place, (difference, half) in enumerate(rows.values()):
-            if half is not None:
-                ends = (difference - half, difference + half)
-                axes.plot(ends, (place, place), color=theme.series[0], linewidth=2)
-            axes.plot(difference, place, "o", color=theme.series[0], markersize=5)
-        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names))
-        axes.set(title=title, xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
-        _style(axes, theme, grid="x")
-        axes.tick_params(axis="y", length=0)
-    return _png(figure)
+    style(axes, theme, grid="y")
 
 
 def stage_bars(stages: Mapping[str, tuple[float | None, float | None]], theme: Theme) -> bytes:
@@ -223,7 +153,7 @@ def stage_bars(stages: Mapping[str, tuple[float | None, float | None]], theme: T
         stages: {stage: (seconds, images per second)} in order; None leaves a bar out.
     """
     height = 0.9 + 0.33 * len(stages)
-    figure, panels = _figure(theme, width=9.2, height=height, columns=2)
+    figure, panels = new_figure(theme, width=9.2, height=height, columns=2)
     titles = ("Seconds", "Images per second")
     for column, (axes, title) in enumerate(zip(panels, titles, strict=True)):
         values = [pair[column] for pair in stages.values()]
@@ -237,9 +167,9 @@ def stage_bars(stages: Mapping[str, tuple[float | None, float | None]], theme: T
         axes.set_yticks(range(len(stages)), list(stages) if column == 0 else [""] * len(stages))
         axes.set(title=title, ylim=(len(stages) - 0.5, -0.5))
         axes.locator_params(axis="x", nbins=5)
-        _style(axes, theme, grid="x")
+        style(axes, theme, grid="x")
         axes.tick_params(axis="y", length=0)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _plain_log(axes: Axes) -> None:
@@ -268,7 +198,7 @@ def _running_mean(values: np.ndarray, half: int) -> np.ndarray:
     return (total[place + reach + 1] - total[place - reach]) / (2 * reach + 1)
 
 
-def _figure(
+def new_figure(
     theme: Theme,
     *,
     width: float,
@@ -289,7 +219,8 @@ def _figure(
     return figure, list(grid[0])
 
 
-def _style(axes: Axes, theme: Theme, *, grid: Literal["both", "x", "y"]) -> None:
+def style(axes: Axes, theme: Theme, *, grid: Literal["both", "x", "y"]) -> None:
+    """Give a finished panel the theme's colours and grid lines along the axes named."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -303,6 +234,15 @@ def _style(axes: Axes, theme: Theme, *, grid: Literal["both", "x", "y"]) -> None
     axes.set_axisbelow(True)
 
 
+def legend_below(figure: Figure, axes: Axes, theme: Theme, *, columns: int) -> None:
+    """Put one panel's legend below the whole figure, in so many columns."""
+    handles, labels = axes.get_legend_handles_labels()
+    place = "outside lower center"
+    legend = figure.legend(handles, labels, loc=place, ncols=columns, frameon=False)
+    for text in legend.get_texts():
+        text.set_color(theme.text)
+
+
 def _legend(axes: Axes, theme: Theme) -> None:
     legend = axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False, fontsize=8.5
@@ -311,7 +251,7 @@ def _legend(axes: Axes, theme: Theme) -> None:
         text.set_color(theme.text)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """Render a figure to a PNG of 128 colours: charts need no more and shrink to a third."""
     from PIL import Image
 

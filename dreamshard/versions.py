@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import metadata
 
+VERSION = "0.1.0"
+"""Of dreamshard; here, where the report and the build can read it without its front door."""
 BASE = (
     *("numpy", "pyarrow", "zarr", "numcodecs", "fsspec", "numba", "xxhash"),
     *("pydantic", "jsonargparse", "docstring-parser", "PyYAML", "rich"),

@@ -11,8 +11,8 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from dreamshard import __version__
 from dreamshard.errors import ConfigError, Problem, run_main
+from dreamshard.versions import VERSION
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("dreamshard.console.demo:main", "go the whole road on handwritten digits, in minutes"),
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int | None:
         sys.stdout.write(usage())
         return 0
     if argv[0] == "--version":
-        sys.stdout.write(f"dreamshard {__version__}\n")
+        sys.stdout.write(f"dreamshard {VERSION}\n")
         return 0
     words = 2 if " ".join(argv[:2]) in VERBS else 1
     return load_verb(" ".join(argv[:words]))(list(argv[words:]))

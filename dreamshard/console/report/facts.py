@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dreamshard import __version__
 from dreamshard.console.report.material import Material
 from dreamshard.console.report.page import (
     Block,
@@ -15,6 +14,7 @@ from dreamshard.console.report.page import (
     plural,
 )
 from dreamshard.console.report.runs import folder_tree, format_bytes
+from dreamshard.versions import VERSION
 
 
 def tiles(material: Material) -> list[Tile]:
@@ -117,4 +117,4 @@ def stamp(material: Material) -> str:
     if "cpus" in environment:
         known.append(plural(environment["cpus"], "CPU"))
     version = environment.get("packages", {}).get("dreamshard")
-    return " · ".join([*known, f"dreamshard {version or __version__}"])
+    return " · ".join([*known, f"dreamshard {version or VERSION}"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
-from dreamshard import __version__
+from dreamshard.versions import VERSION
 
 RECIPES = "recipes/digits"
 
@@ -145,7 +145,7 @@ def render(page: Page) -> str:
         .read_text(encoding="utf-8")
     )
     return environment.from_string(source).render(
-        version=__version__,
+        version=VERSION,
         title=page.title,
         subtitle=page.subtitle,
         tiles=page.tiles,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.charts import level_curves
 from dreamshard import charts
-from dreamshard.charts import DARK, LIGHT, Theme, level_curves, loss_curves, probe_chart, stage_bars
+from dreamshard.charts import DARK, LIGHT, Theme, loss_curves, probe_chart, stage_bars
 
 
 def picture(png: bytes) -> np.ndarray:
