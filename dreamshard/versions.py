@@ -15,7 +15,7 @@ BASE = (
 EXTRAS = {
     "pipeline": (
         *("torch", "ray", "diffusers", "accelerate", "safetensors", "huggingface_hub"),
-        *("scikit-learn", "pillow", "torchvision"),
+        *("scikit-learn", "pillow", "timm", "torchvision"),
     ),
     "distill": (
         *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub"),
