@@ -80,7 +80,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConfig:
     """Return an arm's configuration; all have the same student and forward passes."""
-    from distill.methods import method_class
+    from distill.methods.build import method_class
 
     settings = ARMS[arm]
     config = TrainConfig(
@@ -106,7 +106,7 @@ def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConf
         threads=options.threads,
         precision=options.precision,
     )
-    views = method_class(config).views
+    views = method_class(config.method).views
     steps = max(1, round(options.images / options.batch_size))
     log_every = max(1, min(50, steps // 4))
     return replace(
@@ -146,7 +146,7 @@ def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, An
 
 def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[str, float]:
     """Return the accuracies, in per cent, of a frozen student's deepest pooled map."""
-    from distill.data.open import labelled_share
+    from distill.data.sets import labelled_share
     from distill.probes.knn import knn_classes
     from distill.training.monitor import pooled
 

@@ -96,11 +96,17 @@ def bare_round(config: TrainConfig, dataset: Dataset) -> float:
     import torch
 
     from distill.data.open import open_training_set
-    from distill.methods import build_method
+    from distill.methods.build import build_method, method_class
     from storage.rows.pick import read_rows
 
     training_set = open_training_set(config.data)
-    method = build_method(config, training_set=training_set)
+    method = build_method(
+        method_class(config.method),
+        config.method_settings(),
+        student=config.student,
+        training_set=training_set,
+        seed=config.seed,
+    )
     last = torch.channels_last
     method = method.to(memory_format=last)  # pyright: ignore[reportCallIssue]
     settings = config.optimizer

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
     from torch import Tensor
 
-    from distill.data.open import ShardBatches, TrainingSet
+    from distill.data.batches import Batches
+    from distill.data.sets import TrainingSet
     from distill.training.learner import Learner
     from distill.training.monitor import Monitor
     from distill.training.runlog import RunLog
@@ -72,20 +73,21 @@ def train(config: TrainConfig) -> Path:
 
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
-    from distill.data.open import choice_of, open_batches, open_training_set
-    from distill.methods import build_method
+    from distill.data.batches import Batches
+    from distill.data.open import open_training_set
+    from distill.methods.build import build_method, method_class
     from distill.students.card import STUDENT_FOLDER
-    from distill.students.export import keep_student
     from distill.training.checkpoint import load_checkpoint
+    from distill.training.keep import keep_student
     from distill.training.launch import place
     from distill.training.learner import build_learner
     from distill.training.monitor import open_monitor
     from distill.training.runlog import RunLog
+    from storage.batches.filler import Share
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
-    training_set = open_training_set(
-        config.data, kinds=config.level_kinds(), choose=choice_of(config)
-    )
+    kind, settings = method_class(config.method), config.method_settings()
+    training_set = open_training_set(config.data, needs=kind.needs(settings), seed=config.seed)
     state, checkpoint = find_start(accelerator, config=config, training_set=training_set)
     student_folder = run_dir / STUDENT_FOLDER
     if state.step >= config.steps and student_folder.exists():
@@ -93,15 +95,27 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
             stage(f"train: {run_dir} is finished ({state.step} steps), its student is reused")
         return student_folder
     training_set = training_set.at(state.snapshot)
-    method = build_method(config, training_set=training_set)
+    method = build_method(
+        kind, settings, student=config.student, training_set=training_set, seed=config.seed
+    )
     place(method, config=config, accelerator=accelerator)
     learner = build_learner(
         method, config=config, image_size=training_set.image_size, scaler=accelerator.scaler
     )
     if checkpoint is not None:
         load_checkpoint(checkpoint, learner)
-    batches = open_batches(
-        training_set, config=config, student=method.student, accelerator=accelerator, state=state
+    share = Share(
+        batch_size=config.part_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        start=state.position,
+    )
+    batches = Batches(
+        training_set,
+        share=share,
+        mean=method.student.mean,
+        std=method.student.std,
+        device=accelerator.device,
     )
     log = RunLog(config, accelerator=accelerator, training_set=training_set, start=state.step)
     monitor = open_monitor(config, training_set=training_set) if chief else None
@@ -118,7 +132,13 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
         )
     if chief:
         method.keep(run_dir)
-        keep_student(learner.kept, config=config, training_set=training_set, log=log)
+        keep_student(
+            learner.kept,
+            config=config.student,
+            summary=config.summary(views=method.views),
+            training_set=training_set,
+            log=log,
+        )
     accelerator.wait_for_everyone()
     return student_folder
 
@@ -144,7 +164,7 @@ def take_steps(
     config: TrainConfig,
     accelerator: Accelerator,
     learner: Learner,
-    batches: ShardBatches,
+    batches: Batches,
     log: RunLog,
     monitor: Monitor | None,
 ) -> None:
@@ -184,7 +204,7 @@ def take_steps(
 def add_gradients(
     model: Callable[..., dict[str, Tensor]],
     stepper: AcceleratedOptimizer,
-    batches: ShardBatches,
+    batches: Batches,
     accelerator: Accelerator,
     *,
     parts: int,

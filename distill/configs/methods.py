@@ -62,6 +62,18 @@ class DreamTeacherConfig:
         both = ("feature", "soft_label")
         return {"feature": both[:1], "label": both[1:], "mix": both}[self.mode]
 
+    def summary(self) -> str:
+        """Say what a reader of a student's card wants to know."""
+        words = [f"mode {self.mode}"]
+        if self.mode != "label":
+            words += [
+                f"regressor {self.regressor} of width {self.width}",
+                f"weights MSE {self.mse_weight:g}, AT {self.attention_weight:g}",
+            ]
+        if self.mode != "feature":
+            words.append(f"labels {self.label_weight:g} at temperature {self.temperature:g}")
+        return ", ".join(words)
+
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
         if self.regressor == "fpn_ppm" and not self.pool_scales:

@@ -156,10 +156,6 @@ class TrainConfig:
         """Samples per forward pass over all processes."""
         return self.batch_size // self.accumulate
 
-    def level_kinds(self) -> tuple[str, ...]:
-        """Return the kinds of levels that the method distils."""
-        return self.dreamteacher.kinds() if self.method == "dreamteacher" else ("feature",)
-
     def method_settings(self) -> MethodConfig | None:
         """Return the section of the method chosen; None for a method of the user's own."""
         sections: dict[str, MethodConfig] = {
@@ -169,6 +165,24 @@ class TrainConfig:
             "supervised": self.supervised,
         }
         return sections.get(self.method)
+
+    def summary(self, *, views: int) -> dict[str, object]:
+        """Say how a student was trained, for its card.
+
+        Args:
+            views: forward passes of the student per sample and step.
+        """
+        settings, optimizer = self.method_settings(), self.optimizer
+        return {
+            "method": self.method,
+            "settings": settings.summary() if isinstance(settings, DreamTeacherConfig) else "",
+            "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay "
+            f"{optimizer.weight_decay:g}",
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "student_images": self.steps * self.batch_size * views,
+            "ema": self.ema,
+        }
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

@@ -7,13 +7,11 @@ same way, in torch: codes go to the device as they are stored, and become floats
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.losses.feature import WHITEN_EPS, WhitenAxes, whiten
 from storage.codecs.base import Codec
 from storage.codecs.dct import DctCodec
 from storage.codecs.floats import BFloat16Codec
@@ -22,9 +20,6 @@ from storage.codecs.lossless import CompressedCodec
 from storage.codecs.lowrank import LowRankCodec
 from storage.codecs.transform import dct_matrix, map_shape
 from storage.schema import Level
-
-if TYPE_CHECKING:
-    from storage.snapshot import Snapshot
 
 
 class Dequantiser:
@@ -61,28 +56,6 @@ class Dequantiser:
         if self._basis is None or self._mean is None:
             return coefficients
         return _expand(coefficients, self._basis, self._mean)
-
-    def whitened(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        *,
-        axes: WhitenAxes = "c",
-        eps: float = WHITEN_EPS,
-    ) -> Tensor:
-        """Return what `whiten` makes of the values, float32 (B, C, h, w).
-
-        A low-rank level is centred over its channels by centring its basis once, which leaves one
-        pass for the variance.
-        """
-        coefficients = self._decode(arrays)
-        if self._basis is None or self._mean is None:
-            return whiten(coefficients, axes=axes, eps=eps)
-        if axes != "c":
-            return whiten(_expand(coefficients, self._basis, self._mean), axes=axes, eps=eps)
-        basis = self._basis - self._basis.mean(dim=1, keepdim=True)
-        centred = _expand(coefficients, basis, self._mean - self._mean.mean())
-        variance = centred.square().mean(dim=1, keepdim=True)
-        return centred.mul_(torch.rsqrt(variance + eps))
 
     def _decode(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
         """Return what the inner codec stores, float32 (B, *inner shape)."""
@@ -157,16 +130,6 @@ class _Transform:
             codes[:, :count] |= flat[:, start : start + count] << plane
             start += count
         return codes.long()
-
-
-def open_dequantisers(
-    snapshot: Snapshot, levels: Mapping[str, Level], *, device: torch.device | str
-) -> dict[str, Dequantiser]:
-    """Return what decodes each of some levels of a dataset."""
-    return {
-        name: Dequantiser(level, snapshot.codec(name), device=device)
-        for name, level in levels.items()
-    }
 
 
 def _expand(coefficients: Tensor, basis: Tensor, mean: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Train on features while they are made: the trainer's side of `pipeline/streaming/client.py`.
+"""Samples made while they are used: the trainer's side of `pipeline/streaming/client.py`.
 
 `data.kind: stream` pulls them from a service on a Ray cluster, `live` runs the teacher in this
 process. Everything else about a run is as with shards: the same batches at the same steps.
@@ -6,13 +6,16 @@ process. Everything else about a run is as with shards: the same batches at the 
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from distill.data.open import ShardBatches, TrainingSet
+import numpy as np
+
+from distill.data.source import Reader
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import stage
 from pipeline.cluster.config import RayConfig
@@ -23,194 +26,171 @@ from pipeline.streaming.live import LiveTransport
 from pipeline.streaming.order import Shuffle
 from pipeline.streaming.stream import Stream, resolve_stream
 from pipeline.streaming.window import Transport
+from storage.batches.filler import Share as RankShare
 from storage.codecs.arrays import Codec
 from storage.schema import Level, Recipe
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from distill.configs.train import DataConfig, TrainConfig
-    from distill.training.state import TrainState
+    from distill.configs.train import DataConfig
 
 SHUFFLES: dict[str, Shuffle] = {"full": "full", "block": "runs", "none": "none"}
 
 
-@dataclass(frozen=True)
-class Licence:
-    """What is known of the teacher's weights; methods that need labels need shards."""
+def open_stream(config: DataConfig) -> StreamSource:
+    """Work out what a run streams; no teacher is loaded and no cluster joined.
 
-    licence: str
-    labels: bool = False
+    Raises:
+        ConfigError: everything that is wrong with it, keys starting with `data.stream`.
+    """
+    settings = config.stream.settled()
+    make = LiveSource if config.kind == "live" else StreamSource
+    return make(config, settings, resolve_stream(settings.stream(), prefix="data.stream"))
 
 
-class StreamedDataset:
-    """What a run needs to know of a dataset, of one that is being made.
+class StreamSource:
+    """Pull samples from a service; see `Source` for the rest.
 
     Args:
-        stream: what is streamed.
-        window_units: units mixed with one another where runs are shuffled.
+        config: in which order, how far ahead.
+        settings: of the stream, with whole paths.
+        stream: the same, understood.
     """
 
-    def __init__(self, stream: Stream, *, window_units: int) -> None:
+    labelled = False
+    stored = None
+
+    def __init__(self, config: DataConfig, settings: StreamConfig, stream: Stream) -> None:
         first = stream.parts[0]
-        self.stream = stream
+        self._config, self._settings, self.stream = config, settings, stream
         self.url = f"stream {stream.name!r}"
-        self.levels, self.image_size = stream.levels, first.image_size
-        self.about = Licence(first.licence)
+        self.levels: tuple[Level, ...] = stream.levels
+        self.image_size, self.licence = first.image_size, first.licence
         content: dict[str, object] = {
             **first.recipe.content,
             "stream": stream.identity,
             "parts": [
                 [part.weight, part.num_samples, part.recipe.content] for part in stream.parts
             ],
-            "window_units": window_units,
+            "window_units": settings.window_units,
         }
         self.recipe = Recipe(first.recipe.name, content, first.recipe.layout)
 
-    def snapshot(self, version: str | None = None) -> StreamedSnapshot:
-        """Show what is streamed, cached shards of the mix at an earlier version if one is given."""
-        stream = self.stream if version is None else self.stream.at(version)
-        return StreamedSnapshot(stream, self.url)
-
-
-class StreamedSnapshot:
-    """What a run needs to know of a snapshot, of a stream.
-
-    Args:
-        stream: what is streamed.
-        url: its name, for messages.
-    """
-
-    def __init__(self, stream: Stream, url: str) -> None:
-        self.stream, self.url = stream, url
-        self.version = stream.versions()
-        self.levels: tuple[Level, ...] = stream.levels
+    @property
+    def version(self) -> str:
+        """Versions of the cached shards of the mix."""
+        return self.stream.versions()
 
     @property
     def num_valid(self) -> int:
         """Samples of an epoch over all sources; a generator without end counts as none."""
         return sum(part.num_samples or 0 for part in self.stream.parts)
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of an epoch, as num_valid."""
-        return self.num_valid
+    def at(self, version: str) -> StreamSource:
+        """Return the same with the cached shards of the mix at an earlier version."""
+        other = copy.copy(self)
+        other.stream = self.stream.at(version)
+        return other
 
     def codec(self, level: str) -> Codec:
         """Return how a level's values are stored in batches."""
         return self.stream.codec(level)
 
-
-def open_stream(config: DataConfig) -> StreamedDataset:
-    """Work out what a run streams; no teacher is loaded and no cluster joined.
-
-    Raises:
-        ConfigError: everything that is wrong with it, keys starting with `data.stream`.
-    """
-    settled = config.stream.settled()
-    stream = resolve_stream(settled.stream(), prefix="data.stream")
-    return StreamedDataset(stream, window_units=settled.window_units)
-
-
-class StreamBatches(ShardBatches):
-    """Pull one rank's share of every global batch from a service; see `ShardBatches`."""
-
-    def _open_reader(
+    def read(
         self,
-        training_set: TrainingSet,
+        levels: Sequence[str],
         *,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        state: TrainState,
-    ) -> Any:
-        stream = cast(StreamedSnapshot, training_set.snapshot).stream
-        settings = config.data.stream.settled()
-        share = Share(
-            batch_size=config.part_size,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            start=state.position,
-            seed=config.seed,
-            shuffle=SHUFFLES[config.data.shuffle],
+        share: RankShare,
+        seed: int,
+        labels: bool = False,
+        kept: np.ndarray | None = None,
+    ) -> Reader:
+        """Open a reader; all ranks join one cluster, which rank zero starts if there is none."""
+        assert not labels and kept is None, "refused where the set is opened"
+        settings = self._settings
+        told = Share(
+            batch_size=share.batch_size,
+            rank=share.rank,
+            world_size=share.world_size,
+            start=share.start,
+            seed=seed,
+            shuffle=SHUFFLES[self._config.shuffle],
             window=settings.window,
             window_units=settings.window_units,
             deadline_s=settings.deadline_s,
             patience_s=settings.patience_s,
-            prefetch=config.data.prefetch,
+            prefetch=self._config.prefetch,
         )
-        levels = [level.name for level in training_set.levels]
-        self._stack = ExitStack()
-        try:
-            transport = self._transport(stream, settings, accelerator)
-            return StreamReader(stream, transport, levels=levels, share=share)
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as stack:
+            transport = self._transport(share, stack)
+            reader = _StreamReader(self.stream, transport, levels=levels, share=told)
+            reader.cluster = stack.pop_all()
+            return reader
 
-    def close(self) -> None:
-        """Stop asking, and leave the cluster; actors of this run end with it."""
-        super().close()
-        self._stack.close()
-
-    def _transport(
-        self, stream: Stream, config: StreamConfig, accelerator: Accelerator
-    ) -> Transport:
-        store = stream.store_bytes(config.window, clients=accelerator.num_processes)
-        there = _join(self._stack, config, accelerator, store_bytes=store)
+    def _transport(self, share: RankShare, stack: ExitStack) -> Transport:
+        settings = self._settings
+        store = self.stream.store_bytes(settings.window, clients=share.world_size)
+        joined = _join(stack, settings, share, store_bytes=store)
         from pipeline.streaming import actors
 
-        starts = accelerator.is_main_process and config.start_actors == "auto"
-        if starts and not actors.find_actors(config.name):
-            size = config.actor_size()
-            count = there.actors(size, asked=config.actors)
-            stage(f"stream: starting {count} teacher actors of service {config.name!r}")
-            handles = actors.start_actors(config.stream(), size, count=count, detached=False)
-            self._stack.callback(actors.end_actors, handles)
-            actors.wait_ready(handles, stream.identity, service=config.name)
-        return actors.RayTransport(config.name, stream.identity)
+        starts = share.rank == 0 and settings.start_actors == "auto"
+        if starts and not actors.find_actors(settings.name):
+            size = settings.actor_size()
+            count = joined.actors(size, asked=settings.actors)
+            stage(f"stream: starting {count} teacher actors of service {settings.name!r}")
+            handles = actors.start_actors(settings.stream(), size, count=count, detached=False)
+            stack.callback(actors.end_actors, handles)
+            actors.wait_ready(handles, self.stream.identity, service=settings.name)
+        return actors.RayTransport(settings.name, self.stream.identity)
 
 
-class LiveBatches(StreamBatches):
-    """Run the teacher in this process; see `ShardBatches`."""
+class LiveSource(StreamSource):
+    """Run the teacher in this process."""
 
-    def _transport(
-        self, stream: Stream, config: StreamConfig, accelerator: Accelerator
-    ) -> Transport:
-        return LiveTransport(stream)
+    def _transport(self, share: RankShare, stack: ExitStack) -> Transport:
+        return LiveTransport(self.stream)
+
+
+class _StreamReader(StreamReader):
+    """Leave the cluster when reading ends; actors of this run end with it."""
+
+    cluster: ExitStack
+
+    def close(self) -> None:
+        super().close()
+        self.cluster.close()
 
 
 def _join(
-    stack: ExitStack, config: StreamConfig, accelerator: Accelerator, *, store_bytes: int
+    stack: ExitStack, settings: StreamConfig, share: RankShare, *, store_bytes: int
 ) -> Cluster:
-    """Join the cluster, all ranks the same one; the main process starts one if there is none."""
-    given = config.ray.address or os.environ.get("RAY_ADDRESS")
-    alone = accelerator.num_processes == 1
-    facts: list[Any] = ["", "", "", ""]
-    size = config.actor_size()
-    actors = size.count(config.actors)
-    if given or alone or accelerator.is_main_process:
-        there = stack.enter_context(
+    """Join the cluster, all ranks the same one; rank zero starts one if there is none."""
+    address = settings.ray.address or os.environ.get("RAY_ADDRESS")
+    own = None
+    if address or share.rank == 0:
+        size = settings.actor_size()
+        actors = size.count(settings.actors)
+        own = stack.enter_context(
             cluster(
-                config.ray,
+                settings.ray,
                 num_cpus=actors * size.threads,
                 num_gpus=actors * size.num_gpus,
                 object_store_bytes=store_bytes,
             )
         )
-        if given or alone:
-            return there
+        if address or share.world_size == 1:
+            return own
+    facts: list[Any] = ["", "", "", ""]
+    if own is not None:
         import ray
 
-        address = ray.get_runtime_context().gcs_address
         token = os.environ.get("RAY_AUTH_TOKEN", "")
-        facts = [address, os.environ.get("RAY_AUTH_MODE", ""), token, socket.gethostname()]
-    else:
-        there = None
+        mode = os.environ.get("RAY_AUTH_MODE", "")
+        facts = [ray.get_runtime_context().gcs_address, mode, token, socket.gethostname()]
     from accelerate.utils import broadcast_object_list
 
     address, mode, token, host = broadcast_object_list(facts)
-    if there is not None:
-        return there
+    if own is not None:
+        return own
     if host != socket.gethostname():
         hint = "Start a cluster with `ray start --head` and `ray start`, then set RAY_ADDRESS."
         allowed = f"a cluster's address, as ranks run on {host} and {socket.gethostname()}"

@@ -25,9 +25,9 @@ from dreamshard.errors import Problem
 from storage.schema import Level
 
 if TYPE_CHECKING:
-    from distill.configs.train import DataConfig, TrainConfig
-    from distill.data.open import TrainingSet
-    from storage.dataset import Dataset
+    from distill.configs.train import DataConfig
+    from distill.data.sets import TrainingSet
+    from distill.data.source import Source
 
 MIRRORING = ("adm", "unet", "latent", "stylegan2", "biggan", "bigbigan", "ssgan")
 """Kinds of teachers, as datasets record them, for which mirroring is at least not refused."""
@@ -90,18 +90,17 @@ class Pairs:
         return (drawn.astype(np.int64) * self.grid).tolist()
 
 
-def open_pairs(training_set: TrainingSet, *, config: TrainConfig, rank: int) -> Pairs | None:
+def open_pairs(training_set: TrainingSet, *, rank: int) -> Pairs | None:
     """Return what flips and crops a run's batches; None if nothing is asked for."""
-    strides = {level.name: level.stride for level in training_set.levels}
-    mirror = config.data.flip == "mirror"
-    if not mirror and training_set.crop is None:
+    if not training_set.mirror and training_set.crop is None:
         return None
+    strides = {level.name: level.stride for level in training_set.levels}
     return Pairs(
-        seed=config.seed,
+        seed=training_set.seed,
         rank=rank,
         strides=strides,
-        mirror=mirror,
-        size=training_set.dataset.image_size,
+        mirror=training_set.mirror,
+        size=training_set.source.image_size,
         crop=training_set.crop,
         grid=max([1, *strides.values()]),
     )
@@ -115,18 +114,16 @@ def cropped(level: Level, crop: tuple[int, int] | None) -> Level:
     return replace(level, shape=(level.shape[0], height, width))
 
 
-def pair_problems(
-    config: DataConfig, *, dataset: Dataset, levels: Sequence[Level]
-) -> list[Problem]:
+def pair_problems(config: DataConfig, *, source: Source, levels: Sequence[Level]) -> list[Problem]:
     """Say why a dataset cannot be flipped or cropped as asked.
 
     Args:
         config: flip and crop.
-        dataset: whose recipe names the teacher.
+        source: whose recipe names the teacher.
         levels: to be flipped and cropped with the images; none for methods without a teacher.
     """
     found = []
-    teacher = dataset.recipe.content.get("teacher")
+    teacher = source.recipe.content.get("teacher")
     kind = str(teacher.get("kind", "unknown")) if isinstance(teacher, dict) else "unknown"
     if config.flip == "mirror" and levels and kind not in MIRRORING:
         allowed = f"none: the cached features of a {kind!r} teacher do not mirror with the image"
@@ -134,7 +131,7 @@ def pair_problems(
         found.append(Problem("data.flip", "'mirror'", allowed, hint))
     if len(config.crop) == 2:
         grid = max([1, *(level.stride for level in levels)])  # labels of images have stride 0
-        height, width = dataset.image_size
+        height, width = source.image_size
         fits = config.crop[0] <= height and config.crop[1] <= width
         if not fits or config.crop[0] % grid or config.crop[1] % grid:
             allowed = f"multiples of {grid} (the largest stride), at most {height} and {width}"

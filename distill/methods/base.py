@@ -2,27 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from distill.data.sets import Needs
+from distill.data.views import random_view
+from storage.schema import Level
+
 if TYPE_CHECKING:
-    from distill.configs.train import TrainConfig
+    from distill.configs.student import StudentConfig
     from distill.students.student import Student
 
 
 class Method(nn.Module):
-    """Hold a student and whatever else is trained with it; turn a batch into loss terms."""
+    """Hold a student and whatever else is trained with it; turn a batch into loss terms.
 
-    student: Student
-    needs: ClassVar[frozenset[str]] = frozenset({"levels"})
-    """What a batch's targets must hold: the teacher's levels, the samples' labels, or neither."""
+    Args:
+        config: the method's own section of the settings.
+        student: the backbone that is kept.
+        levels: of the teacher, as the student sees them (cropped), finest first.
+        image_size: (H, W) in pixels.
+        seed: of the initial weights of all but the student.
+    """
+
     views: ClassVar[int] = 1
     """Forward passes of the student per sample and step, for comparisons at equal compute."""
     fixed_rate: tuple[str, ...] = ()
     """Beginnings of the names of parameters whose learning rate stays at its peak."""
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        student: Student,
+        levels: Sequence[Level],
+        image_size: tuple[int, int],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.student = config, student
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.build(levels, image_size=image_size, seed=seed)
+
+    @classmethod
+    def needs(cls, config: Any) -> Needs:
+        """Say what a batch's targets must hold: maps of a teacher, unless a method says otherwise.
+
+        Args:
+            config: the method's own section of the settings.
+        """
+        return Needs()
+
+    def build(self, levels: Sequence[Level], *, image_size: tuple[int, int], seed: int) -> None:
+        """Build what is trained beside the student; PyTorch's generator is seeded already.
+
+        Args:
+            levels, image_size, seed: as the class has them.
+        """
+
+    def pooled_view(self, images: Tensor) -> Tensor:
+        """Return the student's pooled features of one random view of each image, (B, C).
+
+        Args:
+            images: float32 (B, 3, H, W), normalised.
+        """
+        student = self.student
+        view = random_view(images, self.config.augment, mean=student.mean, std=student.std)
+        return student.pooled(view)
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss terms of one batch.
@@ -40,22 +91,20 @@ class Method(nn.Module):
     def keep(self, folder: Path) -> None:
         """Write into the run's folder what is worth keeping beside the student."""
 
-    def layers(self, config: TrainConfig, *, image_size: tuple[int, int]) -> dict[str, int]:
-        """Number the layers of the student's backbone, 0 the stem, if there is layer decay.
+    def layers(self, student: StudentConfig, *, image_size: tuple[int, int]) -> dict[str, int]:
+        """Number the layers of the student's backbone, 0 the stem, for layer decay.
 
         Args:
-            config: of the run.
-            image_size: (H, W) in pixels that the student was built for.
+            student: what the student was built from.
+            image_size: (H, W) in pixels that it was built for.
 
         Returns:
-            Depth by parameter name of this module; empty without layer decay.
+            Depth by parameter name of this module.
 
         Raises:
             ConfigError: a backbone whose layers timm does not know.
         """
-        if config.optimizer.layer_decay == 1.0:
-            return {}
         from distill.students.timm_names import layer_numbers
 
-        numbers = layer_numbers(self.student.backbone, config.student, image_size=image_size)
+        numbers = layer_numbers(self.student.backbone, student, image_size=image_size)
         return {f"student.backbone.{name}": number for name, number in numbers.items()}

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.data.sets import Needs
 from distill.losses.feature import feature_loss
 from distill.methods.base import Method
 from distill.methods.label_branch import LabelBranch
@@ -19,8 +19,7 @@ from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
 
 if TYPE_CHECKING:
-    from distill.configs.train import DreamTeacherConfig
-    from distill.students.student import Student
+    from distill.configs.methods import DreamTeacherConfig
 
 
 class DreamTeacher(Method):
@@ -30,31 +29,22 @@ class DreamTeacher(Method):
     With `bridge: interpolate`, a level whose resolution the student has not is predicted from the
     nearest stride, and the prediction resized.
 
-    Args:
-        config: the method's settings.
-        student: the backbone that is kept; its strides are those of the levels.
-        levels: the teacher's feature maps to regress, and soft labels to predict.
-        image_size: (H, W) in pixels.
-        seed: of the regressor's initialisation.
-
     Raises:
         ConfigError: a level's map is not of the student's resolution; both sides are listed.
 
     Source: DreamTeacher, section 3.1.
     """
 
-    def __init__(
-        self,
-        config: DreamTeacherConfig,
-        *,
-        student: Student,
-        levels: Sequence[Level],
-        image_size: tuple[int, int],
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.student = student
+    config: DreamTeacherConfig
+
+    @classmethod
+    def needs(cls, config: DreamTeacherConfig) -> Needs:
+        """Say which levels are needed: feature maps, soft labels or both."""
+        return Needs(kinds=config.kinds())
+
+    def build(self, levels: Sequence[Level], *, image_size: tuple[int, int], seed: int) -> None:
+        """Build the regressor of feature maps and the heads of soft labels."""
+        config, student = self.config, self.student
         soft = [level for level in levels if level.kind == "soft_label"]
         levels = [level for level in levels if level.kind != "soft_label"]
         self.labels = self.regressor = None
@@ -68,20 +58,18 @@ class DreamTeacher(Method):
         heads = {(lv.tap, lv.timestep, lv.pool): lv for lv in reversed(levels)}
         self.head_of = {lv.name: heads[lv.tap, lv.timestep, lv.pool].name for lv in levels}
         self.sizes = {head.name: tuple(head.shape[1:]) for head in heads.values()}
-        names, wanted = list(self.sizes), [head.stride for head in heads.values()]
+        wanted = [head.stride for head in heads.values()]
         nearest = nearest_strides(wanted, offered=student.strides)
         depths = [head.shape[0] for head in heads.values()]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.regressor = FeatureRegressor(
-                student.channels,
-                strides=student.strides,
-                levels=dict(zip(names, zip(nearest, depths, strict=True), strict=True)),
-                map_size=shapes[-1][1:],
-                kind=config.regressor,
-                width=config.width,
-                scales=config.pool_scales,
-            )
+        self.regressor = FeatureRegressor(
+            student.channels,
+            strides=student.strides,
+            levels=dict(zip(self.sizes, zip(nearest, depths, strict=True), strict=True)),
+            map_size=shapes[-1][1:],
+            kind=config.regressor,
+            width=config.width,
+            scales=config.pool_scales,
+        )
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss terms of one batch.

@@ -5,61 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from distill.data.views import random_view
+from distill.data.sets import Needs
 from distill.losses.simsiam import simsiam_loss
 from distill.methods.base import Method
+from distill.modules.projector import hidden_layers
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import SimSiamConfig
-    from distill.students.student import Student
 
 
 class SimSiam(Method):
     """Let a student agree with itself on two views of an image.
 
-    Args:
-        config: the method's settings.
-        student: the backbone that is kept; its deepest map's mean is the representation.
-        levels, image_size: unused: there is no teacher.
-        seed: of the heads' initialisation.
-
     Source: SimSiam, section 3; widths and layers as in Squeeze-and-Span's baseline.
     """
 
-    needs = frozenset()
+    config: SimSiamConfig
     views = 2
 
-    def __init__(
-        self,
-        config: SimSiamConfig,
-        *,
-        student: Student,
-        levels: Sequence[Level],
-        image_size: tuple[int, int],
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.config, self.student = config, student
+    @classmethod
+    def needs(cls, config: SimSiamConfig) -> Needs:
+        """Say that there is no teacher: images are enough."""
+        return Needs(kinds=())
+
+    def build(self, levels: Sequence[Level], *, image_size: tuple[int, int], seed: int) -> None:
+        """Build projector and predictor."""
+        config, features, width = self.config, self.student.channels[-1], self.config.width
         self.fixed_rate = ("predictor.",)  # its learning rate stays at the peak (paper, section 4)
-        features, width = student.channels[-1], config.width
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            layers: list[nn.Module] = []
-            for _ in range(config.projector_layers - 1):
-                layers += [nn.Linear(features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
-                features = width
-            layers += [nn.Linear(features, width, bias=False), nn.BatchNorm1d(width, affine=False)]
-            self.projector = nn.Sequential(*layers)
-            self.predictor = nn.Sequential(
-                nn.Linear(width, config.predictor_width, bias=False),
-                nn.BatchNorm1d(config.predictor_width),
-                nn.ReLU(),
-                nn.Linear(config.predictor_width, width),
-            )
+        count = config.projector_layers - 1
+        self.projector = nn.Sequential(
+            *hidden_layers(features, width, count=count, bias=False),
+            nn.Linear(width if count else features, width, bias=False),
+            nn.BatchNorm1d(width, affine=False),
+        )
+        self.predictor = nn.Sequential(
+            *hidden_layers(width, config.predictor_width, count=1, bias=False),
+            nn.Linear(config.predictor_width, width),
+        )
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return "loss" and "std", the spread of the projections (1/sqrt(width) if healthy).
@@ -68,12 +53,7 @@ class SimSiam(Method):
             images: (B, 3, H, W), normalised.
             targets: unused.
         """
-        projections, predictions = [], []
-        for _ in range(self.views):
-            view = random_view(
-                images, self.config.augment, mean=self.student.mean, std=self.student.std
-            )
-            projections.append(self.projector(self.student.pooled(view)))
-            predictions.append(self.predictor(projections[-1]))
+        projections = [self.projector(self.pooled_view(images)) for _ in range(self.views)]
+        predictions = [self.predictor(projection) for projection in projections]
         unit = nn.functional.normalize(projections[0].detach().float(), dim=1)
         return {"loss": simsiam_loss(*predictions, *projections), "std": unit.std(dim=0).mean()}

@@ -5,53 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from distill.data.views import random_view
+from distill.data.sets import Needs
 from distill.losses.vicreg import vicreg_loss
 from distill.methods.base import Method
+from distill.modules.projector import hidden_layers
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import VICRegConfig
-    from distill.students.student import Student
 
 
 class VICReg(Method):
     """Let a student agree with itself on two views, with dimensions that vary and differ.
 
-    Args:
-        config: the method's settings.
-        student: the backbone that is kept; its deepest map's mean is the representation.
-        levels, image_size: unused: there is no teacher.
-        seed: of the expander's initialisation.
-
     Source: VICReg, section 4; the two views come from one distribution, as in Squeeze-and-Span.
     """
 
-    needs = frozenset()
+    config: VICRegConfig
     views = 2
 
-    def __init__(
-        self,
-        config: VICRegConfig,
-        *,
-        student: Student,
-        levels: Sequence[Level],
-        image_size: tuple[int, int],
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.config, self.student = config, student
-        features, hidden = student.channels[-1], config.hidden
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            layers: list[nn.Module] = []
-            for _ in range(config.layers - 1):
-                layers += [nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
-                features = hidden
-            self.expander = nn.Sequential(*layers, nn.Linear(features, config.width, bias=False))
+    @classmethod
+    def needs(cls, config: VICRegConfig) -> Needs:
+        """Say that there is no teacher: images are enough."""
+        return Needs(kinds=())
+
+    def build(self, levels: Sequence[Level], *, image_size: tuple[int, int], seed: int) -> None:
+        """Build the expander."""
+        config, features = self.config, self.student.channels[-1]
+        count = config.layers - 1
+        self.expander = nn.Sequential(
+            *hidden_layers(features, config.hidden, count=count),
+            nn.Linear(config.hidden if count else features, config.width, bias=False),
+        )
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return "loss", "invariance", "variance" and "covariance".
@@ -61,16 +48,7 @@ class VICReg(Method):
             targets: unused.
         """
         config = self.config
-        first, second = (
-            self.expander(
-                self.student.pooled(
-                    random_view(
-                        images, config.augment, mean=self.student.mean, std=self.student.std
-                    )
-                )
-            )
-            for _ in range(self.views)
-        )
+        first, second = (self.expander(self.pooled_view(images)) for _ in range(self.views))
         return vicreg_loss(
             first,
             second,

@@ -22,9 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distill.methods import method_class
 from distill.students.backbones import is_ours
-from distill.students.card import CARD, STUDENT_FOLDER, StudentCard, read_card
+from distill.students.card import CARD, StudentCard, read_card
 from distill.students.model_card import model_card
 from distill.students.student import Student, build_student
 from distill.students.timm_names import full_names, whole_network
@@ -33,77 +32,8 @@ from dreamshard.permissions import apply_umask
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
-    from distill.configs.train import TrainConfig
-    from distill.data.open import TrainingSet
-    from distill.training.runlog import RunLog
 
 WEIGHTS, PYRAMID = "model.safetensors", "pyramid.safetensors"
-
-
-def keep_student(
-    student: Student, *, config: TrainConfig, training_set: TrainingSet, log: RunLog
-) -> None:
-    """Write a finished run's student, figures and next command into its folder."""
-    assert log.record is not None
-    dataset, run_dir = training_set.dataset, log.record.path
-    provenance = {
-        "method": config.method,
-        "settings": _settings(config),
-        "optimizer": f"{config.optimizer.name}, lr {config.optimizer.lr:g}, weight decay "
-        f"{config.optimizer.weight_decay:g}",
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "student_images": config.steps * config.batch_size * method_class(config).views,
-        "ema": config.ema,
-        "dataset": dataset.url,
-        "content_key": dataset.recipe.content_key,
-        "snapshot": training_set.snapshot.version,
-        "samples": training_set.snapshot.num_valid,
-        "source": dataset.recipe.content.get("source"),
-        "teacher": dataset.recipe.content.get("teacher"),
-        "licence": dataset.about.licence,
-    }
-    folder = export_student(
-        student,
-        run_dir / STUDENT_FOLDER,
-        config=config.student,
-        levels=[level.name for level in training_set.levels],
-        image_size=training_set.image_size,
-        seed=config.seed,
-        provenance=provenance,
-        metrics=log.figures,
-    )
-    passes = provenance["student_images"]
-    log.record.stats(steps=config.steps, student=str(folder), student_images=passes, **log.figures)
-    log.record.finish(_next_command(run_dir, source=provenance["source"]))
-
-
-def _next_command(run_dir: Path, *, source: object) -> str:
-    """Spell how to judge the student; only of the digits we know where held-out images are."""
-    command = f"dreamshard evaluate --student {run_dir}"
-    kind = source.get("kind") if isinstance(source, dict) else None
-    if kind == "digits":
-        return command
-    images = f"--train_images.kind {kind} --train_images.path TRAIN" if kind != "latents" else ""
-    images = images or "--train_images.kind folder --train_images.path TRAIN"
-    held = images.replace("train_images", "heldout_images").replace("TRAIN", "HELDOUT")
-    return f"{command} --baselines [random] {images} {held}"
-
-
-def _settings(config: TrainConfig) -> str:
-    """Say how the method learned, as far as a reader of the card wants to know."""
-    if config.method != "dreamteacher":
-        return ""
-    told = config.dreamteacher
-    words = [f"mode {told.mode}"]
-    if told.mode != "label":
-        words += [
-            f"regressor {told.regressor} of width {told.width}",
-            f"weights MSE {told.mse_weight:g}, AT {told.attention_weight:g}",
-        ]
-    if told.mode != "feature":
-        words.append(f"labels {told.label_weight:g} at temperature {told.temperature:g}")
-    return ", ".join(words)
 
 
 def export_student(

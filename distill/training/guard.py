@@ -10,11 +10,10 @@ import numpy as np
 from distill.training.optim import learning_rate
 from dreamshard.errors import DataError, DreamshardError
 from storage.rows.pick import read_rows
-from storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from distill.configs.train import TrainConfig
-    from distill.data.open import TrainingSet
+    from distill.data.sets import TrainingSet
 
 MAX_LISTED = 8
 
@@ -40,11 +39,11 @@ def explain(
         A DataError that names the samples whose features are not finite, or a DreamshardError that
         names the batch.
     """
-    snapshot = training_set.snapshot
+    snapshot = training_set.source.stored
     index = np.sort(index)
     figures = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-    stored = isinstance(snapshot, Snapshot)
-    for level in training_set.levels if stored else ():
+    for level in training_set.levels if snapshot is not None else ():
+        assert snapshot is not None
         values = read_rows(snapshot, level.name, index).reshape(len(index), -1)
         broken = index[~np.isfinite(values.astype(np.float32)).all(axis=1)]
         if len(broken):
@@ -53,7 +52,9 @@ def explain(
                 f"{_names(training_set, broken)}. Run `dreamshard verify {snapshot.url}`, then "
                 "encode them again."
             )
-    looked = "with finite features" if stored else "on features that are gone (a stream)"
+    looked = (
+        "on features that are gone (a stream)" if snapshot is None else "with finite features"
+    )
     rate = learning_rate(
         step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
     )
@@ -67,8 +68,8 @@ def explain(
 def _names(training_set: TrainingSet, index: np.ndarray) -> str:
     shown = index[:MAX_LISTED]
     text = ", ".join(map(str, shown.tolist()))
-    if isinstance(training_set.snapshot, Snapshot):
-        keys = training_set.snapshot.keys
+    if training_set.source.stored is not None:
+        keys = training_set.source.stored.keys
         text = ", ".join(f"{number} ({keys[number]})" for number in shown.tolist())
     more = len(index) - len(shown)
     return f"{text} and {more} more" if more else text

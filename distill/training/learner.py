@@ -62,7 +62,9 @@ def build_learner(
     """
     from distill.training.optim import build_optimizer
 
-    layers = method.layers(config, image_size=image_size)
+    layers = None
+    if config.optimizer.layer_decay != 1.0:
+        layers = method.layers(config.student, image_size=image_size)
     return Learner(
         method=method,
         optimizer=build_optimizer(method, config.optimizer, layers=layers),

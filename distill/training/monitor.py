@@ -20,7 +20,7 @@ from pipeline.images.source import ImageConfig, SourceConfig, open_source
 if TYPE_CHECKING:
     from distill.configs.monitor import MonitorConfig
     from distill.configs.train import TrainConfig
-    from distill.data.open import TrainingSet
+    from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
 MICRO_BATCH = 256

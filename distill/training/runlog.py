@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from distill.configs.train import TrainConfig
-    from distill.data.open import TrainingSet
+    from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
 SHOWN_OTHERWISE = ("img_per_s", "wait_percent", "memory_gb")
@@ -98,7 +98,9 @@ class RunLog:
         levels = ", ".join(
             f"{lv.name} {'x'.join(map(str, lv.shape))}" for lv in training_set.levels
         )
-        samples = f"{training_set.snapshot.num_valid:,} samples of {training_set.snapshot.url}"
+        source = training_set.source
+        url = source.url if source.stored is None else source.stored.url
+        samples = f"{source.num_valid:,} samples of {url}"
         factors = [count for count in (ranks, config.accumulate) if count > 1]
         each = config.batch_size // (ranks * config.accumulate)
         share = f" = {' x '.join(map(str, [*factors, each]))}" if factors else ""

@@ -9,7 +9,7 @@ from dreamshard.config import to_dict
 
 if TYPE_CHECKING:
     from distill.configs.train import TrainConfig
-    from distill.data.open import TrainingSet
+    from distill.data.sets import TrainingSet
 
 
 @dataclass
@@ -38,12 +38,12 @@ class TrainState:
 
 def first_state(config: TrainConfig, *, training_set: TrainingSet, processes: int) -> TrainState:
     """Return the state of a run before its first step."""
-    recipe = training_set.dataset.recipe
+    recipe = training_set.source.recipe
     return TrainState(
-        dataset=training_set.dataset.url,
+        dataset=training_set.source.url,
         content_key=recipe.content_key,
         layout_key=recipe.layout_key,
-        snapshot=training_set.snapshot.version,
+        snapshot=training_set.source.version,
         config=to_dict(config),
         processes=processes,
     )

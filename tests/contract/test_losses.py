@@ -11,8 +11,8 @@ import torch
 
 from distill.configs.methods import METHODS
 from distill.configs.train import SimSiamConfig, StudentConfig, TrainConfig, VICRegConfig
-from distill.methods import build_method
 from distill.methods.base import Method
+from distill.methods.build import build_method, method_class
 from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS, make_batch
 
 
@@ -27,14 +27,16 @@ def method(request: pytest.FixtureRequest) -> Method:
         simsiam=SimSiamConfig(width=16, predictor_width=8),
         vicreg=VICRegConfig(width=16, hidden=16),
     )
+    kind, settings = method_class(config.method), config.method_settings()
     training_set: Any = SimpleNamespace(
         levels=tuple(sorted(LEVELS, key=lambda level: level.stride)),
         strides=(2, 4),
         num_classes=3,
         finest=0,
         image_size=IMAGE_SIZE,
+        needs=kind.needs(settings),
     )
-    return build_method(config, training_set=training_set)
+    return build_method(kind, settings, student=student, training_set=training_set, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,14 @@ from distill.configs.train import (
     SupervisedConfig,
     VICRegConfig,
 )
-from distill.data.open import ShardBatches, open_training_set
-from distill.methods import build_method
+from distill.data.batches import Batches
+from distill.data.open import open_training_set
+from distill.methods.build import build_method, method_class
 from distill.students.export import load_student
 from distill.train import add_gradients, train
 from distill.training.launch import start_accelerator
-from distill.training.state import TrainState
 from dreamshard.errors import ConfigError, DataError, DreamshardError
+from storage.batches.filler import Share
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import add_units, make_dataset
 
@@ -176,13 +177,19 @@ def test_parts_of_a_batch_add_up_to_its_gradient(configure, tmp_path: Path) -> N
         config = configure(run_dir=str(tmp_path / str(parts)), accumulate=parts, **changes)
         accelerator = start_accelerator(config)
         training_set = open_training_set(config.data)
-        method = build_method(config, training_set=training_set).eval()
-        batches = ShardBatches(
+        method = build_method(
+            method_class(config.method),
+            config.dreamteacher,
+            student=config.student,
+            training_set=training_set,
+            seed=config.seed,
+        ).eval()
+        batches = Batches(
             training_set,
-            config=config,
-            student=method.student,
-            accelerator=accelerator,
-            state=TrainState(),
+            share=Share(batch_size=config.part_size, rank=0, world_size=1, start=0),
+            mean=method.student.mean,
+            std=method.student.std,
+            device=accelerator.device,
         )
         model, stepper = accelerator.prepare(method, torch.optim.SGD(method.parameters(), lr=0.01))
         for parameter in method.parameters():

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from distill.data.dequantise import Dequantiser
-from distill.losses.feature import whiten
 from storage.codecs.base import LearnedCodec
 from storage.codecs.table import find_codec
 from storage.schema import Level
@@ -17,8 +16,7 @@ NAMES = ["float16", "float32", "bfloat16", "int8", "int4", "int8+zstd", "lowrank
 
 @pytest.mark.parametrize("shape", [(6, 4, 5), (6, 3, 3)])
 @pytest.mark.parametrize("name", [*NAMES, "lowrank6-int4", "dct3", "dct16"])
-@pytest.mark.parametrize("axes", ["c", "chw"])
-def test_torch_and_numpy_agree(name: str, shape: tuple[int, ...], axes) -> None:
+def test_torch_and_numpy_agree(name: str, shape: tuple[int, ...]) -> None:
     level = Level("up", "feature", "up", 0, 0, "", 4, shape, "float32")
     values = np.random.default_rng(0).standard_normal((7, *shape)).astype(np.float32) + 1
     codec = find_codec(name)
@@ -30,8 +28,6 @@ def test_torch_and_numpy_agree(name: str, shape: tuple[int, ...], axes) -> None:
     found, wanted = dequantise(stored), torch.from_numpy(codec.decode(level, stored))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    whitened = dequantise.whitened(stored, axes=axes)
-    torch.testing.assert_close(whitened, whiten(wanted, axes=axes), rtol=1e-4, atol=1e-4)
 
 
 def test_vectors_are_decoded_too() -> None:

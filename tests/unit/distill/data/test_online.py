@@ -92,7 +92,7 @@ def test_a_run_that_keeps_what_it_streams_ends_the_same(tmp_path: Path) -> None:
     data = live(tmp_path, shuffle="block", keep=True)
     train(train_config(tmp_path / "kept", data))
     assert results(tmp_path / "kept", but=BUT) == results(tmp_path / "plain", but=BUT)
-    (part, *_) = open_training_set(data).dataset.stream.parts  # pyright: ignore
+    (part, *_) = open_training_set(data).source.stream.parts  # pyright: ignore
     assert len(part.keep.committed()) == 2
 
 

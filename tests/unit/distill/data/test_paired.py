@@ -87,12 +87,12 @@ def teacher_of(kind: str) -> Any:
 @pytest.mark.parametrize(("kind", "allowed"), [("unet", True), ("dit", False), ("timm", False)])
 def test_only_convolutional_teachers_mirror(kind: str, allowed: bool) -> None:
     config = DataConfig(dataset="x", flip="mirror")
-    problems = pair_problems(config, dataset=teacher_of(kind), levels=LEVELS)
+    problems = pair_problems(config, source=teacher_of(kind), levels=LEVELS)
     assert (not problems) == allowed
     if problems:
         assert f"features of a {kind!r} teacher do not mirror" in str(problems[0])
         assert "--image.flip random" in str(problems[0])
-    assert not pair_problems(config, dataset=teacher_of(kind), levels=[]), "images alone may"
+    assert not pair_problems(config, source=teacher_of(kind), levels=[]), "images alone may"
 
 
 def test_crops_off_the_grid_or_too_large_are_refused(dataset: Dataset) -> None:
@@ -124,4 +124,4 @@ def test_the_hash_is_uniform() -> None:
 def test_labels_of_images_set_no_grid(dataset: Dataset) -> None:
     whole = replace(LEVELS[0], name="kind", kind="soft_label", stride=0, shape=(3,))
     config = DataConfig(dataset=dataset.url, crop=[7, 9])
-    assert not pair_problems(config, dataset=dataset, levels=[whole])
+    assert not pair_problems(config, source=dataset, levels=[whole])

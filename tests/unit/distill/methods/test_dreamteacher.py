@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from distill.configs.train import DreamTeacherConfig, StudentConfig, TrainConfig
+from distill.configs.train import DreamTeacherConfig, StudentConfig
+from distill.data.sets import TrainingSet
 from distill.losses.feature import feature_loss
-from distill.methods import build_method
+from distill.methods.build import build_method
 from distill.methods.dreamteacher import DreamTeacher, resize
 from distill.students.student import build_student
 from dreamshard.errors import ConfigError
@@ -91,21 +92,26 @@ def test_weights_follow_from_the_seeds() -> None:
 def test_bridging_predicts_levels_of_other_strides_from_the_nearest() -> None:
     coarse = replace(LEVELS[0], name="deep", tap="deep", stride=8, shape=(10, 2, 2))
     levels = (*FINEST_FIRST, coarse)
-    config = TrainConfig(
-        student=StudentConfig(name="cifar_resnet", settings={"depths": [1, 1], "widths": [4, 6]}),
-        dreamteacher=DreamTeacherConfig(width=8, bridge="interpolate"),
+    student = StudentConfig(name="cifar_resnet", settings={"depths": [1, 1], "widths": [4, 6]})
+    source: Any = SimpleNamespace(image_size=IMAGE_SIZE)
+    training_set = TrainingSet(source, levels=levels)
+    settings = DreamTeacherConfig(width=8, bridge="interpolate")
+    method = build_method(
+        DreamTeacher, settings, student=student, training_set=training_set, seed=0
     )
-    training_set: Any = SimpleNamespace(
-        levels=levels, strides=(2, 4, 8), finest=0, image_size=IMAGE_SIZE
-    )
-    method = build_method(config, training_set=training_set)
     assert method.student.strides == (2,), "the student has 1 and 2; 2 is nearest to all"
     images, targets = tensors()
     targets["deep"] = torch.randn(4, 10, 2, 2)
     method(images, targets)["loss"].backward()
     assert all(p.grad is not None for p in method.parameters())
     with pytest.raises(ConfigError, match=r"stride 2, 4, 8 for student 'cifar_resnet'.*bridge"):
-        build_method(replace(config, dreamteacher=DreamTeacherConfig()), training_set=training_set)
+        build_method(
+            DreamTeacher,
+            DreamTeacherConfig(),
+            student=student,
+            training_set=training_set,
+            seed=0,
+        )
 
 
 def test_resizing_keeps_what_fits_and_averages_what_shrinks() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from distill.configs.train import DataConfig, DreamTeacherConfig
 from distill.data.open import open_training_set
+from distill.data.sets import Needs
 from distill.losses.label import from_top_k, resized_logits, soft_cross_entropy
 from distill.methods.label_branch import LabelBranch
 from distill.train import train
@@ -169,14 +170,14 @@ def test_training_from_joined_datasets(
 
 
 def test_what_the_mode_needs_must_be_there(dataset: Dataset, soft_dataset: Dataset) -> None:
-    both = ("feature", "soft_label")
+    both = Needs(kinds=("feature", "soft_label"))
     with pytest.raises(ConfigError, match=r"at least one soft label\. .*--teacher\.interpreter"):
-        open_training_set(DataConfig(dataset=dataset.url), kinds=both)
+        open_training_set(DataConfig(dataset=dataset.url), needs=both)
     with pytest.raises(ConfigError, match="at least one map"):
-        open_training_set(DataConfig(dataset=soft_dataset.url), kinds=both)
+        open_training_set(DataConfig(dataset=soft_dataset.url), needs=both)
     with pytest.raises(ConfigError, match=r"'shapes\.s4' \(not a map\)"):
         config = DataConfig(dataset=dataset.url, join=[soft_dataset.url], levels=["shapes.s4"])
-        open_training_set(config, kinds=("feature",))
-    joined = open_training_set(DataConfig(dataset=dataset.url, join=[soft_dataset.url]), kinds=both)
+        open_training_set(config, needs=Needs())
+    joined = open_training_set(DataConfig(dataset=dataset.url, join=[soft_dataset.url]), needs=both)
     assert joined.strides == (2, 4) and joined.finest == 4 and len(joined.levels) == 3
-    assert joined.at(joined.snapshot.version) is joined
+    assert joined.at(joined.source.version) is joined

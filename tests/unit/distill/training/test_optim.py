@@ -7,7 +7,7 @@ from torch import nn
 
 from distill.configs.train import OptimizerConfig, StudentConfig
 from distill.data.open import open_training_set
-from distill.methods import build_method
+from distill.methods.build import build_method, method_class
 from distill.students.student import build_student
 from distill.training.optim import (
     build_optimizer,
@@ -78,8 +78,14 @@ def test_layer_decay_slows_the_stem_most_and_spares_the_regressor(configure, dat
         student=StudentConfig(name="cifar_resnet18", settings={"width": 4}),
         optimizer=OptimizerConfig(layer_decay=0.5, weight_decay=0.1),
     )
-    method = build_method(config, training_set=open_training_set(config.data))
-    layers = method.layers(config, image_size=(16, 16))
+    method = build_method(
+        method_class(config.method),
+        config.dreamteacher,
+        student=config.student,
+        training_set=open_training_set(config.data),
+        seed=config.seed,
+    )
+    layers = method.layers(config.student, image_size=(16, 16))
     groups = parameter_groups(method, config.optimizer, layers=layers)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     scales = {name: scale[id(p)] for name, p in method.named_parameters()}

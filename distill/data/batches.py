@@ -1,0 +1,108 @@
+"""Training batches: read, brought to the device, decoded and normalised there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.dequantise import Dequantiser
+from distill.data.paired import open_pairs
+from distill.data.sets import TrainingSet
+from storage.batches.filler import Share
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold one rank's share of one step, on its device.
+
+    Args:
+        images: float32 (B, 3, H, W), normalised.
+        targets: level name to float32 (B, C, h, w); "label" to int64 (B,) where asked for.
+        index: int64 (B,) on the host, sample numbers in the dataset.
+    """
+
+    images: Tensor
+    targets: dict[str, Tensor]
+    index: np.ndarray
+
+
+class Batches:
+    """Prepare one rank's share of every global batch.
+
+    The order is that of the endless stream of positions: sample p of the whole run is the same at
+    any number of ranks, and the position is all that a resumed run needs.
+
+    Args:
+        training_set: what to read.
+        share: which part of every batch, and where in the stream to begin.
+        mean, std: normalisation of the images, per channel, of pixels in 0..1.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        *,
+        share: Share,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+    ) -> None:
+        self._device = device
+        source = training_set.source
+        self._decoders = {
+            name: Dequantiser(level, source.codec(name), device=device)
+            for name, level in training_set.recorded.items()
+        }
+        self._pairs = open_pairs(training_set, rank=share.rank)
+        per_channel = (1, 3, 1, 1)
+        self._shift = torch.tensor([255 * m for m in mean], device=device).view(per_channel)
+        self._scale = torch.tensor([255 * s for s in std], device=device).view(per_channel)
+        self._reader = source.read(
+            [level.name for level in training_set.levels],
+            share=share,
+            seed=training_set.seed,
+            labels=training_set.needs.labels,
+            kept=training_set.kept,
+        )
+
+    @property
+    def position(self) -> int:
+        """Samples of the stream consumed so far, over all ranks."""
+        return self._reader.position
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting for data so far."""
+        return self._reader.wait_s
+
+    def next(self) -> Batch:
+        """Wait for the next batch, bring it to the device and normalise it there."""
+        rows = self._reader.next()
+        assert rows.image is not None
+        pixels = torch.from_numpy(rows.image).to(self._device)
+        # (B, H, W, 3) seen as (B, 3, H, W) is channels_last already: one pass makes it float.
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+        images.sub_(self._shift).div_(self._scale)
+        targets = {
+            name: _in_order(decode(rows.levels), torch.channels_last)
+            for name, decode in self._decoders.items()
+        }
+        if self._pairs is not None:
+            images, targets = self._pairs(images, targets, position=rows.position)
+        if rows.label is not None:
+            targets["label"] = torch.from_numpy(rows.label).to(self._device, copy=True)
+        return Batch(images=images, targets=targets, index=rows.index.copy())
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._reader.close()
+
+
+def _in_order(values: Tensor, order: torch.memory_format) -> Tensor:
+    """Bring maps into a memory order; soft labels of whole images have none."""
+    return values.to(memory_format=order) if values.dim() == 4 else values

@@ -1,0 +1,136 @@
+"""What a run trains on: a source, the levels and labels its method needs, flips and crops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from distill.data.source import Source
+from dreamshard.errors import ConfigError, Problem
+from dreamshard.rng import generator
+from storage.rows.pick import read_rows
+from storage.schema import Level
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Say what a method needs of its training set.
+
+    Args:
+        kinds: of the teacher's levels: feature (maps), soft_label; at least one level of each.
+            Empty: it has no teacher.
+        labels: the samples' labels.
+        share: of each class's samples (0..1]; only with labels.
+        classes: of the method's classifier; 0: as many as the labels have, or none.
+    """
+
+    kinds: tuple[str, ...] = ("feature",)
+    labels: bool = False
+    share: float = 1.0
+    classes: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Hold what a run trains on.
+
+    Args:
+        source: of the samples, at the version that the run keeps to its end.
+        levels: those to distil as the student sees them (cropped), finest first.
+        needs: of the method.
+        crop: (H, W) in pixels of the random part that the student sees; None: the whole.
+        mirror: half of the samples are mirrored left to right.
+        seed: of the order, the share of the labels, flips and crops.
+    """
+
+    source: Source
+    levels: tuple[Level, ...]
+    needs: Needs = Needs()
+    crop: tuple[int, int] | None = None
+    mirror: bool = False
+    seed: int = 0
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images a student sees, in pixels."""
+        return self.crop or self.source.image_size
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the feature maps, ascending, each once."""
+        return tuple(sorted({level.stride for level in self.levels if level.kind == "feature"}))
+
+    @property
+    def finest(self) -> int:
+        """Stride of the finest soft label of maps, in pixels; 0 without any."""
+        soft = [level.stride for level in self.levels if level.kind == "soft_label"]
+        return min((stride for stride in soft if stride), default=0)
+
+    @property
+    def recorded(self) -> dict[str, Level]:
+        """The levels as the source has them, by name."""
+        by_name = {level.name: level for level in self.source.levels}
+        return {level.name: by_name[level.name] for level in self.levels}
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels of all samples, int64 (N,); -1 = none."""
+        assert self.source.stored is not None, "refused where the set is opened"
+        return read_rows(self.source.stored, "label", np.arange(self.source.stored.num_samples))
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label."""
+        return int(self.labels.max()) + 1
+
+    @property
+    def kept(self) -> np.ndarray | None:
+        """Mask, bool (N,), of the share of labelled samples that is read; None: all."""
+        if self.needs.share == 1.0:
+            return None
+        return labelled_share(self.labels, share=self.needs.share, seed=self.seed)
+
+    def check_labels(self) -> None:
+        """Refuse labels that the method's classifier has no output for.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        assert self.source.stored is not None, "refused where the set is opened"
+        shown, kept = self.source.stored.valid, self.kept
+        labels = self.labels[shown if kept is None else shown & kept]
+        beyond = np.unique(labels[(labels < 0) | (labels >= self.needs.classes)])
+        if not len(beyond):
+            return
+        listed = ", ".join(map(str, beyond[:5].tolist())) + (" ..." if len(beyond) > 5 else "")
+        hint = "Set supervised.classes, or supervised.label_share below 1 to leave out -1 (none)."
+        allowed = f"0..{self.needs.classes - 1}"
+        raise ConfigError(Problem("supervised.classes", f"labels {listed}", allowed, hint))
+
+    def at(self, version: str) -> TrainingSet:
+        """Return the same at another version of the source, where a resumed run began."""
+        if version == self.source.version:
+            return self
+        return replace(self, source=self.source.at(version))
+
+
+def labelled_share(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:
+    """Draw a share of each class's samples, at least one of each.
+
+    Args:
+        labels: int64 (N,); -1 for none, which is never drawn.
+        share: of each class's samples (0..1].
+        seed: of the draw; a larger share of the same seed has the smaller one's samples.
+
+    Returns:
+        bool (N,).
+    """
+    kept = np.zeros(len(labels), bool)
+    for value in np.unique(labels[labels >= 0]).tolist():
+        members = generator(seed, value, 0, "label-share").permutation(
+            np.flatnonzero(labels == value)
+        )
+        kept[members[: max(1, round(share * len(members)))]] = True
+    return kept
