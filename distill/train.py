@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from distill.data.batches import Batches
     from distill.data.sets import TrainingSet
+    from distill.students.student import Student
     from distill.training.learner import Learner
     from distill.training.monitor import Monitor
     from distill.training.runlog import RunLog
@@ -73,7 +74,6 @@ def train(config: TrainConfig) -> Path:
 
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
-    from distill.data.batches import Batches
     from distill.data.open import open_training_set
     from distill.methods.build import build_method, method_class
     from distill.students.card import STUDENT_FOLDER
@@ -83,7 +83,6 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.training.learner import build_learner
     from distill.training.monitor import open_monitor
     from distill.training.runlog import RunLog
-    from storage.batches.filler import Share
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
     kind, settings = method_class(config.method), config.method_settings()
@@ -104,18 +103,12 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     )
     if checkpoint is not None:
         load_checkpoint(checkpoint, learner)
-    share = Share(
-        batch_size=config.part_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        start=state.position,
-    )
-    batches = Batches(
+    batches = open_batches(
         training_set,
-        share=share,
-        mean=method.student.mean,
-        std=method.student.std,
-        device=accelerator.device,
+        config=config,
+        accelerator=accelerator,
+        student=method.student,
+        start=state.position,
     )
     log = RunLog(config, accelerator=accelerator, training_set=training_set, start=state.step)
     monitor = open_monitor(config, training_set=training_set) if chief else None
@@ -156,6 +149,32 @@ def find_start(
     accelerator.wait_for_everyone()
     first = first_state(config, training_set=training_set, processes=accelerator.num_processes)
     return resume_point(run_dir, fresh=first)
+
+
+def open_batches(
+    training_set: TrainingSet,
+    *,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    student: Student,
+    start: int,
+) -> Batches:
+    """Open this rank's share of every batch, from a position of the endless stream on."""
+    from distill.data.batches import Batches
+    from storage.batches.filler import Share
+
+    return Batches(
+        training_set,
+        share=Share(
+            batch_size=config.part_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            start=start,
+        ),
+        mean=student.mean,
+        std=student.std,
+        device=accelerator.device,
+    )
 
 
 def take_steps(

@@ -42,15 +42,18 @@ class Reader(Protocol):
 class Source(Protocol):
     """Say what there is, of which recipe, and open readers of it."""
 
-    @property
-    def url(self) -> str:
-        """Where it is, or its name, for messages and records."""
-        ...
-
-    @property
-    def recipe(self) -> Recipe:
-        """What decides the samples' bytes; a run goes on only with the same one."""
-        ...
+    url: str
+    """Where it is, or its name, for messages and records."""
+    recipe: Recipe
+    """What decides the samples' bytes; a run goes on only with the same one."""
+    levels: tuple[Level, ...]
+    """Every level, as recorded."""
+    image_size: tuple[int, int]
+    """Height and width of the images, in pixels."""
+    licence: str
+    """Licence of the teacher's weights."""
+    labelled: bool
+    """Whether samples have labels that a run can learn."""
 
     @property
     def version(self) -> str:
@@ -63,28 +66,8 @@ class Source(Protocol):
         ...
 
     @property
-    def levels(self) -> Sequence[Level]:
-        """Every level, as recorded."""
-        ...
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images, in pixels."""
-        ...
-
-    @property
     def num_valid(self) -> int:
         """Usable samples per epoch; a generator without end counts as none."""
-        ...
-
-    @property
-    def licence(self) -> str:
-        """Licence of the teacher's weights."""
-        ...
-
-    @property
-    def labelled(self) -> bool:
-        """Whether samples have labels that a run can learn."""
         ...
 
     def at(self, version: str) -> Source:

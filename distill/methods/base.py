@@ -14,6 +14,7 @@ from distill.data.views import random_view
 from storage.schema import Level
 
 if TYPE_CHECKING:
+    from distill.configs.methods import AugmentConfig
     from distill.configs.student import StudentConfig
     from distill.students.student import Student
 
@@ -65,15 +66,15 @@ class Method(nn.Module):
             levels, image_size, seed: as the class has them.
         """
 
-    def pooled_view(self, images: Tensor) -> Tensor:
+    def pooled_view(self, images: Tensor, augment: AugmentConfig) -> Tensor:
         """Return the student's pooled features of one random view of each image, (B, C).
 
         Args:
             images: float32 (B, 3, H, W), normalised.
+            augment: how views are made.
         """
         student = self.student
-        view = random_view(images, self.config.augment, mean=student.mean, std=student.std)
-        return student.pooled(view)
+        return student.pooled(random_view(images, augment, mean=student.mean, std=student.std))
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss terms of one batch.

@@ -53,7 +53,9 @@ class SimSiam(Method):
             images: (B, 3, H, W), normalised.
             targets: unused.
         """
-        projections = [self.projector(self.pooled_view(images)) for _ in range(self.views)]
+        projections = [
+            self.projector(self.pooled_view(images, self.config.augment)) for _ in range(self.views)
+        ]
         predictions = [self.predictor(projection) for projection in projections]
         unit = nn.functional.normalize(projections[0].detach().float(), dim=1)
         return {"loss": simsiam_loss(*predictions, *projections), "std": unit.std(dim=0).mean()}

@@ -37,7 +37,7 @@ class Supervised(Method):
             images: (B, 3, H, W), normalised.
             targets: "label", int64 (B,).
         """
-        logits = self.classifier(self.pooled_view(images)).float()
+        logits = self.classifier(self.pooled_view(images, self.config.augment)).float()
         labels = targets["label"]
         loss = F.cross_entropy(logits, labels)
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}

@@ -48,7 +48,9 @@ class VICReg(Method):
             targets: unused.
         """
         config = self.config
-        first, second = (self.expander(self.pooled_view(images)) for _ in range(self.views))
+        first, second = (
+            self.expander(self.pooled_view(images, self.config.augment)) for _ in range(self.views)
+        )
         return vicreg_loss(
             first,
             second,

@@ -52,9 +52,7 @@ def explain(
                 f"{_names(training_set, broken)}. Run `dreamshard verify {snapshot.url}`, then "
                 "encode them again."
             )
-    looked = (
-        "on features that are gone (a stream)" if snapshot is None else "with finite features"
-    )
+    looked = "on features that are gone (a stream)" if snapshot is None else "with finite features"
     rate = learning_rate(
         step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
     )

@@ -66,7 +66,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         device="cpu",
         data=DataConfig(dataset=record_digits(root / "data").url),
         student=StudentConfig(
-            name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [4, 6, 8]}
+            name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 8, 8]}
         ),
         dreamteacher=DreamTeacherConfig(width=8),
     )

@@ -38,8 +38,10 @@ def configure(dataset: Dataset, tmp_path: Path) -> Configure:
             "save_every": 2,
             "device": "cpu",
             "data": DataConfig(dataset=dataset.url),
+            # oneDNN 3.13 on AVX2 overruns memory in the gradient of strided 1x1 convolutions of
+            # fewer than 8 channels that lie channels last.
             "student": StudentConfig(
-                name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [4, 6, 8]}
+                name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 8, 8]}
             ),
             "dreamteacher": DreamTeacherConfig(width=8),
             "optimizer": OptimizerConfig(),

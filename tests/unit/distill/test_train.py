@@ -265,7 +265,7 @@ def test_baselines_train_on_the_datasets_images_and_count_their_passes(
         "vicreg": VICRegConfig(width=16, hidden=16),
         "supervised": SupervisedConfig(label_share=0.5),
     }
-    student = StudentConfig(name="cifar_resnet18", settings={"width": 4}, strides=[1, 2, 4, 8])
+    student = StudentConfig(name="cifar_resnet18", settings={"width": 8}, strides=[1, 2, 4, 8])
     config = configure(method=method, student=student, **{method: small[method]})
     folder = train(config)
     card = load_student(folder)[1]

@@ -42,7 +42,7 @@ def train_config(run_dir: Path, data: DataConfig, **changes: Any) -> TrainConfig
         "device": "cpu",
         "data": data,
         "student": StudentConfig(
-            name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [4, 6, 8]}
+            name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 8, 8]}
         ),
         "dreamteacher": DreamTeacherConfig(width=8),
     }

@@ -27,7 +27,7 @@ def build(
     levels: tuple[Level, ...] = FINEST_FIRST, *, image_size: tuple[int, int] = IMAGE_SIZE, **changes
 ) -> DreamTeacher:
     student = build_student(
-        StudentConfig(name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [4, 6, 8]}),
+        StudentConfig(name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 8, 8]}),
         strides=tuple(sorted({level.stride for level in levels})),
         seed=0,
     )
@@ -92,7 +92,7 @@ def test_weights_follow_from_the_seeds() -> None:
 def test_bridging_predicts_levels_of_other_strides_from_the_nearest() -> None:
     coarse = replace(LEVELS[0], name="deep", tap="deep", stride=8, shape=(10, 2, 2))
     levels = (*FINEST_FIRST, coarse)
-    student = StudentConfig(name="cifar_resnet", settings={"depths": [1, 1], "widths": [4, 6]})
+    student = StudentConfig(name="cifar_resnet", settings={"depths": [1, 1], "widths": [8, 8]})
     source: Any = SimpleNamespace(image_size=IMAGE_SIZE)
     training_set = TrainingSet(source, levels=levels)
     settings = DreamTeacherConfig(width=8, bridge="interpolate")

@@ -109,7 +109,7 @@ def test_branches_are_dropped_of_the_same_weights() -> None:
     for ours, theirs in zip(found.eval()(images), student.eval()(images), strict=True):
         assert torch.equal(ours, theirs)
     assert dropping(student, rate=0.0, bench=bench) is student
-    bench.student_config = StudentConfig(name="cifar_resnet18", settings={"width": 4})
+    bench.student_config = StudentConfig(name="cifar_resnet18", settings={"width": 8})
     other = build_student(bench.student_config, strides=[1, 8], seed=0)
     with pytest.raises(ConfigError, match=r"finetune\.drop_path: got 0\.5, allowed 0, as"):
         dropping(other, rate=0.5, bench=bench)
