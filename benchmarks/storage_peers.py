@@ -326,6 +326,21 @@ def read_arrow(root: Path, batch: int, workers: int) -> Batches:
             yield to_tensors({name: rows[picks] for name, rows in views.items()})
 
 
+# ---- one npy file an array, mapped, and numpy's own indexing: no reader at all
+
+
+def write_npy(root: Path, arrays: Arrays) -> None:
+    for name, rows in arrays.items():
+        np.save(root / f"{name}.npy", rows)
+
+
+def read_npy(root: Path, batch: int, workers: int) -> Batches:
+    mapped = {path.stem: np.load(path, mmap_mode="r") for path in sorted(root.iterdir())}
+    arrays = {name: rows.view(np.ndarray) for name, rows in mapped.items()}
+    for picks in orders(len(next(iter(arrays.values()))), batch):
+        yield to_tensors({name: rows[picks] for name, rows in arrays.items()})
+
+
 # ---- npy files, one a sample, through a plain DataLoader: what most people write first
 
 
@@ -370,5 +385,6 @@ PEERS: dict[str, Peer] = {
     "h5py": Peer(("h5py",), False, (0,), write_h5py, read_h5py),
     "safetensors": Peer(("safetensors",), False, (0,), write_safetensors, read_safetensors),
     "arrow": Peer(("pyarrow",), False, (0,), write_arrow, read_arrow),
+    "npy mapped": Peer((), False, (0,), write_npy, read_npy),
     "npz files": Peer((), False, (0, 2), write_npz, read_npz),
 }

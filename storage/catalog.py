@@ -68,9 +68,9 @@ def find(root: str, recipe: Recipe, *, prefix_digest: PrefixDigest | None = None
     if exact is not None and exact.exact:
         return exact
     matches = [_match(files, name, recipe, prefix_digest) for name in sorted(files.names(""))]
-    found = [match for match in matches if match is not None]
+    candidates = [match for match in matches if match is not None]
     return min(
-        found,
+        candidates,
         key=lambda m: (not m.same_levels, not m.same_source, not m.same_layout, m.about.created),
         default=None,
     )
@@ -114,13 +114,13 @@ def find_dataset(url: str) -> Dataset:
         name: root if name else "",
     }
     for wanted, folder in folders.items():
-        found = _named(folder, wanted) if folder else []
-        if len(found) == 1:
-            return Dataset.open(found[0])
-        if found:
-            choices = ", ".join(entry.rpartition("/")[2] for entry in found[:5])
+        urls = _named(folder, wanted) if folder else []
+        if len(urls) == 1:
+            return Dataset.open(urls[0])
+        if urls:
+            choices = ", ".join(entry.rpartition("/")[2] for entry in urls[:5])
             raise DataError(
-                f"{files.url}: got {len(found)} datasets ({choices}), allowed one. Give the "
+                f"{files.url}: got {len(urls)} datasets ({choices}), allowed one. Give the "
                 "folder of the one you mean; `dreamshard ls` shows what they are."
             )
     raise DataError(
@@ -130,12 +130,12 @@ def find_dataset(url: str) -> Dataset:
 
 
 def _named(root: str, name: str) -> list[str]:
-    found = []
+    urls = []
     for folder in sorted(open_files(root).names("")):
         stem = folder.rsplit("-", 2)[0]
         if (not name or stem == name) and open_files(f"{root}/{folder}").size(KEY) is not None:
-            found.append(f"{root}/{folder}")
-    return found
+            urls.append(f"{root}/{folder}")
+    return urls
 
 
 def _match(

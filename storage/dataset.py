@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage.codecs.arrays import ArraySpec, Codec, codec_for
+from storage.codecs.arrays import codec_for
+from storage.codecs.base import ArraySpec, Codec
 from storage.codecs.bases import learned_part, put_basis, with_basis
 from storage.formats.base import Store
 from storage.formats.tar_store import TarStore
@@ -43,8 +44,6 @@ _REQUESTS = "requests"
 _CHECK_SHARE = 0.02  # of the time may go into looking whether there is enough to roll up
 
 log = logging.getLogger(__name__)
-
-__all__ = ["STORES", "Dataset", "Snapshot", "UnitWriter"]
 
 
 class Dataset:
@@ -199,11 +198,11 @@ class Dataset:
             DataError: if there is no such level, or the basis is damaged.
         """
         if level not in self._codecs:
-            found = {item.name: item for item in self.levels}.get(level)
-            if found is None:
+            described = {item.name: item for item in self.levels}.get(level)
+            if described is None:
                 names = ", ".join(item.name for item in self.levels)
                 raise DataError(f"{self.url}: got level {level!r:.80}, allowed {names}.")
-            codec = with_basis(self.files, found, codec_for(self.recipe, found))
+            codec = with_basis(self.files, described, codec_for(self.recipe, described))
             learned = learned_part(codec)
             if learned is not None and learned.basis is None:
                 return codec  # another process may fit it any moment
@@ -327,9 +326,9 @@ class Dataset:
             DataError: if a key is no sample's; then nothing is dropped.
         """
         snapshot = self.snapshot()
-        found = drops.find_samples(snapshot.keys, keys, where=self.url)
+        wanted = drops.find_samples(snapshot.keys, keys, where=self.url)
         before = {index for drop in snapshot.drops for index in drop.samples}
-        fresh = {index: key for index, key in found.items() if index not in before}
+        fresh = {index: key for index, key in wanted.items() if index not in before}
         if fresh:
             drops.add_drop(self.files, fresh, reason=reason, fsync=self.fsync)
         return len(fresh)
@@ -340,28 +339,19 @@ class Dataset:
         Raises:
             DataError: if that version cannot be shown any more.
         """
-        requested = self.requested()
+        requested, size = self.requested(), self.samples_per_unit
         if version is None:
-            pinned = pin_latest(
-                self.files, samples_per_unit=self.samples_per_unit, requested=requested
-            )
+            pinned = pin_latest(self.files, samples_per_unit=size, requested=requested)
         else:
-            pinned = pin_version(self.files, version, samples_per_unit=self.samples_per_unit)
+            pinned = pin_version(self.files, version, samples_per_unit=size)
             requested = pinned.num_samples
         return Snapshot(
             self.files,
-            pinned.table,
-            version=pinned.version,
-            num_samples=pinned.num_samples,
+            pinned,
             requested=requested,
-            samples_per_unit=self.samples_per_unit,
             levels=self.levels,
-            arrays=list(self.arrays.values()),
             codec_of=self.codec,
             store=self.store,
-            parts=pinned.parts,
-            pending=pinned.pending,
-            drops=pinned.drops,
         )
 
     def _ends(self) -> list[int]:

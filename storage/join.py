@@ -12,9 +12,11 @@ from functools import cached_property
 import numpy as np
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from storage.codecs.arrays import IMAGE, LABEL, MASK, Codec
+from storage.codecs.arrays import IMAGE, LABEL, MASK
+from storage.codecs.base import Codec
 from storage.dataset import Dataset
-from storage.rows.chunks import Access, Chunks, open_chunks
+from storage.rows.chunk_files import Access, Chunks
+from storage.rows.chunks import open_chunks
 from storage.schema import Level, Recipe, canonical_json
 from storage.snapshot import Snapshot
 
@@ -109,8 +111,8 @@ class JoinedSnapshot:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels, int64 (num_samples,), of the first that has any; -1 where there is none."""
-        found = [item.labels[: self.num_samples] for item in self.snapshots]
-        return next((labels for labels in found if (labels != -1).any()), found[0])
+        per_dataset = [item.labels[: self.num_samples] for item in self.snapshots]
+        return next((labels for labels in per_dataset if (labels != -1).any()), per_dataset[0])
 
     @property
     def keys(self) -> list[str]:
@@ -120,10 +122,10 @@ class JoinedSnapshot:
     @property
     def errors(self) -> dict[int, str]:
         """Why samples are not valid, by index; the first one's reason where several say so."""
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         for item in reversed(self.snapshots):
-            found.update({i: why for i, why in item.errors.items() if i < self.num_samples})
-        return found
+            reasons.update({i: why for i, why in item.errors.items() if i < self.num_samples})
+        return reasons
 
     def quarantined(self) -> dict[int, str]:
         """Return why units could not be made, of those datasets whose units are the first's."""
@@ -138,13 +140,13 @@ class JoinedSnapshot:
         return self._owner[name]
 
     def _find_holes(self) -> tuple[int, ...]:
-        size, found = self.samples_per_unit, set[int]()
+        size, holes = self.samples_per_unit, set[int]()
         for item in self.snapshots:
             own = item.samples_per_unit
             for unit in item.holes:
                 stop = min((unit + 1) * own, self.num_samples)
-                found.update(range(unit * own // size, -(-stop // size)))
-        return tuple(sorted(found))
+                holes.update(range(unit * own // size, -(-stop // size)))
+        return tuple(sorted(holes))
 
 
 class _JoinedChunks:
@@ -218,16 +220,16 @@ def _check(datasets: Sequence[Dataset]) -> None:
     problems: list[Problem | str] = []
     first, names = datasets[0], set[str]()
     for dataset in datasets:
-        wanted, found = _identity(first.recipe), _identity(dataset.recipe)
+        wanted, got = _identity(first.recipe), _identity(dataset.recipe)
         problems += [
             Problem(
                 f"{dataset.url}: content.{what}",
-                f"{found.get(what)!r:.120}",
+                f"{got.get(what)!r:.120}",
                 f"{wanted.get(what)!r:.120} as in {first.url}",
                 "Only datasets of the same samples join.",
             )
-            for what in sorted({*wanted, *found})
-            if canonical_json(found.get(what)) != canonical_json(wanted.get(what))
+            for what in sorted({*wanted, *got})
+            if canonical_json(got.get(what)) != canonical_json(wanted.get(what))
         ]
         if dataset.image_size != first.image_size:
             size, other = dataset.image_size, first.image_size

@@ -15,16 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
-from storage.codecs.arrays import ArraySpec, Codec
+from storage.codecs.base import Codec
 from storage.formats.base import Store
 from storage.formats.remote_chunks import RemoteChunks
 from storage.fs.local import Files
 from storage.ledger import quarantine
-from storage.ledger.book import UnitTable
-from storage.ledger.commits import Commit
-from storage.ledger.drops import Drop
 from storage.ledger.manifest import read_samples, sample_rows
-from storage.rows.chunks import Access, Chunks
+from storage.ledger.versions import Pinned
+from storage.rows.chunk_files import Access, Chunks
 from storage.schema import Level
 
 
@@ -46,28 +44,19 @@ class Snapshot:
     def __init__(
         self,
         files: Files,
-        table: UnitTable,
+        pinned: Pinned,
         *,
-        version: str,
-        num_samples: int,
         requested: int,
-        samples_per_unit: int,
         levels: Sequence[Level],
-        arrays: Sequence[ArraySpec],
         codec_of: Callable[[str], Codec],
         store: Store,
-        parts: int,
-        pending: Sequence[Commit],
-        drops: Sequence[Drop] = (),
     ) -> None:
-        self._files, self._table, self._store = files, table, store
-        self._codec_of = codec_of
-        self._parts, self._pending, self.drops = parts, tuple(pending), tuple(drops)
-        self._arrays = {spec.name: spec for spec in arrays}
-        self.url, self.version = files.url, version
-        self.num_samples, self.requested = num_samples, requested
-        self.samples_per_unit, self.levels = samples_per_unit, tuple(levels)
-        self.units, self.counts, self.digests = table.unit, table.count, table.digest
+        self._files, self._pinned, self._store, self._codec_of = files, pinned, store, codec_of
+        self._table, self._arrays = pinned.table, store.arrays
+        self.url, self.version, self.drops = files.url, pinned.version, pinned.drops
+        self.num_samples, self.requested = pinned.num_samples, requested
+        self.samples_per_unit, self.levels = store.samples_per_unit, tuple(levels)
+        self.units, self.counts = self._table.unit, self._table.count
         self.holes = self._find_holes()
 
     def __len__(self) -> int:
@@ -157,12 +146,10 @@ class Snapshot:
     @property
     def num_invalid(self) -> int:
         """Samples that are there and cannot be used; cheap where none was dropped."""
-        if self.drops:
-            size = self.samples_per_unit
-            return int(np.minimum(self.counts, self.num_samples - self.units * size).sum()) - (
-                self.num_valid
-            )
-        return int(self._table.invalid.sum())
+        if not self.drops:
+            return int(self._table.invalid.sum())
+        served = np.minimum(self.counts, self.num_samples - self.units * self.samples_per_unit)
+        return int(served.sum()) - self.num_valid
 
     @cached_property
     def valid(self) -> np.ndarray:
@@ -202,14 +189,14 @@ class Snapshot:
     @property
     def errors(self) -> dict[int, str]:
         """Why samples are not valid, by index."""
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         columns = ("index", "unit", "version", "valid", "error")
         for rows in self._rows(columns, invalid_only=True):
             for row in rows.to_pylist():
-                found.pop(row["index"], None)
+                reasons.pop(row["index"], None)
                 if not row["valid"]:
-                    found[row["index"]] = row["error"] or ""
-        return {**found, **self._dropped}
+                    reasons[row["index"]] = row["error"] or ""
+        return {**reasons, **self._dropped}
 
     @cached_property
     def _dropped(self) -> dict[int, str]:
@@ -246,9 +233,9 @@ class Snapshot:
             columns: what to read; `index`, `unit` and `version` are needed to choose.
             invalid_only: pass over valid rows, but for those that replace others.
         """
-        for table in read_samples(self._files, columns=columns, parts=self._parts):
+        for table in read_samples(self._files, columns=columns, parts=self._pinned.parts):
             yield self._choose(table, invalid_only=invalid_only)
-        for commit in self._pending:
+        for commit in self._pinned.pending:
             rows = sample_rows([commit]).select(list(columns))
             yield self._choose(rows, invalid_only=invalid_only)
 

@@ -27,7 +27,7 @@ from pipeline.streaming.order import Shuffle
 from pipeline.streaming.stream import Stream, resolve_stream
 from pipeline.streaming.window import Transport
 from storage.batches.filler import Share as RankShare
-from storage.codecs.arrays import Codec
+from storage.codecs.base import Codec
 from storage.schema import Level, Recipe
 
 if TYPE_CHECKING:

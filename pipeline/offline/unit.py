@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from pipeline.images.inputs import Work
-from storage.dataset import UnitWriter
+from storage.formats.writer import UnitWriter
 from storage.schema import FeatureBatch
 
 QUEUE_DEPTH = 4

@@ -28,7 +28,8 @@ from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.order import EPOCH_LANE, stand_ins
 from pipeline.teachers.base import Teacher, TeacherConfig
 from pipeline.teachers.load import load_teacher
-from storage.codecs.arrays import Codec, codec_for
+from storage.codecs.arrays import codec_for
+from storage.codecs.base import Codec
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 
 CALLS = 3

@@ -9,8 +9,10 @@ import numpy as np
 
 from dreamshard.errors import DataError
 from pipeline.streaming.order import stand_ins
-from storage.dataset import Dataset, Snapshot
-from storage.rows.chunks import Chunks, open_chunks
+from storage.dataset import Dataset
+from storage.rows.chunk_files import Chunks
+from storage.rows.chunks import open_chunks
+from storage.snapshot import Snapshot
 
 REFRESH_S = 5.0
 """Least time between two looks at a dataset that is being filled (seconds)."""

@@ -14,9 +14,11 @@ from pipeline.request.resolve import ResolvedRequest, resolve
 from pipeline.streaming.config import StreamRequest
 from pipeline.streaming.server import ServedPart
 from storage import catalog
-from storage.codecs.arrays import ArraySpec, Codec, array_specs, codec_for
-from storage.dataset import Dataset, Snapshot
+from storage.codecs.arrays import array_specs, codec_for
+from storage.codecs.base import ArraySpec, Codec
+from storage.dataset import Dataset
 from storage.schema import Level, Recipe
+from storage.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)

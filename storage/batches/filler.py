@@ -13,7 +13,7 @@ import numpy as np
 from dreamshard.errors import DataError
 from storage.batches.positions import PositionStream
 from storage.batches.ring import Slot
-from storage.rows.chunks import Chunks
+from storage.rows.chunk_files import Chunks
 
 _PLANNED = 4096  # samples whose places in the stream are worked out at once
 

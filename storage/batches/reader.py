@@ -13,8 +13,8 @@ from storage.batches.filler import Filler, Share
 from storage.batches.positions import PositionStream, Shuffle
 from storage.batches.prefetch import Prefetcher
 from storage.batches.ring import Slot
-from storage.rows.chunk_files import ReadableSnapshot
-from storage.rows.chunks import Access, open_chunks
+from storage.rows.chunk_files import Access, ReadableSnapshot
+from storage.rows.chunks import open_chunks
 
 
 @dataclass(frozen=True, slots=True)

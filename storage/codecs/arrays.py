@@ -7,24 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage.codecs.base import ArraySpec, Codec, explain_nonfinite, has_nonfinite
-from storage.codecs.table import ALLOWED, CODECS, find_codec
+from storage.codecs.base import ArraySpec, Codec
+from storage.codecs.table import ALLOWED, find_codec
 from storage.schema import Level, Recipe
 
 IMAGE, LABEL, MASK = "image", "label", "mask"
-
-__all__ = [
-    "CODECS",
-    "IMAGE",
-    "LABEL",
-    "MASK",
-    "ArraySpec",
-    "Codec",
-    "array_specs",
-    "codec_for",
-    "explain_nonfinite",
-    "has_nonfinite",
-]
 
 
 def codec_for(recipe: Recipe, level: Level) -> Codec:

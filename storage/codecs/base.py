@@ -84,6 +84,13 @@ class LearnedCodec(Codec):
     learned: bool = True
     basis: np.ndarray | None = None
 
+    def not_fitted(self, level: Level) -> DataError:
+        """Return the error that says what a codec without its basis needs."""
+        return DataError(
+            f"level {level.name}: codec {self.name} has no basis yet, allowed after a fit. Run "
+            "the command that made the dataset again: it fits the basis first."
+        )
+
     @abstractmethod
     def basis_shape(self, level: Level) -> tuple[int, ...]:
         """Return the shape of a level's basis."""

@@ -70,7 +70,7 @@ def basis_digests(codecs: Mapping[str, Codec]) -> dict[str, str]:
     Raises:
         DataError: if one is not fitted yet.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name, codec in codecs.items():
         learned = learned_part(codec)
         if learned is None:
@@ -80,5 +80,5 @@ def basis_digests(codecs: Mapping[str, Codec]) -> dict[str, str]:
                 f"level {name}: got no basis for codec {learned.name}, allowed one before the "
                 f"first unit. Call Dataset.fit with {FIT_SAMPLES} samples or so."
             )
-        found[name] = xxhash.xxh3_128_hexdigest(learned.basis.tobytes())
-    return found
+        digests[name] = xxhash.xxh3_128_hexdigest(learned.basis.tobytes())
+    return digests

@@ -99,23 +99,23 @@ class DctCodec(LearnedCodec):
         channels, height, width = map_shape(level)
         problem = f"{basis.dtype} {basis.shape}"
         if basis.shape == self.basis_shape(level) and basis.dtype == np.float32:
-            found = Transform.of(basis, channels, height * width)
-            problem = self._problem(level, basis, found)
+            transform = Transform.of(basis, channels, height * width)
+            problem = self._problem(level, basis, transform)
             if not problem:
-                return DctCodec(self.fold, transform=found)
+                return DctCodec(self.fold, transform=transform)
         raise DataError(
             f"level {level.name}: basis of codec {self.name}: got {problem}, allowed finite "
             f"float32 {self.basis_shape(level)} as a fit makes it."
         )
 
-    def _problem(self, level: Level, basis: np.ndarray, found: Transform) -> str:
-        if not np.isfinite(basis).all() or (found.scale < 0).any():
+    def _problem(self, level: Level, basis: np.ndarray, transform: Transform) -> str:
+        if not np.isfinite(basis).all() or (transform.scale < 0).any():
             return "values that are not finite, or a negative scale"
-        raw = np.split(basis, np.cumsum([found.centre.size, found.rotation.size]))[2]
-        raw = raw[found.scale.size : 2 * found.scale.size]
+        raw = np.split(basis, np.cumsum([transform.centre.size, transform.rotation.size]))[2]
+        raw = raw[transform.scale.size : 2 * transform.scale.size]
         if raw.min() < 0 or raw.max() > MAX_BITS or (raw % 1).any():
             return f"{raw.min():g} to {raw.max():g} bits"
-        total, budget = int(found.bits.sum()), self._budget(level)
+        total, budget = int(transform.bits.sum()), self._budget(level)
         return "" if total <= budget else f"{total} bits in place of {budget}"
 
     def encode(self, level: Level, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -134,27 +134,27 @@ class DctCodec(LearnedCodec):
 
     def decode(self, level: Level, arrays: Arrays) -> np.ndarray:
         """Look the codes up and undo the transform."""
-        found, codes = self._fit_of(level), unpack_codes(arrays[level.name], self._fit_of(level))
-        quantised = found.books[found.first_entry + codes] * found.step
+        fit, codes = self._fit_of(level), unpack_codes(arrays[level.name], self._fit_of(level))
+        quantised = fit.books[fit.first_entry + codes] * fit.step
         normal, mean, log = self._synthesise(level, quantised)
         return (normal * np.exp(log) + mean).reshape(len(codes), *level.shape)
 
     def _coefficients(self, level: Level, values: np.ndarray) -> np.ndarray:
         """Return all coefficients, float32 (N, K * P)."""
-        found = self._fit_of(level)
+        fit = self._fit_of(level)
         _, height, width = map_shape(level)
-        return analyse(level, values, found.centre, found.rotation, (height, width))
+        return analyse(level, values, fit.centre, fit.rotation, (height, width))
 
     def _codes(self, coefficients: np.ndarray) -> np.ndarray:
         """Quantise the coefficients that have bits, in their order; uint8 (N, coefficients)."""
-        found = self.transform
-        assert found is not None, "asked for by _fit_of before"
-        codes = np.empty((len(coefficients), len(found.order)), np.uint8)
-        edges = [*found.counts, 0]
+        fit = self.transform
+        assert fit is not None, "asked for by _fit_of before"
+        codes = np.empty((len(coefficients), len(fit.order)), np.uint8)
+        edges = [*fit.counts, 0]
         for bits in range(1, len(edges)):
             some = slice(edges[bits], edges[bits - 1])  # coefficients of exactly so many bits
-            book = found.books[(1 << bits) - 2 : (2 << bits) - 2]
-            scaled = coefficients[:, found.order[some]] / np.maximum(found.step[some], _TINY)
+            book = fit.books[(1 << bits) - 2 : (2 << bits) - 2]
+            scaled = coefficients[:, fit.order[some]] / np.maximum(fit.step[some], _TINY)
             codes[:, some] = np.searchsorted((book[1:] + book[:-1]) / 2, scaled)
         return codes
 
@@ -162,18 +162,15 @@ class DctCodec(LearnedCodec):
         self, level: Level, quantised: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return normalised values (N, C, P), means and logs (N, 1, P) of ordered coefficients."""
-        found = self._fit_of(level)
+        fit = self._fit_of(level)
         _, height, width = map_shape(level)
-        whole = np.zeros((len(quantised), found.centre.size), np.float32)
-        whole[:, found.order] = quantised
-        return synthesise(found, whole, (height, width), channels=found.used)
+        whole = np.zeros((len(quantised), fit.centre.size), np.float32)
+        whole[:, fit.order] = quantised
+        return synthesise(fit, whole, (height, width), channels=fit.used)
 
     def _fit_of(self, level: Level) -> Transform:
         if self.transform is None:
-            raise DataError(
-                f"level {level.name}: codec {self.name} has no basis yet, allowed after a fit. Run "
-                "the command that made the dataset again: it fits the basis first."
-            )
+            raise self.not_fitted(level)
         return self.transform
 
     def _budget(self, level: Level) -> int:

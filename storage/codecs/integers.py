@@ -61,8 +61,8 @@ class Int8Codec(Codec):
         """Multiply by the scales."""
         whole, scale = arrays[level.name], arrays[part_name(level, "scale")].astype(np.float32)
         count = len(whole)
-        found = whole.reshape(count, num_groups(level.shape), -1) * scale[:, :, None]
-        return found.reshape(count, *level.shape)
+        values = whole.reshape(count, num_groups(level.shape), -1) * scale[:, :, None]
+        return values.reshape(count, *level.shape)
 
 
 class Int4Codec(Codec):
@@ -119,8 +119,8 @@ class Int4Codec(Codec):
         scale = arrays[part_name(level, "scale")].astype(np.float32)[:, :, None]
         offset = arrays[part_name(level, "offset")].astype(np.float32)[:, :, None]
         whole = unpack(arrays[level.name], level.shape[-1] if level.shape else 1)
-        found = whole.reshape(len(whole), num_groups(level.shape), -1) * scale + offset
-        return found.reshape(len(whole), *level.shape)
+        values = whole.reshape(len(whole), num_groups(level.shape), -1) * scale + offset
+        return values.reshape(len(whole), *level.shape)
 
 
 def pack(whole: np.ndarray) -> np.ndarray:

@@ -117,15 +117,12 @@ class LowRankCodec(LearnedCodec):
     def _combine(self, level: Level, coefficients: np.ndarray) -> np.ndarray:
         basis, count = self._basis(level), len(coefficients)
         flat = coefficients.reshape(count, self.rank, -1)
-        found = np.matmul(basis[1:].T, flat) + basis[0][:, None]
-        return found.reshape(count, *level.shape)
+        values = np.matmul(basis[1:].T, flat) + basis[0][:, None]
+        return values.reshape(count, *level.shape)
 
     def _basis(self, level: Level) -> np.ndarray:
         if self.basis is None:
-            raise DataError(
-                f"level {level.name}: codec {self.name} has no basis yet, allowed after a fit. Run "
-                "the command that made the dataset again: it fits the basis first."
-            )
+            raise self.not_fitted(level)
         return self.basis
 
     def _inner_level(self, level: Level) -> Level:

@@ -104,11 +104,11 @@ def map_shape(level: Level) -> tuple[int, int, int]:
     return channels, *([1] * (2 - len(rest))), *rest  # type: ignore[return-value]
 
 
-def unpack_codes(packed: np.ndarray, found: Transform) -> np.ndarray:
+def unpack_codes(packed: np.ndarray, fit: Transform) -> np.ndarray:
     """Return the codes of ordered coefficients, uint8 (N, coefficients), of bit planes."""
-    counts = found.counts
+    counts = fit.counts
     flat = np.unpackbits(packed, axis=1, count=sum(counts), bitorder="little")
-    codes = np.zeros((len(packed), len(found.order)), np.uint8)
+    codes = np.zeros((len(packed), len(fit.order)), np.uint8)
     start = 0
     for plane, count in enumerate(counts):
         codes[:, :count] |= flat[:, start : start + count] << plane
@@ -141,8 +141,8 @@ def fit_variance(
     _, height, width = map_shape(level)
     total = np.zeros(centre.size)
     for some in _blocks(values):
-        found = analyse(level, some, centre, rotation, (height, width)).astype(np.float64)
-        total += np.square(found).sum(axis=0)
+        coefficients = analyse(level, some, centre, rotation, (height, width)).astype(np.float64)
+        total += np.square(coefficients).sum(axis=0)
     return (total / len(values)).reshape(centre.shape)
 
 
@@ -179,21 +179,21 @@ def analyse(
 
 
 def synthesise(
-    found: Transform, whole: np.ndarray, size: tuple[int, int], *, channels: int | None = None
+    fit: Transform, whole: np.ndarray, size: tuple[int, int], *, channels: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return normalised values (N, C, P), means and logs (N, 1, P) of coefficients.
 
     Args:
-        found: what was fitted.
+        fit: what was fitted.
         whole: all coefficients, float32 (N, K * P).
         size: height and width.
         channels: components that are not zero, the first ones; all by default.
     """
-    used = len(found.rotation) if channels is None else channels
-    spread = whole.reshape(len(whole), *found.centre.shape)
+    used = len(fit.rotation) if channels is None else channels
+    spread = whole.reshape(len(whole), *fit.centre.shape)
     maps = dct(spread[:, :used], *size, inverse=True)
-    side = dct(spread[:, -2:], *size, inverse=True) + found.centre[-2:]
-    normal = np.matmul(found.rotation[:used].T, maps) + found.centre[:-2]
+    side = dct(spread[:, -2:], *size, inverse=True) + fit.centre[-2:]
+    normal = np.matmul(fit.rotation[:used].T, maps) + fit.centre[:-2]
     return normal, side[:, :1], side[:, 1:]
 
 

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from storage.formats.base import Store
-from storage.fs.cache import DiskCache, shared_cache
+from storage.fs.cache import shared_cache
 from storage.fs.local import Files
 from storage.ledger.book import UnitTable
 from storage.ledger.commits import Commit, read_commit
@@ -21,15 +21,12 @@ class RemoteChunks:
         files: the dataset's files.
         store: how its files are laid out; checks copies.
         table: the units of the snapshot.
-        cache: where copies are kept; the machine's by default.
     """
 
-    def __init__(
-        self, files: Files, store: Store, table: UnitTable, *, cache: DiskCache | None = None
-    ) -> None:
+    def __init__(self, files: Files, store: Store, table: UnitTable) -> None:
         self._files, self._store = files, store
         self._versions = dict(zip(table.unit.tolist(), table.version.tolist(), strict=True))
-        self._cache = cache or shared_cache()
+        self._cache = shared_cache()
         self._commits: OrderedDict[int, Commit] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -20,7 +20,7 @@ from storage.rows.chunk_files import (
     ReadableSnapshot,
     open_again,
 )
-from storage.rows.mapped import gather_plainly, load_gather, map_file
+from storage.rows.mapped import load_gather, map_file
 from storage.rows.pread import read_exactly
 
 _TRIES = 3  # a shard that is replaced while it is opened is looked at again
@@ -70,7 +70,7 @@ class TarChunks:
         width = snapshot.num_samples if self._fits else 0
         self._table = np.zeros((len(names), width), np.uint64)
         self._ready = np.zeros(self._files.units if self._fits else 0, bool)
-        self._gather = load_gather() if access == "map" else gather_plainly
+        self._gather = load_gather()
 
     def copy(self, samples: np.ndarray, targets: Sequence[np.ndarray]) -> None:
         """Copy samples' rows of every array."""

@@ -18,8 +18,7 @@ from storage.formats.tar_format import extension
 from storage.formats.tar_layout import FOLDER, TarLayout
 from storage.formats.tar_unit import TarUnit
 from storage.ledger.commits import Commit
-from storage.rows.chunk_files import ReadableSnapshot
-from storage.rows.chunks import Access, Chunks
+from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
 
 _ABOUT = f"{FOLDER}/index.json"
 

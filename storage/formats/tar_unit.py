@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 
+from storage.formats.base import UnitFiles
 from storage.formats.tar_format import (
     BLOCK,
     END,
@@ -19,26 +18,20 @@ from storage.formats.tar_format import (
 )
 from storage.formats.tar_index import index_bytes
 from storage.formats.tar_layout import TarLayout
-from storage.fs.local import Sink
-from storage.fs.owners import owner
 from storage.ledger.commits import MAX_ERROR_CHARS
-from storage.ledger.leases import run_folder
 from storage.ledger.publish import Staged
 from storage.schema import FeatureBatch
 
 _ZEROS = bytes(BLOCK)
 _Member = tuple[bytes, bytes | memoryview, bytes]  # header, data, padding
 
-_counter = itertools.count()
 
-
-class TarUnit:
-    """Write the files of one unit, from its first sample to its last."""
+class TarUnit(UnitFiles):
+    """Write one shard, sample by sample, and its index."""
 
     def __init__(self, layout: TarLayout, unit: int, *, run_id: str) -> None:
-        self._layout, self._unit = layout, unit
-        self._prefix = f"{run_folder(run_id)}/{unit:09d}~{owner()}~{next(_counter)}"
-        self._sinks: list[Sink] = []
+        super().__init__(layout.files, unit, run_id=run_id)
+        self._layout = layout
         self._batch: FeatureBatch | None = None
         self._rows: dict[str, np.ndarray] = {}
         self._tables: list[np.ndarray] = []
@@ -69,27 +62,10 @@ class TarUnit:
 
     def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
         """End the archive, write the index, and close both."""
-        shard = self._sink("tar")
-        shard.write(END)
-        self._sinks.append(index := self._layout.files.create(f"{self._prefix}.idx"))
-        index.write(index_bytes(np.concatenate(self._tables, axis=2)))
-        finals = self._layout.unit_keys(self._unit)
-        return {
-            kind: Staged(sink.key, final, sink.seal(fsync=fsync))
-            for kind, sink, final in zip(("tar", "idx"), (shard, index), finals, strict=True)
-        }
-
-    def discard(self) -> None:
-        """Close and remove whatever is still under a temporary name."""
-        for sink in self._sinks:
-            sink.close()
-            self._layout.files.remove(sink.key)
-        self._sinks, self._rows, self._batch = [], {}, None
-
-    def _sink(self, kind: str) -> Sink:
-        if not self._sinks:
-            self._sinks.append(self._layout.files.create(f"{self._prefix}.{kind}"))
-        return self._sinks[0]
+        self._sink("tar").write(END)
+        self._sink("idx").write(index_bytes(np.concatenate(self._tables, axis=2)))
+        finals = dict(zip(("tar", "idx"), self._layout.unit_keys(self._unit), strict=True))
+        return self._seal(finals, fsync=fsync)
 
     def _write(self) -> None:
         """Write the samples at hand: one gathered request."""

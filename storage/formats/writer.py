@@ -12,15 +12,8 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
-from storage.codecs.arrays import (
-    IMAGE,
-    LABEL,
-    MASK,
-    ArraySpec,
-    Codec,
-    explain_nonfinite,
-    has_nonfinite,
-)
+from storage.codecs.arrays import IMAGE, LABEL, MASK
+from storage.codecs.base import ArraySpec, Codec, explain_nonfinite, has_nonfinite
 from storage.codecs.bases import basis_digests
 from storage.formats.base import UnitFiles
 from storage.fs.local import Files
@@ -186,15 +179,15 @@ class UnitWriter:
     def _inputs(self, batch: FeatureBatch) -> list[tuple[str, np.ndarray]]:
         """List the batch's values by what they are called in a batch, shapes checked."""
         given = {IMAGE: batch.image, LABEL: batch.label, MASK: batch.mask}
-        found: list[tuple[str, np.ndarray]] = []
+        inputs: list[tuple[str, np.ndarray]] = []
         for name, values in given.items():
             if name in self._arrays:
                 if values is None and name == LABEL:
                     values = np.full(len(batch), -1, np.int64)
-                found.append((name, self._shaped(name, values, self._arrays[name].shape, batch)))
+                inputs.append((name, self._shaped(name, values, self._arrays[name].shape, batch)))
         for name, level in self._levels.items():
-            found.append((name, self._shaped(name, batch.levels[name], level.shape, batch)))
-        return found
+            inputs.append((name, self._shaped(name, batch.levels[name], level.shape, batch)))
+        return inputs
 
     def _shaped(
         self, name: str, values: np.ndarray | None, shape: tuple[int, ...], batch: FeatureBatch

@@ -7,7 +7,6 @@ The last unit's chunk is padded with fill values.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -18,23 +17,20 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
-from storage.codecs.arrays import ArraySpec
+from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
-from storage.fs.local import Files, Sink
-from storage.fs.owners import owner
+from storage.formats.base import UnitFiles
+from storage.fs.local import Files
 from storage.ledger.commits import Commit
-from storage.ledger.leases import run_folder
 from storage.ledger.publish import Staged
-from storage.rows.chunk_files import ReadableSnapshot
-from storage.rows.chunks import Access, Chunks, open_raw
+from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
+from storage.rows.chunks import open_raw
 from storage.rows.packed import PackedChunks
 from storage.schema import FeatureBatch
 
 GROUP = "data.zarr"
 _PAD_BYTES = 1 << 20
 _READ_BYTES = 4 << 20
-
-_counter = itertools.count()
 
 
 class ZarrStore:
@@ -112,15 +108,15 @@ class ZarrStore:
         Returns:
             (path, what is wrong) of each damaged file.
         """
-        found: list[tuple[str, str]] = []
+        damaged: list[tuple[str, str]] = []
         for name in self.arrays:
             key = self.array_key(name, commit.unit)
             problem = self._size_problem(name, key)
             if not problem and not quick:
                 problem = self._content_problem(name, key, commit)
             if problem:
-                found.append((self.files.path(key), problem))
-        return found
+                damaged.append((self.files.path(key), problem))
+        return damaged
 
     def strays(self, done: set[int]) -> Iterator[str]:
         """Yield the keys of units that are not done and yet have files."""
@@ -190,13 +186,12 @@ class ZarrStore:
         return ZarrUnit(self, unit, run_id=run_id)
 
 
-class ZarrUnit:
-    """Write the files of one unit, from its first row to its last."""
+class ZarrUnit(UnitFiles):
+    """Write one chunk file per array, padded to the full chunk."""
 
     def __init__(self, store: ZarrStore, unit: int, *, run_id: str) -> None:
-        self._store, self._unit = store, unit
-        self._prefix = f"{run_folder(run_id)}/{unit:09d}~{owner()}~{next(_counter)}"
-        self._sinks: dict[str, Sink] = {}
+        super().__init__(store.files, unit, run_id=run_id)
+        self._store = store
         self._held: dict[str, list[np.ndarray]] = {}
 
     def begin(self, batch: FeatureBatch) -> None:
@@ -206,37 +201,19 @@ class ZarrUnit:
         """Append encoded rows (n, *shape) to one array."""
         if self._store.arrays[name].compression:  # compressed whole, by `finish`
             self._held.setdefault(name, []).append(rows.copy())
-            return
-        if name not in self._sinks:
-            self._sinks[name] = self._store.files.create(f"{self._prefix}.{name}")
-        self._sinks[name].write(_bytes_of(rows))
+        else:
+            self._sink(name).write(rows.reshape(-1).view(np.uint8).data)
 
     def finish(self, count: int, *, fsync: bool) -> dict[str, Staged]:
         """Pad all files to the full chunk and close them; return them by array name."""
         missing = self._store.samples_per_unit - count
-        staged: dict[str, Staged] = {}
         for name, spec in self._store.arrays.items():
             for rows in _padding(spec, missing):
                 self.append(name, rows)
             if spec.compression:
-                chunk = np.concatenate(self._held.pop(name))
-                self._sinks[name] = self._store.files.create(f"{self._prefix}.{name}")
-                self._sinks[name].write(compress(spec, chunk))
-            sink = self._sinks[name]
-            final = self._store.array_key(name, self._unit)
-            staged[name] = Staged(sink.key, final, sink.seal(fsync=fsync))
-        return staged
-
-    def discard(self) -> None:
-        """Close and remove whatever is still under a temporary name."""
-        for sink in self._sinks.values():
-            sink.close()
-            self._store.files.remove(sink.key)
-        self._sinks = {}
-
-
-def _bytes_of(rows: np.ndarray) -> memoryview:
-    return rows.reshape(-1).view(np.uint8).data
+                self._sink(name).write(compress(spec, np.concatenate(self._held.pop(name))))
+        finals = {name: self._store.array_key(name, self._unit) for name in self._store.arrays}
+        return self._seal(finals, fsync=fsync)
 
 
 def _padding(spec: ArraySpec, missing: int) -> list[np.ndarray]:

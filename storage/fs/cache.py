@@ -82,11 +82,6 @@ class DiskCache:
         """Return the bytes of all copies."""
         return sum(size for _, size, _ in self._entries())
 
-    def clear(self) -> None:
-        """Remove all copies."""
-        for path, _, _ in self._entries():
-            path.unlink(missing_ok=True)
-
     def _known(self, copy: Path, digest: str) -> bool:
         """Say whether this process has checked the copy that is there; mark it as used."""
         try:
@@ -153,12 +148,12 @@ class DiskCache:
 
     def _entries(self) -> list[tuple[Path, int, float]]:
         """List (path, bytes, last used) of the copies."""
-        found: list[tuple[Path, int, float]] = []
+        entries: list[tuple[Path, int, float]] = []
         for entry in os.scandir(self.folder / "copies"):
             with contextlib.suppress(FileNotFoundError):
                 stat = entry.stat()
-                found.append((Path(entry.path), stat.st_size, stat.st_mtime))
-        return found
+                entries.append((Path(entry.path), stat.st_size, stat.st_mtime))
+        return entries
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:

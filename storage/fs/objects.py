@@ -101,13 +101,13 @@ class Objects:
     def info(self, key: str) -> ObjectInfo | None:
         """Return what is known of an object; None where there is none."""
         try:
-            found = self._retry("look at", key, lambda fs: fs.info(self._path(key)))
+            entry = self._retry("look at", key, lambda fs: fs.info(self._path(key)))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if found.get("type") != "file":
+        if entry.get("type") != "file":
             return None
-        size, modified = int(found.get("size") or 0), _modified(found)
-        tag = next((str(found[n]) for n in ("ETag", "etag", "generation") if found.get(n)), "")
+        size, modified = int(entry.get("size") or 0), _modified(entry)
+        tag = next((str(entry[n]) for n in ("ETag", "etag", "generation") if entry.get(n)), "")
         token = tag or repr(modified)
         return ObjectInfo(size, modified, (size, xxhash.xxh3_64_intdigest(token.encode())))
 
@@ -119,20 +119,20 @@ class Objects:
         """Return the names directly below a folder; none where there is no folder."""
         path = self._path(key)
         try:
-            found = self._retry("list", key, lambda fs: fs.ls(path, detail=False))
+            paths = self._retry("list", key, lambda fs: fs.ls(path, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        inside = [item.rstrip("/") for item in found if item.strip("/") != path.strip("/")]
+        inside = [item.rstrip("/") for item in paths if item.strip("/") != path.strip("/")]
         return [item.rpartition("/")[2] for item in inside]
 
     def walk(self, key: str) -> Iterator[str]:
         """Yield the keys of all objects below a folder."""
         try:
-            found = self._retry("list", key, lambda fs: fs.find(self._path(key)))
+            paths = self._retry("list", key, lambda fs: fs.find(self._path(key)))
         except FileNotFoundError:
             return
         start = len(self._root.strip("/")) + 1
-        yield from (item.strip("/")[start:] for item in found)
+        yield from (item.strip("/")[start:] for item in paths)
 
     def get(self, key: str, *, limit: int) -> bytes:
         """Return a whole object.
@@ -287,9 +287,9 @@ def _is_of_network(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in _NETWORK
 
 
-def _modified(found: dict[str, Any]) -> float:
+def _modified(entry: dict[str, Any]) -> float:
     for name in ("LastModified", "updated", "mtime", "last_modified", "created"):
-        value = found.get(name)
+        value = entry.get(name)
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = datetime.datetime.fromisoformat(value.replace("Z", "+00:00"))

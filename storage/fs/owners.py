@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import socket
 from pathlib import Path
+
+_counter = itertools.count()
 
 
 @functools.cache
@@ -29,6 +32,11 @@ def host_id() -> str:
 def owner() -> str:
     """Return this process's owner text: `<host>-<pid>-<start>`."""
     return f"{host_id()}-{os.getpid()}-{_start_time(os.getpid())}"
+
+
+def own_name(unit: int) -> str:
+    """Return a name for a file about a unit that no other process or call uses."""
+    return f"{unit:09d}~{owner()}~{next(_counter)}"
 
 
 def is_dead(text: str) -> bool | None:

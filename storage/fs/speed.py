@@ -28,12 +28,11 @@ class RootSpeed:
     skew_s: float
 
 
-def measure_root(root: str, *, num_bytes: int = SPEED_BYTES) -> RootSpeed:
-    """Write a file below a root, read it back and remove it.
+def measure_root(root: str) -> RootSpeed:
+    """Write a file of SPEED_BYTES below a root, read it back and remove it.
 
     Args:
         root: folder or URL of datasets.
-        num_bytes: size of the file.
 
     Raises:
         DataError: if the root cannot be written or read.
@@ -44,7 +43,7 @@ def measure_root(root: str, *, num_bytes: int = SPEED_BYTES) -> RootSpeed:
     try:
         started = time.perf_counter()
         sink = files.create(key)
-        for _ in range(max(1, num_bytes // _BLOCK_BYTES)):
+        for _ in range(max(1, SPEED_BYTES // _BLOCK_BYTES)):
             sink.write(block)
         sink.seal(fsync=True)
         files.rename(key, target)
@@ -52,7 +51,7 @@ def measure_root(root: str, *, num_bytes: int = SPEED_BYTES) -> RootSpeed:
         if not files.remote:
             _forget(files.path(target))
         begin = time.perf_counter()
-        size = len(files.read(target, limit=2 * num_bytes + _BLOCK_BYTES))
+        size = len(files.read(target, limit=2 * SPEED_BYTES + _BLOCK_BYTES))
         read_s = time.perf_counter() - begin
         skew_s = files.now() - time.time()
     finally:

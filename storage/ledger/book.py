@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -50,14 +50,7 @@ class UnitTable:
 
     def take(self, rows: np.ndarray) -> UnitTable:
         """Return some rows, given by number or as a mask."""
-        return UnitTable(
-            self.unit[rows],
-            self.version[rows],
-            self.count[rows],
-            self.bytes[rows],
-            self.invalid[rows],
-            self.digest[rows],
-        )
+        return UnitTable(*(column[rows] for column in self._columns()))
 
     def latest(self) -> UnitTable:
         """Return the highest version of each unit, ordered by unit."""
@@ -68,14 +61,11 @@ class UnitTable:
     @classmethod
     def concat(cls, tables: Sequence[UnitTable]) -> UnitTable:
         """Put tables one after the other."""
-        return cls(
-            np.concatenate([table.unit for table in tables]),
-            np.concatenate([table.version for table in tables]),
-            np.concatenate([table.count for table in tables]),
-            np.concatenate([table.bytes for table in tables]),
-            np.concatenate([table.invalid for table in tables]),
-            np.concatenate([table.digest for table in tables]),
-        )
+        columns = zip(*(table._columns() for table in tables), strict=True)
+        return cls(*map(np.concatenate, columns))
+
+    def _columns(self) -> list[np.ndarray]:
+        return [getattr(self, column.name) for column in fields(self)]
 
     @classmethod
     def of_commits(cls, commits: Sequence[Commit]) -> UnitTable:
@@ -186,15 +176,15 @@ def _pending(files: Files, unit: np.ndarray, version: np.ndarray) -> list[tuple[
     # A void record matters no more, and may be damaged: it is not to be read again.
     known = set(list_records(files, "commits/withdrawn"))
     known.update(zip(unit[loose].tolist(), version[loose].tolist(), strict=True))
-    found: list[tuple[int, int]] = []
+    records: list[tuple[int, int]] = []
     for name in files.names("commits"):
         if name == "revised":
-            found += list_records(files, f"commits/{name}")
+            records += list_records(files, f"commits/{name}")
         elif name.isdecimal() and len(name) < 12:
             block = int(name)
             if block >= len(full) or not full[block]:
-                found += list_records(files, f"commits/{name}")
-    return sorted(record for record in found if record not in known)
+                records += list_records(files, f"commits/{name}")
+    return sorted(record for record in records if record not in known)
 
 
 def roll_up(files: Files, *, samples_per_unit: int, final: bool, fsync: bool = True) -> int:

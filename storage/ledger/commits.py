@@ -161,13 +161,13 @@ def read_commit(files: Files, unit: int, version: int) -> Commit:
 
 def list_records(files: Files, folder: str) -> list[tuple[int, int]]:
     """List (unit, version) of the records in one folder, passing over names that are not ours."""
-    found: list[tuple[int, int]] = []
+    records: list[tuple[int, int]] = []
     for name in files.names(folder):
         unit, _, rest = name.partition(".")
         version, _, ending = rest.partition(".")
         if ending == "json" and unit.isdecimal() and version.isdecimal() and len(name) < 40:
-            found.append((int(unit), int(version)))
-    return found
+            records.append((int(unit), int(version)))
+    return records
 
 
 def latest_version(files: Files, unit: int) -> tuple[int, bool]:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 
 from dreamshard.errors import DataError
-from storage.codecs.arrays import ArraySpec, array_specs
+from storage.codecs.arrays import array_specs
+from storage.codecs.base import ArraySpec
 from storage.fs.local import Files
 from storage.schema import FORMAT_VERSION, Level, Pins, Recipe
 
@@ -143,12 +144,12 @@ class Description:
     def differences(self, other: Description) -> list[str]:
         """Name the fields that decide stored bytes and differ; pins and `extra` do not."""
         names = ("levels", "image_size", "images", "labels", "masks")
-        found = [name for name in names if getattr(self, name) != getattr(other, name)]
+        fields = [name for name in names if getattr(self, name) != getattr(other, name)]
         if self.recipe.content_key != other.recipe.content_key:
-            found.append("content")
+            fields.append("content")
         if self.recipe.layout_key != other.recipe.layout_key:
-            found.append("layout")
-        return found
+            fields.append("layout")
+        return fields
 
 
 def read_description(files: Files) -> Description:

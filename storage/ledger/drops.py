@@ -102,15 +102,15 @@ def find_samples(keys: Sequence[str], wanted: Sequence[str], *, where: str) -> d
         DataError: if a name is not there, with all that are not.
     """
     names = set(wanted) - {""}
-    found = {index: key for index, key in enumerate(keys) if key in names}
-    unknown = sorted(set(wanted) - set(found.values()))
+    samples = {index: key for index, key in enumerate(keys) if key in names}
+    unknown = sorted(set(wanted) - set(samples.values()))
     if unknown:
         some = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise DataError(
             f"{where}: got {len(unknown)} keys of no sample ({some:.300}), allowed keys as in the "
             "manifest's column `key`. Nothing was dropped."
         )
-    return found
+    return samples
 
 
 def _read(files: Files, number: int) -> Drop:

@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from dreamshard.errors import DataError
 from storage.fs.local import STAGING, Files
@@ -22,6 +21,7 @@ from storage.ledger.publish import CLAIMS, claim, dead_claims
 from storage.schema import check_name
 
 LEASE_TTL_S = 30.0
+BEAT_S = LEASE_TTL_S / 5
 _ENDING = ".lease"
 _SHARED = ("claims", "put")  # folders of staging/ that belong to no run
 
@@ -36,21 +36,13 @@ class Lease:
     Args:
         run_id: name of the run; writers put their temporary files under it.
         sweep: removes what dead runs left.
-        interval_s: seconds between heartbeats.
     """
 
-    def __init__(
-        self,
-        files: Files,
-        run_id: str,
-        *,
-        sweep: Callable[[], int],
-        interval_s: float = LEASE_TTL_S / 5,
-    ) -> None:
+    def __init__(self, files: Files, run_id: str, *, sweep: Callable[[], int]) -> None:
         self.run_id = check_name(run_id, what="run_id")
         if run_id in _SHARED:
             raise DataError(f"run_id: got {run_id!r}, which is reserved. Choose another.")
-        self._files, self._sweep, self._interval_s = files, sweep, interval_s
+        self._files, self._sweep = files, sweep
         self._key = f"{STAGING}/{run_id}{_ENDING}"
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,12 +58,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -83,7 +70,7 @@ class Lease:
         return self._files.write(self._key, record, if_absent=if_absent, fsync=False)
 
     def _beat(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        while not self._stop.wait(BEAT_S):
             try:
                 self._files.touch(self._key)
             except FileNotFoundError:  # paused for long and swept: what was staged is lost

@@ -17,7 +17,6 @@ On an object store "moving" is sending, which may take long: the claim is renewe
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import threading
 import time
@@ -26,13 +25,12 @@ from dataclasses import dataclass, replace
 
 from dreamshard.errors import DataError
 from storage.fs.local import STAGING, Files
-from storage.fs.owners import is_dead, owner
+from storage.fs.owners import is_dead, own_name
 from storage.ledger.commits import Commit, latest_version, read_commit, record_key, withdraw
 
 CLAIMS = f"{STAGING}/claims"
 CLAIM_TTL_S = 30.0
 
-_counter = itertools.count()
 Identity = tuple[int, int]
 
 
@@ -120,7 +118,7 @@ def claim(
         content: what the claim's file holds: the commit record it may become.
         fsync: flush it to disk.
     """
-    key = f"{CLAIMS}/{unit:09d}~{owner()}~{next(_counter)}"
+    key = f"{CLAIMS}/{own_name(unit)}"
     watch = _Watch(files, unit, key)
     while True:
         watch.wait()
@@ -239,7 +237,7 @@ def _overtaken(files: Files, unit: int) -> DataError:
 
 def dead_claims(files: Files) -> list[tuple[str, int]]:
     """List (key, unit) of claims whose process is dead or that are older than CLAIM_TTL_S."""
-    found: list[tuple[str, int]] = []
+    dead_ones: list[tuple[str, int]] = []
     now: float | None = None
     for name in files.names(CLAIMS):
         unit, _, rest = name.partition("~")
@@ -251,5 +249,5 @@ def dead_claims(files: Files) -> list[tuple[str, int]]:
             now = files.now() if now is None else now
             dead = now - modified > CLAIM_TTL_S
         if dead:
-            found.append((f"{CLAIMS}/{name}", int(unit)))
-    return found
+            dead_ones.append((f"{CLAIMS}/{name}", int(unit)))
+    return dead_ones

@@ -40,15 +40,15 @@ def errors(files: Files, missing: np.ndarray) -> dict[int, str]:
         files: the dataset's files.
         missing: int64, the units that have no commit.
     """
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     wanted = set(missing.tolist())
     for unit, key in sorted(_notes(files)):
         if unit in wanted:
-            found[unit] = "unknown"
+            reasons[unit] = "unknown"
             with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
                 record = json.loads(files.read(key, limit=_MAX_BYTES))
-                found[unit] = str(record.get("error", "unknown"))[:MAX_ERROR_CHARS]
-    return found
+                reasons[unit] = str(record.get("error", "unknown"))[:MAX_ERROR_CHARS]
+    return reasons
 
 
 def forget(files: Files, done: np.ndarray) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,14 @@ import xxhash
 
 from dreamshard.errors import DataError
 from storage.fs.local import Files
-from storage.ledger.book import Ledger, UnitTable, read_ledger, read_rolled, withdrawn_rows
+from storage.ledger.book import (
+    Ledger,
+    UnitTable,
+    latest_rows,
+    read_ledger,
+    read_rolled,
+    withdrawn_rows,
+)
 from storage.ledger.commits import Commit, read_commit
 from storage.ledger.drops import Drop, count_drops, read_drops
 
@@ -88,10 +94,8 @@ def _candidates(files: Files, known: UnitTable, everything: UnitTable) -> list[U
     latest = known.latest()
     later = everything.take(np.arange(len(known), len(everything)))
     later = later.take(~np.isin(later.unit, latest.unit))
-    order = np.lexsort((-later.version, later.unit))
-    last = np.ones(len(order), bool)
-    last[:-1] = np.diff(later.unit[order]) != 0
-    filled = UnitTable.concat([latest, later.take(order[last])]).latest()
+    first = later.take(latest_rows(later.unit, -later.version))
+    filled = UnitTable.concat([latest, first]).latest()
     void = withdrawn_rows(files, latest.unit, latest.version)
     return [latest, latest.take(~void), filled]
 
@@ -124,5 +128,4 @@ def _digest(table: UnitTable) -> str:
 
 
 def _read_pending(files: Files, ledger: Ledger) -> tuple[Commit, ...]:
-    records: Sequence[tuple[int, int]] = ledger.pending
-    return tuple(read_commit(files, unit, version) for unit, version in records)
+    return tuple(read_commit(files, unit, version) for unit, version in ledger.pending)

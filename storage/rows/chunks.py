@@ -9,8 +9,6 @@ from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
 from storage.rows.mapped import MappedChunks
 from storage.rows.pread import PreadChunks
 
-__all__ = ["Access", "Chunks", "open_chunks", "open_raw"]
-
 
 def open_chunks(
     snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int

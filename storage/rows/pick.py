@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from storage.rows.chunk_files import ReadableSnapshot
-from storage.rows.chunks import Access, open_chunks
+from storage.rows.chunk_files import Access, ReadableSnapshot
+from storage.rows.chunks import open_chunks
 
+_MAX_OPEN = 64  # chunk files
 _AT_ONCE = 4096  # rows per copy: bounds the address tables, not the result
 
 
@@ -18,7 +19,6 @@ def read_rows(
     indices: Sequence[int] | np.ndarray,
     *,
     decode: bool = True,
-    max_open: int = 64,
     access: Access = "map",
 ) -> np.ndarray:
     """Return rows of one array, in the order asked for.
@@ -30,7 +30,6 @@ def read_rows(
             samples that are not valid hold whatever was stored.
         decode: turn a level that is stored by a quantising codec into float32 values; without it
             its rows come as they are stored. Plain numbers always do.
-        max_open: chunk files kept open at most.
         access: see `open_chunks`; "pread" does without compiled code, for few rows.
 
     Returns:
@@ -43,7 +42,7 @@ def read_rows(
     samples = np.asarray(indices, np.int64).reshape(-1)
     known = decode and name in snapshot.array_names  # one that is not is refused below
     names = list(snapshot.components(name)) if known else [name]
-    chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
+    chunks = open_chunks(snapshot, names, access=access, max_open=_MAX_OPEN)
     specs = [snapshot.array_spec(part) for part in names]
     out = [np.empty((len(samples), *shape), dtype) for dtype, shape in specs]
     for first in range(0, len(samples), _AT_ONCE):

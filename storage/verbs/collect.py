@@ -108,8 +108,8 @@ def plan(
     if keep_latest is not None and keep_latest < 1:
         raise ConfigError(Problem("--keep-latest", str(keep_latest), "1 or more"))
     entries = list(_entries(root))
-    found = [item for entry in entries if not entry.busy for item in _loose(entry)]
-    found += _remains(root)
+    loose = [item for entry in entries if not entry.busy for item in _loose(entry)]
+    loose += _remains(root)
     reasons = _named(entries, remove)
     free = [entry for entry in entries if not entry.busy and not entry.pinned]
     if keep_latest is not None:
@@ -123,7 +123,7 @@ def plan(
         for entry in entries
         if entry.dataset.url in reasons
     }
-    return [item for item in found if item.url not in gone] + list(gone.values())
+    return [item for item in loose if item.url not in gone] + list(gone.values())
 
 
 def collect(garbage: Sequence[Garbage]) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from dreamshard.errors import ConfigError, Problem
 from storage.catalog import find_dataset
 from storage.verbs import collect
-from storage.verbs.commands import format_bytes
+from storage.verbs.commands import format_bytes, verb_parser
 
 
 def gc(argv: Sequence[str]) -> int:
     """List what may go under a root, or remove it; exit code 0."""
-    parser = _parser(
+    parser = verb_parser(
         "gc",
         "List what may be removed under a folder of datasets: what dead runs left, files of units "
         "that are not done, and datasets by the rules given. Nothing is removed without --yes; "
@@ -53,7 +52,7 @@ def gc(argv: Sequence[str]) -> int:
 
 def pin(argv: Sequence[str]) -> int:
     """Keep a dataset from `gc`, or stop to; exit code 0, 3 if it is not there."""
-    parser = _parser("pin", "Keep a dataset from being removed by `dreamshard gc`.")
+    parser = verb_parser("pin", "Keep a dataset from being removed by `dreamshard gc`.")
     parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
     parser.add_argument("--name", default="kept", help="name of the pin (default: kept)")
     parser.add_argument("--reason", default="", help="why, for the record")
@@ -72,7 +71,7 @@ def pin(argv: Sequence[str]) -> int:
 
 def drop(argv: Sequence[str]) -> int:
     """Take samples out of a dataset's later snapshots; exit code 0, 3 if a key is no sample's."""
-    parser = _parser(
+    parser = verb_parser(
         "drop",
         "Take samples out of a dataset: readers skip them from now on. Their rows stay in the "
         "files; runs that pinned an earlier snapshot still see them.",
@@ -99,9 +98,3 @@ def _lines(path: str | None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem("--from-file", f"{path} ({error})", "a text file")) from None
     return [line for line in text.splitlines() if line]
-
-
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"dreamshard {verb}", description=description)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    return parser

@@ -24,13 +24,13 @@ _MAX_LINES = 20
 
 def ls(argv: Sequence[str]) -> int:
     """List the feature datasets under a root; exit code 0, 3 if there is no such root."""
-    parser = _parser("ls", "List the feature datasets under a folder.")
+    parser = verb_parser("ls", "List the feature datasets under a folder.")
     parser.add_argument("root", help="folder of datasets, a path or file:// URL")
     root = parser.parse_args(argv).root
     table = Table("dataset", "samples", "units", "size", "levels", "state", box=None)
-    found = 0
+    count = 0
     for url, about in list_datasets(root):
-        found += 1
+        count += 1
         name = url.rpartition("/")[2]
         try:
             if isinstance(about, DataError):
@@ -48,7 +48,7 @@ def ls(argv: Sequence[str]) -> int:
             levels,
             _state(summary),
         )
-    if not found:
+    if not count:
         print(
             f"{root}: no datasets yet. `dreamshard encode` and `dreamshard synthesize` make them."
         )
@@ -59,7 +59,7 @@ def ls(argv: Sequence[str]) -> int:
 
 def inspect(argv: Sequence[str]) -> int:
     """Show what a feature dataset holds; exit code 0, 3 if it is damaged or not there."""
-    parser = _parser("inspect", "Show what a feature dataset holds.")
+    parser = verb_parser("inspect", "Show what a feature dataset holds.")
     parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
     parser.add_argument(
         "--samples",
@@ -102,7 +102,7 @@ def inspect(argv: Sequence[str]) -> int:
 
 def verify(argv: Sequence[str]) -> int:
     """Check a dataset against its digests; exit code 0 if it is whole, 3 if it is damaged."""
-    parser = _parser("verify", "Check a feature dataset against its digests.")
+    parser = verb_parser("verify", "Check a feature dataset against its digests.")
     parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
     parser.add_argument("--quick", action="store_true", help="look at sizes only, not at bytes")
     parser.add_argument(
@@ -136,7 +136,8 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """Return the parser of a command, with what all of them take."""
     parser = argparse.ArgumentParser(prog=f"dreamshard {verb}", description=description)
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
@@ -171,14 +172,14 @@ def _statistics_table(snapshot: Snapshot, count: int) -> Table:
     total = len(samples) * len(snapshot.levels)
     with Progress("statistics", total=total, unit="samples") as progress:
         for level in snapshot.levels:
-            found = level_statistics(snapshot, level, samples, on_samples=progress.update)
-            numbers = (found.mean, found.std, found.low, found.high)
+            facts = level_statistics(snapshot, level, samples, on_samples=progress.update)
+            numbers = (facts.mean, facts.std, facts.low, facts.high)
             table.add_row(
                 level.name,
                 *(f"{number:.4g}" for number in numbers),
-                f"{100 * found.zeros:.3g} %",
-                str(found.dead),
-                f"{found.norm:.4g}",
+                f"{100 * facts.zeros:.3g} %",
+                str(facts.dead),
+                f"{facts.norm:.4g}",
             )
     table.caption = f"over {len(samples):,} samples, evenly spread; norm: over the channels"
     return table

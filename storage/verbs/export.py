@@ -24,6 +24,8 @@ from storage.dataset import STORES, Dataset
 from storage.rows.pick import read_rows
 from storage.schema import FeatureBatch, Level, Recipe
 from storage.snapshot import Snapshot
+from storage.verbs.commands import verb_parser
+from storage.verbs.statistics import spread
 
 _BATCH_BYTES = 16 << 20
 
@@ -147,7 +149,7 @@ def create_copy(copy: Copy, root: str) -> Dataset:
     return target
 
 
-def run_copy(copy: Copy, target: Dataset, *, quiet: bool = False) -> int:
+def run_copy(copy: Copy, target: Dataset) -> int:
     """Copy the units that are missing; return how many samples that were."""
     target.grow(copy.samples)
     run_id = f"export-{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
@@ -157,9 +159,8 @@ def run_copy(copy: Copy, target: Dataset, *, quiet: bool = False) -> int:
         missing = target.missing(copy.samples).tolist()
         size = target.samples_per_unit
         counts = [min(size, copy.samples - unit * size) for unit in missing]
-        with Progress(
-            "export", total=copy.samples, initial=copy.samples - sum(counts), quiet=quiet
-        ) as progress:
+        made = copy.samples - sum(counts)
+        with Progress("export", total=copy.samples, initial=made) as progress:
             for unit, count in zip(missing, counts, strict=True):
                 _copy_unit(copy, target, unit, count, run_id)
                 target.roll_up()
@@ -208,35 +209,32 @@ def _batches(copy: Copy, first: int, count: int) -> Iterator[np.ndarray]:
 def _fit(copy: Copy, target: Dataset) -> None:
     """Fit learned codecs to samples spread evenly over the source."""
     if target.unfitted():
-        valid = np.flatnonzero(copy.snapshot.valid[: copy.samples])
-        picks = np.unique(np.linspace(0, len(valid) - 1, min(FIT_SAMPLES, len(valid))).astype(int))
-        target.fit(read_batch(copy, valid[picks]))
+        target.fit(read_batch(copy, spread(copy.snapshot, FIT_SAMPLES, first=copy.samples)))
 
 
 def _codecs(source: Dataset, levels: Sequence[Level], asked: Sequence[str]) -> dict[str, str]:
     """Give every level its codec: the source's, or the one asked for."""
-    found = {level.name: source.recipe.codec_of(level) for level in levels}
+    names = {level.name: source.recipe.codec_of(level) for level in levels}
     for text in asked:
         name, mark, codec = text.rpartition("=")
-        if mark and name not in found:
-            raise ConfigError(Problem("codec", repr(text), f"LEVEL=CODEC with {', '.join(found)}"))
+        if mark and name not in names:
+            raise ConfigError(Problem("codec", repr(text), f"LEVEL=CODEC with {', '.join(names)}"))
         for level in levels:
             if name == level.name or (not mark and "float" in level.dtype):
-                found[level.name] = codec
+                names[level.name] = codec
     for level in levels:  # values read back from a quantised level are float32
-        if found[level.name] == "raw" and source.recipe.codec_of(level) not in ("raw",):
+        if names[level.name] == "raw" and source.recipe.codec_of(level) not in ("raw",):
             raise ConfigError(
                 Problem("codec", f"{level.name}=raw", "float16, float32 or another codec")
             )
     stated = source.recipe.layout.get("codecs")
     before = set(stated) if isinstance(stated, dict) else set()
-    return {name: codec for name, codec in found.items() if codec != "raw" or name in before}
+    return {name: codec for name, codec in names.items() if codec != "raw" or name in before}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="dreamshard export",
-        description="Copy a feature dataset into another format or codec, or a part of it.",
+    parser = verb_parser(
+        "export", "Copy a feature dataset into another format or codec, or a part of it."
     )
     parser.add_argument("source", metavar="SRC", help="the dataset's folder, or ROOT/NAME")
     parser.add_argument("root", metavar="DST", help="folder of datasets to put the copy in")
@@ -255,7 +253,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", choices=("png", "npy"), default="png", help="how tar keeps images (png)"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 

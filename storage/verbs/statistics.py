@@ -46,13 +46,13 @@ class LevelStatistics:
     norm: float
 
 
-def spread(snapshot: Snapshot, count: int) -> np.ndarray:
-    """Choose up to `count` valid samples, evenly spread; int64, ascending.
+def spread(snapshot: Snapshot, count: int, *, first: int | None = None) -> np.ndarray:
+    """Choose up to `count` valid samples, evenly spread over the first so many; int64, ascending.
 
     Raises:
         DataError: if none is valid.
     """
-    valid = np.flatnonzero(snapshot.valid)
+    valid = np.flatnonzero(snapshot.valid[:first])
     if not len(valid):
         raise DataError(f"{snapshot.url}: got no valid sample, allowed one or more.")
     return valid[np.unique(np.linspace(0, len(valid) - 1, min(count, len(valid))).astype(int))]
@@ -103,20 +103,16 @@ def level_statistics(
     )
 
 
-def contact_sheet(snapshot: Snapshot, count: int = SHEET_SAMPLES) -> bytes:
-    """Show samples in rows: the image, then each map's first three components as colours.
-
-    Args:
-        snapshot: what to show.
-        count: samples, 1 or more, evenly spread over the dataset.
+def contact_sheet(snapshot: Snapshot) -> bytes:
+    """Show SHEET_SAMPLES samples: the image, then each map's first three components as colours.
 
     Returns:
-        A PNG, one row a sample.
+        A PNG, one row a sample, evenly spread over the dataset.
 
     Raises:
         DataError: if there is neither an image nor a map to show, no valid sample, or no Pillow.
     """
-    samples = spread(snapshot, count)
+    samples = spread(snapshot, SHEET_SAMPLES)
     columns: list[np.ndarray] = []
     if IMAGE in snapshot.array_names:
         columns.append(read_rows(snapshot, IMAGE, samples, access="pread"))

@@ -64,7 +64,6 @@ def verify_dataset(
     dataset: Dataset,
     *,
     quick: bool = False,
-    threads: int | None = None,
     on_unit: Callable[[int], None] | None = None,
 ) -> Report:
     """Check a dataset: metadata, manifest, records, and each unit's files.
@@ -72,7 +71,6 @@ def verify_dataset(
     Args:
         dataset: what to check.
         quick: look at sizes only, not at every byte.
-        threads: units checked at a time; as many as there are processors by default.
         on_unit: called with a unit's bytes when it is checked.
 
     Returns:
@@ -86,7 +84,7 @@ def verify_dataset(
         )
     parts = _check_manifest(dataset, report, quick=quick)
     book = read_ledger(dataset.files, parts=parts)
-    for unit, size, samples, invalid, findings in _check_units(dataset, book, quick, threads):
+    for unit, size, samples, invalid, findings in _check_units(dataset, book, quick):
         report.units += 1
         report.bytes += size
         report.samples += samples
@@ -138,12 +136,10 @@ def _check_manifest(dataset: Dataset, report: Report, *, quick: bool) -> int:
 Checked = tuple[int, int, int, int, list[tuple[str, str]]]
 
 
-def _check_units(
-    dataset: Dataset, book: Ledger, quick: bool, threads: int | None
-) -> Iterator[Checked]:
+def _check_units(dataset: Dataset, book: Ledger, quick: bool) -> Iterator[Checked]:
     rows = book.current.take(book.holds)
     pairs = list(zip(rows.unit.tolist(), rows.version.tolist(), strict=True))
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for start in range(0, len(pairs), _BATCH_UNITS):
             batch = pairs[start : start + _BATCH_UNITS]
             yield from pool.map(lambda pair: _check_unit(dataset, *pair, quick=quick), batch)

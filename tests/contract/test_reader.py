@@ -11,7 +11,7 @@ import pytest
 from dreamshard.errors import DataError
 from storage.batches.reader import BatchReader
 from storage.dataset import STORES, Dataset
-from storage.rows.chunks import Access
+from storage.rows.chunk_files import Access
 from storage.rows.pick import read_rows
 from storage.snapshot import Snapshot
 from tests.feature_store import fill, make_batch, make_dataset, make_recipe, write_unit

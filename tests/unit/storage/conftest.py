@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.rows.chunks import Access, Chunks, open_raw
+from storage.rows.chunk_files import Access, Chunks
+from storage.rows.chunks import open_raw
 
 Spec = tuple[np.dtype, tuple[int, ...]]
 

@@ -20,7 +20,8 @@ from pipeline.request.config import EncodeConfig
 from pipeline.request.lookup import create
 from pipeline.request.resolve import resolve
 from pipeline.teachers.base import Teacher, TeacherConfig
-from storage.dataset import Dataset, UnitWriter
+from storage.dataset import Dataset
+from storage.formats.writer import UnitWriter
 from storage.schema import FeatureBatch
 
 

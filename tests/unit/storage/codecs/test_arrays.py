@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dreamshard.errors import DataError
-from storage.codecs.arrays import CODECS, array_specs, codec_for, explain_nonfinite, has_nonfinite
+from storage.codecs.arrays import array_specs, codec_for
+from storage.codecs.base import explain_nonfinite, has_nonfinite
+from storage.codecs.table import CODECS
 from storage.schema import Level, Recipe
 
 LEVEL = Level("up", "feature", "up", 0, 0, "", 4, (3, 2), "float32")

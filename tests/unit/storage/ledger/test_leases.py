@@ -70,9 +70,9 @@ def test_temporary_records_of_the_dead_are_swept(dataset: Dataset) -> None:
     assert sorted(dataset.files.names("staging/put")) == sorted([f"{ELSEWHERE}.7", f"{owner()}.7"])
 
 
-def test_a_lease_beats_and_is_given_back(dataset: Dataset) -> None:
-    lease = leases.Lease(dataset.files, "r", sweep=dataset.sweep, interval_s=0.02)
-    with lease:
+def test_a_lease_beats_and_is_given_back(dataset: Dataset, monkeypatch) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+    with dataset.lease("r"):
         key = "staging/r.lease"
         os.utime(dataset.files.path(key), (1, 1))
         deadline = time.monotonic() + 5

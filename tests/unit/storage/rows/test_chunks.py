@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamshard.errors import ConfigError, DataError
-from storage.rows.chunks import Access, open_chunks
+from storage.rows.chunk_files import Access
+from storage.rows.chunks import open_chunks
 from storage.rows.pick import read_rows
 
 ACCESS: list[Access] = ["map", "pread"]

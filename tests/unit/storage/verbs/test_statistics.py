@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
+from storage.verbs import statistics
 from storage.verbs.commands import inspect
 from storage.verbs.statistics import contact_sheet, enlarge, level_statistics, spread
 from tests.feature_store import LEVELS, fill, make_batch, make_dataset, make_recipe
@@ -44,12 +45,15 @@ def test_samples_are_spread_evenly(tmp_path: Path) -> None:
         spread(dataset.snapshot(), 3)
 
 
-def test_the_sheet_has_a_row_per_sample_and_a_column_per_picture(tmp_path: Path) -> None:
+def test_the_sheet_has_a_row_per_sample_and_a_column_per_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "SHEET_SAMPLES", 5)
     image = pytest.importorskip("PIL.Image")
     dataset = make_dataset(tmp_path, recipe=make_recipe(codec="int8"))
     fill(dataset, N)
     snapshot = dataset.snapshot()
-    sheet = np.asarray(image.open(io.BytesIO(contact_sheet(snapshot, 5))))
+    sheet = np.asarray(image.open(io.BytesIO(contact_sheet(snapshot))))
     assert sheet.shape == (5 * 68 - 4, 2 * 68 - 4, 4)  # image and one map: 64 pixels, 4 between
     wanted = make_batch(0, 1).image
     assert wanted is not None
