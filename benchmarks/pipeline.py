@@ -39,7 +39,7 @@ from pipeline.cluster.worker import ActorSize, worker_env
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.offline.actor import Job
 from pipeline.offline.driver import Driver, Task
-from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
+from pipeline.request.config import EncodeConfig, OfflineConfig, SynthesizeConfig
 from pipeline.request.lookup import create
 from pipeline.request.resolve import ResolvedRequest, resolve
 from pipeline.teachers.base import TeacherConfig
@@ -56,7 +56,7 @@ class Case:
     """One comparison."""
 
     name: str
-    config: PipelineConfig
+    config: OfflineConfig
     actors: int
     units: int
 
@@ -64,7 +64,7 @@ class Case:
 class Bare:
     """The teacher in a loop, in an actor of its own: no reading, no writing."""
 
-    def __init__(self, config: PipelineConfig, request: ResolvedRequest) -> None:
+    def __init__(self, config: OfflineConfig, request: ResolvedRequest) -> None:
         import torch
 
         torch.set_num_threads(request.pins.threads)
@@ -89,7 +89,7 @@ class Bare:
 class DataTeacher:
     """The teacher as Ray Data calls it: a batch of numbers in, one row per sample out."""
 
-    def __init__(self, config: PipelineConfig, request: ResolvedRequest) -> None:
+    def __init__(self, config: OfflineConfig, request: ResolvedRequest) -> None:
         self.bare = Bare(config, request)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from pipeline.offline.books import Books, counts
 from pipeline.offline.driver import Driver, Outcome, Task
 from pipeline.offline.signals import StopSignal
 from pipeline.offline.summary import already_there, announce, summarise
-from pipeline.request.config import PipelineConfig
+from pipeline.request.config import OfflineConfig
 from pipeline.request.fit_batch import settle_micro_batch
 from pipeline.request.lookup import Existing, check_pins, create, look_up
 from pipeline.request.resolve import ResolvedRequest, resolve
 from storage.dataset import Dataset
 
 
-def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
+def run(config: OfflineConfig, *, command: Sequence[str]) -> int:
     """Make the dataset that a config asks for, or what is missing of it.
 
     Args:
@@ -52,7 +52,7 @@ def run(config: PipelineConfig, *, command: Sequence[str]) -> int:
 
 
 def _run(
-    config: PipelineConfig,
+    config: OfflineConfig,
     request: ResolvedRequest,
     existing: Existing | None,
     command: Sequence[str],
@@ -91,7 +91,7 @@ def _run(
 
 
 def _make(
-    config: PipelineConfig,
+    config: OfflineConfig,
     request: ResolvedRequest,
     dataset: Dataset,
     missing: Sequence[int],

@@ -28,7 +28,7 @@ def soft_cross_entropy(
     Returns:
         float32 scalar.
 
-    Source: DreamTeacher, equation 4.
+    Source: DreamTeacher, equation 5.
     """
     target = (teacher.detach().float() / temperature).softmax(dim=1)
     logs = (student.float() / temperature).log_softmax(dim=1)

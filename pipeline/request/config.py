@@ -63,7 +63,7 @@ class DatasetRequest:
 
 @dataclass(kw_only=True)
 class PipelineConfig:
-    """What encode and synthesize share."""
+    """What encode, synthesize and streams share."""
 
     main_settings: ClassVar[str] = """
     name root samples codec format seed device micro_batch actors gpus_per_actor run_dir
@@ -106,24 +106,14 @@ class PipelineConfig:
     actor_resources: dict[str, float] = field(default_factory=dict)
     """Further Ray resources of an actor, by name, to choose among unlike nodes, such as
     {accelerator_type:A100: 0.001}."""
-    unit_deadline_s: Annotated[float, Field(gt=0)] | None = None
-    """Time after which a unit is named and given to another actor, too, and after twice that its
-    actor is replaced (seconds); null for ten times the median, at least a minute."""
-    halve_on_oom: bool = False
-    """Halve the micro-batch where memory runs out instead of stopping; those shards are marked, and
-    may differ from others in the last digits."""
     max_invalid_share: Fraction = 0.01
     """Largest share of images that may turn out unusable before the run fails, 0 .. 1."""
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    """Tries per unit before it is left out and listed (count)."""
     fsync: bool = True
     """Flush shards to the device before they count as done; off is for throw-away data."""
     run_dir: str = ""
     """Folder for the record of this run; empty for runs/<name>."""
     ray: RayConfig = field(default_factory=RayConfig)
     """Cluster."""
-    assume: AssumeConfig = field(default_factory=AssumeConfig)
-    """Stands in for a teacher or images that are not there, in `dreamshard plan` alone."""
 
     def settled(self) -> Self:
         """Return the settings with every local path absolute; see `pipeline.request.paths`."""
@@ -184,7 +174,23 @@ class PipelineConfig:
 
 
 @dataclass(kw_only=True)
-class EncodeConfig(PipelineConfig):
+class OfflineConfig(PipelineConfig):
+    """What encode and synthesize share: they work in whole units, which streams do not have."""
+
+    unit_deadline_s: Annotated[float, Field(gt=0)] | None = None
+    """Time after which a unit is named and given to another actor, too, and after twice that its
+    actor is replaced (seconds); null for ten times the median, at least a minute."""
+    halve_on_oom: bool = False
+    """Halve the micro-batch where memory runs out instead of stopping; those shards are marked, and
+    may differ from others in the last digits."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Tries per unit before it is left out and listed (count)."""
+    assume: AssumeConfig = field(default_factory=AssumeConfig)
+    """Stands in for a teacher or images that are not there, in `dreamshard plan` alone."""
+
+
+@dataclass(kw_only=True)
+class EncodeConfig(OfflineConfig):
     """Record a teacher's features of given images."""
 
     main_settings: ClassVar[str] = (
@@ -208,7 +214,7 @@ class EncodeConfig(PipelineConfig):
 
 
 @dataclass(kw_only=True)
-class SynthesizeConfig(PipelineConfig):
+class SynthesizeConfig(OfflineConfig):
     """Draw samples from a generator and record its features on the way."""
 
     samples: Annotated[int, Field(ge=1)] | None = 10_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -117,7 +116,7 @@ class StreamConfig(PipelineConfig):
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = [*super().problems(), *self._idle_settings()]
+        found = super().problems()
         names = self.codec.values() if isinstance(self.codec, dict) else [self.codec]
         codecs = [find_codec(name) for name in names]
         if any(codec is not None and codec.learned for codec in codecs):
@@ -137,20 +136,6 @@ class StreamConfig(PipelineConfig):
             hint = "Try --samples 50000: later epochs then read what the first one made."
             found.append(Problem("samples", "null with keep", "a count", hint))
         return found
-
-    def _idle_settings(self) -> list[Problem]:
-        """List settings of whole units that were changed although a stream has no units."""
-        instead = {
-            "unit_deadline_s": "deadline_s is the stream's deadline.",
-            "max_attempts": "A micro-batch is asked for again until patience_s is over.",
-            "halve_on_oom": "Set a smaller --micro_batch.",
-        }
-        usual = {f.name: f.default for f in dataclasses.fields(PipelineConfig) if f.name in instead}
-        return [
-            Problem(key, str(getattr(self, key)), f"{usual[key]}: it has no effect here", hint)
-            for key, hint in instead.items()
-            if getattr(self, key) != usual[key]
-        ]
 
     def settled(self) -> Self:
         """Return the settings with every local path absolute, those in mix included."""

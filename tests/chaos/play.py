@@ -36,7 +36,7 @@ from pipeline.cluster.join import Cluster
 from pipeline.images.source import ImageConfig
 from pipeline.offline import driver
 from pipeline.request import resolve
-from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
+from pipeline.request.config import EncodeConfig, OfflineConfig, SynthesizeConfig
 from pipeline.teachers import noise
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
@@ -53,7 +53,7 @@ HANG_S = 150.0
 PR_SET_CHILD_SUBREAPER = 36
 
 
-def config(schedule: Schedule, folder: Path) -> PipelineConfig:
+def config(schedule: Schedule, folder: Path) -> OfflineConfig:
     """Return the config of a schedule's runs; it asks for UNITS small units."""
     teacher = TeacherConfig(kind="noise", levels=["s2", "s4"], settings={"channels": 2})
     settings: dict[str, Any] = {

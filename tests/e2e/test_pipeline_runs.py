@@ -24,7 +24,7 @@ from pipeline import run as main_path
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
 from pipeline.images.source import ImageConfig, SourceConfig
-from pipeline.request.config import EncodeConfig, PipelineConfig, SynthesizeConfig
+from pipeline.request.config import EncodeConfig, OfflineConfig, SynthesizeConfig
 from pipeline.run import run
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
@@ -65,7 +65,7 @@ def encode_config(root: Path, *, delay_s: float = 0.0, **changes: object) -> Enc
     return EncodeConfig(**values)  # pyright: ignore[reportArgumentType]
 
 
-def make(config: PipelineConfig, *, code: int = 0) -> Dataset:
+def make(config: OfflineConfig, *, code: int = 0) -> Dataset:
     assert run(config, command=["dreamshard", "test"]) == code
     return dataset_under(config.root)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dreamshard.config import check
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.streaming.config import PartConfig, StreamConfig
 
@@ -19,8 +20,10 @@ def test_contradictions_are_listed_together() -> None:
 
 def test_settings_of_whole_units_are_refused_where_they_would_do_nothing() -> None:
     assert keys(StreamConfig()) == set()
-    idle = StreamConfig(unit_deadline_s=3.0, max_attempts=5, halve_on_oom=True)
-    assert keys(idle) == {"unit_deadline_s", "max_attempts", "halve_on_oom"}
+    idle = {"unit_deadline_s": 3.0, "max_attempts": 5, "halve_on_oom": True, "assume": {}}
+    config, problems = check(StreamConfig, idle)
+    assert config is None and {problem.key for problem in problems} == set(idle)
+    assert {problem.got for problem in problems} == {"an unknown key"}
 
 
 def test_paths_of_every_source_become_absolute(
