@@ -28,8 +28,8 @@ def make_offline(config: StreamConfig) -> Dataset:
     )  # fmt: skip
     actor = ShardActor(job, request.input)
     actor.load()
-    for unit, count in request.plan.units():
-        actor.make(unit, count)
+    for unit in range(request.plan.num_units):
+        actor.make(unit, request.plan.count(unit))
     dataset.roll_up(final=True)
     return dataset
 

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 Part = Literal["offline", "online"]
 
+PERIOD_S = 1.0
+"""Least seconds between two settings of the gauges."""
 COUNTERS = {
     "dreamshard_images": "Samples made.",
     "dreamshard_bytes": "Bytes stored (offline) or sent (online).",
@@ -56,19 +58,18 @@ class Metrics:
             if amount > 0 and _in_ray():
                 _metric(f"dreamshard_{name}").inc(amount, tags=self._tags)
 
-    def spend(self, *, busy_s: float, write_wait_s: float = 0.0, period_s: float = 1.0) -> None:
+    def spend(self, *, busy_s: float, write_wait_s: float = 0.0) -> None:
         """Count time spent, and set the gauges once a period has passed.
 
         Args:
             busy_s: seconds the teacher computed since the last call.
             write_wait_s: seconds it waited for the writer since then.
-            period_s: least seconds between two settings of the gauges.
         """
         with self._lock:
             self._busy_s += busy_s
             self._wait_s += write_wait_s
             passed = time.monotonic() - self._since
-            if passed < period_s:
+            if passed < PERIOD_S:
                 return
             busy, wait = self._busy_s / passed, self._wait_s / passed
             self._since, self._busy_s, self._wait_s = time.monotonic(), 0.0, 0.0

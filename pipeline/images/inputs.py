@@ -226,29 +226,18 @@ class ImageInput:
 
     def _fill(self, work: Work, row: int, index: int, record: Record) -> tuple[int, str]:
         """Decode one sample into its row; return why not, if not."""
-        from pipeline.images.prepare import InvalidImageError, decode, decode_mask, prepare
+        from pipeline.images.prepare import InvalidImageError, prepare_record
 
         assert work.images is not None
         try:
-            image = decode(record.data)
-            work.images[row] = prepare(
-                image, config=self._config, size=self._size, seed=self._seed, index=index
+            pixels, mask = prepare_record(
+                record, config=self._config, size=self._size, seed=self._seed, index=index
             )
-            if work.masks is not None and record.mask is not None:
-                mask = decode_mask(record.mask)
-                if mask.size != image.size:
-                    raise InvalidImageError(f"mask of {mask.size}, image of {image.size}")
-                work.masks[row] = prepare(
-                    mask,
-                    config=self._config,
-                    size=self._size,
-                    seed=self._seed,
-                    index=index,
-                    mask=True,
-                )
         except InvalidImageError as error:
-            work.images[row] = 0
             return row, f"{record.key}: {error}"
+        work.images[row] = pixels
+        if work.masks is not None and mask is not None:
+            work.masks[row] = mask
         return row, ""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
 from pipeline.images.inputs import read_retrying
-from pipeline.images.prepare import InvalidImageError, decode, decode_mask, prepare
+from pipeline.images.prepare import InvalidImageError, prepare_record
 from pipeline.images.source import ImageConfig, ImageSource, Record
 
 NO_LABEL = -1
@@ -193,7 +193,9 @@ def read_labelled(
     def fill(row: int, record: Record) -> None:
         number = int(chosen[row])
         try:
-            image, mask = _prepared(record, plain, size, seed=seed, index=number, masks=masks)
+            image, mask = prepare_record(record, config=plain, size=size, seed=seed, index=number)
+            if masks is not None and mask is None:
+                raise InvalidImageError("it has no mask")
         except InvalidImageError as error:
             raise DataError(
                 f"source: got sample {number} ({record.key}) that cannot be used ({error}), "
@@ -212,28 +214,6 @@ def read_labelled(
         if labels is not None:
             labels[first : first + len(part)] = [record.label for record in records]
     return LabelledImages(images, keys, chosen, labels, masks)
-
-
-def _prepared(
-    record: Record,
-    config: ImageConfig,
-    size: tuple[int, int],
-    *,
-    seed: int,
-    index: int,
-    masks: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode a record's image and, where the source has masks, its mask, and bring both to size."""
-    image = decode(record.data)
-    pixels = prepare(image, config=config, size=size, seed=seed, index=index)
-    if masks is None:
-        return pixels, None
-    if record.mask is None:
-        raise InvalidImageError("it has no mask")
-    mask = decode_mask(record.mask)
-    if mask.size != image.size:
-        raise InvalidImageError(f"mask of {mask.size}, image of {image.size}")
-    return pixels, prepare(mask, config=config, size=size, seed=seed, index=index, mask=True)
 
 
 def check_classes(

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from dreamshard.rng import uniform
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, Record
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """No others: some of Pillow's readers start programs (EPS) or are rarely exercised."""
@@ -43,29 +43,12 @@ def decode(data: bytes | np.ndarray | None) -> Image.Image:
     Raises:
         InvalidImageError: whatever is wrong with it.
     """
-    try:
-        image = _open(data)
-        image.load()
-        return _to_rgb(image)
-    except InvalidImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise a dozen types on hostile bytes
-        raise InvalidImageError(f"{type(error).__name__}: {error}"[:200]) from error
+    return _decoded(data, _to_rgb, "")
 
 
 def decode_mask(data: bytes | np.ndarray) -> Image.Image:
     """Decode a mask (grey or palette numbers, uint8) as a one-channel image."""
-    try:
-        image = _open(data)
-        image.load()
-    except InvalidImageError:
-        raise
-    except Exception as error:
-        raise InvalidImageError(f"mask: {type(error).__name__}: {error}"[:200]) from error
-    if image.mode not in ("L", "P", "1"):
-        raise InvalidImageError(f"mask: mode {image.mode}, expected one channel of 8 bits")
-    # Through an array: a palette image would be resampled as colours otherwise.
-    return Image.fromarray(np.asarray(image).astype(np.uint8))
+    return _decoded(data, _to_numbers, "mask: ")
 
 
 def fit(
@@ -146,6 +129,27 @@ def prepare(
     return np.asarray(fitted, np.uint8)
 
 
+def prepare_record(
+    record: Record, *, config: ImageConfig, size: tuple[int, int], seed: int, index: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode a record's image and, where it has one, its mask, and prepare both alike.
+
+    Returns:
+        uint8 (H, W, 3); uint8 (H, W) or None.
+
+    Raises:
+        InvalidImageError: one cannot be decoded, or they differ in size.
+    """
+    image = decode(record.data)
+    pixels = prepare(image, config=config, size=size, seed=seed, index=index)
+    if record.mask is None:
+        return pixels, None
+    mask = decode_mask(record.mask)
+    if mask.size != image.size:
+        raise InvalidImageError(f"mask of {mask.size}, image of {image.size}")
+    return pixels, prepare(mask, config=config, size=size, seed=seed, index=index, mask=True)
+
+
 def _extend(array: np.ndarray, pad: int) -> np.ndarray:
     """Repeat the edge `pad` times on every side; np.pad takes ten times as long."""
     rows, columns = (np.arange(-pad, size + pad).clip(0, size - 1) for size in array.shape[:2])
@@ -163,6 +167,26 @@ def _open(data: bytes | np.ndarray | None) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise InvalidImageError(f"{image.width}x{image.height} pixels, limit {MAX_PIXELS:,}")
     return image
+
+
+def _decoded(
+    data: bytes | np.ndarray | None, convert: Callable[[Image.Image], Image.Image], prefix: str
+) -> Image.Image:
+    try:
+        image = _open(data)
+        image.load()
+        return convert(image)
+    except InvalidImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen types on hostile bytes
+        raise InvalidImageError(f"{prefix}{type(error).__name__}: {error}"[:200]) from error
+
+
+def _to_numbers(image: Image.Image) -> Image.Image:
+    if image.mode not in ("L", "P", "1"):
+        raise InvalidImageError(f"mask: mode {image.mode}, expected one channel of 8 bits")
+    # Through an array: a palette image would be resampled as colours otherwise.
+    return Image.fromarray(np.asarray(image).astype(np.uint8))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -16,27 +16,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dreamshard.errors import ConfigError, Problem
+from pipeline.images.inputs import LatentInput
 from pipeline.request.config import AssumeConfig, DatasetRequest
-from pipeline.teachers.base import TeacherConfig, TeacherSpec
+from pipeline.teachers.base import Mode, TeacherConfig, TeacherSpec
 from pipeline.teachers.request import expand_levels
 from storage.schema import Level
 
-if TYPE_CHECKING:
-    from pipeline.images.inputs import Input
 
-
-class AssumedImages:
+class AssumedImages(LatentInput):
     """Stand in for the images of a source that is not there; only their number is known."""
 
-    mode = "encode"
-    has_masks = False
+    mode: Mode = "encode"
 
-    def __init__(self, assume: AssumeConfig, *, views: int) -> None:
-        self.num_samples = assume.samples * views
-        self.has_labels = assume.labels
+    def __init__(self, assume: AssumeConfig, *, image_size: tuple[int, int], views: int) -> None:
+        super().__init__(image_size=image_size, has_labels=assume.labels)
+        self.num_samples: int | None = assume.samples * views
 
     def source(self) -> dict[str, object]:
         """Say that nothing is known."""
@@ -106,9 +102,3 @@ def _levels(
     if unknown or wrong:
         raise ConfigError([*unknown, *wrong]).under("teacher")
     return (*features, *(replace(level, kind="soft_label") for level in labels))
-
-
-def assumed_images(request: DatasetRequest, assume: AssumeConfig) -> Input:
-    """Stand in for the images."""
-    images: object = AssumedImages(assume, views=request.image.views)
-    return images  # type: ignore[return-value]

@@ -11,8 +11,9 @@ from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
 from pipeline.cluster.outcomes import unwrap
 from pipeline.cluster.worker import ActorSize, is_out_of_memory
+from pipeline.request.config import DatasetRequest
 from pipeline.request.resolve import ResolvedRequest
-from pipeline.request.trial import Trial, TrialSetup, forget_memory, setup_of, try_out
+from pipeline.request.trial import Trial, forget_memory, try_out
 from storage.schema import Pins
 
 LARGEST = 256
@@ -63,11 +64,11 @@ def settle_micro_batch(
     if begun is not None:
         micro_batch = begun.micro_batch
     else:
-        micro_batch = _on_the_cluster(setup_of(request, num_gpus=size.num_gpus), ray_config, size)
+        micro_batch = _on_the_cluster(request, ray_config, size)
     return replace(request, pins=replace(request.pins, micro_batch=micro_batch))
 
 
-def _on_the_cluster(setup: TrialSetup, ray_config: RayConfig, size: ActorSize) -> int:
+def _on_the_cluster(request: ResolvedRequest, ray_config: RayConfig, size: ActorSize) -> int:
     """Try sizes where an actor would run."""
     with cluster(ray_config, num_cpus=size.threads, num_gpus=size.num_gpus):
         import ray
@@ -75,20 +76,26 @@ def _on_the_cluster(setup: TrialSetup, ray_config: RayConfig, size: ActorSize) -
 
         run = ray.remote(try_sizes).options(**size.options(), max_retries=0)
         try:
-            micro_batch = int(ray.get(run.remote(setup)))  # type: ignore[arg-type]
+            reference = run.remote(
+                request.asked, request.spec.image_size, request.pins, size.num_gpus
+            )
+            micro_batch = int(ray.get(reference))  # type: ignore[arg-type]
         except RayTaskError as error:
             raise unwrap(error) from error
     stage(f"micro_batch: {micro_batch} found by trial; the dataset pins it")
     return micro_batch
 
 
-def try_sizes(setup: TrialSetup) -> int:
+def try_sizes(
+    asked: DatasetRequest, image_size: tuple[int, int], pins: Pins, num_gpus: float
+) -> int:
     """Load the teacher at growing micro-batches and run each a few times; return the best size."""
 
     def attempt(micro_batch: int) -> Trial | None:
         forget_memory()
         try:
-            return try_out(replace(setup, pins=replace(setup.pins, micro_batch=micro_batch)))
+            pinned = replace(pins, micro_batch=micro_batch)
+            return try_out(asked, image_size, pinned, num_gpus=num_gpus)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 return None

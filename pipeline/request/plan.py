@@ -39,11 +39,6 @@ class Plan:
         """Count the samples of a unit."""
         return min(self.samples_per_unit, self.num_samples - unit * self.samples_per_unit)
 
-    def units(self) -> Iterator[tuple[int, int]]:
-        """Yield (unit, count) in order."""
-        for unit in range(self.num_units):
-            yield unit, self.count(unit)
-
 
 def bytes_per_sample(
     levels: Sequence[Level],

@@ -98,10 +98,12 @@ def _speed(
     actors = max(1, config.actors)
     rate, write, memory = config.rate, 0.0, 0
     if config.measure and request is not None:
-        from pipeline.request.trial import setup_of, try_out
+        from pipeline.request.trial import try_out
         from storage.fs.speed import measure_root
 
-        trial = try_out(setup_of(request, num_gpus=config.gpus_per_actor))
+        trial = try_out(
+            request.asked, request.spec.image_size, request.pins, num_gpus=config.gpus_per_actor
+        )
         rate, memory = rate or trial.rate * actors, trial.memory_bytes
         write = measure_root(config.root).write_bytes_per_s
     return Speed(

@@ -14,7 +14,7 @@ from dreamshard.rng import RNG_VERSION
 from pipeline.images.inputs import ImageInput, Input, LatentInput
 from pipeline.images.source import open_source
 from pipeline.request.assume import (
-    assumed_images,
+    AssumedImages,
     assumed_spec,
     images_are_missing,
     teacher_is_missing,
@@ -90,7 +90,7 @@ def resolve(
         raise ConfigError(problems)
     inputs: Input
     if assume is not None and imagined:
-        inputs = assumed_images(asked, assume)
+        inputs = AssumedImages(assume, image_size=spec.image_size, views=asked.image.views)
     elif source is not None:
         inputs = ImageInput(source, config=asked.image, image_size=spec.image_size, seed=asked.seed)
     else:

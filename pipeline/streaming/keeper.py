@@ -44,14 +44,12 @@ class Keeper:
     Args:
         url: the dataset; its arrays are as long as its end.
         fsync: flush units before they count as done.
-        open_units: units in the making at a time, 1 or more.
     """
 
-    def __init__(self, url: str, *, fsync: bool = True, open_units: int = OPEN_UNITS) -> None:
+    def __init__(self, url: str, *, fsync: bool = True) -> None:
         self._dataset = Dataset.open(url, fsync=fsync)
         self._end, self._size = self._dataset.requested(), self._dataset.samples_per_unit
         self._step = self._dataset.pins.micro_batch
-        self._open_units = open_units
         self._units: OrderedDict[int, _Unit] = OrderedDict()
         self._done: set[int] = set()
         self._lock = threading.Lock()
@@ -91,7 +89,7 @@ class Keeper:
             if unit.have == unit.count:
                 self._done.add(number)
                 self._queue.put((number, self._units.pop(number)))
-            while len(self._units) > self._open_units:
+            while len(self._units) > OPEN_UNITS:
                 dropped, _ = self._units.popitem(last=False)
                 log.info("unit %d is left to a later epoch: %d are open", dropped, len(self._units))
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
 from pipeline.cluster.outcomes import Done, Failed
-from pipeline.streaming.server import CALLS, Server
+from pipeline.streaming.server import CALLS, ServedPart, Server
 from pipeline.streaming.stream import Stream
 from pipeline.streaming.window import Answer, PositionRequest
 
@@ -27,14 +27,7 @@ class LiveTransport:
     """
 
     def __init__(self, stream: Stream) -> None:
-        parts = [
-            None
-            if part.served is None
-            else dataclasses.replace(
-                part.served, pins=dataclasses.replace(part.served.pins, threads=0)
-            )
-            for part in stream.parts
-        ]
+        parts = [part.served and _unpinned(part.served) for part in stream.parts]
         self._server = Server(parts, name=stream.name, settle=False)
         self._server.load()
         self._pool = ThreadPoolExecutor(CALLS, thread_name_prefix=NAME)
@@ -72,6 +65,12 @@ class LiveTransport:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._server.close()
+
+
+def _unpinned(part: ServedPart) -> ServedPart:
+    """Leave the number of threads to the training."""
+    pins = replace(part.request.pins, threads=0)
+    return replace(part, request=replace(part.request, pins=pins))
 
 
 def _event(future: Future[dict[str, np.ndarray]]) -> Answer:

@@ -86,16 +86,6 @@ class Order:
                 window_blocks=window_units,
             )
 
-    def describe(self) -> dict[str, object]:
-        """Return what decides the order, for checkpoints."""
-        order = {} if self._stream is None else self._stream.describe()
-        return {
-            **order,
-            "shuffle": self.shuffle,
-            "num_samples": self.num_samples,
-            "micro_batch": self.micro_batch,
-        }
-
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Return the samples of any positions: int64 (N,) of 0 or more -> int64 (N,)."""
         positions = np.asarray(positions, np.int64)

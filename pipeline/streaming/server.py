@@ -23,14 +23,15 @@ import numpy as np
 from dreamshard.errors import DataError, DreamshardError
 from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.worker import explain_memory, settle_torch
-from pipeline.images.inputs import Input, Work
+from pipeline.images.inputs import Work
+from pipeline.request.resolve import ResolvedRequest
 from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.order import EPOCH_LANE, stand_ins
-from pipeline.teachers.base import Teacher, TeacherConfig
+from pipeline.teachers.base import Teacher
 from pipeline.teachers.load import load_teacher
 from storage.codecs.arrays import codec_for
 from storage.codecs.base import Codec
-from storage.schema import FeatureBatch, Level, Pins, Recipe
+from storage.schema import FeatureBatch
 
 CALLS = 3
 """Requests in an actor at once: one decoding, one computing, one being encoded and sent."""
@@ -47,25 +48,19 @@ class StoppingError(DreamshardError):
     """Say that this actor is being stopped: others serve, now or later."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ServedPart:
     """One source that an actor serves.
 
     Args:
-        recipe: what decides its bytes; codecs by its layout.
+        request: what it is, understood; its pins are those of the dataset it fills, if it does.
+        fresh_noise: draw new noise for every epoch.
         url: dataset to commit to, "" for none.
     """
 
-    input: Input
-    recipe: Recipe
-    levels: tuple[Level, ...]
-    image_size: tuple[int, int]
-    seed: int
-    teacher: TeacherConfig
-    pins: Pins
+    request: ResolvedRequest
     fresh_noise: bool = False
     url: str = ""
-    fsync: bool = True
 
 
 class Server:
@@ -104,7 +99,7 @@ class Server:
         self._compute.submit(self._load).result()
         for number, part in enumerate(self._parts):
             if part is not None and part.url:
-                self._keepers[number] = Keeper(part.url, fsync=part.fsync)
+                self._keepers[number] = Keeper(part.url, fsync=part.request.asked.fsync)
 
     def serve(
         self, part: int, samples: np.ndarray, epoch: int, shared: bool = False
@@ -195,26 +190,28 @@ class Server:
         for number, part in enumerate(self._parts):
             if part is None:
                 continue
-            same = (repr(part.teacher), part.input.mode, part.image_size, part.seed, part.pins)
+            request, asked, size = part.request, part.request.asked, part.request.spec.image_size
+            same = (repr(asked.teacher), asked.mode, size, asked.seed, request.pins)
             if same not in loaded:
                 loaded[same] = load_teacher(
-                    part.teacher,
-                    mode=part.input.mode,
-                    image_size=part.image_size,
-                    seed=part.seed,
-                    pins=part.pins,
+                    asked.teacher,
+                    mode=asked.mode,
+                    image_size=size,
+                    seed=asked.seed,
+                    pins=request.pins,
                 )
             self._teachers[number] = loaded[same]
-            self._codecs[number] = {lv.name: codec_for(part.recipe, lv) for lv in part.levels}
+            levels = request.spec.levels
+            self._codecs[number] = {lv.name: codec_for(request.recipe, lv) for lv in levels}
             if self._settle and "torch" in sys.modules:
-                settle_torch(part.pins.threads)
+                settle_torch(request.pins.threads)
 
     def _make(
         self, number: int, part: ServedPart, samples: np.ndarray, epoch: int
     ) -> dict[str, np.ndarray]:
-        micro_batch = part.pins.micro_batch
+        micro_batch = part.request.pins.micro_batch
         with self._reading:
-            work = part.input.gather(samples, micro_batch=micro_batch, pool=self._decoders)
+            work = part.request.input.gather(samples, micro_batch=micro_batch, pool=self._decoders)
         batch = self._compute.submit(self._forward, number, part, work, epoch).result()
         keeper = self._keepers.get(number)
         if keeper is not None:
@@ -234,9 +231,9 @@ class Server:
         if part.fresh_noise:
             work.indices = true_indices + epoch * EPOCH_LANE
         try:
-            batch = part.input.forward(self._teachers[number], work)
+            batch = part.request.input.forward(self._teachers[number], work)
         except (MemoryError, RuntimeError) as error:
-            raise explain_memory(error, part.pins.micro_batch) from error
+            raise explain_memory(error, part.request.pins.micro_batch) from error
         finally:
             spent = time.perf_counter() - started
             self._busy_s += spent
@@ -253,10 +250,10 @@ class Server:
         answer = {"index": chosen(np.asarray(batch.index, np.int64))}
         if batch.image is not None:
             answer["image"] = np.ascontiguousarray(chosen(batch.image))
-        if part.input.has_labels:
+        if part.request.input.has_labels:
             labels = np.full(len(batch), -1) if batch.label is None else batch.label
             answer["label"] = chosen(np.asarray(labels, np.int64))
-        for level in part.levels:
+        for level in part.request.spec.levels:
             values = chosen(batch.levels[level.name])
             answer.update(self._codecs[number][level.name].encode(level, values))
         return answer

@@ -156,17 +156,7 @@ def _resolve_part(asked: DatasetRequest, *, writing: bool) -> tuple[ResolvedRequ
 
 
 def _made(request: ResolvedRequest, weight: int, fresh_noise: bool, *, endless: bool) -> Part:
-    served = ServedPart(
-        input=request.input,
-        recipe=request.recipe,
-        levels=request.spec.levels,
-        image_size=request.spec.image_size,
-        seed=request.asked.seed,
-        teacher=request.asked.teacher,
-        pins=request.pins,
-        fresh_noise=fresh_noise and request.asked.mode == "encode",
-        fsync=request.asked.fsync,
-    )
+    served = ServedPart(request, fresh_noise and request.asked.mode == "encode")
     return Part(
         weight=weight,
         recipe=request.recipe,
@@ -209,9 +199,11 @@ def _kept(part: Part, request: ResolvedRequest) -> Part:
     existing = look_up(request)
     dataset = existing.dataset if existing and existing.extendable else create(request)
     dataset.grow(request.plan.num_samples)
-    served = dataclasses.replace(part.served, pins=dataset.pins, url=dataset.url)
-    micro_batch = dataset.pins.micro_batch
-    return dataclasses.replace(part, dataset=dataset, served=served, micro_batch=micro_batch)
+    pins = dataset.pins
+    served = dataclasses.replace(
+        part.served, request=dataclasses.replace(request, pins=pins), url=dataset.url
+    )
+    return dataclasses.replace(part, dataset=dataset, served=served, micro_batch=pins.micro_batch)
 
 
 def _keep_problems(part: Part) -> list[Problem]:

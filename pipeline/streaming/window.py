@@ -144,8 +144,6 @@ class Window:
         self._notice_s = NOTICE_S
         self.retries = 0
         """Requests that went to another worker."""
-        self.duplicates = 0
-        """Answers that came when another one was there already."""
 
     @property
     def held(self) -> int:
@@ -228,7 +226,6 @@ class Window:
             return
         pending = self._pending.get(number)
         if pending is None:
-            self.duplicates += isinstance(event, Done)
             self._transport.forget(event.work)
             return
         worker, asked = pending.tickets.pop(event.work)

@@ -22,7 +22,7 @@ class FolderSource:
 
     def __init__(self, config: SourceConfig) -> None:
         self.rule = ""
-        filesystem, root = resolve(config.path)
+        filesystem, root = open_filesystem(config.path)
         if not filesystem.isdir(root):
             hint = "Check --source.path; it is read on every node."
             raise ConfigError(Problem("source.path", config.path, "an existing folder", hint))
@@ -47,7 +47,7 @@ class FolderSource:
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """Read whole files, several at once."""
-        filesystem, _ = resolve(self._url)
+        filesystem, _ = open_filesystem(self._url)
         paths = [f"{self._root}/{self._keys[index]}" for index in indices]
         with ThreadPoolExecutor(READ_THREADS) as pool:
             contents = list(pool.map(filesystem.cat_file, paths))
@@ -60,7 +60,7 @@ class FolderSource:
         return self._classes.get(key.split("/")[0], -1) if self.has_labels else -1
 
 
-def resolve(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a path or URL, and the path within it."""
     import fsspec
 
@@ -81,7 +81,7 @@ def find_files(url: str, extension: str) -> tuple[Any, list[str]]:
     Raises:
         ConfigError: if there are none.
     """
-    filesystem, path = resolve(url)
+    filesystem, path = open_filesystem(url)
     if any(mark in path for mark in "*?["):
         files = filesystem.glob(path)
     elif filesystem.isdir(path):

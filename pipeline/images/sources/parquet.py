@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from pipeline.images.source import Record, SourceConfig
-from pipeline.images.sources.folder import find_files, resolve
+from pipeline.images.sources.folder import find_files, open_filesystem
 
 
 class ParquetSource:
@@ -110,7 +110,7 @@ class ParquetSource:
         if self._cached is None or self._cached[0] != group:
             file, number = self._groups[group]
             names = (self._config.image_column, self._config.label_column, self._config.mask_column)
-            with resolve(self._url)[0].open(self._files[file], "rb") as handle:
+            with open_filesystem(self._url)[0].open(self._files[file], "rb") as handle:
                 table = pq.ParquetFile(handle)
                 present = [name for name in names if name in table.schema_arrow.names]
                 rows = table.read_row_group(number, columns=present).to_pylist()

@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamshard.errors import DataError
 from pipeline.images.source import Record, SourceConfig
-from pipeline.images.sources.folder import EXTENSIONS, find_files, resolve
+from pipeline.images.sources.folder import EXTENSIONS, find_files, open_filesystem
 
 Place = tuple[int, int, int]
 """(file, offset of the bytes, size)."""
@@ -49,7 +49,7 @@ class TarSource:
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """Read members in place."""
-        filesystem, _ = resolve(self._url)
+        filesystem, _ = open_filesystem(self._url)
         handles: dict[int, Any] = {}
         try:
             return [self._record(index, filesystem, handles) for index in indices]

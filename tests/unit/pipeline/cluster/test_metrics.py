@@ -51,7 +51,7 @@ def test_gauges_are_shares_of_the_time_passed(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    told = Metrics("online", "r")
+    told = metrics.Metrics("online", "r")
     now[0] += 0.5
     told.spend(busy_s=0.4, write_wait_s=0.1)
     assert not recorder.calls  # too early
@@ -72,10 +72,11 @@ def test_every_metric_is_one_that_ray_takes() -> None:
 def test_without_ray_nothing_is_imported() -> None:
     code = """
 import sys
-from pipeline.cluster.metrics import Metrics
-told = Metrics("offline", "r")
+from pipeline.cluster import metrics
+metrics.PERIOD_S = 0.0
+told = metrics.Metrics("offline", "r")
 told.count(images=1)
-told.spend(busy_s=1.0, period_s=0.0)
+told.spend(busy_s=1.0)
 print("ray" in sys.modules)
 """
     result = subprocess.run(

@@ -11,7 +11,7 @@ from pipeline.request import fit_batch
 from pipeline.request.config import EncodeConfig
 from pipeline.request.fit_batch import choose, settle_micro_batch, try_sizes
 from pipeline.request.resolve import resolve
-from pipeline.request.trial import Trial, TrialSetup
+from pipeline.request.trial import Trial
 from pipeline.teachers.base import TeacherConfig
 from storage.schema import Pins
 
@@ -43,19 +43,19 @@ def test_a_real_teacher_is_tried_until_memory_is_out(
     original = fit_batch.try_out
     monkeypatch.setattr(fit_batch, "GAIN", 0.0)
 
-    def limited(setup: TrialSetup) -> Trial:
-        if setup.pins.micro_batch > 4:
+    def limited(asked, image_size, pins, *, num_gpus):  # type: ignore[no-untyped-def]
+        if pins.micro_batch > 4:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
-        return original(setup)
+        return original(asked, image_size, pins, num_gpus=num_gpus)
 
     monkeypatch.setattr(fit_batch, "try_out", limited)
-    setup = TrialSetup(unet_teacher, "encode", (16, 16), 0, PINS)
-    assert try_sizes(setup) == 4
+    asked = EncodeConfig(teacher=unet_teacher).request()
+    assert try_sizes(asked, (16, 16), PINS, 0.0) == 4
     monkeypatch.setattr(
-        fit_batch, "try_out", lambda _: (_ for _ in ()).throw(RuntimeError("other"))
+        fit_batch, "try_out", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("other"))
     )
     with pytest.raises(RuntimeError, match="other"):
-        try_sizes(setup)
+        try_sizes(asked, (16, 16), PINS, 0.0)
 
 
 def test_a_begun_dataset_keeps_its_own(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import ConfigError
+from pipeline.streaming import keeper as keeper_module
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.keeper import Keeper
@@ -101,13 +102,14 @@ def test_only_natural_micro_batches_count(configure: Configure) -> None:
     assert not dataset_of(config).committed()
 
 
-def test_open_units_are_bounded(configure: Configure) -> None:
+def test_open_units_are_bounded(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure(keep=True)
     (part, *_) = resolve_stream(config.stream()).parts
     assert part.served is not None and part.keep is not None
     server = Server([part.served], name="test")
     server.load()
-    keeper = Keeper(part.keep.url, fsync=False, open_units=1)
+    monkeypatch.setattr(keeper_module, "OPEN_UNITS", 1)
+    keeper = Keeper(part.keep.url, fsync=False)
     server._keepers = {0: keeper}
     for row in (0, 8, 16, 24):  # two units in turns: each drops the other
         for unit in (0, 1):
