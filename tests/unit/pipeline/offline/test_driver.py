@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 
 import pytest
 
-from dreamshard.errors import TeacherError
+from dreamshard.errors import DataError, TeacherError
 from pipeline.cluster.deadline import Deadline
 from pipeline.cluster.outcomes import Done, Failed, Lost, Returned
 from pipeline.offline import driver as driver_module
@@ -49,8 +50,12 @@ class ScriptedWorkers:
     def replace(self, late: Late) -> None:
         raise AssertionError("nothing was late")
 
+    def _next(self) -> list[tuple[Task, bool]]:
+        """Choose whose unit ends next: that of the busiest actor."""
+        return max(self.slots, key=len)
+
     def wait(self, timeout_s: float) -> list[UnitEvent]:
-        slot = max(self.slots, key=len)
+        slot = self._next()
         task, alone = slot[0]
         self.attempts[task.unit] = self.attempts.get(task.unit, 0) + 1
         fate = self.fate(task.unit, self.attempts[task.unit], alone)
@@ -102,6 +107,25 @@ def test_a_unit_that_kills_its_actor_is_found_and_its_neighbours_are_not_blamed(
     assert sorted(done) == [unit for unit in range(12) if unit != 4]
 
 
+def test_a_unit_that_has_to_run_alone_does_not_wait_for_the_end() -> None:
+    class InTurn(ScriptedWorkers):
+        def _next(self) -> list[tuple[Task, bool]]:
+            self.slots.append(self.slots.pop(0))
+            return next(slot for slot in self.slots if slot)
+
+    workers = InTurn(2, lambda unit, attempt, alone: "dies" if unit == 4 else "ok")
+    outcome, done = drive(workers, 200)
+    assert list(outcome.quarantined) == [4] and len(done) == 199
+    places = [place for place, unit in enumerate(workers.submitted) if unit == 4]
+    assert len(places) == 4 and places[-1] < 60, "an actor was kept free for it"
+
+
+def test_many_first_failures_side_by_side_do_not_end_a_run() -> None:
+    workers = ScriptedWorkers(12, lambda unit, attempt, alone: "ok" if attempt > 1 else "disk")
+    outcome, done = drive(workers, 24)
+    assert sorted(done) == list(range(24)) and outcome.retries == 24
+
+
 def test_with_one_actor_a_lost_pair_is_tried_one_by_one() -> None:
     workers = ScriptedWorkers(1, lambda unit, attempt, alone: "ok" if alone or unit > 1 else "dies")
     outcome, done = drive(workers, 6)
@@ -113,8 +137,23 @@ def test_an_error_of_the_teacher_ends_the_run_at_once() -> None:
         def wait(self, timeout_s: float) -> list[UnitEvent]:
             return [Failed(self.slots[0].pop(0)[0], TeacherError("micro_batch: too much"))]
 
+    broken = Broken(1, lambda *_: "ok")
     with pytest.raises(TeacherError, match="micro_batch"):
-        drive(Broken(1, lambda *_: "ok"), 5)
+        drive(broken, 5)
+    assert broken.submitted == [0, 1], "no unit will fare better"
+
+
+def test_an_error_of_the_data_is_tried_again_and_left_out() -> None:
+    class Damaged(ScriptedWorkers):
+        def wait(self, timeout_s: float) -> list[UnitEvent]:
+            if self.slots[0][0][0].unit == 1:
+                return [Failed(self.slots[0].pop(0)[0], DataError("source: cannot be read"))]
+            return super().wait(timeout_s)
+
+    outcome, done = drive(Damaged(1, lambda *_: "ok"), 4)
+    assert sorted(done) == [0, 2, 3]
+    assert outcome.quarantined == {1: "DataError: source: cannot be read"}
+    assert outcome.retries == 2
 
 
 def test_a_run_where_nothing_succeeds_ends_with_the_error() -> None:
@@ -227,6 +266,75 @@ def test_an_actor_that_stays_stuck_is_replaced_and_its_unit_counted_once(
     workers, outcome, done = drive_stuck(monkeypatch, actors=2, units=60, stuck={(1, 1)})
     assert sorted(done) == list(range(60)) and outcome.committed == 60
     assert workers.replaced == ["teacher-1"]
+
+
+class Told:
+    """Workers that tell a list of events in turn, and of late units as they are asked to."""
+
+    def __init__(self, told: list[list[UnitEvent]], late: list[Late]) -> None:
+        self.reserved, self.told, self.tardy = 0, deque(told), late
+        self.submitted: list[tuple[int, bool]] = []
+        self.room = 9
+
+    def free(self, *, alone: bool) -> bool:
+        return len(self.submitted) < self.room
+
+    def submit(self, task: Task, *, alone: bool) -> None:
+        self.submitted.append((task.unit, alone))
+
+    def wait(self, timeout_s: float) -> list[UnitEvent]:
+        return self.told.popleft()
+
+    def late(self, limit_s: float) -> list[Late]:
+        return self.tardy
+
+    def replace(self, late: Late) -> None:
+        raise AssertionError("nothing is stuck")
+
+
+def test_of_two_copies_one_may_fail_and_the_other_decides() -> None:
+    unit, given_up, retries = Task(0, 10), list[int](), list[None]()
+    failed, done = Failed(unit, OSError("disk")), Done(unit, {"unit": 0})
+    workers = Told([[], [failed], [done]], [Late(unit, 6.0, "teacher-1")])
+    driver = Driver(
+        workers,
+        max_attempts=1,
+        on_done=lambda event: None,
+        on_given_up=lambda task, *_: given_up.append(task.unit),
+        on_retry=lambda: retries.append(None),
+        deadline=Deadline(5.0),
+    )
+    outcome = driver.run([unit])
+    assert outcome.committed == 1 and not outcome.quarantined and not given_up
+    assert workers.submitted == [(0, False), (0, False)]
+    assert outcome.retries == len(retries) == 1, "the copy, and no third one"
+
+
+def test_a_unit_that_waits_already_is_not_given_out_twice() -> None:
+    unit = Task(0, 10)
+
+    class OneAtATime(Told):
+        def wait(self, timeout_s: float) -> list[UnitEvent]:
+            events = super().wait(timeout_s)
+            self.room += bool(events) * 9
+            return events
+
+    returned, done = Returned(unit, OSError("replaced")), Done(unit, {"unit": 0})
+    workers = OneAtATime([[], [returned], [done]], [Late(unit, 6.0, "teacher-1")])
+    workers.room = 1
+    outcome = Driver(workers, 3, lambda event: None, deadline=Deadline(5.0)).run([unit])
+    assert workers.submitted == [(0, False), (0, False)] and outcome.retries == 1
+
+
+def test_a_unit_is_never_at_three_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(1000.0, 2.0)
+    monkeypatch.setattr(driver_module.time, "monotonic", lambda: next(clock))
+    unit = Task(0, 10)
+    late = [Late(unit, 6.0, f"teacher-{number}") for number in (1, 2)]
+    done = Done(unit, {"unit": 0})
+    workers = Told([[], [], [], [done], [done]], late)
+    outcome = Driver(workers, 3, lambda event: None, deadline=Deadline(5.0)).run([unit])
+    assert workers.submitted == [(0, False), (0, False)] and outcome.committed == 1
 
 
 def test_with_one_actor_a_stuck_unit_costs_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
