@@ -57,11 +57,15 @@ class NetworkDescription:
     """Reads the weights; returns a callable whose `module` holds the taps."""
     classes: int = 0
     """Number of class labels the network is conditioned on; 0 = none."""
-    licence: str = "unknown"
     notes: tuple[str, ...] = ()
     """Sentences worth showing in an inspection."""
     guesses: tuple[str, ...] = ()
     """Sentences on what was guessed, to be said before a run as well."""
+
+    @property
+    def licence(self) -> str:
+        """Return the licence of the weights, as the card beside them says."""
+        return weights.licence(self.weights[0].parent)
 
     @property
     def num_timesteps(self) -> int | None:

@@ -90,7 +90,6 @@ class LatentFolder:
             classes=classes,
             null_class=null_class,
             latent=True,
-            licence=weights.licence(self.path),
         )
 
 

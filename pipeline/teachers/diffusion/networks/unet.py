@@ -79,7 +79,6 @@ def describe(
         space=(3, *size),
         load=lambda dtype: UNetNetwork(build("UNet2DModel", config, files, dtype)),
         classes=int(config.get("num_class_embeds") or 0),
-        licence=weights.licence(path),
     )
 
 

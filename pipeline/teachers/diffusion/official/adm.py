@@ -63,7 +63,6 @@ def describe(
         space=(3, *shape),
         load=lambda dtype: UNetNetwork(build(path, layout, flags, dtype)),
         classes=layout.classes,
-        licence=weights.licence(path.parent),
         exact=True,
         notes=_notes(layout, flags),
     )

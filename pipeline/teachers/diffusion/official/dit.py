@@ -116,7 +116,6 @@ def _description(
         classes=classes,
         null_class=classes,
         latent=True,
-        licence=weights.licence(path.parent),
         notes=(f"{config['num_attention_heads']} attention heads",),
     )
 

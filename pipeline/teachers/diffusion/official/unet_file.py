@@ -95,7 +95,6 @@ def describe(
         space=(3, *size),
         load=load,
         classes=int(config["num_class_embeds"] or 0),
-        licence=weights.licence(path.parent),
         notes=("architecture read from the shapes of a file without a config",),
     )
 

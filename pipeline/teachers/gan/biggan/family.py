@@ -75,7 +75,6 @@ def describe(
         # ic_gan's unconditional BigGANs are told class 0 at all times.
         usual_class=0 if flags.get("constant_conditioning") else None,
         features=layout.features,
-        licence=weights.licence(file.parent),
         guesses=guesses,
     )
 

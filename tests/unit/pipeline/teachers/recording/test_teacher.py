@@ -55,6 +55,9 @@ def test_it_records_what_hooks_would(config: TeacherConfig) -> None:
     assert np.array_equal(batch.index, ROWS) and batch.image is None and batch.label is None
     tensors = teacher.features(torch.from_numpy(images), ROWS)  # type: ignore[attr-defined]
     assert all(np.array_equal(tensors[name], batch.levels[name]) for name in batch.levels)
+    known = teacher.description  # type: ignore[attr-defined]
+    assert teacher.network(*known.example("cpu")).shape == (1, 7, 4, 4)  # type: ignore[attr-defined]
+    assert known.summary() == ["2 taps"] and not teacher.network.module.training  # type: ignore[attr-defined]
     assert not any(weight.requires_grad for weight in teacher.network.module.parameters())  # type: ignore[attr-defined]
 
 
