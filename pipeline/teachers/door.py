@@ -35,25 +35,15 @@ def open_teacher(
     threads: int = 1,
     **settings: Scalar,
 ) -> Teacher:
-    """Load a teacher from a folder or a checkpoint.
+    """Load a teacher from a folder or a checkpoint; for the rest see `dreamshard.load_teacher`.
 
     Args:
-        path: folder of save_pretrained, or an official checkpoint file.
-        kind: teacher family, or `module:Class` of your own.
-        levels: taps or strides (`s8`); None for those of strides 4, 8, 16 and 32 it has.
-        timesteps: noise levels to record at; None for 150, DreamTeacher's general choice.
         draws: independent noise draws per image, each a level of its own.
         pool: none or gap.
-        mode: encode or synthesize; None for encode where the family can, as GANs cannot.
-        image_size: pixels; for guided-diffusion checkpoints also the official flag of that name.
-        seed: selects the noise, and the latents of generators.
-        micro_batch: rows per call; diffusion teachers take any number.
         compute_dtype: float32, bfloat16 or float16.
-        device: cpu or cuda.
         threads: CPU threads; 0 leaves torch's number alone.
-        settings: further settings, for guided-diffusion checkpoints by the official flags' names.
-            Without `class_label`, a class-conditional diffusion network gets no class, and a
-            generator draws one per sample.
+        settings: further settings. Without `class_label`, a class-conditional diffusion network
+            gets no class, and a generator draws one per sample.
 
     Returns:
         a teacher (`levels`, `image_size`, `fingerprint`, `encode`, `synthesize`); diffusion

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from dreamshard.errors import TeacherError
@@ -38,7 +37,9 @@ def family_of(path: Path) -> str:
     for mark, module in MARKS:
         if mark in names:
             return module
-    what = next((text for start, text in OTHERS if _has(names, start)), None)
+    what = next(
+        (text for start, text in OTHERS if any(name.startswith(start) for name in names)), None
+    )
     if what is not None:
         raise TeacherError(f"{path}: it is {what}. {CONVERT}")
     raise TeacherError(
@@ -56,7 +57,3 @@ def kind_of(path: Path) -> str:
         return "diffusers"
     names = weights.shapes(path)
     return next((kind for mark, kind in GENERATORS if mark in names), "diffusers")
-
-
-def _has(names: Iterable[str], start: str) -> bool:
-    return any(name.startswith(start) for name in names)

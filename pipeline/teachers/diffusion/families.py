@@ -63,11 +63,14 @@ def find_family(path: Path) -> tuple[Family, Path]:
         if path.suffix not in weights.SAFE + weights.PICKLED:
             allowed = ", ".join(weights.SAFE + weights.PICKLED)
             raise ConfigError(Problem("path", str(path), f"a folder, or a file of {allowed}"))
-        if _holds_network(path.parent / "config.json"):  # saved by save_pretrained: it tells all
-            return find_family(path.parent)
-        _refuse_generator(path)
+        config = path.parent / "config.json"
+        if config.is_file() and weights.read_json(config).get("_class_name") in FAMILIES:
+            return find_family(path.parent)  # saved by save_pretrained: the config tells all
+    kind = checkpoints.kind_of(path)
+    if kind != "diffusers":
+        raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
+    if path.is_file():
         return _module(checkpoints.family_of(path)), path
-    _refuse_generator(path)
     for folder in (path, *(path / part for part in PARTS)):
         if (folder / "config.json").is_file():
             name = str(weights.read_json(folder / "config.json").get("_class_name"))
@@ -81,16 +84,6 @@ def find_family(path: Path) -> tuple[Family, Path]:
         f"{path}: no config.json here or in {', '.join(PARTS)}. "
         "Give a folder saved by save_pretrained, or a checkpoint file."
     )
-
-
-def _refuse_generator(path: Path) -> None:
-    kind = checkpoints.kind_of(path)
-    if kind != "diffusers":
-        raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
-
-
-def _holds_network(config: Path) -> bool:
-    return config.is_file() and weights.read_json(config).get("_class_name") in FAMILIES
 
 
 def _module(name: str) -> Family:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import Problem, TeacherError
 from pipeline.teachers import weights
@@ -14,25 +15,26 @@ from pipeline.teachers.recording.teacher import NetworkDescription
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
-class Network(Protocol):
-    """A loaded network in its own space: pixels in [-1, 1] or latents."""
+class Network(ABC):
+    """A loaded network in its own space: pixels in [-1, 1], or latents of an autoencoder."""
 
-    module: nn.Module
+    def __init__(self, module: Any, vae: Any = None) -> None:
+        self.module, self._vae = module, vae
 
+    @abstractmethod
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run one forward pass: x (N, C, H, W), time (N,), labels int64 (N,) -> raw output."""
-        ...
 
     def to_space(self, pixels: Tensor) -> Tensor:
         """Turn pixels (N, 3, H, W) in [-1, 1] into x_0."""
-        ...
+        return pixels if self._vae is None else self._vae.to_space(pixels)
 
     def to_pixels(self, x0: Tensor) -> Tensor:
         """Turn x_0 into pixels (N, 3, H, W), nominally in [-1, 1]."""
-        ...
+        return x0 if self._vae is None else self._vae.to_pixels(x0)
 
 
 @dataclass(frozen=True, kw_only=True)

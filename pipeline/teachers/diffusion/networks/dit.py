@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.networks import tokens
-from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.description import Description, Network
 from pipeline.teachers.diffusion.networks.folder import read_folder
-from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SETTINGS: Mapping[str, Scalar] = {}
 
 
-class DiTNetwork:
+class DiTNetwork(Network):
     """Run a `DiTTransformer2DModel` on latents."""
-
-    def __init__(self, module: Any, vae: Vae) -> None:
-        self.module: nn.Module = module
-        self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run one forward pass; see `description.Network`."""

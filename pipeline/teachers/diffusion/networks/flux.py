@@ -15,27 +15,26 @@ from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.networks import tokens
-from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.description import Description, Network
 from pipeline.teachers.diffusion.networks.folder import read_folder
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SETTINGS: Mapping[str, Scalar] = {SETTING: None, "guidance": 1.0}
 """guidance: what a guidance-distilled network (-dev) is told; 1 = none."""
 PATCH = 2
 
 
-class FluxNetwork:
+class FluxNetwork(Network):
     """Run a `FluxTransformer2DModel` on latents, packing 2x2 cells into a token."""
 
     def __init__(self, module: Any, vae: Vae, prompt: Prompt, guidance: float) -> None:
-        self.module: nn.Module = module
+        super().__init__(module, vae)
         self._prompt, self._guidance = prompt, guidance
         self._guided = bool(module.config.guidance_embeds)
-        self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run one forward pass; see `description.Network`."""
@@ -92,9 +91,6 @@ def _places(grid: tuple[int, int], like: Tensor) -> Tensor:
     """Return each token's (0, row, column), as the rotary embedding takes them."""
     import torch
 
-    rows = torch.arange(grid[0], device=like.device, dtype=like.dtype)
-    columns = torch.arange(grid[1], device=like.device, dtype=like.dtype)
-    zero = rows.new_zeros(grid)
-    return torch.stack([zero, rows[:, None].expand(grid), columns[None].expand(grid)], -1).reshape(
-        -1, 3
-    )
+    kind = {"device": like.device, "dtype": like.dtype}
+    rows, columns = (torch.arange(cells, **kind) for cells in grid)
+    return torch.cartesian_prod(torch.zeros(1, **kind), rows, columns)

@@ -11,26 +11,25 @@ from dreamshard.errors import TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.description import Description, Network
 from pipeline.teachers.diffusion.networks.folder import read_folder
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.unet import check_blocks, unet_aliases, unet_taps
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SETTINGS: Mapping[str, Scalar] = {SETTING: None}
 
 
-class LatentNetwork:
+class LatentNetwork(Network):
     """Run a `UNet2DConditionModel` on latents with the empty prompt; one pass, no guidance."""
 
     def __init__(self, module: Any, vae: Vae, prompt: Prompt, size: tuple[int, int]) -> None:
-        self.module: nn.Module = module
+        super().__init__(module, vae)
         self._prompt, self._size = prompt, size
         self._sdxl = module.config.addition_embed_type == "text_time"
-        self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run one forward pass; see `description.Network`."""

@@ -13,24 +13,23 @@ from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.networks import tokens
-from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.description import Description, Network
 from pipeline.teachers.diffusion.networks.folder import read_folder
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SETTINGS: Mapping[str, Scalar] = {SETTING: None}
 
 
-class SD3Network:
+class SD3Network(Network):
     """Run an `SD3Transformer2DModel` on latents with the empty prompt."""
 
     def __init__(self, module: Any, vae: Vae, prompt: Prompt) -> None:
-        self.module: nn.Module = module
+        super().__init__(module, vae)
         self._prompt = prompt
-        self.to_space, self.to_pixels = vae.to_space, vae.to_pixels
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run one forward pass; see `description.Network`."""

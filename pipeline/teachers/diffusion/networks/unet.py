@@ -12,6 +12,7 @@ from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.networks.description import (
     Description,
+    Network,
     build,
     fit_image_size,
     plain_config,
@@ -21,34 +22,23 @@ from pipeline.teachers.recording import taps
 from pipeline.teachers.recording.taps import Tap
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SETTINGS: Mapping[str, Scalar] = {}
 
 
-class UNetNetwork:
+class UNetNetwork(Network):
     """Run a `UNet2DModel` on pixels in [-1, 1]."""
-
-    def __init__(self, module: Any) -> None:
-        self.module: nn.Module = module
 
     def __call__(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run one forward pass; see `description.Network`."""
         if labels is None and getattr(self.module, "class_embedding", None) is not None:
-            embedding, self.module.class_embedding = self.module.class_embedding, None  # type: ignore[assignment]
+            embedding, self.module.class_embedding = self.module.class_embedding, None
             try:  # no class: leave its embedding out of the sum
                 return self.module(x, time, return_dict=False)[0]
             finally:
                 self.module.class_embedding = embedding
         return self.module(x, time, class_labels=labels, return_dict=False)[0]
-
-    def to_space(self, pixels: Tensor) -> Tensor:
-        """Return the pixels: the network works on them."""
-        return pixels
-
-    def to_pixels(self, x0: Tensor) -> Tensor:
-        """Return the estimate as it is."""
-        return x0
 
 
 def describe(

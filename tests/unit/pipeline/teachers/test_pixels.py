@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from pipeline.teachers.pixels import signed, to_uint8
@@ -21,4 +22,4 @@ def test_values_are_rounded_and_clipped() -> None:
 
 def test_channels_move_to_the_end() -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 3), dtype=torch.uint8)
-    assert float(signed(pixels)[1, 2, 0, 3]) == float(pixels[1, 0, 3, 2]) / 127.5 - 1
+    assert float(signed(pixels)[1, 2, 0, 3]) == pytest.approx(float(pixels[1, 0, 3, 2]) / 127.5 - 1)
