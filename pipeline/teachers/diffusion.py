@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     Found = dict[str, Tensor] | Outbox
 
+DRAWERS = 8
+"""Threads that draw a batch's noise for a GPU."""
+
 
 class DiffusionTeacher:
     """Run a frozen diffusion network; see the module's text for what is recorded.
@@ -72,6 +75,8 @@ class DiffusionTeacher:
         if pins.threads > 0:
             torch.set_num_threads(pins.threads)
         self.device = torch.device(pins.device)
+        # A GPU waits for its noise; on a CPU the cores are the network's.
+        self._drawers = DRAWERS if self.device.type == "cuda" else 1
         self.dtype: torch.dtype = getattr(torch, pins.compute_dtype)
         self.network = self.description.load(self.dtype)
         self._layout = (
@@ -242,7 +247,9 @@ class DiffusionTeacher:
     def _normal(self, indices: np.ndarray, draw: int, purpose: str) -> Tensor:
         import torch
 
-        drawn = rng.normal(self._seed, indices, draw, purpose, self.description.space)
+        drawn = rng.normal(
+            self._seed, indices, draw, purpose, self.description.space, threads=self._drawers
+        )
         return torch.from_numpy(drawn).to(self.device)
 
     def _labels(self, rows: int, *, fixed: bool, indices: np.ndarray) -> Tensor | None:
