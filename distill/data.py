@@ -14,6 +14,7 @@ from distill.dequantise import open_dequantisers
 from distill.methods import method_class
 from distill.paired import cropped, open_pairs, pair_problems
 from distill.tables import load_part
+from distill.upload import Uploader
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.rng import generator
 from storage.catalog import find_dataset
@@ -215,6 +216,7 @@ class ShardBatches:
         state: TrainState,
     ) -> None:
         self._device = device = accelerator.device
+        self._upload = Uploader(device)
         self._order = torch.channels_last if config.channels_last else torch.contiguous_format
         by_name = training_set.recorded
         self._decoders = open_dequantisers(training_set.snapshot, by_name, device=device)
@@ -248,6 +250,7 @@ class ShardBatches:
             threads=config.data.threads,
             start=state.position,
             allow_holes=config.data.allow_holes,
+            pin=self._upload.pin,
         )
 
     @property
@@ -262,15 +265,16 @@ class ShardBatches:
 
     def next(self) -> Batch:
         """Wait for the next batch, bring it to the device and normalise it there."""
+        self._upload.settle()  # the reader fills the buffers again that it gave out before
         rows = self._reader.next()
         assert rows.image is not None
-        pixels = torch.from_numpy(rows.image).to(self._device)
+        found = self._upload({"image": rows.image, **rows.levels})
+        pixels = torch.as_tensor(found.pop("image"), device=self._device)
         # (B, H, W, 3) seen as (B, 3, H, W) is channels_last already: one pass makes it float.
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._order)
         images.sub_(self._shift).div_(self._scale)
         targets = {
-            name: _in_order(decode(rows.levels), self._order)
-            for name, decode in self._decoders.items()
+            name: _in_order(decode(found), self._order) for name, decode in self._decoders.items()
         }
         if self._pairs is not None:
             images, targets = self._pairs(images, targets, position=rows.position)
@@ -280,6 +284,7 @@ class ShardBatches:
 
     def close(self) -> None:
         """Stop reading ahead."""
+        self._upload.close()
         self._reader.close()
 
 
