@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from dreamshard.progress import Progress
     from dreamshard.runfolder import RunFolder
     from pipeline.pretraining.data import TrainingImages
+    from pipeline.pretraining.objective import NoiseLevels
+    from pipeline.pretraining.resident import ResidentImages
     from pipeline.pretraining.state import Average
     from pipeline.pretraining.watch import ProxyDistance
     from pipeline.teachers.schedules import Schedule
@@ -101,7 +103,7 @@ class _Run:
 
         from pipeline.pretraining import network, objective
         from pipeline.pretraining.data import TrainingImages
-        from pipeline.pretraining.state import Average
+        from pipeline.pretraining.resident import ResidentImages
         from storage.positions import PositionStream
 
         self.config, self.identity, self.key = config, identity, key
@@ -121,6 +123,9 @@ class _Run:
         self.images: TrainingImages = TrainingImages(
             source, config=config.image, seed=config.seed, window=config.crop
         )
+        self.resident: ResidentImages | None = None
+        if config.draws == "device":
+            self.resident = ResidentImages(self.images, config=config, device=self.device)
         self.stream = PositionStream(
             num_samples=len(source), valid=self.images.valid, seed=config.seed
         )
@@ -133,14 +138,45 @@ class _Run:
         module = network.build_network(config, classes).to(self.device)
         self.classes = classes
         self.network: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average: Average = Average(self.network, config.ema)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        self._start_over()
         self.trained = self.accelerator.prepare_model(self.network)
+        if config.compile:
+            self.trained = torch.compile(self.trained, dynamic=False)
         self.folder = Path(config.run_dir or Path(config.out) / "run")
         self._losses: list[Tensor] = []
         self._distance: ProxyDistance | None = None
+
+    def _start_over(self) -> None:
+        """Begin with the average at the network's weights and an optimiser without a past."""
+        import torch
+
+        from pipeline.pretraining.state import Average
+
+        self.average: Average = Average(self.network, self.config.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=self.config.lr,
+            weight_decay=self.config.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+
+    def _fit_to_budget(self) -> None:
+        """Settle the schedule by a measured step, then begin with the weights untouched."""
+        from pipeline.pretraining import budget
+
+        first = {name: value.clone() for name, value in self.network.state_dict().items()}
+        batches = self._batches(0, budget.TRIAL_STEPS)
+        plan = budget.settle(
+            self.config,
+            folder=self.folder,
+            key=self.key,
+            accelerator=self.accelerator,
+            step=lambda number: self._step(number, next(batches)),
+        )
+        batches.close()
+        self.network.load_state_dict(first)
+        self.config = plan.apply(self.config)
+        self._start_over()
 
     def go(self) -> None:
         """Train from the last checkpoint to the end, then write the teacher."""
@@ -148,6 +184,8 @@ class _Run:
         from dreamshard.runfolder import RunFolder
         from pipeline.pretraining import state
 
+        if self.config.minutes is not None:
+            self._fit_to_budget()
         config, first = self.config, 0
         if (found := state.read_checkpoint(self.folder / "checkpoint.pt", self.key)) is not None:
             first, parts = found
@@ -162,7 +200,7 @@ class _Run:
         total, done = config.steps * config.batch_size, first * config.batch_size
         started = time.monotonic()
         with Progress("pretrain", total=total, initial=done, quiet=not chief) as progress:
-            for step, batch in enumerate(self._batches(first), first):
+            for step, batch in enumerate(self._batches(first, config.steps), first):
                 loss = self._step(step, batch)
                 self._after(step, loss, progress, record)
         if record is not None:
@@ -172,13 +210,13 @@ class _Run:
         self.images.close()
         self.accelerator.wait_for_everyone()
 
-    def _batches(self, first: int) -> Iterator[_Batch]:
+    def _batches(self, first: int, end: int) -> Generator[_Batch]:
         """Yield this rank's share of every global batch, prepared ahead in a thread."""
         share = self.config.batch_size // self.ranks
         offset = share * self.accelerator.process_index
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             waiting = []
-            for step in range(first, self.config.steps):
+            for step in range(first, end):
                 start = step * self.config.batch_size + offset
                 waiting.append(pool.submit(self._load, range(start, start + share)))
                 if len(waiting) > AHEAD:
@@ -190,6 +228,13 @@ class _Run:
         import torch
 
         samples = self.stream.samples(positions.start, len(positions))
+        if self.resident is not None:
+            step, place = divmod(positions.start, self.config.batch_size)
+            share = slice(place, place + len(positions))
+            drawn = self.resident.batch(samples, step=step, share=share)
+            if not self.classes:
+                drawn["labels"] = None
+            return _Batch(**drawn, positions=positions)
         images, labels = self.images.batch(samples, positions)
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
         shape = (3, *images.shape[1:3])
@@ -218,7 +263,7 @@ class _Run:
             rank = self.accelerator.process_index
             draw = rng.generator(config.seed, step, rank, "pretrain-dropout")
             torch.manual_seed(int(draw.integers(2**62)))
-        levels = objective.draw_levels(self.schedule, seed=config.seed, positions=batch.positions)
+        levels = self._levels(step, batch.positions)
         example = objective.example(
             self.schedule, batch.images, batch.noise, levels, min_snr=config.objective.min_snr
         )
@@ -233,6 +278,21 @@ class _Run:
         self.optimizer.step()
         self.average.update(step)
         return loss.detach()
+
+    def _levels(self, step: int, positions: range) -> NoiseLevels:
+        from pipeline.pretraining import objective, resident
+
+        config = self.config
+        if self.resident is None:
+            return objective.draw_levels(self.schedule, seed=config.seed, positions=positions)
+        place = positions.start - step * config.batch_size
+        return resident.draw_levels(
+            self.schedule,
+            seed=config.seed,
+            step=step,
+            batch_size=config.batch_size,
+            share=slice(place, place + len(positions)),
+        )
 
     def _after(self, step: int, loss: Tensor, progress: Progress, record: RunFolder | None) -> None:
         """Log, checkpoint and draw samples when they are due."""
@@ -295,9 +355,8 @@ class _Run:
         """Draw some numbered samples from the averaged weights, uint8 (N, H, W, 3)."""
         import torch
 
-        from pipeline.teachers import sampling
+        from pipeline.pretraining import watch
 
-        count, total = len(numbers), len(self.schedule)
         size = self.config.image.shape or (0, 0)
         if self.config.crop:
             size = (self.config.crop, self.config.crop)  # what the network knows
@@ -305,17 +364,9 @@ class _Run:
         x = torch.from_numpy(noise).to(self.device).contiguous(memory_format=torch.channels_last)
         labels = torch.arange(numbers.start, numbers.stop, device=self.device)
         labels = labels % self.classes if self.classes else None
-        network = self.average.module
-
-        def denoise(x_t: Tensor, timestep: int) -> Tensor:
-            told = torch.full((count,), float(self.schedule.time[timestep]), device=self.device)
-            scaled = self.schedule.model_input(x_t, timestep)
-            return network(scaled, told, class_labels=labels, return_dict=False)[0]
-
-        steps = [int(t) for t in np.linspace(0, total - 1, self.config.sample_steps + 1)[1:]]
-        with torch.inference_mode():
-            x0 = sampling.sample(self.schedule, denoise, x, steps, sampling.SamplerSettings())
-        images = ((x0.clip(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        images = watch.draw(
+            self.average.module, self.schedule, x, labels, steps=self.config.sample_steps
+        )
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
     def _finish(self, record: RunFolder, **speed: float) -> None:

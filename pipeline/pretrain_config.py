@@ -102,6 +102,9 @@ class PretrainConfig:
     """Condition the network on the source's labels."""
     steps: Count = 600
     """Optimiser steps (count)."""
+    minutes: Positive | None = None
+    """Wall time to train for, in minutes: steps are then as many as a measured rate allows, and the
+    learning rate's schedule and the averaging fit them. Nothing: steps decides."""
     batch_size: Count = 64
     """Images per step over all processes (count)."""
     lr: Positive = 1e-3
@@ -123,6 +126,11 @@ class PretrainConfig:
     the teacher's own compute_dtype all the same."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    draws: Literal["host", "device"] = "host"
+    """Where batches are put together: by the host, numbers the same on any device; or on the
+    training device, where all images are kept (up to 2 GB), for GPUs that outrun a host."""
+    compile: bool = False
+    """Compile the network (torch.compile): minutes at first, then up to twice as fast on GPUs."""
     threads: CountOrNone = 0
     """CPU threads (count); 0 for torch's choice."""
     seed: int = 0
@@ -157,7 +165,7 @@ class PretrainConfig:
         if self.crop > min(self.image.shape or (0,)):
             allowed = f"0..{min(self.image.shape or (0,))}, the shorter side of the images"
             found.append(Problem("crop", str(self.crop), allowed))
-        if self.warmup_steps >= self.steps:
+        if self.minutes is None and self.warmup_steps >= self.steps:
             allowed = f"less than steps ({self.steps})"
             found.append(Problem("warmup_steps", str(self.warmup_steps), allowed))
         if self.sample_steps > self.objective.timesteps:

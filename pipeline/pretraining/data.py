@@ -46,8 +46,8 @@ class TrainingImages:
         self._views = 2 if config.views > 1 else 1
         self._config = dataclasses.replace(config, views=self._views)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._kept: np.ndarray | None = None
-        self._labels: np.ndarray | None = None
+        self.kept: np.ndarray | None = None
+        self.labels: np.ndarray | None = None
         self.valid = np.ones(len(source), bool)
         if len(source) * self._size[0] * self._size[1] * 3 <= KEEP_BYTES:
             self._keep()
@@ -64,21 +64,21 @@ class TrainingImages:
         Returns:
             uint8 (N, H, W, 3), and int64 (N,) or None where the source has no labels.
         """
-        if self._kept is None:
+        if self.kept is None:
             images, labels = self._read(samples, positions)
         else:
             images = np.stack(
-                [self._view(self._kept[s], p) for s, p in zip(samples, positions, strict=True)]
+                [self._view(self.kept[s], p) for s, p in zip(samples, positions, strict=True)]
             )
-            labels = None if self._labels is None else self._labels[samples]
+            labels = None if self.labels is None else self.labels[samples]
         return images, labels
 
     def plain(self, count: int) -> np.ndarray:
         """Return up to `count` whole images, evenly spread, without views: uint8 (N, H, W, 3)."""
         rows = np.flatnonzero(self.valid)
         rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
-        if self._kept is not None:
-            return self._kept[rows]
+        if self.kept is not None:
+            return self.kept[rows]
         found = []
         for start in range(0, len(rows), CHUNK):
             records = read_retrying(self._source, [int(row) for row in rows[start : start + CHUNK]])
@@ -94,17 +94,17 @@ class TrainingImages:
     def _keep(self) -> None:
         """Decode everything once; images that cannot be decoded never come up."""
         count = len(self._source)
-        self._kept = np.zeros((count, *self._size, 3), np.uint8)
-        self._labels = np.full(count, -1, np.int64) if self._source.has_labels else None
+        self.kept = np.zeros((count, *self._size, 3), np.uint8)
+        self.labels = np.full(count, -1, np.int64) if self._source.has_labels else None
         for start in range(0, count, CHUNK):
             rows = list(range(start, min(start + CHUNK, count)))
             records = read_retrying(self._source, rows)
             for row, image in zip(rows, self._pool.map(self._decode, records), strict=True):
                 self.valid[row] = image is not None
                 if image is not None:
-                    self._kept[row] = image
-            if self._labels is not None:
-                self._labels[rows] = [record.label for record in records]
+                    self.kept[row] = image
+            if self.labels is not None:
+                self.labels[rows] = [record.label for record in records]
         if not self.valid.any():
             raise DataError("source: none of its images can be decoded. Check source.path.")
 

@@ -29,6 +29,7 @@ NOT_THE_WEIGHTS = (
     *("out", "run_dir", "overwrite", "licence", "device", "threads"),
     *("checkpoint_every", "sample_every", "num_samples", "sample_steps"),
     *("distance_every", "distance_samples", "distance_extractor"),
+    "compile",
 )
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
 
@@ -41,6 +42,12 @@ def recipe_key(config: PretrainConfig, source: Mapping[str, object]) -> str:
     """
     settings = {name: v for name, v in to_dict(config).items() if name not in NOT_THE_WEIGHTS}
     image = settings["image"]
+    if config.minutes is None:
+        settings.pop("minutes")
+    else:
+        settings.pop("steps")
+    if config.draws == "host":
+        settings.pop("draws")
     if not config.crop:  # teachers trained before there was one keep their key
         settings.pop("crop")
     if isinstance(image, dict) and not config.image.width:

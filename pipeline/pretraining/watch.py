@@ -13,7 +13,10 @@ from dreamshard.progress import stage
 from pipeline import quality
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from dreamshard.runfolder import RunFolder
+    from pipeline.teachers.schedules import Schedule
 
 Sampler = Callable[[range], np.ndarray]
 """Numbers of samples -> images, uint8 (N, H, W, 3)."""
@@ -53,6 +56,35 @@ def log_distance(
     record.log(step=step, **found)
     stage(f"step {step}: proxy Fréchet distance {found['proxy_fd']:.4g}")
     return found
+
+
+def draw(
+    network: nn.Module, schedule: Schedule, x: Tensor, labels: Tensor | None, *, steps: int
+) -> Tensor:
+    """Draw images with DDIM from standard normal noise.
+
+    Args:
+        network: a `UNet2DModel`.
+        x: (N, 3, H, W), on the network's device.
+        labels: int64 (N,), or None.
+        steps: of the sampler (count), spread evenly over the schedule.
+
+    Returns:
+        uint8 (N, 3, H, W).
+    """
+    import torch
+
+    from pipeline.teachers import sampling
+
+    def denoise(x_t: Tensor, timestep: int) -> Tensor:
+        told = torch.full((len(x),), float(schedule.time[timestep]), device=x.device)
+        scaled = schedule.model_input(x_t, timestep)
+        return network(scaled, told, class_labels=labels, return_dict=False)[0]
+
+    grid = [int(t) for t in np.linspace(0, len(schedule) - 1, steps + 1)[1:]]
+    with torch.inference_mode():
+        x0 = sampling.sample(schedule, denoise, x, grid, sampling.SamplerSettings())
+    return ((x0.clip(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def draw_loss_curve(folder: Path) -> None:
