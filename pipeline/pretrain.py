@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from dreamshard.progress import Progress
     from dreamshard.runfolder import RunFolder
     from pipeline.pretraining.data import TrainingImages
-    from pipeline.pretraining.objective import NoiseLevels
     from pipeline.pretraining.resident import ResidentImages
     from pipeline.pretraining.state import Average
     from pipeline.pretraining.watch import ProxyDistance
@@ -229,11 +228,7 @@ class _Run:
 
         samples = self.stream.samples(positions.start, len(positions))
         if self.resident is not None:
-            step, place = divmod(positions.start, self.config.batch_size)
-            share = slice(place, place + len(positions))
-            drawn = self.resident.batch(samples, step=step, share=share)
-            if not self.classes:
-                drawn["labels"] = None
+            drawn = self.resident.batch(samples, positions, labels=self.classes > 0)
             return _Batch(**drawn, positions=positions)
         images, labels = self.images.batch(samples, positions)
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
@@ -263,7 +258,11 @@ class _Run:
             rank = self.accelerator.process_index
             draw = rng.generator(config.seed, step, rank, "pretrain-dropout")
             torch.manual_seed(int(draw.integers(2**62)))
-        levels = self._levels(step, batch.positions)
+        told = {"seed": config.seed, "positions": batch.positions}
+        if self.resident is None:
+            levels = objective.draw_levels(self.schedule, **told)
+        else:
+            levels = self.resident.draw_levels(self.schedule, **told)
         example = objective.example(
             self.schedule, batch.images, batch.noise, levels, min_snr=config.objective.min_snr
         )
@@ -278,21 +277,6 @@ class _Run:
         self.optimizer.step()
         self.average.update(step)
         return loss.detach()
-
-    def _levels(self, step: int, positions: range) -> NoiseLevels:
-        from pipeline.pretraining import objective, resident
-
-        config = self.config
-        if self.resident is None:
-            return objective.draw_levels(self.schedule, seed=config.seed, positions=positions)
-        place = positions.start - step * config.batch_size
-        return resident.draw_levels(
-            self.schedule,
-            seed=config.seed,
-            step=step,
-            batch_size=config.batch_size,
-            share=slice(place, place + len(positions)),
-        )
 
     def _after(self, step: int, loss: Tensor, progress: Progress, record: RunFolder | None) -> None:
         """Log, checkpoint and draw samples when they are due."""

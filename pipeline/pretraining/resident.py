@@ -63,13 +63,13 @@ class ResidentImages:
         self._labels = None if labels is None else torch.from_numpy(labels).to(device)
         self._config, self._device = config, device
 
-    def batch(self, samples: np.ndarray, *, step: int, share: slice) -> dict[str, Any]:
+    def batch(self, samples: np.ndarray, positions: range, *, labels: bool) -> dict[str, Any]:
         """Return one rank's share of a global batch, drawn on the device.
 
         Args:
-            samples: int64 (B,), which image each place of the share shows.
-            step: number of the step, from 0.
-            share: places of the global batch that are this rank's.
+            samples: int64 (B,), which image each position shows.
+            positions: B places in the endless stream, all of one global batch.
+            labels: hand out labels, too.
 
         Returns:
             images float32 (B, 3, H, W) in [-1, 1], noise float32 likewise, labels int64 (B,) or
@@ -78,6 +78,7 @@ class ResidentImages:
         import torch
 
         config = self._config
+        step, share = self._places(positions)
         rows = torch.from_numpy(samples).to(self._device, non_blocking=True)
         pixels = self._pixels[rows].permute(0, 3, 1, 2)
         images = pixels.to(torch.float32) / 127.5 - 1
@@ -87,8 +88,26 @@ class ResidentImages:
         if config.image.flip != "none":
             coin = torch.rand(config.batch_size, generator=draw, device=self._device)[share] < 0.5
             images = torch.where(coin[:, None, None, None], images.flip(3), images)
-        labels = None if self._labels is None else self._labels[rows]
-        return {"images": images, "noise": noise, "labels": labels}
+        told = self._labels[rows] if labels and self._labels is not None else None
+        return {"images": images, "noise": noise, "labels": told}
+
+    def draw_levels(self, schedule: Schedule, *, seed: int, positions: range) -> NoiseLevels:
+        """Draw the noise levels of one rank's share, as `objective.draw_levels` does.
+
+        They are drawn at once for the global batch: a generator a position costs a GPU's time.
+        """
+        step, share = self._places(positions)
+        draw, count = rng.generator(seed, step, 0, "pretrain-levels"), self._config.batch_size
+        if schedule.prediction == "edm":
+            sigma = np.exp(P_MEAN + P_STD * draw.standard_normal(count))[share]
+            return NoiseLevels(np.ones_like(sigma), sigma, np.log(sigma) / 4)
+        steps = draw.integers(len(schedule), size=count)[share]
+        return NoiseLevels(schedule.signal[steps], schedule.noise[steps], schedule.time[steps])
+
+    def _places(self, positions: range) -> tuple[int, slice]:
+        """Return the step that positions belong to, and their places in its global batch."""
+        step, place = divmod(positions.start, self._config.batch_size)
+        return step, slice(place, place + len(positions))
 
 
 def generator(seed: int, step: int, purpose: str, *, device: Any) -> torch.Generator:
@@ -97,18 +116,3 @@ def generator(seed: int, step: int, purpose: str, *, device: Any) -> torch.Gener
 
     number = int(rng.generator(seed, step, 0, purpose).integers(2**62))
     return torch.Generator(device=device).manual_seed(number)
-
-
-def draw_levels(
-    schedule: Schedule, *, seed: int, step: int, batch_size: int, share: slice
-) -> NoiseLevels:
-    """Draw the noise levels of one rank's share of a step, as `objective.draw_levels` does.
-
-    They are drawn at once for the whole global batch: one generator a position costs a GPU's time.
-    """
-    draw = rng.generator(seed, step, 0, "pretrain-levels")
-    if schedule.prediction == "edm":
-        sigma = np.exp(P_MEAN + P_STD * draw.standard_normal(batch_size))[share]
-        return NoiseLevels(np.ones_like(sigma), sigma, np.log(sigma) / 4)
-    steps = draw.integers(len(schedule), size=batch_size)[share]
-    return NoiseLevels(schedule.signal[steps], schedule.noise[steps], schedule.time[steps])

@@ -14,6 +14,9 @@ from pipeline.pretrain_config import PretrainConfig
 from pipeline.pretraining import data, objective, resident, state
 from pipeline.pretraining.data import TrainingImages
 
+THIRD = range(192, 256)
+"""Positions of step 3."""
+
 
 def configure(**changes: object) -> PretrainConfig:
     values: dict[str, object] = {
@@ -37,7 +40,7 @@ def held(images: TrainingImages, config: PretrainConfig) -> resident.ResidentIma
 
 def test_half_of_the_images_are_mirrored_and_all_are_the_sources(images: TrainingImages) -> None:
     rows = np.arange(64)
-    batch = held(images, configure()).batch(rows, step=3, share=slice(0, 64))
+    batch = held(images, configure()).batch(rows, THIRD, labels=True)
     assert images.kept is not None
     plain = torch.from_numpy(images.kept[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
     same = [torch.equal(a, b) for a, b in zip(batch["images"], plain, strict=True)]
@@ -45,15 +48,15 @@ def test_half_of_the_images_are_mirrored_and_all_are_the_sources(images: Trainin
     assert all(a or b for a, b in zip(same, mirrored, strict=True))
     assert 16 < sum(mirrored) < 48
     still = held(images, configure(image=ImageConfig(size=16)))
-    assert torch.equal(still.batch(rows, step=3, share=slice(0, 64))["images"], plain)
+    assert torch.equal(still.batch(rows, THIRD, labels=True)["images"], plain)
     assert torch.equal(batch["labels"], torch.from_numpy(images.labels[rows]))  # type: ignore[index]
 
 
 def test_a_batch_depends_on_its_step_alone(images: TrainingImages) -> None:
     rows, there = np.arange(64), held(images, configure())
-    first = there.batch(rows, step=3, share=slice(0, 64))
-    again = held(images, configure()).batch(rows, step=3, share=slice(0, 64))
-    other = there.batch(rows, step=4, share=slice(0, 64))
+    first = there.batch(rows, THIRD, labels=True)
+    again = held(images, configure()).batch(rows, THIRD, labels=True)
+    other = there.batch(rows, range(256, 320), labels=True)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["noise"], other["noise"])
     assert abs(float(first["noise"].mean())) < 0.02 and 0.98 < float(first["noise"].std()) < 1.02
@@ -61,18 +64,19 @@ def test_a_batch_depends_on_its_step_alone(images: TrainingImages) -> None:
 
 def test_processes_share_one_global_batch(images: TrainingImages) -> None:
     rows, there = np.arange(64), held(images, configure())
-    whole = there.batch(rows, step=5, share=slice(0, 64))
-    parts = [there.batch(rows[s], step=5, share=s) for s in (slice(0, 32), slice(32, 64))]
+    whole = there.batch(rows, THIRD, labels=True)
+    halves = (THIRD[:32], rows[:32]), (THIRD[32:], rows[32:])
+    parts = [there.batch(samples, places, labels=True) for places, samples in halves]
     for name, value in whole.items():
         assert torch.equal(torch.cat([part[name] for part in parts]), value), name
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "edm"])
-def test_levels_are_those_of_the_objective(kind: str) -> None:
+def test_levels_are_those_of_the_objective(images: TrainingImages, kind: str) -> None:
     schedule = objective.schedule_for(kind, "linear", 1000)
-    told = {"seed": 0, "step": 2, "batch_size": 4096}
-    levels = resident.draw_levels(schedule, **told, share=slice(0, 4096))  # type: ignore[arg-type]
-    part = resident.draw_levels(schedule, **told, share=slice(64, 128))  # type: ignore[arg-type]
+    there = held(images, configure(batch_size=4096))
+    levels = there.draw_levels(schedule, seed=0, positions=range(8192, 12288))
+    part = there.draw_levels(schedule, seed=0, positions=range(8192 + 64, 8192 + 128))
     np.testing.assert_array_equal(part.noise, levels.noise[64:128])
     drawn = objective.draw_levels(schedule, seed=0, positions=range(4096))
     quantiles = [0.1, 0.5, 0.9]
