@@ -4,7 +4,8 @@
     python benchmarks/gpu.py --device cpu --tiny --out /tmp/kit  # a rehearsal on two cores
 
 While the tests run, the throughput parts load and compile; their clocks start when the tests are
-done, one part after another. Every part's figures are in `--out` as soon as it has them.
+done and every part is ready, one part after another. Figures are in `--out` as soon as there are
+any.
 """
 
 from __future__ import annotations
@@ -86,6 +87,16 @@ def run_tests(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def wait_ready(running: dict[str, subprocess.Popen[bytes]], options: argparse.Namespace) -> None:
+    """Wait until no part loads or compiles any more: it would disturb the others' clocks."""
+    end = time.monotonic() + options.part_seconds
+    while time.monotonic() < end and any(
+        process.poll() is None and not (options.out / f"{part}.ready").exists()
+        for part, process in running.items()
+    ):
+        time.sleep(0.2)
+
+
 def finish(part: str, process: subprocess.Popen[bytes], options: argparse.Namespace) -> Any:
     """Start a part's clock and wait for it; return its figures, or the end of its log."""
     (options.out / f"{part}.go").touch()
@@ -131,7 +142,8 @@ def main() -> int:
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        (options.out / f"{part}.go").unlink(missing_ok=True)
+        for word in ("go", "ready"):
+            (options.out / f"{part}.{word}").unlink(missing_ok=True)
     began = time.perf_counter()
     result: dict[str, Any] = {
         "what": "GPU acceptance kit", "date": time.strftime("%Y-%m-%d"),
@@ -143,6 +155,7 @@ def main() -> int:
         if "tests" in options.parts:
             result["tests"] = run_tests(options)
             print(f"tests: {result['tests']}", flush=True)
+        wait_ready(running, options)
         for part, process in running.items():
             result[part] = finish(part, process, options)
             result["seconds"] = time.perf_counter() - began

@@ -36,6 +36,15 @@ PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0}
 """Dense bfloat16, by the maker's data sheet (SXM)."""
 
 
+def wait_for(go: Path | None) -> None:
+    """Say that everything stands ready, by a file beside `go`; wait for `go`."""
+    if go is None:
+        return
+    go.with_suffix(".ready").touch()
+    while not go.exists():
+        time.sleep(0.2)
+
+
 def matmul_tflops(device: str) -> float:
     """Measure a large bfloat16 product: the rate that can be had at all."""
     side = 8192 if device == "cuda" else 512
@@ -224,8 +233,7 @@ def main() -> None:
             result[case] = cases[case].warm_up()
             result[case]["ready_s"] = time.perf_counter() - started
             print(f"{case}: ready after {result[case]['ready_s']:.0f} s", flush=True)
-        while options.go is not None and not options.go.exists():
-            time.sleep(0.2)
+        wait_for(options.go)
         result["matmul_tflops"] = matmul_tflops(options.device)
         for case, ready in cases.items():
             result[case] |= ready.measure(options.rounds, peak, result["matmul_tflops"])

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from benchmarks.gpu_encode import wait_for
 from benchmarks.train import trainer_round
 from distill.config import DataConfig, StudentConfig, TrainConfig
 from pipeline.images import ImageConfig, SourceConfig
@@ -219,8 +220,7 @@ def main() -> None:
             )
             print(f"{label}: written at {write[label]:.0f} MB/s of float16", flush=True)
         live = make_live(root, sizes, device)
-        while options.go is not None and not options.go.exists():
-            time.sleep(0.2)
+        wait_for(options.go)
         times: dict[str, list[float]] = {name: [] for name in ("bare", *CODECS, "live")}
         waits: dict[str, list[float]] = {name: [] for name in (*CODECS, "live")}
         for number in range(options.rounds + 1):
