@@ -75,12 +75,9 @@ def train(config: TrainConfig) -> Path:
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
     from distill.data.open import open_training_set
-    from distill.methods.build import build_method, method_class
+    from distill.methods.build import method_class
     from distill.students.card import STUDENT_FOLDER
-    from distill.training.checkpoint import load_checkpoint
     from distill.training.keep import keep_student
-    from distill.training.launch import place
-    from distill.training.learner import build_learner
     from distill.training.monitor import open_monitor
     from distill.training.runlog import RunLog
 
@@ -94,21 +91,10 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
             stage(f"train: {run_dir} is finished ({state.step} steps), its student is reused")
         return student_folder
     training_set = training_set.at(state.snapshot)
-    method = build_method(
-        kind, settings, student=config.student, training_set=training_set, seed=config.seed
-    )
-    place(method, config=config, accelerator=accelerator)
-    learner = build_learner(
-        method, config=config, image_size=training_set.image_size, scaler=accelerator.scaler
-    )
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, learner)
+    learner = build(accelerator, config=config, training_set=training_set, checkpoint=checkpoint)
+    method, start = learner.method, state.position
     batches = open_batches(
-        training_set,
-        config=config,
-        accelerator=accelerator,
-        student=method.student,
-        start=state.position,
+        training_set, config=config, accelerator=accelerator, student=method.student, start=start
     )
     log = RunLog(config, accelerator=accelerator, training_set=training_set, start=state.step)
     monitor = open_monitor(config, training_set=training_set) if chief else None
@@ -134,6 +120,35 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
         )
     accelerator.wait_for_everyone()
     return student_folder
+
+
+def build(
+    accelerator: Accelerator,
+    *,
+    config: TrainConfig,
+    training_set: TrainingSet,
+    checkpoint: Path | None,
+) -> Learner:
+    """Build the method, its optimiser and average on their devices, as a checkpoint has them."""
+    from distill.methods.build import build_method, method_class
+    from distill.training.checkpoint import load_checkpoint
+    from distill.training.launch import place
+    from distill.training.learner import build_learner
+
+    method = build_method(
+        method_class(config.method),
+        config.method_settings(),
+        student=config.student,
+        training_set=training_set,
+        seed=config.seed,
+    )
+    place(method, config=config, accelerator=accelerator)
+    learner = build_learner(
+        method, config=config, image_size=training_set.image_size, scaler=accelerator.scaler
+    )
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, learner)
+    return learner
 
 
 def find_start(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -50,12 +51,27 @@ def normal(
     draw: int,
     purpose: str,
     shape: tuple[int, ...],
+    *,
+    threads: int = 1,
 ) -> np.ndarray:
-    """Draw standard normal numbers for each index: float32 (N, *shape)."""
+    """Draw standard normal numbers for each index: float32 (N, *shape).
+
+    Args:
+        threads: that draw at the same time (count); the numbers are the same.
+    """
     key = _key(seed, purpose)
     out = np.empty((len(indices), *shape), dtype=np.float32)
-    for row, index in enumerate(indices):
-        out[row] = _stream(key, int(index), draw).standard_normal(shape, dtype=np.float32)
+
+    def fill(row: int) -> None:
+        stream = _stream(key, int(indices[row]), draw)
+        stream.standard_normal(dtype=np.float32, out=out[row, ...])
+
+    if threads > 1 and len(indices) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(len(indices))))
+    else:
+        for row in range(len(indices)):
+            fill(row)
     return out
 
 

@@ -154,10 +154,11 @@ def _whole_weights(
 def _write_timm_config(network: nn.Module, path: Path, *, card: StudentCard) -> None:
     from timm.models._hub import save_config_for_hf
 
-    data = {"input_size": (3, *card.size), "mean": tuple(card.student["mean"])}
-    data |= {"std": tuple(card.student["std"]), "crop_pct": 1.0}
-    save_config_for_hf(network, str(path), data_config=data)
+    save_config_for_hf(network, str(path))  # timm 1.0.31 would take the rest, 1.0.29 not yet
     description = json.loads(path.read_text(encoding="utf-8"))
+    data = {"input_size": [3, *card.size], "mean": list(card.student["mean"])}
+    data |= {"std": list(card.student["std"]), "crop_pct": 1.0}
+    description["pretrained_cfg"] |= data
     for key in ("tag", "license", "origin_url", "paper_ids"):
         # These are of the published weights that timm lists under this name; ours are others.
         description["pretrained_cfg"].pop(key, None)

@@ -67,7 +67,7 @@ def build_learner(
         layers = method.layers(config.student, image_size=image_size)
     return Learner(
         method=method,
-        optimizer=build_optimizer(method, config.optimizer, layers=layers),
+        optimizer=build_optimizer(method, config.optimizer, layers=layers, fused=scaler is None),
         average=build_average(method.student, decay=config.ema),
         scaler=scaler,
     )

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimizerConfig, *, layers: Mapping[str, int] | None = None
+    module: nn.Module,
+    config: OptimizerConfig,
+    *,
+    layers: Mapping[str, int] | None = None,
+    fused: bool = True,
 ) -> Optimizer:
     """Build timm's optimiser with weight decay on matrices and kernels only.
 
@@ -24,6 +28,8 @@ def build_optimizer(
         config: which optimiser; the learning rate is set before every step by the caller.
         layers: depth by parameter name, 0 the stem, for layer decay; parameters it does not name
             (the regressor's) have the full rate.
+        fused: one kernel per group of tensors. Not with a scaled loss: a fused step leaves out what
+            overflowed by itself, and Accelerate then counts a step that never was.
     """
     from timm.optim._optim_factory import create_optimizer_v2
 
@@ -36,7 +42,7 @@ def build_optimizer(
         return make(opt="lars", momentum=first)
     if config.name == "lamb":  # the trainer clips by itself; timm's would clip at 1 besides
         return make(opt="lamb", betas=(first, second), max_grad_norm=None)
-    return make(opt="adamw", betas=(first, second), fused=True)
+    return make(opt="adamw", betas=(first, second), fused=fused)
 
 
 def parameter_groups(

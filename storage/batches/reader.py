@@ -99,10 +99,7 @@ class BatchReader:
         _check(share, depth=depth, prefetch=prefetch, threads=threads)
         _check_whole(snapshot, allow_holes)
         self.levels, self.batch_size, self.position = tuple(levels), batch_size, start
-        known = set(levels).intersection(snapshot.array_names)  # others are refused below
-        self.components = {
-            name: snapshot.components(name) if name in known else (name,) for name in levels
-        }
+        self.components = _components(snapshot, levels)
         self.arrays = tuple(dict.fromkeys(part for c in self.components.values() for part in c))
         self._images, self._labels = images, labels
         names = list(dict.fromkeys([*self.arrays, *["image"] * images, *["label"] * labels]))
@@ -115,19 +112,17 @@ class BatchReader:
             block_samples=max(1, snapshot.samples_per_unit // 8),
         )
         filler = Filler(
-            chunks=self._chunks,
-            names=names,
-            stream=self.stream,
-            share=share,
-            parts=threads,
+            chunks=self._chunks, names=names, stream=self.stream, share=share, parts=threads,
             prefetch=prefetch,
-        )
+        )  # fmt: skip
         slot_of = _slots(snapshot, names, share.rows, 0 if copy else depth + prefetch)
-        prefetcher = Prefetcher(
-            fill=filler.fill, slot_of=slot_of, parts=threads, threads=threads, ahead=prefetch
+        self._filler, self._prefetcher = (
+            filler,
+            Prefetcher(
+                fill=filler.fill, slot_of=slot_of, parts=threads, threads=threads, ahead=prefetch
+            ),
         )
-        self._filler, self._prefetcher = filler, prefetcher
-        self._stopper = weakref.finalize(self, _stop, prefetcher, filler)
+        self._stopper = weakref.finalize(self, _stop, self._prefetcher, filler)
 
     @property
     def epoch_size(self) -> int:
@@ -217,6 +212,12 @@ def _check(share: Share, **counts: int) -> None:
     problems += [Problem(key, str(n), "1 or more") for key, n in counts.items() if n < 1]
     if problems:
         raise ConfigError(problems)
+
+
+def _components(snapshot: ReadableSnapshot, levels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the arrays that each level is stored as; unknown ones are refused when opened."""
+    known = set(levels).intersection(snapshot.array_names)
+    return {name: snapshot.components(name) if name in known else (name,) for name in levels}
 
 
 def _check_whole(snapshot: ReadableSnapshot, allow_holes: bool) -> None:

@@ -16,7 +16,7 @@ import pytest
 from dreamshard.errors import DataError
 from storage.dataset import STORES, Dataset
 from storage.fs.cache import FOLDER_VARIABLE
-from storage.ledger import publish
+from storage.fs.owners import owner
 from storage.rows.pick import read_rows
 from storage.schema import Level
 from tests.feature_store import (
@@ -238,14 +238,14 @@ def _stride(store: str, kind: str) -> int:
 
 def _forget_owner(dataset: Dataset) -> None:
     """Make what a simulated crash left look as if its process had died: this one still lives."""
-    dead = f"{publish.owner().split('-')[0]}-999999999-1"
+    dead = f"{owner().split('-')[0]}-999999999-1"
     for key in list(dataset.files.walk("staging")):
         data = dataset.files.read(key)
         if key.endswith(".lease"):
             dataset.files.write(key, f'{{"owner": "{dead}"}}'.encode())
-        elif publish.owner() in key:
+        elif owner() in key:
             dataset.files.remove(key)
-            dataset.files.write(key.replace(publish.owner(), dead), data)
+            dataset.files.write(key.replace(owner(), dead), data)
 
 
 def _run_slowly(url: str, ready) -> None:

@@ -96,8 +96,8 @@ def test_the_table_compares_four_representations(
     assert list(results["few_label"]["rows"]) == names
     assert list(results["few_label"]["paired"]) == names[:3]
     assert results["images"] == {"train": 1297, "heldout": 500}
-    # Levels of stride 2 and 4: the student's 6 + 8 channels, the teacher's 4 + 4.
-    assert results["dimensions"] == dict(zip(names, (768, 8, 14, 14), strict=True))
+    # Levels of stride 2 and 4: the student's 8 + 8 channels, the teacher's 4 + 4.
+    assert results["dimensions"] == dict(zip(names, (768, 8, 16, 16), strict=True))
     rows = results["few_label"]["rows"]
     assert rows["pixels"]["5"]["mean"] > 70, "pixels of digits are worth a lot"
     assert rows["teacher"]["5"]["mean"] < 25, "noise is worth nothing"

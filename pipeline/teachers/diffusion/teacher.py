@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from pipeline.teachers.recording.teacher import Records
 
 
+DRAWERS = 8
+"""Threads that draw a batch's noise for a GPU (count)."""
+
+
 class DiffusionTeacher(NetworkTeacher):
     """Run a frozen diffusion network; see the module's text for what is recorded.
 
@@ -182,7 +186,10 @@ class DiffusionTeacher(NetworkTeacher):
     def _normal(self, indices: np.ndarray, draw: int, purpose: str) -> Tensor:
         import torch
 
-        drawn = rng.normal(self.seed, indices, draw, purpose, self.description.space)
+        # A GPU waits for its noise; on a CPU the cores are the network's.
+        threads = DRAWERS if self.device.type == "cuda" else 1
+        space = self.description.space
+        drawn = rng.normal(self.seed, indices, draw, purpose, space, threads=threads)
         return torch.from_numpy(drawn).to(self.device)
 
     def _labels(self, indices: np.ndarray, *, drawn: bool = False) -> Tensor | None:

@@ -64,3 +64,8 @@ def test_distributions() -> None:
 def test_negative_indices_are_refused() -> None:
     with pytest.raises(OverflowError):
         rng.generator(0, -1, 0, "a")
+
+
+def test_threads_draw_the_same_numbers() -> None:
+    alone = rng.normal(3, range(5, 12), 1, "noise", (3, 4))
+    np.testing.assert_array_equal(rng.normal(3, range(5, 12), 1, "noise", (3, 4), threads=4), alone)
