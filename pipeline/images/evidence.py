@@ -153,6 +153,6 @@ class _Cache:
 def _marks(files: Sequence[File]) -> np.ndarray:
     """Digest each file's name, size and marks of change, uint64 (N,)."""
     return np.array(
-        [xxhash.xxh3_64_intdigest(f"{f.name}\0{f.size}\0{f.mark}".encode()) for f in files],
+        [xxhash.xxh3_64_intdigest(os.fsencode(f"{f.name}\0{f.size}\0{f.mark}")) for f in files],
         np.uint64,
     )

@@ -15,7 +15,16 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from pipeline.images.source import ImageConfig, ImageSource, Record, fingerprint, prefix_digest
+from pipeline.images.source import (
+    FINAL,
+    ImageConfig,
+    ImageSource,
+    Record,
+    failed,
+    fingerprint,
+    labelled,
+    prefix_digest,
+)
 from pipeline.teachers.base import Mode, Teacher
 from storage.schema import FeatureBatch
 
@@ -148,8 +157,8 @@ class ImageInput:
         self.has_labels, self.has_masks = source.has_labels, source.has_masks
 
     def source(self) -> dict[str, object]:
-        """Identify the source for the recipe."""
-        return fingerprint(self._source)
+        """Identify the source's images for the recipe; other labels are no other features."""
+        return {k: v for k, v in fingerprint(self._source).items() if k != "labels"}
 
     def image_rule(self) -> dict[str, object]:
         """State size, resampling, crop, flip and views; settings without effect are left out."""
@@ -229,6 +238,8 @@ class ImageInput:
         from pipeline.images.prepare import InvalidImageError, decode, decode_mask, prepare
 
         assert work.images is not None
+        if record.error:
+            return row, f"{record.key}: {record.error}"
         try:
             image = decode(record.data)
             work.images[row] = prepare(
@@ -246,27 +257,56 @@ class ImageInput:
                     index=index,
                     mask=True,
                 )
-        except InvalidImageError as error:
+        except (InvalidImageError, MemoryError) as error:
             work.images[row] = 0
-            return row, f"{record.key}: {error}"
+            return row, f"{record.key}: {error or 'not enough memory to decode it'}"
         return row, ""
 
 
 def read_retrying(source: ImageSource, indices: list[int]) -> list[Record]:
-    """Read records; retry storage errors, which say nothing about the images.
+    """Read records, labels included; one that cannot be had costs only itself.
+
+    Storage errors say nothing about the images and are retried. What then still fails while other
+    samples of the call can be read, or while this one alone is missing or forbidden, is a record
+    with an error.
 
     Raises:
-        OSError: if every attempt failed.
+        OSError: if nothing can be read at all: the store or the network is down.
     """
+    try:
+        return _attempts(source, indices)
+    except Exception as error:
+        if len(indices) == 1 and isinstance(error, OSError) and not isinstance(error, FINAL):
+            raise
+        return labelled(source, indices, _one_by_one(source, indices, error))
+
+
+def _attempts(source: ImageSource, indices: list[int]) -> list[Record]:
+    """Read records; retry where waiting may help."""
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return source.read(indices)
         except OSError as error:
-            if attempt == READ_ATTEMPTS:
+            if attempt == READ_ATTEMPTS or isinstance(error, FINAL):
                 raise
             log.warning("read failed (%s), attempt %d of %d", error, attempt, READ_ATTEMPTS)
             time.sleep(READ_BACKOFF_S * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
+
+
+def _one_by_one(source: ImageSource, indices: list[int], cause: Exception) -> list[Record]:
+    """Read what can be read after a call failed; name what cannot."""
+    records, failures = [], 0
+    for index in indices:
+        try:
+            # Other errors were retried with the whole call: once more tells whose they are.
+            records += source.read([index])
+        except Exception as error:
+            failures += not isinstance(error, FINAL)
+            records.append(failed(source.entry(index)[0], error))
+    if failures == len(indices):
+        raise cause
+    return records
 
 
 def _padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:

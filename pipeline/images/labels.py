@@ -68,7 +68,9 @@ def read_labels(values: Sequence[object], *, where: str, way_out: str) -> Labels
         number = _number(value, where, way_out)
         numeric |= number is not None
         if number is None:
-            texts[row] = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            texts[row] = (
+                value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            )
         elif abs(number) > LARGEST:
             errors[row] = f"label {number!s:.40} is beyond 64 bits"
         else:

@@ -31,7 +31,7 @@ class Passed:
     def add(self, reason: str, example: str, count: int = 1) -> None:
         """Count one more; the reason reads after its number, such as `hidden files or folders`."""
         self.counts[reason] = self.counts.get(reason, 0) + count
-        self.examples.setdefault(reason, example)
+        self.examples.setdefault(reason, key_of(example))
 
     def lines(self) -> list[str]:
         """Say it, one line per reason."""
@@ -92,7 +92,7 @@ def walk(
     """List every visible file below a folder, sorted by name.
 
     Raises:
-        DataError: a folder that cannot be read (unless allowed), a name that is not UTF-8.
+        DataError: a folder that cannot be read (unless allowed).
         OSError: whatever a remote store fails with.
     """
     if is_local(filesystem):
@@ -108,12 +108,6 @@ def walk(
             passed.add("unreadable folders", name)
     else:
         files = list(_walk_remote(filesystem, root, passed))
-    odd = [file.name for file in files if not _is_text(file.name)]
-    if odd:
-        raise DataError(
-            f"source: got {len(odd)} name(s) that are not UTF-8, such as {os.fsencode(odd[0])!r}, "
-            "allowed UTF-8. Rename them (convmv does), since keys must be text everywhere."
-        )
     return sorted(files, key=lambda file: file.name)
 
 
@@ -198,7 +192,7 @@ def _walk_local(root: str, passed: Passed, unreadable: list[str]) -> Iterator[Fi
             name = f"{prefix}{entry.name}"
             if entry.name.startswith(".") or entry.name in HIDDEN:
                 passed.add("hidden files or folders", name)
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 if entry.is_symlink() and _inode(entry.path) in inside:
                     passed.add("links to a folder that holds them", name)
                 else:
@@ -209,6 +203,13 @@ def _walk_local(root: str, passed: Passed, unreadable: list[str]) -> Iterator[Fi
                     passed.add("pipes, sockets and devices", name)
                 else:
                     yield file
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _local_file(entry: os.DirEntry[str], name: str) -> File | None:
@@ -256,9 +257,6 @@ def _inode(path: str) -> tuple[int, int]:
     return info.st_dev, info.st_ino
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def key_of(name: str) -> str:
+    """Return a file's name as a key that is text everywhere: bytes that are not UTF-8 as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -28,7 +28,8 @@ class HeaderFile:
 
     def __init__(self, filesystem: Any, path: str, size: int) -> None:
         self._filesystem, self._path, self._size = filesystem, path, size
-        self._file = open(path, "rb", buffering=AHEAD) if is_local(filesystem) else None
+        local = is_local(filesystem)
+        self._file = open(path, "rb", buffering=AHEAD) if local else None  # noqa: SIM115
         self._place, self._start, self._block = 0, 0, b""
         self.fetched = 0
 

@@ -201,12 +201,13 @@ def open_source(config: SourceConfig) -> ImageSource:
             setting that this kind does not read.
         DataError: no image in it, a listing that fails.
     """
-    kind = config.kind
-    if kind == "auto":
+    kind, problems = config.kind, config.problems()
+    if kind == "auto" and not problems:
         kind = infer_kind(config.path)
         log.info("source: %s is read as kind %s", config.path, kind)
-        if problems := config.unread(kind):
-            raise ConfigError([replace(item, key=f"source.{item.key}") for item in problems])
+        problems = config.unread(kind)
+    if problems:
+        raise ConfigError([replace(item, key=f"source.{item.key}") for item in problems])
     target = SOURCES.get(kind, kind)
     module_name, _, class_name = target.partition(":")
     try:
@@ -219,6 +220,7 @@ def open_source(config: SourceConfig) -> ImageSource:
         raise ConfigError(problem) from error
     try:
         source = cast(ImageSource, cls(config))
+        evidence_of(source)
     except DreamshardError:
         raise
     except Exception as error:  # stores and libraries raise what they like
@@ -277,6 +279,25 @@ def labels_of(source: ImageSource) -> Labels | None:
     return getattr(source, "labels", None)
 
 
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""What says that one sample is missing or forbidden, not that the store is down."""
+
+
+def failed(key: str, error: Exception) -> Record:
+    """Return the record of a sample that cannot be had."""
+    return Record(key, None, error=f"{type(error).__name__}: {error}"[:200])
+
+
+def labelled(source: ImageSource, indices: Sequence[int], records: list[Record]) -> list[Record]:
+    """Add the labels that are known since the listing, and what is wrong with them."""
+    labels = labels_of(source)
+    if labels is not None:
+        for index, record in zip(indices, records, strict=True):
+            record.label = int(labels.numbers[index])
+            record.error = record.error or labels.errors.get(int(index), "")
+    return records
+
+
 def evidence_of(source: ImageSource) -> np.ndarray:
     """Return what each image's bytes are, uint64 (N,); 0 where a sample stands for nothing.
 
@@ -315,11 +336,13 @@ def prefix_digest(source: ImageSource, count: int) -> str:
 
 
 def fingerprint(source: ImageSource) -> dict[str, object]:
-    """Identify a source for the recipe: kind, count and digest."""
+    """Identify a source: kind, count and digest of its images, digest of its labels if any."""
+    labels = labels_of(source)
     return {
         "kind": source.kind,
         "count": len(source),
         "digest": prefix_digest(source, len(source)),
+        **({"labels": labels.digest} if labels else {}),
     }
 
 

@@ -11,8 +11,16 @@ import numpy as np
 from dreamshard.errors import ConfigError, Problem
 from pipeline.images.evidence import sample_files
 from pipeline.images.labels import Labels
-from pipeline.images.listing import Passed, by_ending, is_hidden, is_local, resolve_url, walk
-from pipeline.images.source import Record, SourceConfig, tag_digests
+from pipeline.images.listing import (
+    Passed,
+    by_ending,
+    is_hidden,
+    is_local,
+    key_of,
+    resolve_url,
+    walk,
+)
+from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled, tag_digests
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 READ_THREADS = 8
@@ -36,11 +44,10 @@ class FolderSource:
             raise ConfigError(Problem("source.path", config.path, "an existing folder", hint))
         self._root, self._url = root.rstrip("/"), config.path
         self.passed = Passed()
-        listed = walk(
-            filesystem, self._root, self.passed, allow_unreadable=config.allow_unreadable
-        )
+        listed = walk(filesystem, self._root, self.passed, allow_unreadable=config.allow_unreadable)
         files = by_ending(listed, EXTENSIONS, self.passed)
-        self._keys = [file.name for file in files]
+        self._names = [file.name for file in files]
+        self._keys = [key_of(name) for name in self._names]
         self._sizes = [file.size for file in files]
         local = is_local(filesystem)
         self.evidence = sample_files(self._root, files) if local else tag_digests(files)
@@ -60,13 +67,18 @@ class FolderSource:
     def read(self, indices: Sequence[int]) -> list[Record]:
         """Read whole files, several at once."""
         filesystem, _ = resolve_url(self._url)
-        paths = [f"{self._root}/{self._keys[index]}" for index in indices]
-        if len(paths) == 1:
-            contents = [filesystem.cat_file(paths[0])]
-        else:
-            with ThreadPoolExecutor(READ_THREADS) as pool:
-                contents = list(pool.map(filesystem.cat_file, paths))
-        return [Record(self._keys[i], data) for i, data in zip(indices, contents, strict=True)]
+
+        def read_one(index: int) -> Record:
+            try:
+                path = f"{self._root}/{self._names[index]}"
+                return Record(self._keys[index], filesystem.cat_file(path))
+            except FINAL as error:
+                return failed(self._keys[index], error)
+
+        if len(indices) == 1:
+            return labelled(self, indices, [read_one(indices[0])])
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            return labelled(self, indices, list(pool.map(read_one, indices)))
 
 
 def _class_folders(filesystem: Any, root: str, keys: Sequence[str]) -> tuple[str, ...]:
@@ -75,7 +87,7 @@ def _class_folders(filesystem: Any, root: str, keys: Sequence[str]) -> tuple[str
     for item in filesystem.ls(root, detail=True):
         name = item["name"].rstrip("/").rsplit("/", 1)[-1]
         if not is_hidden(name) and filesystem.isdir(item["name"]):
-            names.add(name)
+            names.add(key_of(name))
     return tuple(sorted(names))
 
 

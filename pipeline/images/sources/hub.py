@@ -11,7 +11,7 @@ import numpy as np
 from dreamshard.errors import ConfigError, Problem
 from pipeline.images.evidence import sample_bytes, sample_file
 from pipeline.images.labels import Labels, read_labels
-from pipeline.images.source import Record, SourceConfig
+from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
 
 ROWS_AT_ONCE = 1000
 
@@ -57,11 +57,13 @@ class HubSource:
         """Read encoded bytes from the library's tables, or from the files they point at."""
         records = []
         for index in indices:
-            row = self._data[int(index)]
-            mask = _content(row[self._config.mask_column]) if self.has_masks else None
-            image = _content(row[self._config.image_column])
-            records.append(Record(self.entry(index)[0], image, mask=mask))
-        return records
+            row, key = self._data[int(index)], self.entry(index)[0]
+            try:
+                mask = _content(row[self._config.mask_column]) if self.has_masks else None
+                records.append(Record(key, _content(row[self._config.image_column]), mask=mask))
+            except FINAL as error:
+                records.append(failed(key, error))
+        return labelled(self, indices, records)
 
     def _look_into(self, start: int, names: list[str]) -> None:
         rows = self._data[start : start + ROWS_AT_ONCE]

@@ -45,8 +45,12 @@ class IndexCache:
             rows, counts, examples = json.loads(text)
             members = [
                 Member(
-                    name, offset, size, None if pieces is None else tuple(map(tuple, pieces)),
-                    mark, head.encode("latin-1"),
+                    name,
+                    offset,
+                    size,
+                    None if pieces is None else tuple(map(tuple, pieces)),
+                    mark,
+                    head.encode("latin-1"),
                 )
                 for name, offset, size, pieces, mark, head in rows
             ]

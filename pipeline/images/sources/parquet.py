@@ -15,8 +15,8 @@ from dreamshard.errors import ConfigError, DataError, Problem
 from pipeline.images.evidence import sample
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
-from pipeline.images.sources.row_groups import RowGroups
-from pipeline.images.source import Record, SourceConfig
+from pipeline.images.source import Record, SourceConfig, failed, labelled
+from pipeline.images.sources.row_groups import RowGroups, beside
 
 
 class ParquetSource:
@@ -72,10 +72,13 @@ class ParquetSource:
         masks: list[Any] = [None] * len(places)
         if self.has_masks:
             masks = self._rows.read(self._config.mask_column, places)
-        return [
+        records = [
             Record(self._keys[index], image, mask=mask)
+            if not isinstance(image, Exception)
+            else failed(self._keys[index], image)
             for index, image, mask in zip(indices, images, masks, strict=True)
         ]
+        return labelled(self, indices, records)
 
     def _columns(self) -> tuple[str, ...]:
         masks = (self._config.mask_column,) if self.has_masks else ()
@@ -93,6 +96,7 @@ class ParquetSource:
         config, schema = self._config, table.schema_arrow
         _check_column(schema, config.image_column, "image_column", self._paths[number])
         rows = table.metadata.num_rows
+        _check_paths(table, config.image_column, filesystem, self._paths[number])
         if config.mask_column and config.mask_column in schema.names:
             _check_column(schema, config.mask_column, "mask_column", self._paths[number])
             self.has_masks = True
@@ -164,7 +168,9 @@ def _check_column(schema: pa.Schema, name: str, setting: str, path: str) -> None
     kind = schema.field(name).type
     if isinstance(kind, pa.DictionaryType):
         kind = kind.value_type
-    fields = {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else ()
+    fields = (
+        {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else ()
+    )
     binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if binary or text or "bytes" in fields or "path" in fields:
@@ -173,13 +179,36 @@ def _check_column(schema: pa.Schema, name: str, setting: str, path: str) -> None
     raise ConfigError(Problem(f"source.{setting}", f"{name} of type {kind} in {path}", allowed))
 
 
+def _check_paths(table: pq.ParquetFile, name: str, filesystem: Any, path: str) -> None:
+    """Refuse a column of texts whose first is no file beside or below the Parquet file."""
+    kind = table.schema_arrow.field(name).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or not table.num_row_groups:
+        return
+    values = (value for value in table.read_row_group(0, columns=[name])[0].to_pylist() if value)
+    first = next(values, None)
+    try:
+        if first is None or filesystem.exists(beside(filesystem, path, first)):
+            return
+    except FileNotFoundError:
+        pass
+    hint = "Read the files themselves with --source.kind folder, or put their bytes into a column."
+    got = f"{name} with texts such as {first!r:.80} in {path}"
+    allowed = "encoded bytes, or paths of files beside the Parquet file or below"
+    raise ConfigError(Problem("source.image_column", got, allowed, hint))
+
+
 def _check_label_type(field: pa.Field, path: str) -> None:
     """Refuse a column whose type no class number can be made of, by the schema alone."""
     kind = field.type.value_type if isinstance(field.type, pa.DictionaryType) else field.type
     types = pa.types
     known = (
-        types.is_integer, types.is_floating, types.is_boolean, types.is_string,
-        types.is_large_string, types.is_null, types.is_decimal,
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_null,
+        types.is_decimal,
     )
     if any(test(kind) for test in known):
         return

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.images.listing import File, is_local, resolve_url
+from pipeline.images.source import FINAL
 
 KEEP_BYTES = 512 << 20
 """Decoded local row groups kept in memory (bytes); the latest stays even if it alone is larger."""
@@ -44,18 +45,21 @@ class RowGroups:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": OrderedDict()}
 
-    def read(self, column: str, places: Sequence[Place]) -> list[bytes | None]:
-        """Return the bytes of cells, None for empty ones.
+    def read(self, column: str, places: Sequence[Place]) -> list[bytes | Exception | None]:
+        """Return the bytes of cells, None for empty ones, the error for paths that lead nowhere.
 
         Raises:
-            OSError: if storage fails, or a cell's path leads to no file beside or below.
+            OSError: if storage fails.
         """
         cells: list[Any] = [None] * len(places)
         order = sorted(range(len(places)), key=lambda item: places[item])
         for item in order:
             number, group, row = places[item]
             cell = self._table(number, group).column(column)[row].as_py()
-            cells[item] = self._content(cell, number)
+            try:
+                cells[item] = self._content(cell, number)
+            except FINAL as error:
+                cells[item] = error
         return cells
 
     def _table(self, number: int, group: int) -> pa.Table:
@@ -106,10 +110,20 @@ class RowGroups:
         if not isinstance(cell, str):
             return cell
         filesystem, _ = resolve_url(self._url)
-        folder = posixpath.dirname(self._paths[number])
-        path = posixpath.normpath(posixpath.join(folder, cell))
-        if cell.startswith("/") or not path.startswith(f"{folder}/"):
-            raise FileNotFoundError(f"{cell!r} leads out of the folder of its Parquet file")
-        if is_local(filesystem) and not os.path.realpath(path).startswith(os.path.realpath(folder)):
-            raise FileNotFoundError(f"{cell!r} leads out of the folder of its Parquet file")
-        return filesystem.cat_file(path)
+        return filesystem.cat_file(beside(filesystem, self._paths[number], cell))
+
+
+def beside(filesystem: Any, parquet: str, cell: str) -> str:
+    """Return the path of a file that a Parquet file names: in its folder or below.
+
+    Raises:
+        FileNotFoundError: if it leads anywhere else.
+    """
+    folder = posixpath.dirname(parquet)
+    path = posixpath.normpath(posixpath.join(folder, cell))
+    inside = not cell.startswith("/") and path.startswith(f"{folder}/" if folder else "")
+    if inside and is_local(filesystem):
+        inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), ""))
+    if not inside or path.startswith(".."):
+        raise FileNotFoundError(f"{cell!r} leads out of the folder of its Parquet file")
+    return path

@@ -10,9 +10,9 @@ import numpy as np
 import xxhash
 
 from pipeline.images.labels import Labels, read_labels
-from pipeline.images.listing import File, Passed, find_files, resolve_url
+from pipeline.images.listing import File, Passed, find_files, key_of, resolve_url
 from pipeline.images.ranges import HeaderFile, read_ranges
-from pipeline.images.source import Record, SourceConfig
+from pipeline.images.source import Record, SourceConfig, labelled
 from pipeline.images.sources.folder import EXTENSIONS
 from pipeline.images.sources.index_cache import IndexCache
 from pipeline.images.sources.tar_index import Member, read_members
@@ -38,7 +38,8 @@ class TarSource:
         self._url = config.path
         self._paths = [f"{root}/{file.name}" if root else file.name for file in files]
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            indexed = pool.map(lambda item: self._index(filesystem, *item), zip(self._paths, files))
+            pairs = zip(self._paths, files, strict=True)
+            indexed = list(pool.map(lambda pair: self._index(filesystem, *pair), pairs))
         self._samples: list[tuple[int, str, Parts]] = []
         marks: list[int] = []
         raw: list[bytes | None] = []
@@ -78,7 +79,7 @@ class TarSource:
                 records[row].data = member.unpack(block)
             else:
                 records[row].mask = member.unpack(block)
-        return records
+        return labelled(self, indices, records)
 
     def _index(self, filesystem: Any, path: str, file: File) -> tuple[list[Any], Passed]:
         """List one file's samples: (key, parts, mark of content, label's bytes)."""
@@ -112,7 +113,7 @@ class TarSource:
         for member in members:
             folder, _, base = member.name.rpartition("/")
             stem, _, extension = base.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
+            key = key_of(f"{folder}/{stem}" if folder else stem)
             ending = extension.removeprefix(image_prefix) if image_prefix else extension
             is_image = extension.startswith(image_prefix) and f".{ending.lower()}" in EXTENSIONS
             if extension == mask_name:

@@ -14,7 +14,7 @@ from dreamshard.errors import ConfigError, Problem
 from pipeline.images.evidence import sample_files
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import File
-from pipeline.images.source import Record, SourceConfig
+from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
 
 
 class VisionSource:
@@ -74,13 +74,16 @@ class VisionSource:
         for index in indices:
             path = _path(self._dataset, index)
             if path is not None:
-                with open(path, "rb") as file:
-                    records.append(Record(self.entry(index)[0], file.read()))
+                try:
+                    with open(path, "rb") as file:
+                        records.append(Record(self.entry(index)[0], file.read()))
+                except FINAL as error:
+                    records.append(failed(self.entry(index)[0], error))
                 continue
             image, label = self._dataset[index][:2]
             label = label if isinstance(label, int | np.integer) else -1
             records.append(Record(self.entry(index)[0], np.asarray(image), label=int(label)))
-        return records
+        return labelled(self, indices, records)
 
 
 def _split_argument(cls: type, split: str) -> dict[str, Any]:
@@ -121,7 +124,7 @@ def _labels(dataset: Any, name: str) -> Labels | None:
 
 
 def _evidence(dataset: Any, root: str) -> np.ndarray | None:
-    if _path(dataset, 0) is not None if len(dataset) else False:
+    if len(dataset) and _path(dataset, 0) is not None:
         paths = [os.path.relpath(path, root) for path, *_ in dataset.samples]
         return sample_files(root, [_file(root, path) for path in paths])
     data = getattr(dataset, "data", None)
