@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
-from storage.codecs.arrays import ArraySpec, Codec
+from storage.codecs.arrays import LABEL, ArraySpec, Codec
 from storage.formats.base import Store
 from storage.formats.remote_chunks import RemoteChunks
 from storage.fs.local import Files
@@ -23,8 +23,10 @@ from storage.ledger import quarantine
 from storage.ledger.book import UnitTable
 from storage.ledger.commits import Commit
 from storage.ledger.drops import Drop
+from storage.ledger.labels import LabelVersion
 from storage.ledger.manifest import read_samples, sample_rows
 from storage.rows.chunks import Access, Chunks
+from storage.rows.relabelled import Relabelled
 from storage.schema import Level
 
 
@@ -59,11 +61,15 @@ class Snapshot:
         parts: int,
         pending: Sequence[Commit],
         drops: Sequence[Drop] = (),
+        labels: LabelVersion | None = None,
     ) -> None:
         self._files, self._table, self._store = files, table, store
         self._codec_of = codec_of
         self._parts, self._pending, self.drops = parts, tuple(pending), tuple(drops)
         self._arrays = {spec.name: spec for spec in arrays}
+        self._relabelled = labels
+        if labels is not None:
+            self._arrays.setdefault(LABEL, ArraySpec(LABEL, np.dtype(np.int64), (), -1))
         self.url, self.version = files.url, version
         self.num_samples, self.requested = num_samples, requested
         self.samples_per_unit, self.levels = samples_per_unit, tuple(levels)
@@ -106,7 +112,11 @@ class Snapshot:
 
     def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
         """Return what copies rows of some arrays; `storage.rows.chunks.open_chunks` calls it."""
-        return self._store.open_chunks(self, names, access=access, max_open=max_open)
+        stored = [name for name in names if name != LABEL or self._relabelled is None]
+        chunks = self._store.open_chunks(self, stored, access=access, max_open=max_open)
+        if len(stored) == len(names):
+            return chunks
+        return Relabelled(chunks, names, self.labels)
 
     def components(self, name: str) -> tuple[str, ...]:
         """Name the arrays that a level is stored as, its own first; any other array is itself."""
@@ -184,11 +194,27 @@ class Snapshot:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels, int64 (num_samples,): the source's labels, -1 where there is none."""
+        if self._relabelled is not None:
+            return self._relabelled.first(self.num_samples)
         labels = np.full(self.num_samples, -1, np.int64)
         for rows in self._rows(("index", "unit", "version", "valid", "label")):
             labels[rows["index"].to_numpy()] = rows["label"].to_numpy()
         labels.flags.writeable = False
         return labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels' numbers, as far as they are known."""
+        return () if self._relabelled is None else self._relabelled.classes
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """Mask, bool (num_samples,): True for samples of committed units, usable or not."""
+        mask = np.zeros(self.num_samples, bool)
+        for unit, count in zip(self.units.tolist(), self.counts.tolist(), strict=True):
+            first = unit * self.samples_per_unit
+            mask[first : first + count] = True
+        return mask
 
     @cached_property
     def keys(self) -> list[str]:

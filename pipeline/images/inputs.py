@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -57,6 +57,8 @@ class Work:
     labels: np.ndarray | None = None
     masks: np.ndarray | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    source_digests: np.ndarray | None = None
+    """uint64 (count,), of every byte that the source holds of each sample."""
 
 
 class Input(Protocol):
@@ -98,6 +100,10 @@ class Input(Protocol):
         """Run the teacher on one micro-batch and drop the padding."""
         ...
 
+    def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Digest what the source holds of some samples now, uint64 (N,); None without a source."""
+        ...
+
 
 class LatentInput:
     """Sample numbers alone: the teacher draws its latents from them."""
@@ -135,6 +141,10 @@ class LatentInput:
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher draw the samples."""
         return _rows(teacher.synthesize(work.indices), work.count)
+
+    def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Return None: seeds decide, not bytes."""
+        return None
 
 
 class ImageInput:
@@ -208,7 +218,15 @@ class ImageInput:
         batch = _rows(teacher.encode(work.images, work.indices), work.count)
         batch.image, batch.key, batch.valid = work.images[: work.count], work.keys, work.valid
         batch.label, batch.mask, batch.error = work.labels, work.masks, work.errors
+        batch.source_digest = work.source_digests
         return batch
+
+    def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Read samples and digest what the source holds of them."""
+        numbers = sorted({sample // self._config.views for sample in samples})
+        records = read_retrying(self._source, numbers)
+        known = dict(zip(numbers, map(content_digest, records), strict=True))
+        return np.array([known[sample // self._config.views] for sample in samples], np.uint64)
 
     def _prepare(
         self, pool: ThreadPoolExecutor, samples: np.ndarray, offset: int, micro_batch: int
@@ -222,6 +240,8 @@ class ImageInput:
         masks = np.full((count, *self._size), NO_MASK, np.uint8) if self.has_masks else None
         work = Work(offset, count, indices, _digest(records), images=images, masks=masks)
         work.valid = np.ones(count, bool)
+        digests = {number: content_digest(record) for number, record in records.items()}
+        work.source_digests = np.array([digests[index // views] for index in real], np.uint64)
         rows = [(row, index, records[index // views]) for row, index in enumerate(real)]
         for row, error in pool.map(lambda sample: self._fill(work, *sample), rows):
             if error:
@@ -325,6 +345,21 @@ def _rows(batch: FeatureBatch, count: int) -> FeatureBatch:
     batch.label = None if batch.label is None else batch.label[:count]
     batch.levels = {name: values[:count] for name, values in batch.levels.items()}
     return batch
+
+
+def content_digest(record: Record) -> int:
+    """Digest every byte of a sample's image and mask, not its name or label: XXH3, 64 bits."""
+    digest = xxhash.xxh3_64()
+    for part in (record.data, record.mask):
+        if part is None:
+            digest.update(b"\0none")
+        elif isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+    return digest.intdigest()
 
 
 def _digest(records: dict[int, Record]) -> bytes:

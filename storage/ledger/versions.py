@@ -14,8 +14,9 @@ from storage.fs.local import Files
 from storage.ledger.book import Ledger, UnitTable, read_ledger, read_rolled, withdrawn_rows
 from storage.ledger.commits import Commit, read_commit
 from storage.ledger.drops import Drop, count_drops, read_drops
+from storage.ledger.labels import count_versions
 
-_VERSION = re.compile(r"(\d{1,18})-(\d{1,9})-([0-9a-f]{16})(?:-(\d{1,6}))?")
+_VERSION = re.compile(r"(\d{1,18})-(\d{1,9})-([0-9a-f]{16})(?:-(\d{1,6}))?(?:-l(\d{1,6}))?")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Pinned:
         pending: records that were in none of them.
         version: the text that names all this.
         drops: records of dropped samples it goes by.
+        labels: number of the version of labels it goes by; 0 for what the units say.
     """
 
     table: UnitTable
@@ -37,6 +39,7 @@ class Pinned:
     pending: tuple[Commit, ...]
     version: str
     drops: tuple[Drop, ...] = ()
+    labels: int = 0
 
 
 def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned:
@@ -51,9 +54,11 @@ def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned
     num_samples = min(end, requested) if requested else end
     table = _below(table, num_samples, samples_per_unit)
     count = count_drops(files)
-    version = f"{num_samples}-{ledger.parts}-{_digest(table)}" + (f"-{count}" if count else "")
+    labels = count_versions(files)
+    version = f"{num_samples}-{ledger.parts}-{_digest(table)}"
+    version += (f"-{count}" if count else "") + (f"-l{labels}" if labels else "")
     drops = read_drops(files, count)
-    return Pinned(table, num_samples, ledger.parts, pending, version, drops)
+    return Pinned(table, num_samples, ledger.parts, pending, version, drops, labels)
 
 
 def pin_version(files: Files, version: str, *, samples_per_unit: int) -> Pinned:
@@ -75,8 +80,8 @@ def pin_version(files: Files, version: str, *, samples_per_unit: int) -> Pinned:
             table = _below(table, num_samples, samples_per_unit)
             if _digest(table) == digest:
                 _check_there(files, table, everything.latest(), ledger.holds)
-                drops = read_drops(files, int(match[4] or 0))
-                return Pinned(table, num_samples, ledger.parts, pending, version, drops)
+                drops, labels = read_drops(files, int(match[4] or 0)), int(match[5] or 0)
+                return Pinned(table, num_samples, ledger.parts, pending, version, drops, labels)
     raise DataError(
         f"{files.url}: version: got {version!r}, which this dataset cannot show any more: units "
         "were made again with other content, or it is another dataset's. Open the latest one."
