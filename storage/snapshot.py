@@ -36,7 +36,7 @@ class Snapshot:
     Attributes:
         url: the dataset's folder.
         version: text that names this snapshot for good.
-        num_samples: samples served: those requested so far, up to the last committed unit.
+        num_samples: samples served: those requested so far, made or not.
         requested: samples requested so far.
         levels: what is recorded of each sample.
         units: int64, ascending: the committed units.

@@ -1,4 +1,4 @@
-"""`dreamshard verify DATASET --source RECIPE`: compare every sample with the bytes of its source."""
+"""`dreamshard verify DATASET --source RECIPE`: compare samples with the bytes of their source."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Pinned:
 
 
 def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned:
-    """Choose all units that are done, up to the samples requested."""
+    """Choose all units that are done; those requested and not done are holes, also at the end."""
     ledger = read_ledger(files)
     pending = _read_pending(files, ledger)
     current = ledger.current
@@ -51,7 +51,7 @@ def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned
         current = UnitTable.concat([ledger.rolled, UnitTable.of_commits(pending)]).latest()
     table = current if ledger.holds.all() else current.take(ledger.holds)
     end = int(table.unit[-1]) * samples_per_unit + int(table.count[-1]) if len(table) else 0
-    num_samples = min(end, requested) if requested else end
+    num_samples = requested or end
     table = _below(table, num_samples, samples_per_unit)
     count = count_drops(files)
     labels = count_versions(files)
