@@ -33,7 +33,7 @@ from storage.ledger import book as ledger
 from storage.ledger import description, drops, leases, quarantine
 from storage.ledger.commits import Commit, latest_version, read_commit, withdraw
 from storage.ledger.description import Description, library_versions, read_description
-from storage.ledger.labels import add_version, read_version
+from storage.ledger.labels import read_version
 from storage.ledger.leases import Lease
 from storage.ledger.versions import pin_latest, pin_version
 from storage.schema import FeatureBatch, Level, Pins, Recipe
@@ -365,24 +365,6 @@ class Dataset:
             drops=pinned.drops,
             labels=read_version(self.files, pinned.labels),
         )
-
-    def relabel(self, numbers: np.ndarray, classes: Sequence[str] = ()) -> int:
-        """Give samples the labels that their source has now; features and units stay.
-
-        Args:
-            numbers: int64 (N,), a label for each sample from the first on, -1 = none.
-            classes: names by number.
-
-        Returns:
-            samples whose label changed; where none did, nothing is written.
-        """
-        snapshot = self.snapshot()
-        given = np.full(len(snapshot), -1, np.int64)
-        given[: len(numbers)] = numbers[: len(snapshot)]
-        changed = int((snapshot.labels != given)[snapshot.present].sum())
-        if changed or (classes and tuple(classes) != snapshot.classes and snapshot.classes):
-            add_version(self.files, numbers, classes, fsync=self.fsync)
-        return changed
 
     def _ends(self) -> list[int]:
         names = [name.removesuffix(".json") for name in self.files.names(_REQUESTS)]

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
+from pipeline.images.labels import Labels
 from pipeline.images.source import (
     FINAL,
     ImageConfig,
@@ -23,6 +24,8 @@ from pipeline.images.source import (
     failed,
     fingerprint,
     labelled,
+    labels_of,
+    passed_over,
     prefix_digest,
 )
 from pipeline.teachers.base import Mode, Teacher
@@ -104,6 +107,14 @@ class Input(Protocol):
         """Digest what the source holds of some samples now, uint64 (N,); None without a source."""
         ...
 
+    def labels(self) -> Labels | None:
+        """Return the labels of all samples, as far as the source's listing tells them."""
+        ...
+
+    def notes(self) -> dict[str, object]:
+        """Say what a dataset should keep of the listing: class names, what was passed over."""
+        ...
+
 
 class LatentInput:
     """Sample numbers alone: the teacher draws its latents from them."""
@@ -145,6 +156,14 @@ class LatentInput:
     def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
         """Return None: seeds decide, not bytes."""
         return None
+
+    def labels(self) -> Labels | None:
+        """Return None: a generator's labels come with its images."""
+        return None
+
+    def notes(self) -> dict[str, object]:
+        """Return nothing: there is no listing."""
+        return {}
 
 
 class ImageInput:
@@ -227,6 +246,21 @@ class ImageInput:
         records = read_retrying(self._source, numbers)
         known = dict(zip(numbers, map(content_digest, records), strict=True))
         return np.array([known[sample // self._config.views] for sample in samples], np.uint64)
+
+    def labels(self) -> Labels | None:
+        """Return the labels of all samples, those of an image for each of its views."""
+        known = labels_of(self._source)
+        if known is None:
+            return None
+        return Labels(np.repeat(known.numbers, self._config.views), known.classes)
+
+    def notes(self) -> dict[str, object]:
+        """Say what a dataset should keep of the listing: class names, what was passed over."""
+        known, passed = labels_of(self._source), passed_over(self._source)
+        return {
+            **({"classes": list(known.classes)} if known and known.classes else {}),
+            **({"passed_over": passed} if passed else {}),
+        }
 
     def _prepare(
         self, pool: ThreadPoolExecutor, samples: np.ndarray, offset: int, micro_batch: int

@@ -14,6 +14,7 @@ import numpy as np
 from dreamshard.errors import DataError
 from pipeline.images.inputs import Input
 from storage.dataset import Dataset
+from storage.relabel import relabel
 
 SPOT_UNITS, SPOT_SAMPLES = 8, 32
 """Looked at in a spot check: units, and samples over all of them (count)."""
@@ -38,6 +39,27 @@ class Comparison:
         if self.unknown:
             said += f" ({self.unknown:,} not compared: their commits keep no digests)"
         return said
+
+
+def settle(dataset: Dataset, source: Input) -> list[str]:
+    """Check a dataset that was found against its source, and take over labels that changed.
+
+    Returns:
+        what was checked and done, in words.
+
+    Raises:
+        DataError: a sample was made of other bytes than the source holds.
+    """
+    said = []
+    checked = spot_check(dataset, source)
+    if checked.same or checked.unknown:
+        said.append(str(checked))
+    labels = source.labels()
+    if labels is not None:
+        changed = relabel(dataset, labels.numbers, labels.classes)
+        if changed:
+            said.append(f"{changed:,} samples have other labels now: taken over, features kept")
+    return said
 
 
 def spot_check(dataset: Dataset, source: Input, *, seed: int | None = None) -> Comparison:

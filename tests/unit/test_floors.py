@@ -16,7 +16,7 @@ PACKAGES = ("dreamshard", "storage", "pipeline", "distill")
 FLOORS: dict[str, tuple[str, ...]] = {
     "storage": (
         "schema", "fs", "codecs", "rows", "ledger", "formats", "snapshot", "batches", "dataset",
-        "catalog join", "verbs",
+        "catalog join relabel", "verbs",
     ),
     "pipeline": (
         "teachers", "images", "learning", "cluster", "request", "offline streaming", "run",

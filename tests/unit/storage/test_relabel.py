@@ -11,6 +11,7 @@ from dreamshard.errors import DataError
 from storage.batches.reader import BatchReader
 from storage.dataset import Dataset
 from storage.ledger.labels import FOLDER, version_key
+from storage.relabel import relabel
 from storage.rows.pick import read_rows
 from tests.feature_store import fill, make_dataset
 
@@ -25,7 +26,7 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_later_labels_are_read_everywhere_and_features_stay(dataset: Dataset) -> None:
     before = dataset.snapshot()
     others = np.arange(48) + 100
-    assert dataset.relabel(others, [f"c{n}" for n in range(148)]) == 48
+    assert relabel(dataset, others, [f"c{n}" for n in range(148)]) == 48
     after = dataset.snapshot()
     assert after.labels.tolist() == others.tolist() and after.classes[3] == "c3"
     assert read_rows(after, "label", [5, 47, 0]).tolist() == [105, 147, 100]
@@ -40,22 +41,22 @@ def test_later_labels_are_read_everywhere_and_features_stay(dataset: Dataset) ->
 
 def test_a_snapshot_keeps_the_labels_it_was_opened_with(dataset: Dataset) -> None:
     first = dataset.snapshot()
-    dataset.relabel(np.full(48, 1))
+    relabel(dataset, np.full(48, 1))
     second = dataset.snapshot()
-    dataset.relabel(np.full(48, 2))
+    relabel(dataset, np.full(48, 2))
     assert dataset.snapshot(first.version).labels.tolist() == first.labels.tolist()
     assert set(dataset.snapshot(second.version).labels) == {1}
     assert set(dataset.snapshot().labels) == {2}
 
 
 def test_the_same_labels_write_nothing(dataset: Dataset) -> None:
-    assert dataset.relabel(dataset.snapshot().labels.copy()) == 0
+    assert relabel(dataset, dataset.snapshot().labels.copy()) == 0
     assert dataset.files.names(FOLDER) == []
 
 
 def test_damaged_or_missing_versions_are_named(dataset: Dataset) -> None:
-    dataset.relabel(np.full(48, 1))
-    dataset.relabel(np.full(48, 2))
+    relabel(dataset, np.full(48, 1))
+    relabel(dataset, np.full(48, 2))
     path = Path(dataset.files.path(version_key(2)))
     whole = path.read_bytes()
     for damage in (b"", whole[:-9], whole.replace(b"PAR1", b"PAR2")):
