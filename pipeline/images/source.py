@@ -83,11 +83,8 @@ class SourceConfig:
 
     def problems(self) -> list[Problem]:
         """List what can be told wrong without looking at the data."""
-        if self.kind == "auto":
-            if self.path:
-                return []
-            hint = "Give your images with --source.path, or try --source.kind digits."
-            return [Problem("path", "nothing", "a path or URL", hint)]
+        if self.kind == "auto":  # told from the path when it is opened; not every run needs it
+            return []
         if self.kind in SOURCES:
             if self.kind in ("folder", "parquet", "webdataset", "hf") and not self.path:
                 hint = "Give the images with --source.path."
@@ -251,7 +248,7 @@ def infer_kind(path: str) -> str:
         if lower.endswith(ending):
             return kind
     if not path:
-        hint = "Give your images with --source.path."
+        hint = "Give your images with --source.path, or try --source.kind digits."
         raise ConfigError(Problem("source.path", "nothing", "a path or URL", hint))
     if os.path.isdir(path):
         names = set(os.listdir(path))

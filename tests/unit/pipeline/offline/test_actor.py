@@ -13,7 +13,7 @@ import pytest
 
 from dreamshard.errors import DataError, DreamshardError, TeacherError
 from pipeline.images.inputs import Work
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.offline.actor import Job, ShardActor
 from pipeline.offline.unit import QUEUE_DEPTH, WriterThread
 from pipeline.request.config import EncodeConfig
@@ -33,6 +33,7 @@ def actor(
     config = EncodeConfig(
         root=str(tmp_path),
         teacher=teacher,
+        source=SourceConfig(kind="digits"),
         codec=codec,
         image=ImageConfig(size=16),
         samples_per_unit=32,

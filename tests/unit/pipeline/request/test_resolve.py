@@ -21,6 +21,7 @@ def config(tmp_path: Path, **changes: object) -> EncodeConfig:
         "root": str(tmp_path / "data"),
         "teacher": TeacherConfig(kind="noise", levels=["s2", "s4"], timesteps=[7]),
         "image": ImageConfig(size=16),
+        "source": SourceConfig(kind="digits"),
         **changes,
     }
     return EncodeConfig(**values)  # pyright: ignore[reportArgumentType]

@@ -102,4 +102,5 @@ def test_a_setting_that_the_kind_does_not_read_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"source.split: got test, allowed nothing for kind"):
         opened(tmp_path / "s.parquet", {"image": IMAGES}, split="test")
     assert [p.key for p in SourceConfig(kind="digits", path="photos").problems()] == ["path"]
-    assert [p.key for p in SourceConfig().problems()] == ["path"]
+    with pytest.raises(ConfigError, match=r"source.path: got nothing.*--source.kind digits"):
+        open_source(SourceConfig())
