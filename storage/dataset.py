@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,10 +24,8 @@ from dreamshard.errors import DataError
 from storage.codecs.arrays import codec_for
 from storage.codecs.base import ArraySpec, Codec
 from storage.codecs.bases import learned_part, put_basis, with_basis
-from storage.formats.base import Store
-from storage.formats.tar_store import TarStore
+from storage.formats.stores import STORES, Store
 from storage.formats.writer import UnitWriter
-from storage.formats.zarr_store import ZarrStore
 from storage.fs.local import STAGING
 from storage.fs.open import open_files
 from storage.ledger import book as ledger
@@ -39,7 +37,6 @@ from storage.ledger.versions import pin_latest, pin_version
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 from storage.snapshot import Snapshot
 
-STORES: dict[str, Callable[..., Store]] = {"tar": TarStore, "zarr": ZarrStore}
 _REQUESTS = "requests"
 _CHECK_SHARE = 0.02  # of the time may go into looking whether there is enough to roll up
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from dreamshard.errors import DataError
 from storage.codecs.base import Codec
-from storage.formats.base import Store
 from storage.formats.remote_chunks import RemoteChunks
+from storage.formats.stores import Store
 from storage.fs.local import Files
 from storage.ledger import quarantine
 from storage.ledger.manifest import read_samples, sample_rows

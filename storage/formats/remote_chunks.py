@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from storage.formats.base import Store
+from storage.formats.stores import Store
 from storage.fs.cache import shared_cache
 from storage.fs.local import Files
 from storage.ledger.book import UnitTable

@@ -24,7 +24,7 @@ _ABOUT = f"{FOLDER}/index.json"
 
 
 class TarStore(TarLayout):
-    """Lay a dataset's arrays out as WebDataset shards; see `storage.formats.base.Store`."""
+    """Lay a dataset's arrays out as WebDataset shards."""
 
     def metadata_keys(self) -> list[str]:
         """List the files that are not part of a unit."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from storage.formats.base import UnitFiles
 from storage.formats.tar_format import (
     BLOCK,
     END,
@@ -18,6 +17,7 @@ from storage.formats.tar_format import (
 )
 from storage.formats.tar_index import index_bytes
 from storage.formats.tar_layout import TarLayout
+from storage.formats.unit_files import UnitFiles
 from storage.ledger.commits import MAX_ERROR_CHARS
 from storage.ledger.publish import Staged
 from storage.schema import FeatureBatch

@@ -15,7 +15,7 @@ from dreamshard.errors import DataError
 from storage.codecs.arrays import IMAGE, LABEL, MASK
 from storage.codecs.base import ArraySpec, Codec, explain_nonfinite, has_nonfinite
 from storage.codecs.bases import basis_digests
-from storage.formats.base import UnitFiles
+from storage.formats.unit_files import UnitFiles
 from storage.fs.local import Files
 from storage.ledger.commits import MAX_ERROR_CHARS, Commit
 from storage.ledger.publish import publish

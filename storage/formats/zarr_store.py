@@ -19,7 +19,7 @@ import xxhash
 from dreamshard.errors import DataError
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
-from storage.formats.base import UnitFiles
+from storage.formats.unit_files import UnitFiles
 from storage.fs.local import Files
 from storage.ledger.commits import Commit
 from storage.ledger.publish import Staged

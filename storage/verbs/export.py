@@ -20,7 +20,8 @@ from dreamshard.progress import Progress
 from storage.catalog import find_dataset
 from storage.codecs.arrays import IMAGE, MASK, codec_for
 from storage.codecs.bases import FIT_SAMPLES
-from storage.dataset import STORES, Dataset
+from storage.dataset import Dataset
+from storage.formats.stores import STORES
 from storage.rows.pick import read_rows
 from storage.schema import FeatureBatch, Level, Recipe
 from storage.snapshot import Snapshot

@@ -10,7 +10,8 @@ import pytest
 
 from dreamshard.errors import DataError
 from storage.batches.reader import BatchReader
-from storage.dataset import STORES, Dataset
+from storage.dataset import Dataset
+from storage.formats.stores import STORES
 from storage.rows.chunk_files import Access
 from storage.rows.pick import read_rows
 from storage.snapshot import Snapshot

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
-from storage.dataset import STORES, Dataset
+from storage.dataset import Dataset
+from storage.formats.stores import STORES
 from storage.fs.cache import FOLDER_VARIABLE
 from storage.fs.owners import owner
 from storage.rows.pick import read_rows

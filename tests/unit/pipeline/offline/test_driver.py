@@ -310,20 +310,40 @@ def test_of_two_copies_one_may_fail_and_the_other_decides() -> None:
     assert outcome.retries == len(retries) == 1, "the copy, and no third one"
 
 
+class OneAtATime(Told):
+    """Workers with one place, and with more once something has happened."""
+
+    def wait(self, timeout_s: float) -> list[UnitEvent]:
+        events = super().wait(timeout_s)
+        self.room += bool(events) * 9
+        return events
+
+
 def test_a_unit_that_waits_already_is_not_given_out_twice() -> None:
     unit = Task(0, 10)
-
-    class OneAtATime(Told):
-        def wait(self, timeout_s: float) -> list[UnitEvent]:
-            events = super().wait(timeout_s)
-            self.room += bool(events) * 9
-            return events
 
     returned, done = Returned(unit, OSError("replaced")), Done(unit, {"unit": 0})
     workers = OneAtATime([[], [returned], [done]], [Late(unit, 6.0, "teacher-1")])
     workers.room = 1
     outcome = Driver(workers, 3, lambda event: None, deadline=Deadline(5.0)).run([unit])
     assert workers.submitted == [(0, False), (0, False)] and outcome.retries == 1
+
+
+def test_a_late_unit_that_is_done_meanwhile_is_not_given_out_again() -> None:
+    unit = Task(0, 10)
+    workers = OneAtATime([[], [Done(unit, {"unit": 0})]], [Late(unit, 6.0, "teacher-1")])
+    workers.room = 1
+    deadline = Deadline(5.0)
+    outcome = Driver(workers, 3, lambda event: None, deadline=deadline).run([unit])
+    assert outcome.committed == 1 and workers.submitted == [(0, False)]
+
+
+def test_units_that_are_done_say_when_others_are_late() -> None:
+    units = [Task(number, 10) for number in range(3)]
+    deadline = Deadline()
+    workers = Told([[Done(unit, {}, 20.0 + unit.unit)] for unit in units], [])
+    Driver(workers, 3, lambda event: None, deadline=deadline).run(units)
+    assert deadline.limit_s == 210.0
 
 
 def test_a_unit_is_never_at_three_actors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from dreamshard.errors import DataError
 from storage.dataset import Dataset
 from storage.fs.owners import host_id, owner
-from storage.ledger import leases
+from storage.ledger import leases, publish
 from tests.feature_store import all_keys, expected_keys, make_batch, make_dataset
 
 DEAD = f"{host_id()}-999999999-1"
@@ -100,6 +100,21 @@ def test_leaving_by_an_error_removes_the_runs_files(dataset: Dataset) -> None:
         writer.write(0, make_batch(0, 6))
         raise KeyboardInterrupt
     assert all_keys(dataset) == expected_keys(dataset)
+
+
+def test_live_leases_and_live_claims_are_signs_of_life(dataset: Dataset) -> None:
+    """A process that moves files without a lease, as `verify --repair` may, is at work, too."""
+    files = dataset.files
+    files.write(f"{publish.CLAIMS}/000000003~{DEAD}~0", b"{}")
+    leave_run(dataset, "dead", DEAD)
+    assert not leases.has_live_run(files)
+    with publish.claim(files, 0):
+        assert leases.has_live_run(files)
+    assert not leases.has_live_run(files)
+    leave_run(dataset, "elsewhere", ELSEWHERE)
+    assert leases.has_live_run(files)
+    leave_run(dataset, "elsewhere", ELSEWHERE, age=100)
+    assert not leases.has_live_run(files)
 
 
 @pytest.mark.parametrize("run_id", ["claims", "put", "../x", ".r", "a/b", ""])
