@@ -64,8 +64,8 @@ class TarUnit(UnitFiles):
         """End the archive, write the index, and close both."""
         self._sink("tar").write(END)
         self._sink("idx").write(index_bytes(np.concatenate(self._tables, axis=2)))
-        finals = dict(zip(("tar", "idx"), self._layout.unit_keys(self._unit), strict=True))
-        return self._seal(finals, fsync=fsync)
+        tar, index = self._layout.unit_keys(self._unit)
+        return self._seal({"tar": tar, "idx": index}, fsync=fsync)
 
     def _write(self) -> None:
         """Write the samples at hand: one gathered request."""
