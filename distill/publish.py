@@ -32,13 +32,13 @@ class PublishConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = []
+        problems = []
         if not self.formats:
-            found.append(Problem("formats", "[]", "timm, onnx or both"))
+            problems.append(Problem("formats", "[]", "timm, onnx or both"))
         if Path(self.out).exists():
             hint = "Choose another folder, or remove that one."
-            found.append(Problem("out", self.out, "a folder that does not exist yet", hint))
-        return found
+            problems.append(Problem("out", self.out, "a folder that does not exist yet", hint))
+        return problems
 
 
 def main(argv: Sequence[str]) -> int | None:

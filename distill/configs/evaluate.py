@@ -88,17 +88,19 @@ class EvaluateConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        problems = [name_problem(task, table=TASKS, key="tasks") for task in self.tasks]
-        found = [problem for problem in problems if problem is not None]
+        unknown = [name_problem(task, table=TASKS, key="tasks") for task in self.tasks]
+        problems = [problem for problem in unknown if problem is not None]
         if "segmentation" in self.tasks and not self.segmentation.classes:
             hint = "Name the classes of the masks, in order of their numbers."
-            found.append(Problem("segmentation.classes", "[]", "two names or more", hint))
+            problems.append(Problem("segmentation.classes", "[]", "two names or more", hint))
         if "detection" in self.tasks:
-            found += [
+            problems += [
                 Problem(f"detection.{key}", "nothing", "a path")
                 for key in ("train_annotations", "heldout_annotations")
                 if not getattr(self.detection, key)
             ]
         if self.image.views != 1:
-            found.append(Problem("image.views", str(self.image.views), "1: a probe sees each once"))
-        return found
+            problems.append(
+                Problem("image.views", str(self.image.views), "1: a probe sees each once")
+            )
+        return problems

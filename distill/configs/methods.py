@@ -99,14 +99,16 @@ class AugmentConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = []
+        problems = []
         if len(self.crop_scale) != 2 or self.crop_scale != sorted(self.crop_scale):
             allowed = "two shares, the smaller first"
-            found.append(Problem("crop_scale", str(self.crop_scale), allowed, "Try [0.2, 1.0]."))
+            problems.append(Problem("crop_scale", str(self.crop_scale), allowed, "Try [0.2, 1.0]."))
         if len(self.jitter) != 4 or self.jitter[3] > 0.5:
             allowed = "four strengths, the last at most 0.5"
-            found.append(Problem("jitter", str(self.jitter), allowed, "Try [0.4, 0.4, 0.4, 0.1]."))
-        return found
+            problems.append(
+                Problem("jitter", str(self.jitter), allowed, "Try [0.4, 0.4, 0.4, 0.1].")
+            )
+        return problems
 
 
 @dataclass(kw_only=True)

@@ -40,10 +40,10 @@ class StudentConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = []
+        problems = []
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (0, 3) or (key == "std" and not all(v > 0 for v in values)):
-                found.append(Problem(key, str(values), "three numbers (std above 0) or none"))
+                problems.append(Problem(key, str(values), "three numbers (std above 0) or none"))
         if self.strides != sorted(set(self.strides)):
-            found.append(Problem("strides", str(self.strides), "every stride once, ascending"))
-        return found
+            problems.append(Problem("strides", str(self.strides), "every stride once, ascending"))
+        return problems

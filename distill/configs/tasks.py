@@ -157,11 +157,13 @@ class FinetuneConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = [] if self.fractions else [Problem("fractions", "[]", "at least one share")]
+        problems = [] if self.fractions else [Problem("fractions", "[]", "at least one share")]
         if self.mixup and self.batch_size % 2:
             allowed = "an even number: mixup makes pairs"
-            found.append(Problem("batch_size", str(self.batch_size), allowed, "Or set mixup to 0."))
-        return found
+            problems.append(
+                Problem("batch_size", str(self.batch_size), allowed, "Or set mixup to 0.")
+            )
+        return problems
 
 
 @dataclass(kw_only=True)
@@ -197,15 +199,15 @@ class SegmentationConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = []
+        problems = []
         if len(self.classes) > 0 and self.ignore < len(self.classes):
             allowed = f"{len(self.classes)}..255: it is the number of a class"
-            found.append(Problem("ignore", str(self.ignore), allowed))
+            problems.append(Problem("ignore", str(self.ignore), allowed))
         if len(self.classes) == 1 or len(set(self.classes)) < len(self.classes):
-            found.append(Problem("classes", str(self.classes), "two names or more, each once"))
+            problems.append(Problem("classes", str(self.classes), "two names or more, each once"))
         if not self.shots:
-            found.append(Problem("shots", "[]", "at least one number"))
-        return found
+            problems.append(Problem("shots", "[]", "at least one number"))
+        return problems
 
 
 @dataclass(kw_only=True)

@@ -66,25 +66,27 @@ class DataConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = []
+        problems = []
         if self.kind == "shards" and not self.dataset:
             hint = "Make one with `dreamshard encode`."
-            found.append(Problem("dataset", "nothing", "a dataset's folder, URL or name", hint))
+            problems.append(Problem("dataset", "nothing", "a dataset's folder, URL or name", hint))
         if self.kind != "shards" and self.dataset:
             hint = "Remove it, or set data.kind: shards; a mix names datasets in data.stream.mix."
-            found.append(Problem("dataset", f"{self.dataset} with kind {self.kind}", "none", hint))
+            problems.append(
+                Problem("dataset", f"{self.dataset} with kind {self.kind}", "none", hint)
+            )
         if self.kind != "shards" and self.stream.keep and self.shuffle != "block":
             allowed = "block where data.stream.keep is true, so that units fill up"
-            found.append(Problem("shuffle", repr(self.shuffle), allowed, "Set it to block."))
+            problems.append(Problem("shuffle", repr(self.shuffle), allowed, "Set it to block."))
         if self.join and self.kind != "shards":
-            found.append(Problem("join", str(self.join), f"none with kind {self.kind}"))
+            problems.append(Problem("join", str(self.join), f"none with kind {self.kind}"))
         if len(self.image_size) not in (0, 2):
-            found.append(Problem("image_size", str(self.image_size), "two numbers or none"))
+            problems.append(Problem("image_size", str(self.image_size), "two numbers or none"))
         if len(self.crop) not in (0, 2):
-            found.append(Problem("crop", str(self.crop), "two numbers or none"))
+            problems.append(Problem("crop", str(self.crop), "two numbers or none"))
         if len(set(self.levels)) < len(self.levels):
-            found.append(Problem("levels", str(self.levels), "every level once"))
-        return found
+            problems.append(Problem("levels", str(self.levels), "every level once"))
+        return problems
 
 
 @dataclass(kw_only=True)
@@ -186,18 +188,18 @@ class TrainConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = []
+        problems = []
         unknown = name_problem(self.method, table=METHODS, key="method")
         if unknown:
-            found.append(unknown)
+            problems.append(unknown)
         if self.monitor.every % self.log_every:
             up = math.ceil(self.monitor.every / self.log_every) * self.log_every
             allowed = f"a multiple of log_every ({self.log_every})"
             hint = f"Try --monitor.every {up}."
-            found.append(Problem("monitor.every", str(self.monitor.every), allowed, hint))
+            problems.append(Problem("monitor.every", str(self.monitor.every), allowed, hint))
         if self.save_every % self.log_every:
             up = math.ceil(self.save_every / self.log_every) * self.log_every
             allowed = f"a multiple of log_every ({self.log_every})"
             hint = f"Try --save_every {up}."
-            found.append(Problem("save_every", str(self.save_every), allowed, hint))
-        return found
+            problems.append(Problem("save_every", str(self.save_every), allowed, hint))
+        return problems

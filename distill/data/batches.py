@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.data.dequantise import Dequantiser
 from distill.data.paired import open_pairs
 from distill.data.sets import TrainingSet
+from pipeline.images.tensors import Normaliser
 from storage.batches.filler import Share
 
 
@@ -59,9 +60,7 @@ class Batches:
             for name, level in training_set.recorded.items()
         }
         self._pairs = open_pairs(training_set, rank=share.rank)
-        per_channel = (1, 3, 1, 1)
-        self._shift = torch.tensor([255 * m for m in mean], device=device).view(per_channel)
-        self._scale = torch.tensor([255 * s for s in std], device=device).view(per_channel)
+        self._normalise = Normaliser(mean, std, device=device)
         self._reader = source.read(
             [level.name for level in training_set.levels],
             share=share,
@@ -84,14 +83,8 @@ class Batches:
         """Wait for the next batch, bring it to the device and normalise it there."""
         rows = self._reader.next()
         assert rows.image is not None
-        pixels = torch.from_numpy(rows.image).to(self._device)
-        # (B, H, W, 3) seen as (B, 3, H, W) is channels_last already: one pass makes it float.
-        images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-        images.sub_(self._shift).div_(self._scale)
-        targets = {
-            name: _in_order(decode(rows.levels), torch.channels_last)
-            for name, decode in self._decoders.items()
-        }
+        images = self._normalise(rows.image)
+        targets = {name: _in_order(decode(rows.levels)) for name, decode in self._decoders.items()}
         if self._pairs is not None:
             images, targets = self._pairs(images, targets, position=rows.position)
         if rows.label is not None:
@@ -103,6 +96,6 @@ class Batches:
         self._reader.close()
 
 
-def _in_order(values: Tensor, order: torch.memory_format) -> Tensor:
-    """Bring maps into a memory order; soft labels of whole images have none."""
-    return values.to(memory_format=order) if values.dim() == 4 else values
+def _in_order(values: Tensor) -> Tensor:
+    """Lay maps channels last, as images are; soft labels of whole images have no order."""
+    return values.to(memory_format=torch.channels_last) if values.dim() == 4 else values

@@ -87,21 +87,21 @@ class _Transform:
     """Undo codec `dct`; see `storage.codecs.transform`. N samples, n coded coefficients."""
 
     def __init__(self, level: Level, codec: DctCodec, *, device: torch.device) -> None:
-        found = codec.transform
-        assert found is not None, "fitted before the first unit"
+        fitted = codec.transform
+        assert fitted is not None, "fitted before the first unit"
 
-        def there(values: np.ndarray) -> Tensor:
+        def on_device(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.array(values)).to(device)
 
         self._channels, height, width = map_shape(level)
-        self._counts, self._used = found.counts, found.used
+        self._counts, self._used = fitted.counts, fitted.used
         self._books, self._first, self._step = map(
-            there, (found.books, found.first_entry, found.step)
+            on_device, (fitted.books, fitted.first_entry, fitted.step)
         )
-        self._centre = there(found.centre)
-        self._rotation = there(found.rotation[: found.used].T)
-        self._order = there(found.order)
-        self._rows, self._columns = there(dct_matrix(height)), there(dct_matrix(width))
+        self._centre = on_device(fitted.centre)
+        self._rotation = on_device(fitted.rotation[: fitted.used].T)
+        self._order = on_device(fitted.order)
+        self._rows, self._columns = on_device(dct_matrix(height)), on_device(dct_matrix(width))
         self._eight = torch.arange(8, device=device, dtype=torch.uint8)
 
     def __call__(self, packed: Tensor) -> Tensor:

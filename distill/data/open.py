@@ -100,15 +100,15 @@ def _is_usable(level: Level, kinds: Sequence[str]) -> bool:
 
 
 def _image_problems(config: DataConfig, source: Source) -> list[Problem]:
-    found = []
+    problems = []
     size = list(source.image_size)
     hint = "Choose another dataset, or change what the recipe expects."
     if config.image_size and config.image_size != size:
         allowed = f"{size}, the size of {source.url}"
-        found.append(Problem("data.image_size", str(config.image_size), allowed, hint))
+        problems.append(Problem("data.image_size", str(config.image_size), allowed, hint))
     image = source.recipe.content.get("image")
     recorded = str(image.get("range", "")) if isinstance(image, dict) else ""
     if config.pixel_range and config.pixel_range != recorded:
         allowed = f"{recorded!r}, the pixel range of {source.url}"
-        found.append(Problem("data.pixel_range", repr(config.pixel_range), allowed, hint))
-    return found
+        problems.append(Problem("data.pixel_range", repr(config.pixel_range), allowed, hint))
+    return problems

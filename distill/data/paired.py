@@ -122,21 +122,21 @@ def pair_problems(config: DataConfig, *, source: Source, levels: Sequence[Level]
         source: whose recipe names the teacher.
         levels: to be flipped and cropped with the images; none for methods without a teacher.
     """
-    found = []
+    problems = []
     teacher = source.recipe.content.get("teacher")
     kind = str(teacher.get("kind", "unknown")) if isinstance(teacher, dict) else "unknown"
     if config.flip == "mirror" and levels and kind not in MIRRORING:
         allowed = f"none: the cached features of a {kind!r} teacher do not mirror with the image"
         hint = "Record mirrored samples instead: `dreamshard encode --image.flip random`."
-        found.append(Problem("data.flip", "'mirror'", allowed, hint))
+        problems.append(Problem("data.flip", "'mirror'", allowed, hint))
     if len(config.crop) == 2:
         grid = max([1, *(level.stride for level in levels)])  # labels of images have stride 0
         height, width = source.image_size
         fits = config.crop[0] <= height and config.crop[1] <= width
         if not fits or config.crop[0] % grid or config.crop[1] % grid:
             allowed = f"multiples of {grid} (the largest stride), at most {height} and {width}"
-            found.append(Problem("data.crop", str(config.crop), allowed))
-    return found
+            problems.append(Problem("data.crop", str(config.crop), allowed))
+    return problems
 
 
 def _cut(

@@ -131,10 +131,10 @@ def jitter(pixels: Tensor, config: AugmentConfig) -> Tensor:
 
 def _turn(saturation: Tensor, angle: Tensor) -> Tensor:
     """Return the matrices (B, 3, 3) on RGB that scale and turn its chroma, the (I, Q) plane."""
-    there = torch.tensor(RGB_TO_YIQ, dtype=torch.float64)
-    back = torch.linalg.inv(there).to(saturation)
+    to_yiq = torch.tensor(RGB_TO_YIQ, dtype=torch.float64)
+    to_rgb = torch.linalg.inv(to_yiq).to(saturation)
     turn = torch.zeros(len(saturation), 3, 3, device=saturation.device, dtype=saturation.dtype)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = saturation * angle.cos()
     turn[:, 1, 2], turn[:, 2, 1] = -saturation * angle.sin(), saturation * angle.sin()
-    return back @ turn @ there.to(saturation)
+    return to_rgb @ turn @ to_yiq.to(saturation)

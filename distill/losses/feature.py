@@ -19,7 +19,7 @@ AttentionForm = Literal["norm", "squared", "mean"]
 WHITEN_EPS = 1e-6
 
 
-def whiten(features: Tensor, *, axes: WhitenAxes = "c", eps: float = WHITEN_EPS) -> Tensor:
+def whiten(features: Tensor, *, axes: WhitenAxes = "c") -> Tensor:
     """Normalise a teacher's map to zero mean and unit variance, without parameters.
 
     W(f) = (f - mean(f)) / sqrt(var(f) + eps), the biased variance, as LayerNorm has it.
@@ -28,7 +28,6 @@ def whiten(features: Tensor, *, axes: WhitenAxes = "c", eps: float = WHITEN_EPS)
         features: (B, C, h, w), any floating dtype; worked on in float32.
         axes: "c" takes mean and variance over the channels of each position, "chw" over the whole
             map of each sample. The paper says "LayerNorm" and names no axes.
-        eps: added to the variance.
 
     Returns:
         float32 (B, C, h, w).
@@ -37,9 +36,9 @@ def whiten(features: Tensor, *, axes: WhitenAxes = "c", eps: float = WHITEN_EPS)
     """
     features = features.float()
     if axes == "chw":
-        return F.layer_norm(features, features.shape[1:], eps=eps)
+        return F.layer_norm(features, features.shape[1:], eps=WHITEN_EPS)
     per_position = features.permute(0, 2, 3, 1)
-    return F.layer_norm(per_position, per_position.shape[-1:], eps=eps).permute(0, 3, 1, 2)
+    return F.layer_norm(per_position, per_position.shape[-1:], eps=WHITEN_EPS).permute(0, 3, 1, 2)
 
 
 def whitened_mse(student: Tensor, teacher: Tensor, *, axes: WhitenAxes = "c") -> Tensor:

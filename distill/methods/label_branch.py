@@ -127,7 +127,7 @@ def find_soft_labels(levels: Sequence[Level], *, taps: Sequence[str]) -> list[So
         ConfigError: half of a top-k pair, or a tap that does not tell the number of classes.
     """
     names = {level.name for level in levels}
-    found, problems = [], []
+    soft_labels, problems = [], []
     for level in levels:
         pair = PAIR.fullmatch(level.name)
         other = level.name
@@ -139,7 +139,7 @@ def find_soft_labels(levels: Sequence[Level], *, taps: Sequence[str]) -> list[So
         elif not level.tap.rpartition(":")[2].isdigit():
             problems.append(Problem("data.levels", f"{level.name} of {level.tap}", "NAME:CLASSES"))
         elif pair is None or pair["part"] == "logit":
-            found.append(
+            soft_labels.append(
                 SoftLabel(
                     logits=level.name,
                     classes=other if pair is not None else "",
@@ -150,4 +150,4 @@ def find_soft_labels(levels: Sequence[Level], *, taps: Sequence[str]) -> list[So
             )
     if problems:
         raise ConfigError(problems)
-    return found
+    return soft_labels

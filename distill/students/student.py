@@ -92,16 +92,16 @@ def build_student(
     Raises:
         ConfigError: unknown name, settings the network does not take, or a stride it has not.
     """
-    found = available_maps(config, image_size=image_size)
-    plain = is_plain(found)
-    maps = pick_maps(offered_maps(found), strides=strides, name=config.name)
+    available = available_maps(config, image_size=image_size)
+    plain = is_plain(available)
+    maps = pick_maps(offered_maps(available), strides=strides, name=config.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         indices = tuple(info.index for info in maps)
         backbone = construct(config, out_indices=indices, image_size=image_size, plain=plain)
         neck = None
         if plain:
-            last = found[-1]
+            last = available[-1]
             neck = SimpleFeaturePyramid(last.channels, patch=last.stride, strides=strides)
             maps = [
                 replace(info, channels=width)

@@ -44,16 +44,16 @@ def full_names(part: Iterable[str], whole: Iterable[str]) -> dict[str, str]:
         Extractor's name to whole name, for every name that both have.
     """
     known = set(part)
-    found = {}
+    full = {}
     for name in whole:
         pieces = name.split(".")
         for count in range(1, len(pieces)):
             renamed = ".".join(["_".join(pieces[:count]), *pieces[count:]])
             if renamed in known:
-                found[renamed] = name
+                full[renamed] = name
         if f"model.{name}" in known:
-            found[f"model.{name}"] = name
-    return found
+            full[f"model.{name}"] = name
+    return full
 
 
 def layer_numbers(

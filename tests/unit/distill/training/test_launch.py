@@ -63,6 +63,31 @@ def test_placing_keeps_the_memory_order_asked_for(configure) -> None:
     assert module.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "kind", "setting", "shared"),
+    [
+        (2, "cuda", "auto", True),
+        (2, "cuda", "on", True),
+        (2, "cuda", "off", False),
+        (1, "cuda", "on", False),
+        (2, "cpu", "auto", False),
+    ],
+)
+def test_batch_norm_is_shared_between_gpus_where_asked(
+    configure, monkeypatch: pytest.MonkeyPatch, ranks: int, kind: str, setting: str, shared: bool
+) -> None:
+    """PyTorch's layer computes on GPUs alone, so here it is only seen to be in place."""
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device, **_: moved.append(device.type))
+    accelerator = SimpleNamespace(num_processes=ranks, device=torch.device(kind))
+    method = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    scale = torch.nn.init.uniform_(method[1].weight)
+    config = configure(sync_batchnorm=setting)
+    launch.place(method, config=config, accelerator=accelerator)  # type: ignore[arg-type]
+    assert isinstance(method[1], torch.nn.SyncBatchNorm) == shared and moved == [kind]
+    assert method[1].weight is scale, "the optimiser's and the initial weights stay"
+
+
 def test_bf16_trains_in_float32_losses_and_weights(
     configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
