@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.data.dequantise import Dequantiser
 from distill.data.paired import open_pairs
 from distill.data.sets import TrainingSet
-from pipeline.images.tensors import Normaliser
+from distill.students.normalise import Normaliser
 from storage.batches.filler import Share
 
 
