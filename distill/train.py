@@ -1,4 +1,5 @@
-"""Train a student on a teacher's recorded features. MAIN PATH 2: read `train`, then `take_steps`.
+"""Train a student on a teacher's recorded features. MAIN PATH 2: read `train_on`, then
+`pipeline.learning.loop.take_steps`.
 
     dreamshard train --config recipes/digits/train.yaml
     python distill/train.py --config ...                        one process
@@ -17,31 +18,31 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: import our packages, not the files beside this script
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import math
-from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distill.configs.train import TrainConfig
-from dreamshard.config import load_config
+from dreamshard.config import load_config, to_dict
 from dreamshard.errors import run_main
 from dreamshard.progress import stage
+from dreamshard.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from accelerate.optimizer import AcceleratedOptimizer
     from torch import Tensor
 
     from distill.data.batches import Batches
     from distill.data.sets import TrainingSet
+    from distill.methods.base import Method
     from distill.students.student import Student
-    from distill.training.learner import Learner
     from distill.training.monitor import Monitor
     from distill.training.runlog import RunLog
     from distill.training.state import TrainState
+    from pipeline.learning.loop import Learner
 
 DESCRIPTION = "Train a student backbone on a teacher's recorded features."
 
@@ -63,13 +64,32 @@ def train(config: TrainConfig) -> Path:
         DataError: a dataset or checkpoint that cannot be read, or features that are not finite.
         DreamshardError: a loss that is not finite although the features are.
     """
-    from distill.training.launch import start_accelerator, stop_accelerator
+    from distill.training.launch import stop_accelerator
 
-    accelerator = start_accelerator(config)
+    accelerator = join_ranks(config)
     try:
         return train_on(accelerator, config=config)
     finally:
         stop_accelerator(accelerator)
+
+
+def join_ranks(config: TrainConfig) -> Accelerator:
+    """Join the other ranks, if there are any; see `distill.training.launch.start_accelerator`."""
+    import torch
+
+    from distill.training.launch import start_accelerator
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return start_accelerator(
+        device=config.device,
+        precision=config.precision,
+        trackers=config.trackers,
+        run_dir=config.run_dir,
+        batch_size=config.batch_size,
+        parts=config.accumulate,
+        sync_batchnorm=config.sync_batchnorm,
+    )
 
 
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
@@ -78,8 +98,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.methods.build import method_class
     from distill.students.card import STUDENT_FOLDER
     from distill.training.keep import keep_student
-    from distill.training.monitor import open_monitor
-    from distill.training.runlog import RunLog
+    from distill.training.monitor import Monitor
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
     kind, settings = method_class(config.method), config.method_settings()
@@ -91,16 +110,23 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
             stage(f"train: {run_dir} is finished ({state.step} steps), its student is reused")
         return student_folder
     training_set = training_set.at(state.snapshot)
-    learner = build(accelerator, config=config, training_set=training_set, checkpoint=checkpoint)
-    method, start = learner.method, state.position
-    batches = open_batches(
-        training_set, config=config, accelerator=accelerator, student=method.student, start=start
+    method, learner = build(
+        accelerator, config=config, training_set=training_set, checkpoint=checkpoint
     )
-    log = RunLog(config, accelerator=accelerator, training_set=training_set, start=state.step)
-    monitor = open_monitor(config, training_set=training_set) if chief else None
-    log.headline(method.student)
+    batches = open_batches(
+        training_set,
+        config=config,
+        accelerator=accelerator,
+        student=method.student,
+        start=state.position,
+    )
+    log = open_log(accelerator, config=config, training_set=training_set, start=state.step)
+    log.headline(config.student.name, method.student, parts=config.accumulate)
+    monitor = None
+    if chief and config.monitor.every:
+        monitor = Monitor(config.monitor, image_size=training_set.image_size, seed=config.seed)
     with closing(batches), log:
-        take_steps(
+        train_steps(
             state,
             config=config,
             accelerator=accelerator,
@@ -128,12 +154,11 @@ def build(
     config: TrainConfig,
     training_set: TrainingSet,
     checkpoint: Path | None,
-) -> Learner:
+) -> tuple[Method, Learner]:
     """Build the method, its optimiser and average on their devices, as a checkpoint has them."""
     from distill.methods.build import build_method, method_class
-    from distill.training.checkpoint import load_checkpoint
-    from distill.training.launch import place
     from distill.training.learner import build_learner
+    from pipeline.learning.checkpoint import load_checkpoint, parts_of
 
     method = build_method(
         method_class(config.method),
@@ -142,28 +167,37 @@ def build(
         training_set=training_set,
         seed=config.seed,
     )
-    place(method, config=config, accelerator=accelerator)
     learner = build_learner(
-        method, config=config, image_size=training_set.image_size, scaler=accelerator.scaler
+        method,
+        accelerator,
+        optimizer=config.optimizer,
+        student=config.student,
+        image_size=training_set.image_size,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        ema=config.ema,
+        sync_batchnorm=config.sync_batchnorm,
     )
     if checkpoint is not None:
-        load_checkpoint(checkpoint, learner)
-    return learner
+        load_checkpoint(checkpoint, parts_of(learner))
+    return method, learner
 
 
 def find_start(
     accelerator: Accelerator, *, config: TrainConfig, training_set: TrainingSet
 ) -> tuple[TrainState, Path | None]:
     """Return where the run folder's last checkpoint stands, and its folder; or step 0 and None."""
-    from distill.training.checkpoint import forget, resume_point
+    from distill.training.checkpoint import resume_point
     from distill.training.state import first_state
+    from pipeline.learning.checkpoint import forget
 
-    run_dir = Path(config.run_dir)
     if config.restart and accelerator.is_main_process:
-        forget(run_dir)
+        forget(Path(config.run_dir))
     accelerator.wait_for_everyone()
-    first = first_state(config, training_set=training_set, processes=accelerator.num_processes)
-    return resume_point(run_dir, fresh=first)
+    first = first_state(
+        to_dict(config), training_set=training_set, processes=accelerator.num_processes
+    )
+    return resume_point(Path(config.run_dir), fresh=first)
 
 
 def open_batches(
@@ -192,7 +226,29 @@ def open_batches(
     )
 
 
-def take_steps(
+def open_log(
+    accelerator: Accelerator, *, config: TrainConfig, training_set: TrainingSet, start: int
+) -> RunLog:
+    """Open the run's record, without the lines of steps that are taken again, and its trackers."""
+    from distill.training.checkpoint import trim_metrics
+    from distill.training.runlog import RunLog, open_trackers
+
+    record = None
+    if accelerator.is_main_process:
+        trim_metrics(Path(config.run_dir) / "metrics.jsonl", step=start)
+        record = RunFolder(config.run_dir, config=config)
+    open_trackers(accelerator, config.trackers, to_dict(config))
+    return RunLog(
+        record,
+        accelerator=accelerator,
+        training_set=training_set,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        start=start,
+    )
+
+
+def train_steps(
     state: TrainState,
     *,
     config: TrainConfig,
@@ -207,64 +263,31 @@ def take_steps(
     Raises:
         DataError, DreamshardError: the loss or the gradient was not finite.
     """
-    from distill.training.checkpoint import save_checkpoint
     from distill.training.launch import seed_step
-    from distill.training.optim import learning_rate, peak_rate, set_learning_rate
+    from pipeline.learning.checkpoint import parts_of, save_checkpoint
+    from pipeline.learning.loop import take_steps
 
-    run_dir = Path(config.run_dir)
-    peak = peak_rate(config.optimizer, batch_size=config.batch_size)
-    model, stepper = accelerator.prepare(learner.method, learner.optimizer)
-    for step in range(state.step + 1, config.steps + 1):
-        rate = learning_rate(
-            step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
-        )
-        set_learning_rate(learner.optimizer, rate, peak=peak)
-        seed_step(config.seed, step=step, rank=accelerator.process_index)
-        terms, index = add_gradients(model, stepper, batches, accelerator, parts=config.accumulate)
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip or math.inf)
-        stepper.step()
-        learner.follow(step)
-        log.note(step, terms=terms, norm=norm, index=index, skipped=stepper.step_was_skipped)
-        last = step == config.steps
-        if last or step % config.log_every == 0:
-            log.line(rate=rate, waited_s=batches.waited_s)
-        if monitor is not None and (last or step % config.monitor.every == 0):
-            log.look(monitor(learner.kept))
-        if accelerator.is_main_process and (last or step % config.save_every == 0):
-            now = replace(state, step=step, position=batches.position)
-            save_checkpoint(run_dir, now, learner, keep=config.keep)
+    index: list[np.ndarray] = []
 
-
-def add_gradients(
-    model: Callable[..., dict[str, Tensor]],
-    stepper: AcceleratedOptimizer,
-    batches: Batches,
-    accelerator: Accelerator,
-    *,
-    parts: int,
-) -> tuple[dict[str, Tensor], np.ndarray]:
-    """Run a step's batch forward and backward, in parts; ranks share gradients after the last.
-
-    The step before leaves its gradients to this one, which drops them after its first forward pass:
-    dropped earlier, their holes are taken by activations, and on a CPU a step takes 10 % longer.
-
-    Returns:
-        The loss terms' means over the parts, and the sample numbers of this rank's batch.
-    """
-    sums: dict[str, Tensor] = {}
-    index = []
-    for part in range(parts):
+    def forward(model: Callable[..., Mapping[str, Tensor]], step: int, part: int):
+        if part == 0:
+            seed_step(config.seed, step=step, rank=accelerator.process_index)
+            index.clear()
         batch = batches.next()
-        alone = part < parts - 1
-        with accelerator.no_sync(model) if alone else nullcontext():
-            terms = model(batch.images, batch.targets)
-            if part == 0:
-                stepper.zero_grad()
-            accelerator.backward(terms["loss"] / parts)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.detach() / parts
         index.append(batch.index)
-    return sums, np.concatenate(index)
+        return model(batch.images, batch.targets)
+
+    for taken in take_steps(
+        learner, forward, done=state.step, parts=config.accumulate, engine=accelerator
+    ):
+        log.note(taken, index=np.concatenate(index))
+        if taken.due(config.log_every):
+            log.line(rate=taken.rate, waited_s=batches.waited_s)
+        if monitor is not None and taken.due(config.monitor.every):
+            log.look(monitor(learner.kept))
+        if accelerator.is_main_process and taken.due(config.save_every):
+            now = asdict(replace(state, step=taken.step, position=batches.position))
+            save_checkpoint(Path(config.run_dir), parts_of(learner), state=now, keep=config.keep)
 
 
 if __name__ == "__main__":

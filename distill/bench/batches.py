@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.students.normalise import Normaliser
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
 from pipeline.images.labelled import LabelledImages, LazyImages
@@ -22,10 +23,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def normalised(images: np.ndarray, *, student: Student, device: torch.device) -> Tensor:
     """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) on a device, normalised for a student."""
-    shift = torch.tensor([255 * m for m in student.mean], device=device).view(1, 3, 1, 1)
-    scale = torch.tensor([255 * s for s in student.std], device=device).view(1, 3, 1, 1)
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
-    return pixels.to(torch.float32).sub_(shift).div_(scale)
+    return Normaliser(student.mean, student.std, device=device)(images)
 
 
 def on_device(network: Network, device: torch.device) -> Network:

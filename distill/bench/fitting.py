@@ -1,21 +1,26 @@
-"""The training loop that the tasks share: a schedule, a loss per step, averaged weights."""
+"""Training as the tasks share it: a loss per step, averaged weights, no checkpoints."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from distill.training.optim import build_optimizer, learning_rate, set_learning_rate
+from distill.training.optim import build_optimizer, layer_depths, schedule_of
 from dreamshard.errors import DreamshardError
+from pipeline.learning.average import build_average
+from pipeline.learning.figures import Figures
+from pipeline.learning.loop import Learner, take_steps
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench
-    from distill.configs.train import OptimizerConfig
+    from distill.configs.optimizer import OptimizerConfig
     from distill.students.student import Student
+
+CHECK_EVERY = 10
+"""Steps between looks at the losses, which wait for the device (count)."""
 
 
 def fit(
@@ -25,7 +30,8 @@ def fit(
     steps: int,
     batch_size: int,
     next_loss: Callable[[], Tensor],
-    depths: Mapping[str, int] | None = None,
+    student: Student,
+    bench: Bench,
     ema: float = 0.0,
     precision: Literal["fp32", "bf16"] = "fp32",
     report: Callable[[], None] = lambda: None,
@@ -38,8 +44,9 @@ def fit(
         steps: optimiser steps.
         batch_size: images per step, which the learning rate may be scaled by.
         next_loss: computes the loss of the next batch, from float32 logits.
-        depths: of the module's parameters, for layer decay; see `layer_depths`.
-        ema: decay of averaged weights, warmed up (timm's ModelEmaV3); 0: none.
+        student: inside the module, for layer decay.
+        bench: knows how the student was built.
+        ema: decay of averaged weights, warmed up; 0: none.
         precision: bf16 runs next_loss under autocast; the weights stay float32.
         report: called after each step.
 
@@ -47,59 +54,51 @@ def fit(
         The module, or its average, in evaluation mode.
 
     Raises:
+        ConfigError: layer decay for a backbone whose layers timm does not know.
         DreamshardError: a loss that is not finite.
     """
-    optimizer = build_optimizer(module, config, layers=depths)
-    trained = [weight for weight in module.parameters() if weight.requires_grad]
-    device, half = next(module.parameters()).device.type, precision == "bf16"
-    average = None
-    if ema:
-        from timm.utils.model_ema import ModelEmaV3
+    depths = layer_depths(
+        module,
+        student,
+        layer_decay=config.layer_decay,
+        config=bench.student_config,
+        image_size=bench.image_size,
+    )
+    learner = Learner(
+        module=module,
+        optimizer=build_optimizer(module, config, layers=depths),
+        schedule=schedule_of(config, steps=steps, batch_size=batch_size),
+        clip=config.clip,
+        average=build_average(module, decay=ema),
+    )
+    return take_all(learner, next_loss, precision=precision, report=report)
 
-        average = ModelEmaV3(module, decay=ema, use_warmup=True)
-    for step in range(1, steps + 1):
-        rate = learning_rate(step, steps=steps, config=config, batch_size=batch_size)
-        set_learning_rate(optimizer, rate)
+
+def take_all(
+    learner: Learner,
+    next_loss: Callable[[], Tensor],
+    *,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    report: Callable[[], None] = lambda: None,
+) -> nn.Module:
+    """Take all of a learner's steps; arguments, result and errors as those of `fit`."""
+    device, half = next(learner.module.parameters()).device.type, precision == "bf16"
+
+    def forward(*_: object) -> Mapping[str, Tensor]:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-            loss = next_loss()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DreamshardError(
-                f"step {step}: the loss is {value} at a learning rate of {rate:.3g}. Lower "
-                "the task's optimizer.lr, or warm up longer."
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(trained, config.clip)
-        optimizer.step()
-        if average is not None:
-            average.update(module, step=step)
+            return {"loss": next_loss()}
+
+    figures = Figures(_diverged)
+    for taken in take_steps(learner, forward):
+        figures.note(taken.step, taken.terms, taken.rate)
+        if taken.due(CHECK_EVERY):
+            figures.means()
         report()
-    return (module if average is None else average.module).eval()
+    return learner.kept.eval()
 
 
-def layer_depths(
-    module: nn.Module, student: Student, *, config: OptimizerConfig, bench: Bench
-) -> dict[str, int]:
-    """Number the layers of a student inside a module, 0 the stem, if there is layer decay.
-
-    Args:
-        module: that holds the student somewhere; whatever else it holds has the full rate.
-        student: whose backbone's layers are numbered.
-        config: whether there is layer decay.
-        bench: knows how the student was built.
-
-    Returns:
-        Depth by parameter name of the module; empty without layer decay.
-
-    Raises:
-        ConfigError: a backbone whose layers timm does not know.
-    """
-    if config.layer_decay == 1.0:
-        return {}
-    from distill.students.timm_names import layer_numbers
-
-    numbers = layer_numbers(student.backbone, bench.student_config, image_size=bench.image_size)
-    prefix = next(name for name, inner in module.named_modules() if inner is student.backbone)
-    return {f"{prefix}.{name}": number for name, number in numbers.items()}
+def _diverged(step: int, figures: Mapping[str, float], rate: float) -> DreamshardError:
+    return DreamshardError(
+        f"step {step}: the loss is {figures['loss']} at a learning rate of {rate:.3g}. Lower "
+        "the task's optimizer.lr, or warm up longer."
+    )

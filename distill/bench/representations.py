@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from distill.students.card import StudentCard
+from distill.students.normalise import Normaliser
 from distill.students.student import Student
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import Progress
@@ -40,13 +41,11 @@ def student_extractor(
         pool: all maps, or the deepest alone.
     """
     student.to(device).eval()
-    mean = torch.tensor([255 * m for m in student.mean], device=device).view(1, 3, 1, 1)
-    std = torch.tensor([255 * s for s in student.std], device=device).view(1, 3, 1, 1)
+    normalise = Normaliser(student.mean, student.std, device=device)
 
     @torch.inference_mode()
     def extract(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
-        maps = student((batch - mean) / std)[-1 if pool == "last" else 0 :]
+        maps = student(normalise(images))[-1 if pool == "last" else 0 :]
         return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
 
     return extract

@@ -15,7 +15,6 @@ from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import AugmentConfig
-    from distill.configs.student import StudentConfig
     from distill.students.student import Student
 
 
@@ -91,21 +90,3 @@ class Method(nn.Module):
 
     def keep(self, folder: Path) -> None:
         """Write into the run's folder what is worth keeping beside the student."""
-
-    def layers(self, student: StudentConfig, *, image_size: tuple[int, int]) -> dict[str, int]:
-        """Number the layers of the student's backbone, 0 the stem, for layer decay.
-
-        Args:
-            student: what the student was built from.
-            image_size: (H, W) in pixels that it was built for.
-
-        Returns:
-            Depth by parameter name of this module.
-
-        Raises:
-            ConfigError: a backbone whose layers timm does not know.
-        """
-        from distill.students.timm_names import layer_numbers
-
-        numbers = layer_numbers(self.student.backbone, student, image_size=image_size)
-        return {f"student.backbone.{name}": number for name, number in numbers.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.bench.batches import endless_rows, ordered_rows
-from distill.bench.fitting import fit, layer_depths
+from distill.bench.fitting import fit
 from distill.bench.layout import TextTable
 from dreamshard.errors import ConfigError, DataError, Problem
 
@@ -81,8 +81,7 @@ class Detection:
                 require_any_size(student, image_size=bench.image_size)
                 network = build_detector(student, config, num_classes=len(train.categories))
                 network.to(bench.device).train()
-                depths = layer_depths(network, student, config=config.optimizer, bench=bench)
-                self._train(network, train, depths=depths, device=bench.device, report=report)
+                self._train(network, train, student=student, bench=bench, report=report)
             rows[name] = self._judge(network, heldout, device=bench.device)
         return {"rows": rows}
 
@@ -102,11 +101,11 @@ class Detection:
         network: nn.Module,
         data: CocoImages,
         *,
-        depths: Mapping[str, int],
-        device: torch.device,
+        student: Student,
+        bench: Bench,
         report: Callable[[], None],
     ) -> None:
-        config = self.config
+        config, device = self.config, bench.device
         order = endless_rows(data.annotated, batch_size=config.batch_size, seed=self.seed)
         with ThreadPoolExecutor(config.threads, thread_name_prefix="decode") as pool:
             batches = _ahead(pool, data, order)
@@ -123,8 +122,9 @@ class Detection:
                 config=config.optimizer,
                 steps=config.steps,
                 batch_size=config.batch_size,
-                depths=depths,
                 next_loss=next_loss,
+                student=student,
+                bench=bench,
                 report=report,
             )
 

@@ -23,7 +23,7 @@ from distill.bench.batches import (
     on_device,
     ordered_rows,
 )
-from distill.bench.fitting import fit, layer_depths
+from distill.bench.fitting import fit
 from distill.bench.layout import TextTable
 from distill.probes.draws import fraction_draws
 from dreamshard.errors import ConfigError, Problem
@@ -138,8 +138,9 @@ class Finetune:
             config=config.optimizer,
             steps=config.steps,
             batch_size=config.batch_size,
-            depths=layer_depths(network, network.student, config=config.optimizer, bench=bench),
             next_loss=next_loss,
+            student=network.student,
+            bench=bench,
             ema=config.ema,
             precision=config.precision,
             report=report,

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from distill.bench.augment import crop_and_flip
 from distill.bench.batches import Images, endless_rows, normalised, on_device, ordered_rows
 from distill.bench.bench import SUBJECT
-from distill.bench.fitting import fit, layer_depths
+from distill.bench.fitting import fit
 from distill.bench.layout import TextTable
 from distill.modules.heads import FcnHead, UperHead, load_head
 from dreamshard.errors import ConfigError, DataError, Problem
@@ -221,8 +221,9 @@ class Segmentation:
             config=config.optimizer,
             steps=config.steps,
             batch_size=config.batch_size,
-            depths=layer_depths(network, network.student, config=config.optimizer, bench=bench),
             next_loss=next_loss,
+            student=network.student,
+            bench=bench,
             precision=config.precision,
             report=report,
         )

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill.training.optim import learning_rate
 from dreamshard.errors import DataError, DreamshardError
 from storage.rows.pick import read_rows
 
 if TYPE_CHECKING:
-    from distill.configs.train import TrainConfig
     from distill.data.sets import TrainingSet
 
 MAX_LISTED = 8
@@ -24,7 +22,7 @@ def explain(
     *,
     terms: Mapping[str, float],
     training_set: TrainingSet,
-    config: TrainConfig,
+    rate: float,
 ) -> DreamshardError:
     """Look at the batch of the failed step and word what is wrong with it.
 
@@ -33,7 +31,7 @@ def explain(
         index: int64 (N,), sample numbers of this rank's batch in that step.
         terms: this rank's loss terms and gradient norm in that step.
         training_set: where the samples are from.
-        config: of the run.
+        rate: learning rate of that step.
 
     Returns:
         A DataError that names the samples whose features are not finite, or a DreamshardError that
@@ -53,9 +51,6 @@ def explain(
                 "encode them again."
             )
     looked = "on features that are gone (a stream)" if snapshot is None else "with finite features"
-    rate = learning_rate(
-        step, steps=config.steps, config=config.optimizer, batch_size=config.batch_size
-    )
     return DreamshardError(
         f"step {step}: {figures} at a learning rate of {rate:.3g}, {looked}. Its "
         f"batch was samples {_names(training_set, index)}. Lower optimizer.lr or optimizer.clip, "

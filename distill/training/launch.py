@@ -11,16 +11,34 @@ import torch
 from torch import nn
 
 from dreamshard.errors import ConfigError, Problem
+from pipeline.learning.device import choose_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from distill.configs.train import TrainConfig
     from distill.methods.base import Method
 
 
-def start_accelerator(config: TrainConfig) -> Accelerator:
+def start_accelerator(
+    *,
+    device: str,
+    precision: str,
+    trackers: Sequence[str],
+    run_dir: str,
+    batch_size: int,
+    parts: int,
+    sync_batchnorm: str,
+) -> Accelerator:
     """Join the other ranks, if a launcher started any, on the device and format asked for.
+
+    Args:
+        device: auto, cpu or cuda.
+        precision: fp32, bf16 or fp16.
+        trackers: where metrics go besides the run folder.
+        run_dir: the run's folder.
+        batch_size: samples per step, over all ranks.
+        parts: that a step's batch is worked on in.
+        sync_batchnorm: auto, on or off.
 
     Raises:
         ConfigError: a device or format this machine has not, a batch the ranks cannot share, or
@@ -31,31 +49,25 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
 
     # Whatever ran in this process before (another stage of a demo) may have chosen otherwise.
     AcceleratorState._reset_state(reset_partial_state=True)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.device == "cuda" and not torch.cuda.is_available():
-        hint = "Try --device auto."
-        raise ConfigError(Problem("device", "'cuda'", "cpu, as no CUDA device is visible", hint))
-    kind = _device_kind(config)
-    before = [_precision_problem(config, kind=kind), *_tracker_problems(config.trackers)]
+    kind = choose_device(device)
+    before = [_precision_problem(precision, kind=kind), *_tracker_problems(trackers)]
     if any(before):  # Accelerate would say it in words of its own
         raise ConfigError([problem for problem in before if problem is not None])
     accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="no" if config.precision == "fp32" else config.precision,
-        log_with=list(config.trackers) or None,
-        project_dir=config.run_dir,
+        cpu=device == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(trackers) or None,
+        project_dir=run_dir,
     )
     processes = accelerator.num_processes
     problems = [
         _sharding_problem(accelerator.distributed_type.value),
-        _batch_problem(config.batch_size, processes=processes, parts=config.accumulate),
-        _batchnorm_problem(config, kind=kind, processes=processes),
+        _batch_problem(batch_size, processes=processes, parts=parts),
+        _batchnorm_problem(sync_batchnorm, kind=kind, processes=processes),
     ]
-    found = [problem for problem in problems if problem is not None]
-    if found:
+    if any(problems):
         stop_accelerator(accelerator)
-        raise ConfigError(found)
+        raise ConfigError([problem for problem in problems if problem is not None])
     return accelerator
 
 
@@ -64,14 +76,27 @@ def stop_accelerator(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
-def place(method: Method, *, config: TrainConfig, accelerator: Accelerator) -> None:
-    """Bring a method to its device and memory order, with synchronised batch norm where asked."""
+def place(
+    method: Method,
+    accelerator: Accelerator,
+    *,
+    sync_batchnorm: str,
+    compile_mode: str,
+) -> None:
+    """Bring a method to its device, channels last, with synchronised batch norm where asked.
+
+    Args:
+        method: on the CPU.
+        accelerator: which device, and how many ranks.
+        sync_batchnorm: auto, on or off.
+        compile_mode: of torch.compile for the student's backbone; off: it is not compiled.
+    """
     several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
-    if several_gpus and config.sync_batchnorm != "off":
+    if several_gpus and sync_batchnorm != "off":
         nn.SyncBatchNorm.convert_sync_batchnorm(method)  # replaces the layers inside
     method.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if config.student.compile != "off":
-        method.student.backbone.compile(mode=config.student.compile)
+    if compile_mode != "off":
+        method.student.backbone.compile(mode=compile_mode)
 
 
 def seed_step(seed: int, *, step: int, rank: int) -> None:
@@ -96,15 +121,11 @@ def native_bf16(kind: str) -> bool:
     return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
 
 
-def _device_kind(config: TrainConfig) -> str:
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _precision_problem(config: TrainConfig, *, kind: str) -> Problem | None:
-    if config.precision == "fp16" and kind == "cpu":
+def _precision_problem(precision: str, *, kind: str) -> Problem | None:
+    if precision == "fp16" and kind == "cpu":
         allowed = "fp32 or bf16, as float16 with a scaled loss needs a GPU"
         return Problem("precision", "'fp16'", allowed, "Try --precision fp32.")
-    if config.precision == "bf16" and not native_bf16(kind):
+    if precision == "bf16" and not native_bf16(kind):
         allowed = f"fp32, as this {kind} only imitates bf16, slowly"
         return Problem("precision", "'bf16'", allowed, "Try --precision fp32.")
     return None
@@ -147,8 +168,8 @@ def _batch_problem(batch_size: int, *, processes: int, parts: int = 1) -> Proble
     return Problem("batch_size", str(batch_size), allowed, f"Try --batch_size {near}.")
 
 
-def _batchnorm_problem(config: TrainConfig, *, kind: str, processes: int) -> Problem | None:
-    if config.sync_batchnorm == "on" and processes > 1 and kind == "cpu":
+def _batchnorm_problem(wanted: str, *, kind: str, processes: int) -> Problem | None:
+    if wanted == "on" and processes > 1 and kind == "cpu":
         allowed = "auto or off on CPUs, where PyTorch cannot synchronise batch norm"
         return Problem("sync_batchnorm", "'on'", allowed, "Try --sync_batchnorm auto.")
     return None

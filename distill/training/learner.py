@@ -1,90 +1,68 @@
-"""Everything of a training run that changes from step to step, and so goes into its checkpoints."""
+"""What learns in a training run: a method on its device, its optimiser, its student's average."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch.optim import Optimizer
+from distill.training.launch import place
+from distill.training.optim import build_optimizer, layer_depths, schedule_of
+from pipeline.learning.average import build_average
+from pipeline.learning.loop import Learner
 
 if TYPE_CHECKING:
-    from timm.utils.model_ema import ModelEmaV3
-    from torch.amp.grad_scaler import GradScaler
+    from accelerate import Accelerator
 
-    from distill.configs.train import TrainConfig
+    from distill.configs.optimizer import OptimizerConfig
+    from distill.configs.student import StudentConfig
     from distill.methods.base import Method
-    from distill.students.student import Student
-
-
-@dataclass
-class Learner:
-    """Hold what learns.
-
-    Args:
-        method: student and whatever is trained with it.
-        optimizer: of the method's parameters.
-        average: moving average of the student's weights, if there is one.
-        scaler: of the loss, where training is in float16.
-    """
-
-    method: Method
-    optimizer: Optimizer
-    average: ModelEmaV3 | None = None
-    scaler: GradScaler | None = None
-
-    @property
-    def kept(self) -> Student:
-        """The student to keep: its moving average, if there is one."""
-        if self.average is None:
-            return self.method.student
-        student: Student = self.average.module  # pyright: ignore[reportAssignmentType]
-        return student
-
-    def follow(self, step: int) -> None:
-        """Move the average towards the student's weights after a step (1, 2, ...)."""
-        if self.average is not None:
-            self.average.update(self.method.student, step=step)
 
 
 def build_learner(
     method: Method,
+    accelerator: Accelerator,
     *,
-    config: TrainConfig,
+    optimizer: OptimizerConfig,
+    student: StudentConfig,
     image_size: tuple[int, int],
-    scaler: GradScaler | None,
+    steps: int,
+    batch_size: int,
+    ema: float,
+    sync_batchnorm: str,
 ) -> Learner:
-    """Build the optimiser and the moving average that go with a method.
+    """Bring a method to its device, and put optimiser and average of its student beside it.
 
     Args:
-        method: placed on its device already.
-        image_size: (H, W) in pixels.
-        scaler: of the loss, where training is in float16.
+        method: on the CPU; its student is what is kept in the end.
+        accelerator: which device, how many ranks, whether the loss is scaled.
+        optimizer: optimiser, learning rate, clipping.
+        student: how the student was built, and how its backbone is compiled.
+        image_size: (H, W) in pixels that it was built for.
+        steps: of the whole run.
+        batch_size: samples per step, over all ranks.
+        ema: decay of the average, 0..1; 0 for none.
+        sync_batchnorm: off, or with several GPUs synchronised.
     """
-    from distill.training.optim import build_optimizer
-
-    layers = None
-    if config.optimizer.layer_decay != 1.0:
-        layers = method.layers(config.student, image_size=image_size)
-    return Learner(
-        method=method,
-        optimizer=build_optimizer(method, config.optimizer, layers=layers, fused=scaler is None),
-        average=build_average(method.student, decay=config.ema),
-        scaler=scaler,
+    place(
+        method,
+        accelerator,
+        sync_batchnorm=sync_batchnorm,
+        compile_mode=student.compile,
     )
-
-
-def build_average(student: Student, *, decay: float) -> ModelEmaV3 | None:
-    """Build the moving average of a student's weights and buffers.
-
-    At step s the decay is min(decay, 1 - (1 + s)^(-2/3)), so that the initial weights are soon
-    forgotten.
-
-    Args:
-        student: placed on its device already; the average is kept there.
-        decay: 0..1; 0 for none.
-    """
-    from timm.utils.model_ema import ModelEmaV3
-
-    if decay == 0.0:
-        return None
-    return ModelEmaV3(student, decay=decay, use_warmup=True)
+    depths = layer_depths(
+        method,
+        method.student,
+        layer_decay=optimizer.layer_decay,
+        config=student,
+        image_size=image_size,
+    )
+    return Learner(
+        module=method,
+        optimizer=build_optimizer(
+            method, optimizer, layers=depths, fused=accelerator.scaler is None
+        ),
+        schedule=schedule_of(optimizer, steps=steps, batch_size=batch_size),
+        clip=optimizer.clip,
+        network=method.student,
+        average=build_average(method.student, decay=ema),
+        scaler=accelerator.scaler,
+    )

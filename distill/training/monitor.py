@@ -13,14 +13,13 @@ from torch import Tensor
 
 from distill.probes.knn import knn_classes
 from distill.probes.logistic import probe_accuracy, standardise
+from distill.students.normalise import Normaliser
 from dreamshard.errors import DataError
 from pipeline.images.inputs import ImageInput
 from pipeline.images.source import ImageConfig, SourceConfig, open_source
 
 if TYPE_CHECKING:
     from distill.configs.monitor import MonitorConfig
-    from distill.configs.train import TrainConfig
-    from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
 MICRO_BATCH = 256
@@ -73,13 +72,6 @@ class Monitor:
         return {f"monitor_{self.config.kind}": 100.0 * share}
 
 
-def open_monitor(config: TrainConfig, *, training_set: TrainingSet) -> Monitor | None:
-    """Open a run's monitor; None where none is asked for."""
-    if not config.monitor.every:
-        return None
-    return Monitor(config.monitor, image_size=training_set.image_size, seed=config.seed)
-
-
 @torch.inference_mode()
 def pooled(student: Student, images: np.ndarray) -> Tensor:
     """Average a student's deepest map over space.
@@ -91,15 +83,11 @@ def pooled(student: Student, images: np.ndarray) -> Tensor:
     Returns:
         float32 (N, D), on the CPU.
     """
-    device = next(student.parameters()).device
-    mean = torch.tensor(student.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(student.std, device=device).view(1, 3, 1, 1)
-    rows = []
-    for first in range(0, len(images), MICRO_BATCH):
-        part = torch.from_numpy(images[first : first + MICRO_BATCH]).to(device)
-        batch = (part.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        rows.append(student(batch)[-1].float().mean(dim=(2, 3)).cpu())
-    return torch.cat(rows)
+    normalise = Normaliser(student.mean, student.std, device=next(student.parameters()).device)
+    parts = (images[at : at + MICRO_BATCH] for at in range(0, len(images), MICRO_BATCH))
+    return torch.cat(
+        [student(normalise(part))[-1].float().mean(dim=(2, 3)).cpu() for part in parts]
+    )
 
 
 def read_labelled(

@@ -1,8 +1,7 @@
-"""Optimiser and learning rate of a training run."""
+"""Optimiser, its groups of parameters, and the learning rate of a training run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
+from pipeline.learning.schedule import WarmupCosine
+
 if TYPE_CHECKING:
-    from distill.configs.train import OptimizerConfig
+    from distill.configs.optimizer import OptimizerConfig
+    from distill.configs.student import StudentConfig
+    from distill.students.student import Student
 
 
 def build_optimizer(
@@ -93,37 +96,46 @@ def _exempt(module: nn.Module) -> set[str]:
     }
 
 
-def peak_rate(config: OptimizerConfig, *, batch_size: int) -> float:
-    """Return the highest learning rate of a run: `lr`, scaled with the batch size where asked."""
-    return config.lr * (batch_size / config.lr_batch if config.lr_batch else 1.0)
-
-
-def learning_rate(step: int, *, steps: int, config: OptimizerConfig, batch_size: int = 0) -> float:
-    """Return the rate of one step: linear warm-up to the peak, then a cosine down to the floor.
+def schedule_of(config: OptimizerConfig, *, steps: int, batch_size: int) -> WarmupCosine:
+    """Return the learning rate: linear warm-up to the peak, then a cosine down to the floor.
 
     Args:
-        step: 1..steps.
-        steps: of the whole run.
         config: peak, the batch size it is meant for, warm-up share and floor share.
-        batch_size: of the run, samples per step.
+        steps: of the whole run.
+        batch_size: of the run, samples per step; the peak is scaled with it where asked.
     """
-    peak = peak_rate(config, batch_size=batch_size)
+    scale = batch_size / config.lr_batch if config.lr_batch else 1.0
     warmup = round(config.warmup * steps)
-    if step <= warmup:
-        return peak * step / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    cosine = (1 + math.cos(math.pi * progress)) / 2
-    return peak * (config.floor + (1 - config.floor) * cosine)
+    return WarmupCosine(peak=config.lr * scale, steps=steps, warmup=warmup, floor=config.floor)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float, *, peak: float | None = None) -> None:
-    """Set the rate of every parameter group, scaled by its layer's decay.
+def layer_depths(
+    module: nn.Module,
+    student: Student,
+    *,
+    layer_decay: float,
+    config: StudentConfig,
+    image_size: tuple[int, int],
+) -> dict[str, int]:
+    """Number the layers of a student inside a module, 0 the stem, if there is layer decay.
 
     Args:
-        optimizer: of groups as `parameter_groups` makes them.
-        rate: of this step.
-        peak: of the run, for the groups whose rate is fixed; None: they follow, too.
+        module: that holds the student somewhere; whatever else it holds has the full rate.
+        student: whose backbone's layers are numbered.
+        layer_decay: 1: none.
+        config: how the student was built.
+        image_size: (H, W) in pixels that it was built for.
+
+    Returns:
+        Depth by parameter name of the module; empty without layer decay.
+
+    Raises:
+        ConfigError: a backbone whose layers timm does not know.
     """
-    for group in optimizer.param_groups:
-        fixed = group.get("fixed_rate") and peak is not None
-        group["lr"] = (peak if fixed else rate) * group.get("lr_scale", 1.0)
+    if layer_decay == 1.0:
+        return {}
+    from distill.students.timm_names import layer_numbers
+
+    numbers = layer_numbers(student.backbone, config, image_size=image_size)
+    prefix = next(name for name, inner in module.named_modules() if inner is student.backbone)
+    return {f"{prefix}.{name}": number for name, number in numbers.items()}

@@ -1,32 +1,30 @@
-"""What a training run tells: metrics.jsonl, the progress display, and where it went wrong."""
+"""What a training run tells: metrics.jsonl, trackers, the progress display, where it went wrong."""
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from distill.training.checkpoint import trim_metrics
 from distill.training.guard import explain
-from dreamshard.config import to_dict
-from dreamshard.errors import ConfigError, Problem
+from distill.training.state import flatten
+from dreamshard.errors import ConfigError, DreamshardError, Problem
 from dreamshard.progress import Progress, stage
 from dreamshard.redact import redact
-from dreamshard.runfolder import RunFolder
+from pipeline.learning.figures import Figures
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from distill.configs.train import TrainConfig
     from distill.data.sets import TrainingSet
     from distill.students.student import Student
+    from dreamshard.runfolder import RunFolder
+    from pipeline.learning.loop import Taken
 
 SHOWN_OTHERWISE = ("img_per_s", "wait_percent", "memory_gb")
 
@@ -37,37 +35,35 @@ class RunLog:
     As a context manager it runs the progress display. Only the main process writes.
 
     Args:
-        config: of the run.
-        accelerator: whose ranks are averaged over.
+        record: of the run; None on ranks that do not write.
+        accelerator: whose ranks are averaged over, and whose trackers are told.
         training_set: what is trained on.
-        start: steps done before; later lines of an interrupted run are dropped.
+        steps: of the whole run.
+        batch_size: samples per step, over all ranks.
+        start: steps done before.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        record: RunFolder | None,
         *,
         accelerator: Accelerator,
         training_set: TrainingSet,
+        steps: int,
+        batch_size: int,
         start: int,
     ) -> None:
-        self.record: RunFolder | None = None
-        if accelerator.is_main_process:
-            trim_metrics(Path(config.run_dir) / "metrics.jsonl", step=start)
-            self.record = RunFolder(config.run_dir, config=config)
-        _open_trackers(accelerator, config)
+        self.record = record
         self.figures: dict[str, float] = {}
         """The last line's loss terms; with the run's time and speed once it has ended."""
-        self._config, self._accelerator = config, accelerator
-        self._training_set, self._start = training_set, start
+        self._accelerator, self._training_set = accelerator, training_set
+        self._batch_size, self._total, self._start = batch_size, steps, start
+        self._last_step = self._noted = 0
+        self._scaled = accelerator.scaler is not None
+        self._steps = Figures(self._explain, gather=accelerator.gather)
         self._progress = Progress(
-            "train",
-            total=config.steps * config.batch_size,
-            initial=start * config.batch_size,
-            quiet=self.record is None,
+            "train", total=steps * batch_size, initial=start * batch_size, quiet=record is None
         )
-        self._last_step = 0
-        self._steps: list[tuple[int, np.ndarray, dict[str, Tensor]]] = []
 
     def __enter__(self) -> RunLog:
         self._began = self._line_time = time.perf_counter()
@@ -87,13 +83,15 @@ class RunLog:
         self.figures |= {"seconds": seconds, "img_per_s": done, "wait_percent": waited}
         self._progress.__exit__(kind, error, trace)
 
-    def headline(self, student: Student) -> None:
-        """Say in one line what is about to be trained on what."""
-        training_set, config, ranks = (
-            self._training_set,
-            self._config,
-            self._accelerator.num_processes,
-        )
+    def headline(self, name: str, student: Student, *, parts: int) -> None:
+        """Say in one line what is about to be trained on what.
+
+        Args:
+            name: of the student.
+            student: itself.
+            parts: that a step's batch is worked on in.
+        """
+        training_set, ranks = self._training_set, self._accelerator.num_processes
         weights = sum(weight.numel() for weight in student.parameters())
         levels = ", ".join(
             f"{lv.name} {'x'.join(map(str, lv.shape))}" for lv in training_set.levels
@@ -101,41 +99,26 @@ class RunLog:
         source = training_set.source
         url = source.url if source.stored is None else source.stored.url
         samples = f"{source.num_valid:,} samples of {url}"
-        factors = [count for count in (ranks, config.accumulate) if count > 1]
-        each = config.batch_size // (ranks * config.accumulate)
+        factors = [count for count in (ranks, parts) if count > 1]
+        each = self._batch_size // (ranks * parts)
         share = f" = {' x '.join(map(str, [*factors, each]))}" if factors else ""
-        start = f", going on at step {self._start}" if self._start else ""
+        begun = f", going on at step {self._start}" if self._start else ""
         if self.record is not None:
             stage(
-                f"train: {config.student.name} ({weights:,} weights) on {levels}; {samples}; "
-                f"{config.steps:,} steps of {config.batch_size}{share}{start}"
+                f"train: {name} ({weights:,} weights) on {levels}; {samples}; "
+                f"{self._total:,} steps of {self._batch_size}{share}{begun}"
             )
 
-    def note(
-        self,
-        step: int,
-        *,
-        terms: Mapping[str, Tensor],
-        norm: Tensor | None,
-        index: np.ndarray,
-        skipped: bool = False,
-    ) -> None:
-        """Note one step.
-
-        Args:
-            step: its number.
-            terms: scalar loss terms on the device, "loss" among them.
-            norm: norm of the whole gradient before clipping.
-            index: sample numbers of this rank's batch.
-            skipped: float16 overflowed: the scaler left this step out and lowers its scale.
-        """
-        values = {name: value.detach() for name, value in terms.items()}
-        if norm is not None:  # some launchers clip by themselves and do not tell
-            values["grad_norm"] = torch.zeros_like(norm) if skipped else norm.detach()
-        if self._config.precision == "fp16":
-            values["skipped"] = torch.full_like(values["loss"], float(skipped))
-        self._steps.append((step, index, values))
-        self._progress.update(self._config.batch_size)
+    def note(self, taken: Taken, *, index: np.ndarray) -> None:
+        """Note one step, and the sample numbers of this rank's batch."""
+        figures = dict(taken.terms)
+        if taken.norm is not None:  # some launchers clip by themselves and do not tell
+            figures["grad_norm"] = torch.zeros_like(taken.norm) if taken.skipped else taken.norm
+        if self._scaled:
+            figures["skipped"] = torch.full_like(figures["loss"], float(taken.skipped))
+        self._steps.note(taken.step, figures, (index, taken.rate))
+        self._last_step, self._noted = taken.step, self._noted + 1
+        self._progress.update(self._batch_size)
 
     def line(self, *, rate: float, waited_s: float) -> None:
         """Write the means over the steps noted since the last line, and over the ranks.
@@ -148,19 +131,16 @@ class RunLog:
             DataError, DreamshardError: on every rank, if a step's loss or gradient was not finite
                 on any of them; see `distill.training.guard`.
         """
-        figures = self._means()
+        figures = self._steps.means()
         now = time.perf_counter()
         seconds = now - self._line_time
-        count = len(self._steps)
-        figures["img_per_s"] = count * self._config.batch_size / seconds
+        figures["img_per_s"] = self._noted * self._batch_size / seconds
         figures["wait_percent"] = 100 * (waited_s - self._waited_s) / seconds
         self.figures = figures
         figures["memory_gb"] = _memory_gb(self._accelerator.device)
-        step = self._steps[-1][0]
         if self.record is not None:
-            self.record.log(step=step, lr=rate, **figures)
-        if self._config.trackers:
-            self._accelerator.log({"lr": rate, **figures}, step=step)
+            self.record.log(step=self._last_step, lr=rate, **figures)
+        self._accelerator.log({"lr": rate, **figures}, step=self._last_step)
         shown = {name: figures[name] for name in figures if name not in SHOWN_OTHERWISE}
         self._progress.update(
             0,
@@ -168,9 +148,7 @@ class RunLog:
             wait=f"{figures['wait_percent']:.1f} %",
             memory=f"{figures['memory_gb']:.1f} GB",
         )
-        self._last_step = step
-        self._steps.clear()
-        self._line_time, self._waited_s = now, waited_s
+        self._line_time, self._waited_s, self._noted = now, waited_s, 0
 
     def look(self, figures: Mapping[str, float]) -> None:
         """Write what the monitor saw after the step of the last line.
@@ -179,27 +157,17 @@ class RunLog:
             figures: by name, such as {"monitor_knn": 41.5} (per cent).
         """
         self.figures = self.figures | dict(figures)
-        assert self.record is not None and self._last_step
+        assert self.record is not None
         self.record.log(step=self._last_step, **figures)
-        if self._config.trackers:
-            self._accelerator.log(dict(figures), step=self._last_step)
+        self._accelerator.log(dict(figures), step=self._last_step)
         self._progress.update(0, **figures)
         self._line_time = time.perf_counter()  # the look is not part of the next line's steps
 
-    def _means(self) -> dict[str, float]:
-        names = list(self._steps[0][2])
-        rows = [torch.stack([values[name].float() for name in names]) for *_, values in self._steps]
-        every_rank = self._accelerator.gather(torch.stack(rows)[None])
-        assert isinstance(every_rank, Tensor)  # (ranks, steps, figures)
-        broken = (~torch.isfinite(every_rank)).any(dim=2).any(dim=0).nonzero()
-        if len(broken):
-            step, index, values = self._steps[int(broken[0])]
-            terms = {name: float(value) for name, value in values.items()}
-            raise explain(
-                step, index, terms=terms, training_set=self._training_set, config=self._config
-            )
-        means = every_rank.double().mean(dim=(0, 1))
-        return dict(zip(names, means.tolist(), strict=True))
+    def _explain(
+        self, step: int, figures: Mapping[str, float], beside: tuple[np.ndarray, float]
+    ) -> DreamshardError:
+        index, rate = beside
+        return explain(step, index, terms=figures, training_set=self._training_set, rate=rate)
 
 
 def _memory_gb(device: torch.device) -> float:
@@ -209,30 +177,22 @@ def _memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _open_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+def open_trackers(
+    accelerator: Accelerator, trackers: Sequence[str], settings: dict[str, object]
+) -> None:
     """Start the trackers asked for, with the configuration as their hyperparameters.
 
     Raises:
         ConfigError: a tracker that does not start, for want of a login or a server.
     """
-    if not config.trackers:
+    if not trackers:
         return
     try:
-        settings: Any = redact(to_dict(config))
-        accelerator.init_trackers("dreamshard", config=flat_values(settings))
+        flat = flatten(redact(settings))
+        plain = {k: v if isinstance(v, (str, int, float)) else str(v) for k, v in flat.items()}
+        accelerator.init_trackers("dreamshard", config=plain)
     except Exception as error:  # every tracker has exceptions of its own
         reason = str(error).partition("\n")[0] or type(error).__name__
-        got = f"{', '.join(config.trackers)} ({reason})"
+        got = f"{', '.join(trackers)} ({reason})"
         hint = "Log in to it, or leave it out: metrics.jsonl is written in any case."
         raise ConfigError(Problem("trackers", got, "trackers that start", hint)) from error
-
-
-def flat_values(config: Mapping[str, object], prefix: str = "") -> dict[str, str | int | float]:
-    """Flatten a configuration to dotted keys and plain values; others become text."""
-    flat: dict[str, str | int | float] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flat_values(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float)) else str(value)
-    return flat

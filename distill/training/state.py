@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from dreamshard.config import to_dict
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.configs.train import TrainConfig
     from distill.data.sets import TrainingSet
 
 
@@ -36,14 +33,28 @@ class TrainState:
     processes: int = 1
 
 
-def first_state(config: TrainConfig, *, training_set: TrainingSet, processes: int) -> TrainState:
-    """Return the state of a run before its first step."""
+def first_state(
+    settings: dict[str, object], *, training_set: TrainingSet, processes: int
+) -> TrainState:
+    """Return the state of a run before its first step; `settings` are all of its configuration."""
     recipe = training_set.source.recipe
     return TrainState(
         dataset=training_set.source.url,
         content_key=recipe.content_key,
         layout_key=recipe.layout_key,
         snapshot=training_set.source.version,
-        config=to_dict(config),
+        config=settings,
         processes=processes,
     )
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
+    return flat

@@ -61,7 +61,7 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     for name, part in parts.items():
         tensors, rest = _taken_apart(part)
-        if tensors:
+        if tensors is not None:
             save_file(tensors, partial / f"{name}.safetensors")
         if rest is not None:
             _write_json(partial / f"{name}.json", rest)
@@ -139,22 +139,25 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _taken_apart(part: Part) -> tuple[dict[str, Tensor], Any]:
-    """Return a part's tensors by name, and the rest for JSON (None: there is no rest)."""
+def _taken_apart(part: Part) -> tuple[dict[str, Tensor] | None, Any]:
+    """Return a part's tensors by name, and the rest for JSON (None: it has no such thing)."""
     if isinstance(part, nn.Module):
         return {name: value.contiguous() for name, value in part.state_dict().items()}, None
     values = part.state_dict()
     if not isinstance(part, Optimizer):
-        return {}, values
+        return None, values
     tensors: dict[str, Tensor] = {}
-    rest: dict[int, dict[str, Any]] = {}
-    for number, state in values["state"].items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{number}.{name}"] = value.contiguous()
-            else:
-                rest.setdefault(number, {})[name] = value
-    return tensors, {"state": rest, "param_groups": values["param_groups"]}
+    places = {"state": values["state"], "param_groups": dict(enumerate(values["param_groups"]))}
+    rest: dict[str, dict[str, dict[str, Any]]] = {}
+    for place, entries in places.items():  # timm's LAMB counts its steps in the groups
+        rest[place] = {str(number): {} for number in entries}
+        for number, entry in entries.items():
+            for name, value in entry.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{place}.{number}.{name}"] = value.contiguous()
+                else:
+                    rest[place][str(number)][name] = value
+    return tensors, rest
 
 
 def _put_back(part: Part, tensors: Path, rest: Path) -> None:
@@ -163,7 +166,7 @@ def _put_back(part: Part, tensors: Path, rest: Path) -> None:
         return
     values = json.loads(rest.read_text(encoding="utf-8"))
     if isinstance(part, Optimizer):
-        _put_back_optimizer(part, values, load_file(tensors) if tensors.exists() else {})
+        _put_back_optimizer(part, values, load_file(tensors))
     else:
         part.load_state_dict(values)
 
@@ -172,13 +175,13 @@ def _put_back_optimizer(
     optimizer: Optimizer, values: dict[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
     """Load an optimiser's state, every tensor in its parameter's memory order."""
-    states = {int(number): dict(state) for number, state in values["state"].items()}
     for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        states.setdefault(int(number), {})[name] = value
-    groups = values["param_groups"]
+        place, number, name = key.split(".", 2)
+        values[place][number][name] = value
+    groups = list(values["param_groups"].values())
     for group, ours in zip(groups, optimizer.param_groups, strict=True):
         group |= {key: tuple(group[key]) for key, value in ours.items() if type(value) is tuple}
+    states = {int(number): state for number, state in values["state"].items()}
     optimizer.load_state_dict({"state": states, "param_groups": groups})
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from distill.data.batches import Batches
 from distill.data.open import open_training_set
 from distill.methods.build import build_method, method_class
 from distill.students.export import load_student
-from distill.train import add_gradients, train
-from distill.training.launch import start_accelerator
+from distill.train import join_ranks, train
 from dreamshard.errors import ConfigError, DataError, DreamshardError
+from pipeline.learning.loop import add_gradients
 from storage.batches.filler import Share
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import add_units, make_dataset
@@ -165,6 +166,12 @@ def test_holes_need_a_flag(configure, tmp_path: Path) -> None:
     train(configure(data=DataConfig(dataset=dataset.url, allow_holes=True)))
 
 
+def part_of(batches: Any, index: list[int], model: Any, step: int, part: int) -> Any:
+    batch = batches.next()
+    index.extend(batch.index.tolist())
+    return model(batch.images, batch.targets)
+
+
 def test_parts_of_a_batch_add_up_to_its_gradient(configure, tmp_path: Path) -> None:
     # Batch norm sees a part at a time, so this student has none; AdamW would amplify round-off.
     changes = {
@@ -175,7 +182,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(configure, tmp_path: Path) -> N
     seen = []
     for parts in (1, 4):
         config = configure(run_dir=str(tmp_path / str(parts)), accumulate=parts, **changes)
-        accelerator = start_accelerator(config)
+        accelerator = join_ranks(config)
         training_set = open_training_set(config.data)
         method = build_method(
             method_class(config.method),
@@ -194,7 +201,9 @@ def test_parts_of_a_batch_add_up_to_its_gradient(configure, tmp_path: Path) -> N
         model, stepper = accelerator.prepare(method, torch.optim.SGD(method.parameters(), lr=0.01))
         for parameter in method.parameters():
             parameter.grad = torch.ones_like(parameter)  # of the step before, to be dropped
-        terms, index = add_gradients(model, stepper, batches, accelerator, parts=parts)
+        index: list[int] = []
+        forward = partial(part_of, batches, index)
+        terms = add_gradients(model, stepper, forward, step=1, parts=parts, engine=accelerator)
         batches.close()
         assert batches.position == config.batch_size and len(index) == config.batch_size
         seen.append((terms["loss"], [p.grad for p in method.parameters()], sorted(index)))

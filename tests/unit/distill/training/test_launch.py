@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from distill.train import train
+from distill.train import join_ranks, train
 from distill.training import launch
 from dreamshard.errors import ConfigError
 
@@ -19,13 +19,13 @@ def test_bf16_is_refused_where_it_is_only_imitated(
 ) -> None:
     monkeypatch.setattr(launch, "native_bf16", lambda kind: False)
     with pytest.raises(ConfigError, match=r"precision: got 'bf16', allowed fp32"):
-        launch.start_accelerator(configure(precision="bf16"))
+        join_ranks(configure(precision="bf16"))
 
 
 def test_a_missing_gpu_is_named(configure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"device: got 'cuda'.*--device auto"):
-        launch.start_accelerator(configure(device="cuda"))
+        join_ranks(configure(device="cuda"))
 
 
 def test_a_batch_that_the_ranks_cannot_share_shows_the_arithmetic(configure) -> None:
@@ -41,10 +41,10 @@ def test_a_batch_that_the_ranks_cannot_share_shows_the_arithmetic(configure) -> 
 
 
 def test_batch_norm_across_cpus_is_refused(configure) -> None:
-    config = configure(sync_batchnorm="on")
-    assert launch._batchnorm_problem(config, kind="cpu", processes=2) is not None
-    assert launch._batchnorm_problem(config, kind="cpu", processes=1) is None
-    assert launch._batchnorm_problem(config, kind="cuda", processes=2) is None
+    assert launch._batchnorm_problem("on", kind="cpu", processes=2) is not None
+    assert launch._batchnorm_problem("auto", kind="cpu", processes=2) is None
+    assert launch._batchnorm_problem("on", kind="cpu", processes=1) is None
+    assert launch._batchnorm_problem("on", kind="cuda", processes=2) is None
 
 
 def test_a_steps_random_numbers_depend_on_seed_step_and_rank() -> None:
@@ -56,10 +56,15 @@ def test_a_steps_random_numbers_depend_on_seed_step_and_rank() -> None:
     assert len({draw(0, 5, 1), draw(0, 5, 0), draw(0, 6, 1), draw(1, 5, 1)}) == 4
 
 
-def test_placing_keeps_the_memory_order_asked_for(configure) -> None:
+def test_placing_keeps_the_memory_order_asked_for() -> None:
     accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     module = torch.nn.Conv2d(3, 4, 3)
-    launch.place(module, config=configure(), accelerator=accelerator)  # type: ignore[arg-type]
+    launch.place(
+        module,  # type: ignore[arg-type]
+        accelerator,  # type: ignore[arg-type]
+        sync_batchnorm="auto",
+        compile_mode="off",
+    )
     assert module.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -102,13 +107,13 @@ def test_bf16_trains_in_float32_losses_and_weights(
 
 def test_fp16_needs_a_gpu_and_says_so_first(configure) -> None:
     with pytest.raises(ConfigError, match=r"precision: got 'fp16', allowed fp32 or bf16"):
-        launch.start_accelerator(configure(precision="fp16"))
+        join_ranks(configure(precision="fp16"))
 
 
 def test_a_missing_tracker_names_its_extra(configure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        launch.start_accelerator(configure(trackers=["wandb", "mlflow"]))
+        join_ranks(configure(trackers=["wandb", "mlflow"]))
     assert "2 problems" in str(caught.value)
     assert "pip install 'dreamshard[wandb]'" in str(caught.value)
 
@@ -119,20 +124,21 @@ def test_sharded_weights_are_refused_and_plain_ranks_are_not() -> None:
     assert "distributed type FSDP, allowed data parallel" in text and "accelerate config" in text
 
 
-def test_compiling_is_asked_of_the_backbone_alone(
-    configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiling_is_asked_of_the_backbone_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, mode: modes.append((type(self).__name__, mode))
     )
-    config = configure()
-    config.student.compile = "reduce-overhead"
     accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     method = SimpleNamespace(
         student=SimpleNamespace(backbone=torch.nn.Conv2d(3, 4, 3)), to=lambda *a, **k: None
     )
-    launch.place(method, config=config, accelerator=accelerator)  # type: ignore[arg-type]
+    launch.place(
+        method,  # type: ignore[arg-type]
+        accelerator,  # type: ignore[arg-type]
+        sync_batchnorm="auto",
+        compile_mode="reduce-overhead",
+    )
     assert modes == [("Conv2d", "reduce-overhead")]
 
 

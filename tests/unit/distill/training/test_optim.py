@@ -11,28 +11,10 @@ from distill.methods.build import build_method, method_class
 from distill.students.student import build_student
 from distill.training.optim import (
     build_optimizer,
-    learning_rate,
+    layer_depths,
     parameter_groups,
-    set_learning_rate,
+    schedule_of,
 )
-
-CONFIG = OptimizerConfig(lr=2.0, warmup=0.1, floor=0.01)
-
-
-def test_warm_up_is_linear_and_reaches_the_peak() -> None:
-    rates = [learning_rate(step, steps=100, config=CONFIG) for step in range(1, 11)]
-    assert rates == pytest.approx([0.2 * step for step in range(1, 11)])
-
-
-def test_cosine_passes_its_middle_and_ends_at_the_floor() -> None:
-    assert learning_rate(55, steps=100, config=CONFIG) == pytest.approx(2.0 * (0.01 + 0.99 / 2))
-    assert learning_rate(100, steps=100, config=CONFIG) == pytest.approx(0.02)
-
-
-def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
-    config = OptimizerConfig(lr=2.0, warmup=0.0)
-    assert 1.99 < learning_rate(1, steps=1000, config=config) < 2.0
-    assert learning_rate(1, steps=1, config=config) == pytest.approx(0.02)
 
 
 def test_only_kernels_and_matrices_decay() -> None:
@@ -57,20 +39,24 @@ def test_optimisers_by_name_with_their_settings(name: str, kind: str) -> None:
         assert tuple(group["betas"]) == (0.8, 0.9)
 
 
-def test_setting_the_rate_keeps_a_groups_own_scale() -> None:
-    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerConfig())
-    assert len(optimizer.param_groups) == 2
-    optimizer.param_groups[0]["lr_scale"] = 0.5
-    optimizer.param_groups[1]["fixed_rate"] = True
-    set_learning_rate(optimizer, 0.2, peak=0.9)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.9]
+def test_the_schedule_is_that_of_the_settings() -> None:
+    config = OptimizerConfig(lr=2.0, warmup=0.1, floor=0.01)
+    schedule = schedule_of(config, steps=100, batch_size=8)
+    assert (schedule.steps, schedule.warmup, schedule.floor) == (100, 10, 0.01)
+    assert schedule(10) == 2.0 and schedule(100) == pytest.approx(0.02)
+
+
+def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
+    config = OptimizerConfig(lr=2.0, warmup=0.0)
+    assert 1.99 < schedule_of(config, steps=1000, batch_size=8)(1) < 2.0
+    assert schedule_of(config, steps=1, batch_size=8)(1) == pytest.approx(0.02)
 
 
 def test_the_rate_scales_with_the_batch_where_asked() -> None:
     config = OptimizerConfig(lr=2e-4, lr_batch=256, warmup=0.5)
-    assert learning_rate(50, steps=100, config=config, batch_size=2048) == pytest.approx(1.6e-3)
+    assert schedule_of(config, steps=100, batch_size=2048)(50) == pytest.approx(1.6e-3)
     plain = OptimizerConfig(lr=2e-4, warmup=0.5)
-    assert learning_rate(50, steps=100, config=plain, batch_size=2048) == pytest.approx(2e-4)
+    assert schedule_of(plain, steps=100, batch_size=2048)(50) == pytest.approx(2e-4)
 
 
 def test_layer_decay_slows_the_stem_most_and_spares_the_regressor(configure, dataset) -> None:
@@ -85,7 +71,9 @@ def test_layer_decay_slows_the_stem_most_and_spares_the_regressor(configure, dat
         training_set=open_training_set(config.data),
         seed=config.seed,
     )
-    layers = method.layers(config.student, image_size=(16, 16))
+    layers = layer_depths(
+        method, method.student, layer_decay=0.5, config=config.student, image_size=(16, 16)
+    )
     groups = parameter_groups(method, config.optimizer, layers=layers)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     scales = {name: scale[id(p)] for name, p in method.named_parameters()}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -45,5 +48,17 @@ def test_only_unscaled_runs_take_the_fused_step(configure, scaler: GradScaler | 
         training_set=open_training_set(config.data),
         seed=config.seed,
     )
-    learner = build_learner(method, config=config, image_size=(16, 16), scaler=scaler)
+    accelerator: Any = SimpleNamespace(scaler=scaler, num_processes=1, device=torch.device("cpu"))
+    learner = build_learner(
+        method,
+        accelerator,
+        optimizer=config.optimizer,
+        student=config.student,
+        image_size=(16, 16),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        ema=0.0,
+        sync_batchnorm="auto",
+    )
     assert learner.optimizer.defaults["fused"] is (scaler is None)
+    assert learner.scaler is scaler and learner.network is method.student

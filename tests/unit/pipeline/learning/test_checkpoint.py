@@ -1,0 +1,254 @@
+"""Checkpoints are whole or not there, hold no code, and give back every bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dreamshard.errors import DataError
+from pipeline.learning import checkpoint
+from pipeline.learning.average import build_average
+from pipeline.learning.checkpoint import (
+    checkpoints,
+    forget,
+    load_checkpoint,
+    parts_of,
+    read_state,
+    save_checkpoint,
+)
+from pipeline.learning.loop import Learner
+from pipeline.learning.schedule import WarmupCosine
+
+
+def trained(steps: int = 3, **parts: Any) -> Learner:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, betas=(0.8, 0.9), fused=True)
+    schedule = WarmupCosine(peak=0.1, steps=9)
+    ours = Learner(module=module, optimizer=optimizer, schedule=schedule, **parts)
+    for _ in range(steps):
+        step(ours)
+    return ours
+
+
+def step(ours: Learner) -> None:
+    ours.module(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    ours.optimizer.step()
+    ours.optimizer.zero_grad()
+
+
+def save(run_dir: Path, *steps: int, keep: int = 9) -> Path:
+    ours = trained()
+    for number in steps:
+        path = save_checkpoint(run_dir, parts_of(ours), state={"step": number}, keep=keep)
+    return path
+
+
+def test_weights_and_optimiser_come_back_exactly(tmp_path: Path) -> None:
+    first, second = trained(), trained(steps=1)
+    path = save_checkpoint(tmp_path, parts_of(first), state={"step": 3}, keep=1)
+    load_checkpoint(path, parts_of(second))
+    for each in (first, second):
+        torch.manual_seed(1)
+        step(each)
+    ours, theirs = first.module.state_dict(), second.module.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    weight = next(second.module.parameters())
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    moment = second.optimizer.state[weight]["exp_avg"]
+    assert moment.stride() == weight.stride(), "a fused step reads both side by side"
+    group = second.optimizer.param_groups[0]
+    assert group["betas"] == (0.8, 0.9) and group["lr"] == 0.1 and group["fused"]
+
+
+@pytest.mark.parametrize("name", ["sgd", "lamb", "lars"])
+def test_every_optimiser_comes_back(name: str, tmp_path: Path) -> None:
+    from timm.optim._optim_factory import create_optimizer_v2
+
+    learners = [trained(0), trained(0)]
+    for ours in learners:
+        groups = [
+            {"params": [weight], "weight_decay": decay, "lr_scale": 0.5, "fixed_rate": False}
+            for weight, decay in zip(ours.module.parameters(), (0.1, 0.0, 0.0, 0.0), strict=True)
+        ]
+        more = {} if name == "lamb" else {"momentum": 0.9}
+        ours.optimizer = create_optimizer_v2(groups, opt=name, lr=0.1, **more)  # type: ignore[arg-type]
+    for _ in range(2):
+        step(learners[0])
+    path = save_checkpoint(tmp_path, parts_of(learners[0]), state={"step": 2}, keep=1)
+    load_checkpoint(path, parts_of(learners[1]))
+    for ours in learners:
+        torch.manual_seed(2)
+        step(ours)
+    pairs = zip(learners[0].module.parameters(), learners[1].module.parameters(), strict=True)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
+    assert learners[1].optimizer.param_groups[0]["lr_scale"] == 0.5
+
+
+def test_an_optimiser_that_took_no_step_comes_back(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, parts_of(trained(0)), state={"step": 0}, keep=1)
+    ours = trained(0)
+    load_checkpoint(path, parts_of(ours))
+    assert not ours.optimizer.state_dict()["state"]
+
+
+def test_the_average_and_the_scaler_come_back_too(tmp_path: Path) -> None:
+    from torch.amp.grad_scaler import GradScaler
+
+    def with_parts(scale: float) -> Learner:
+        ours = trained(scaler=GradScaler("cpu", init_scale=scale))
+        ours.average = build_average(ours.module, decay=0.5)
+        return ours
+
+    first, second = with_parts(8.0), with_parts(4.0)
+    assert first.average is not None and second.average is not None
+    assert first.scaler is not None and second.scaler is not None
+    with torch.no_grad():
+        next(first.average.module.parameters()).add_(1.0)
+    path = save_checkpoint(tmp_path, parts_of(first), state={"step": 0}, keep=1)
+    load_checkpoint(path, parts_of(second))
+    ours, theirs = first.average.module.state_dict(), second.average.module.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert second.scaler.state_dict() == first.scaler.state_dict()
+    (path / "average.safetensors").unlink()
+    with pytest.raises(DataError, match="checkpoint-000000"):
+        load_checkpoint(path, parts_of(second))
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4, 10, 100, keep=2)
+    (tmp_path / "checkpoint-later").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "checkpoint-000010",
+        "checkpoint-000100",
+    ]
+
+
+def test_a_death_while_writing_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 2)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 4)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
+    monkeypatch.undo()
+    save(tmp_path, 4)
+    assert not list(tmp_path.glob(".*")), "the half-written folder is gone"
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        checkpoint,
+        "flush",
+        lambda path: flushed.append((path.name, (tmp_path / "checkpoint-000002").exists())),
+    )
+    path = save(tmp_path, 2)
+    files = {file.name for file in path.iterdir()}
+    before = {name for name, final in flushed if not final}
+    assert before == {*files, ".checkpoint-000002.partial"}
+    assert [name for name, final in flushed if final] == [tmp_path.name]
+
+
+def test_a_step_taken_again_replaces_its_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path, 2)
+    (path / "extra").write_text("of before")
+    assert save(tmp_path, 2) == path and not (path / "extra").exists()
+
+
+def test_forgetting_leaves_nothing_half_written(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    (tmp_path / ".checkpoint-000006.partial").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("")
+    forget(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {"step": 7, "config": {"lr": 0.1}, "key": "a"}
+    path = save_checkpoint(tmp_path, {}, state=state, keep=1)
+    assert read_state(path) == state
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"]
+)
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_a_damaged_checkpoint_is_named_with_what_to_do(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    path = save(tmp_path, 2)
+    if damage == "cut":
+        (path / name).write_bytes((path / name).read_bytes()[:20])
+    else:
+        (path / name).unlink()
+    with pytest.raises(DataError, match="checkpoint-000002.*Delete that folder"):
+        read_state(path)
+        load_checkpoint(path, parts_of(trained()))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"step": 2}', '{"format": 2}', '{"format": 2, "step": "a"}']
+)
+def test_a_state_that_is_not_ours_is_refused(tmp_path: Path, text: str) -> None:
+    path = save(tmp_path, 2)
+    (path / "state.json").write_text(text)
+    with pytest.raises(DataError, match="checkpoint-000002.*Delete that folder"):
+        read_state(path)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 2)
+    other = nn.Conv2d(3, 5, 3)
+    ours = Learner(other, torch.optim.AdamW(other.parameters()), WarmupCosine(1.0, steps=1))
+    with pytest.raises(DataError, match="checkpoint-000002"):
+        load_checkpoint(path, parts_of(ours))
+
+
+def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = save(tmp_path, 2)
+    tensors = load_file(path / "optimizer.safetensors")
+    tensors["state.0.exp_avg"] = torch.zeros(5)
+    save_file(tensors, path / "optimizer.safetensors")
+    with pytest.raises(DataError, match="checkpoint-000002"):
+        load_checkpoint(path, parts_of(trained()))
+
+
+def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
+    import os
+    import pickle
+
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    path = save(tmp_path, 2)
+    for name in ("model.safetensors", "optimizer.safetensors", "optimizer.json"):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(pickle.dumps(Hostile(), protocol=2))
+        with pytest.raises(DataError, match="checkpoint-000002"):
+            load_checkpoint(path, parts_of(trained()))
+        (path / name).write_bytes(whole)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_older_versions_checkpoint_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    path = save(tmp_path, 2)
+    (path / "state.json").write_text(json.dumps({"step": 2}))
+    with pytest.raises(DataError, match="of an older version of dreamshard"):
+        read_state(path)
