@@ -79,7 +79,7 @@ def test_placing_keeps_the_memory_order_asked_for() -> None:
     ],
 )
 def test_batch_norm_is_shared_between_gpus_where_asked(
-    configure, monkeypatch: pytest.MonkeyPatch, ranks: int, kind: str, setting: str, shared: bool
+    monkeypatch: pytest.MonkeyPatch, ranks: int, kind: str, setting: str, shared: bool
 ) -> None:
     """PyTorch's layer computes on GPUs alone, so here it is only seen to be in place."""
     moved = []
@@ -87,8 +87,7 @@ def test_batch_norm_is_shared_between_gpus_where_asked(
     accelerator = SimpleNamespace(num_processes=ranks, device=torch.device(kind))
     method = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     scale = torch.nn.init.uniform_(method[1].weight)
-    config = configure(sync_batchnorm=setting)
-    launch.place(method, config=config, accelerator=accelerator)  # type: ignore[arg-type]
+    launch.place(method, accelerator, sync_batchnorm=setting, compile_mode="off")  # type: ignore[arg-type]
     assert isinstance(method[1], torch.nn.SyncBatchNorm) == shared and moved == [kind]
     assert method[1].weight is scale, "the optimiser's and the initial weights stay"
 
