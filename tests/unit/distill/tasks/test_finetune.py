@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from distill.bench.bench import SUBJECT, UNTRAINED
-from distill.bench.fitting import fit, layer_depths
+from distill.bench.fitting import fit
 from distill.configs.tasks import FinetuneConfig
 from distill.configs.train import OptimizerConfig, StudentConfig
 from distill.students.student import build_student
 from distill.tasks.finetune import Classifier, Finetune, dropping
+from distill.training.optim import layer_depths
 from dreamshard.errors import ConfigError, DreamshardError
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 
@@ -49,7 +50,8 @@ def test_it_learns_in_bf16(tmp_path: Path) -> None:
 
 
 def test_fit_trains_returns_the_average_and_stops_at_nan(tmp_path: Path) -> None:
-    network = Classifier(ShapeBench(tmp_path).networks[SUBJECT](), num_classes=2)
+    bench = ShapeBench(tmp_path)
+    network = Classifier(bench.networks[SUBJECT](), num_classes=2)
     before = network.student.backbone.get_parameter("conv1.weight").detach().clone()
     images = torch.randn(4, 3, 16, 16)
 
@@ -58,6 +60,7 @@ def test_fit_trains_returns_the_average_and_stops_at_nan(tmp_path: Path) -> None
 
     config = OptimizerConfig(lr=1e-2)
     settings: dict = {"config": config, "steps": 3, "batch_size": 4}
+    settings |= {"student": network.student, "bench": bench}
     judged = fit(network, next_loss=next_loss, ema=0.99, **settings)
     after = network.student.backbone.get_parameter("conv1.weight")
     assert judged is not network and not judged.training
@@ -70,8 +73,9 @@ def test_layer_decay_reaches_the_backbone_wherever_it_is(tmp_path: Path) -> None
     bench = ShapeBench(tmp_path)
     network = Classifier(bench.networks[SUBJECT](), num_classes=2)
     student = network.student
-    assert layer_depths(network, student, config=OptimizerConfig(), bench=bench) == {}
-    depths = layer_depths(network, student, config=OptimizerConfig(layer_decay=0.5), bench=bench)
+    built: dict = {"config": bench.student_config, "image_size": bench.image_size}
+    assert layer_depths(network, student, layer_decay=1.0, **built) == {}
+    depths = layer_depths(network, student, layer_decay=0.5, **built)
     assert depths["student.backbone.conv1.weight"] == 0
     assert max(depths.values()) > 1 and not any("classify" in name for name in depths)
     before = student.backbone.get_parameter("conv1.weight").detach().clone()
@@ -84,7 +88,8 @@ def test_layer_decay_reaches_the_backbone_wherever_it_is(tmp_path: Path) -> None
         steps=1,
         batch_size=4,
         next_loss=lambda: network(images).square().sum(),
-        depths=layer_depths(network, student, config=config, bench=bench),
+        student=student,
+        bench=bench,
     )
     moved = student.backbone.get_parameter("conv1.weight").detach() - before
     assert float(moved.abs().max()) < 1e-6 < float((network.classify.weight - head).abs().max())
