@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from distill.data.sets import TrainingSet
     from distill.methods.base import Method
     from distill.students.student import Student
-    from distill.training.monitor import Monitor
     from distill.training.runlog import RunLog
     from distill.training.state import TrainState
     from pipeline.learning.loop import Learner
@@ -98,7 +97,6 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.methods.build import method_class
     from distill.students.card import STUDENT_FOLDER
     from distill.training.keep import keep_student
-    from distill.training.monitor import Monitor
 
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
     kind, settings = method_class(config.method), config.method_settings()
@@ -113,28 +111,14 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     method, learner = build(
         accelerator, config=config, training_set=training_set, checkpoint=checkpoint
     )
-    batches = open_batches(
-        training_set,
+    log = train_steps(
+        state,
         config=config,
         accelerator=accelerator,
+        training_set=training_set,
         student=method.student,
-        start=state.position,
+        learner=learner,
     )
-    log = open_log(accelerator, config=config, training_set=training_set, start=state.step)
-    log.headline(config.student.name, method.student, parts=config.accumulate)
-    monitor = None
-    if chief and config.monitor.every:
-        monitor = Monitor(config.monitor, image_size=training_set.image_size, seed=config.seed)
-    with closing(batches), log:
-        train_steps(
-            state,
-            config=config,
-            accelerator=accelerator,
-            learner=learner,
-            batches=batches,
-            log=log,
-            monitor=monitor,
-        )
     if chief:
         method.keep(run_dir)
         keep_student(
@@ -253,20 +237,28 @@ def train_steps(
     *,
     config: TrainConfig,
     accelerator: Accelerator,
+    training_set: TrainingSet,
+    student: Student,
     learner: Learner,
-    batches: Batches,
-    log: RunLog,
-    monitor: Monitor | None,
-) -> None:
+) -> RunLog:
     """Take the steps that are left; write metrics and checkpoints.
 
     Raises:
         DataError, DreamshardError: the loss or the gradient was not finite.
     """
     from distill.training.launch import seed_step
+    from distill.training.monitor import Monitor
     from pipeline.learning.checkpoint import parts_of, save_checkpoint
     from pipeline.learning.loop import take_steps
 
+    batches = open_batches(
+        training_set, config=config, accelerator=accelerator, student=student, start=state.position
+    )
+    log = open_log(accelerator, config=config, training_set=training_set, start=state.step)
+    log.headline(config.student.name, student, parts=config.accumulate)
+    chief, size, monitor = accelerator.is_main_process, training_set.image_size, None
+    if chief and config.monitor.every:
+        monitor = Monitor(config.monitor, image_size=size, seed=config.seed)
     index: list[np.ndarray] = []
 
     def forward(model: Callable[..., Mapping[str, Tensor]], step: int, part: int):
@@ -277,17 +269,21 @@ def train_steps(
         index.append(batch.index)
         return model(batch.images, batch.targets)
 
-    for taken in take_steps(
-        learner, forward, done=state.step, parts=config.accumulate, engine=accelerator
-    ):
-        log.note(taken, index=np.concatenate(index))
-        if taken.due(config.log_every):
-            log.line(rate=taken.rate, waited_s=batches.waited_s)
-        if monitor is not None and taken.due(config.monitor.every):
-            log.look(monitor(learner.kept))
-        if accelerator.is_main_process and taken.due(config.save_every):
-            now = asdict(replace(state, step=taken.step, position=batches.position))
-            save_checkpoint(Path(config.run_dir), parts_of(learner), state=now, keep=config.keep)
+    with closing(batches), log:
+        for taken in take_steps(
+            learner, forward, done=state.step, parts=config.accumulate, engine=accelerator
+        ):
+            log.note(taken, index=np.concatenate(index))
+            if taken.due(config.log_every):
+                log.line(rate=taken.rate, waited_s=batches.waited_s)
+            if monitor is not None and taken.due(config.monitor.every):
+                log.look(monitor(learner.kept))
+            if chief and taken.due(config.save_every):
+                now = asdict(replace(state, step=taken.step, position=batches.position))
+                save_checkpoint(
+                    Path(config.run_dir), parts_of(learner), state=now, keep=config.keep
+                )
+    return log
 
 
 if __name__ == "__main__":
