@@ -53,6 +53,8 @@ class FakeTransport:
         self.flying: dict[int, tuple[float, str, Answer]] = {}
         self.held: set[Hashable] = set()
         self.asked: list[tuple[str, PositionRequest]] = []
+        self.times: list[float] = []
+        """When each of them was asked for."""
         self.most = 0
         self.closed = False
 
@@ -66,6 +68,7 @@ class FakeTransport:
         assert worker in self.workers(), "a worker known to be away"
         number = next(self.tickets)
         self.asked.append((worker, request))
+        self.times.append(self.now)
         fault = self.faults.get(number)
         start = max(self.now, self.free[worker])
         done = start + self.compute_s + (fault.delay if fault else 0.0)

@@ -122,6 +122,53 @@ def test_a_lost_node_is_hidden_by_the_deadline() -> None:
     assert [name for name, _ in transport.asked[-10:]] == ["b"] * 10, "nobody asks the silent one"
 
 
+def test_each_further_worker_is_given_twice_the_time() -> None:
+    transport = FakeTransport("abc", faults={0: Fault("hang"), 1: Fault("hang")})
+    pull(window(transport, size=1, deadline_s=1.0), 1)
+    assert [name for name, _ in transport.asked] == ["a", "b", "c"]
+    assert transport.times[:3] == pytest.approx([0.0, 1.0, 3.0], abs=2 * POLL_S)
+
+
+def test_the_only_worker_is_asked_again_after_every_few_deadlines() -> None:
+    transport = FakeTransport("a", faults={0: Fault("hang"), 1: Fault("hang")})
+    pull(window(transport, size=1, deadline_s=1.0), 1)
+    # Three deadlines missed, then asked again; that one has twice the time, and misses three more.
+    assert transport.times[:3] == pytest.approx([0.0, 4.0, 9.0], abs=5 * POLL_S)
+
+
+def test_a_worker_that_was_late_and_a_new_one_of_its_name_share_alike() -> None:
+    transport = FakeTransport("ab", faults={3: Fault("hang")})
+    source = window(transport, size=4, deadline_s=1.0)
+    pull(source, 20)
+    silent = {name for name, _ in transport.asked} - {name for name, _ in transport.asked[-8:]}
+    assert len(silent) == 1, "the late one is not asked any more"
+    (name,) = silent
+    transport.away[name] = transport.noticed[name] = transport.now + 0.2  # it is started anew
+    pull(source, 40)
+    recent = [who for who, _ in transport.asked[-20:]]
+    assert abs(recent.count("a") - recent.count("b")) <= 3
+
+
+def test_late_answers_do_not_count_as_work_for_ever() -> None:
+    faults = {number: Fault("slow", 5.0) for number in range(0, 12, 2)}
+    transport = FakeTransport("ab", faults=faults)
+    source = window(transport, size=12, deadline_s=0.5)
+    pull(source, 60)
+    source._suspects.clear()
+    pull(source, 60)
+    recent = [who for who, _ in transport.asked[-40:]]
+    assert abs(recent.count("a") - recent.count("b")) <= 4
+
+
+def test_where_all_were_late_who_answers_is_trusted_again() -> None:
+    transport = FakeTransport("ab", faults={0: Fault("hang"), 1: Fault("hang")})
+    source = window(transport, size=1, deadline_s=1.0)
+    pull(source, 1)
+    (answered,) = {name for name, _ in transport.asked[2:3]}
+    pull(source, 10)
+    assert {name for name, _ in transport.asked[3:]} == {answered}
+
+
 def test_duplicates_are_let_go() -> None:
     transport = FakeTransport(faults={3: Fault("slow", 90.0)})
     source = window(transport, deadline_s=1.0)
@@ -173,8 +220,19 @@ def test_it_says_what_it_waits_for_and_gives_up_in_the_end(
         assert pull(source, 40) == list(range(0, 160, 4)), "both died, both came back"
     assert "waiting for the fakes (5 s; giving up after 600 s)" in caplog.text
     transport = FakeTransport(faults={5: Fault("die"), 6: Fault("die")}, back_s=1e6)
+    caplog.clear()
     with pytest.raises(TeacherError, match="patience_s = 20. the fakes"):
         pull(window(transport, patience_s=20.0), 40)
+    told = [line for line in caplog.messages if line.startswith("waiting for the fakes")]
+    assert len(told) == 2, "after 5 and after 10 seconds"
+
+
+def test_patience_counts_from_when_workers_were_last_there() -> None:
+    transport = FakeTransport(faults={9: Fault("die"), 10: Fault("die")}, back_s=6.0)
+    source = window(transport, patience_s=20.0)
+    pull(source, 4)
+    transport.now += 100.0  # the trainer was busy with something else
+    assert pull(source, 40) == list(range(16, 176, 4))
 
 
 def test_nothing_to_ask_for_is_no_reason_to_stop() -> None:
