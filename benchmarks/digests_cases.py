@@ -138,7 +138,7 @@ _TRAIN = (
     "train --steps 2 --batch_size 8 --log_every 1 --save_every 2 --device cpu --threads 1 "
     "--student.name cifar_resnet --dreamteacher.width 8 --channels_last false"
 ).split()
-_STUDENT = ["--student.settings", "{depths: [1, 1, 1], widths: [4, 6, 8]}"]
+_STUDENT = ["--student.settings", "{depths: [1, 1, 1], widths: [8, 8, 8]}"]
 
 
 def _train(words: str, dataset: str = "data/whole") -> list[str]:

@@ -13,6 +13,7 @@ from distill.students.normalise import Normaliser
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
 from pipeline.images.labelled import LabelledImages, LazyImages
+from pipeline.learning.device import avoid_narrow_kernels
 
 if TYPE_CHECKING:
     from distill.students.student import Student
@@ -28,6 +29,7 @@ def normalised(images: np.ndarray, *, student: Student, device: torch.device) ->
 
 def on_device(network: Network, device: torch.device) -> Network:
     """Move a network to where it is trained, in the order that batches of `normalised` have."""
+    avoid_narrow_kernels(network, device)
     moved: Network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore
     return moved
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.learning.device import choose_device
+from pipeline.learning.device import avoid_narrow_kernels, choose_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,6 +94,7 @@ def place(
     several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     if several_gpus and sync_batchnorm != "off":
         nn.SyncBatchNorm.convert_sync_batchnorm(method)  # replaces the layers inside
+    avoid_narrow_kernels(method, accelerator.device)
     method.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if compile_mode != "off":
         method.student.backbone.compile(mode=compile_mode)

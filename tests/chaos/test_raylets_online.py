@@ -30,7 +30,7 @@ steps: 120
 batch_size: 16
 log_every: 2
 device: cpu
-student: {{name: cifar_resnet, settings: {{depths: [1, 1, 1], widths: [4, 6, 8]}}}}
+student: {{name: cifar_resnet, settings: {{depths: [1, 1, 1], widths: [8, 8, 8]}}}}
 dreamteacher: {{width: 8}}
 data: {{kind: stream, stream: {{name: storm, micro_batch: 8, samples: 256, image: {{size: 16}},
   teacher: {TEACHER}}}}}

@@ -34,7 +34,7 @@ batch_size: 8
 log_every: 5
 save_every: 5
 device: cpu
-student: {name: cifar_resnet, settings: {depths: [1, 1, 1], widths: [4, 6, 8]}}
+student: {name: cifar_resnet, settings: {depths: [1, 1, 1], widths: [8, 8, 8]}}
 dreamteacher: {width: 8}
 data: {kind: stream, stream: {name: served, micro_batch: 8, samples: 64, samples_per_unit: 32,
   image: {size: 16}, teacher: {kind: noise, levels: [s2, s4], settings: {channels: 4}}}}

@@ -228,4 +228,6 @@ def test_two_actors_fill_a_dataset_that_later_epochs_read(tmp_path: Path) -> Non
         found += [digest(reader.next()) for _ in range(16)]
         again = int(transport._server.status()["images"])
     assert found == undisturbed(configure("kept", tmp_path, samples=512), 32, **share)
-    assert again <= (8 - len(kept)) * 64 * 2
+    assert again < 512, (
+        "of the units kept none is made again, whatever is read ahead or asked for twice"
+    )

@@ -22,7 +22,7 @@ batch_size: 8
 log_every: 5
 save_every: 10
 device: cpu
-student: {name: cifar_resnet, settings: {depths: [1, 1, 1], widths: [4, 6, 8]}}
+student: {name: cifar_resnet, settings: {depths: [1, 1, 1], widths: [8, 8, 8]}}
 dreamteacher: {width: 8}
 """
 TIMES = ("time", "img_per_s", "wait_percent", "memory_gb")

@@ -61,6 +61,13 @@ def test_image_and_maps_are_cut_alike() -> None:
     assert len(corners) > 20, "every sample has a window of its own"
 
 
+def test_every_window_on_the_grid_is_drawn_to_the_edge() -> None:
+    places = np.arange(256, dtype=np.uint64)
+    drawn = pairs(crop=(8, 12))
+    assert set(drawn._corners(places, 0)) == {0, 4, 8}
+    assert set(drawn._corners(places, 1)) == {0, 4}
+
+
 def test_windows_follow_positions_at_any_number_of_ranks() -> None:
     images, targets = batch(8)
     whole = pairs(crop=(8, 8), mirror=True)

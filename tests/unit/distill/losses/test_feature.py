@@ -59,6 +59,11 @@ def test_attention_transfer_by_hand() -> None:
     mean = attention_transfer(student, teacher, form="mean")
     assert squared.item() == pytest.approx(2.0)
     assert mean.item() == pytest.approx(1.0)
+    # Energies 3 and 4 of norm 5, against all in the right cell: difference (0.6, -0.2).
+    student = torch.tensor([[[[math.sqrt(3), 2.0]]]])
+    for form, expected in (("norm", math.sqrt(0.4)), ("squared", 0.4), ("mean", 0.2)):
+        distance = attention_transfer(student, teacher, form=form)  # pyright: ignore
+        assert distance.item() == pytest.approx(expected)
 
 
 def test_attention_transfer_is_a_mean_over_samples_not_a_norm_of_the_batch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import types
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_room_on_unlike_nodes() -> None:
     assert there.room(ActorSize(1, 0.5)) == 6
     assert there.room(ActorSize(1, 0.5, {"fast": 0.25})) == 4
     assert there.room(ActorSize(1, 0, {"fast": 0.001})) == 16
+    tenths = Cluster("x", ({"CPU": 8.0, "fast": 0.3},))
+    assert tenths.room(ActorSize(1, 0, {"fast": 0.1})) == 3, "0.3 / 0.1 is less than 3 in floats"
 
 
 def test_as_many_actors_as_asked_for_or_as_fit() -> None:
@@ -69,6 +72,7 @@ def test_actors_get_their_threads_and_our_code(monkeypatch: pytest.MonkeyPatch) 
     root, rest = variables["PYTHONPATH"].split(os.pathsep)
     assert (Path(root) / "pipeline" / "cluster").exists() and rest == "/somewhere"
     assert {variables[f"{name}_NUM_THREADS"] for name in ("OMP", "MKL", "OPENBLAS")} == {"3"}
+    assert variables["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def environment(
@@ -112,3 +116,85 @@ def test_another_process_joins_an_embedded_cluster_where_it_listens(
     told = environment(monkeypatch, RayConfig(), joining=True, embedded=True)
     assert told["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # 127.0.0.1 stays 127.0.0.1
     assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(told)
+
+
+class FakeRay(types.ModuleType):
+    """As much of Ray as joining takes; `refuses` is what `init` raises."""
+
+    def __init__(self, *, running: bool = False, refuses: Exception | None = None) -> None:
+        super().__init__("ray")
+        self.running, self.refuses, self.ended = running, refuses, 0
+        self.told: list[dict[str, object]] = []
+        self.exceptions = types.ModuleType("ray.exceptions")
+        self.exceptions.RayError = ConnectionRefusedError  # type: ignore[attr-defined]
+
+    def is_initialized(self) -> bool:
+        return self.running
+
+    def init(self, **options: object) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.told.append(options)
+
+    def shutdown(self) -> None:
+        self.ended += 1
+
+    def nodes(self) -> list[dict[str, object]]:
+        alive = {"Alive": True, "Resources": {"CPU": 4.0}}
+        return [alive, {"Alive": False, "Resources": {"CPU": 8.0}}]
+
+
+def enter(
+    monkeypatch: pytest.MonkeyPatch, ray: FakeRay, address: str | None = None, **given: float
+) -> Cluster:
+    monkeypatch.setitem(cluster.sys.modules, "ray", ray)
+    monkeypatch.setitem(cluster.sys.modules, "ray.exceptions", ray.exceptions)
+    monkeypatch.setattr(cluster, "_set_environment", lambda *_, **__: None)
+    sizes: dict = {"num_cpus": 1, "num_gpus": 0, **given}
+    with cluster.cluster(RayConfig(address=address), **sizes) as joined:
+        assert ray.ended == 0
+    return joined
+
+
+@pytest.mark.parametrize("address", [None, "local"])
+def test_without_an_address_a_cluster_is_started_and_ended(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray, here = FakeRay(), len(os.sched_getaffinity(0))
+    joined = enter(monkeypatch, ray, address, num_cpus=here + 3)
+    assert joined == Cluster(EMBEDDED, ({"CPU": 4.0},)) and ray.ended == 1
+    (told,) = ray.told
+    assert told["address"] == "local" and told["_node_ip_address"] == "127.0.0.1"
+    assert (told["num_cpus"], told["num_gpus"]) == (here + 3, 0)
+    again = FakeRay()
+    enter(monkeypatch, again, address, num_gpus=1)
+    assert (again.told[0]["num_cpus"], again.told[0]["num_gpus"]) == (here, None)
+
+
+def test_a_cluster_that_is_there_is_joined_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    ray = FakeRay()
+    assert enter(monkeypatch, ray).where == "10.0.0.1:6379"
+    assert enter(monkeypatch, ray, "10.0.0.2:6379").where == "10.0.0.2:6379"
+    assert [told["address"] for told in ray.told] == ["10.0.0.1:6379", "10.0.0.2:6379"]
+    assert ray.ended == 2
+
+
+def test_a_session_of_the_users_own_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(running=True)
+    assert enter(monkeypatch, ray).where == "the session's own"
+    assert ray.ended == 0 and not ray.told
+
+
+def test_nobody_at_the_address_is_a_matter_of_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for error in (ConnectionError("refused"), RuntimeError("token"), ConnectionRefusedError("x")):
+        with pytest.raises(ConfigError, match="ray.address: got 10.0.0.1:6379 .*Start one with"):
+            enter(monkeypatch, FakeRay(refuses=error), "10.0.0.1:6379")
+
+
+def test_a_token_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = environment(monkeypatch, RayConfig(), joining=False, RAY_AUTH_TOKEN="mine")
+    assert told["RAY_AUTH_TOKEN"] == "mine" and told["RAY_AUTH_MODE"] == "token"

@@ -10,10 +10,12 @@ from typing import cast
 
 import numpy as np
 import pytest
+import xxhash
 
 from dreamshard.errors import DataError, DreamshardError, TeacherError
-from pipeline.images.inputs import Work
+from pipeline.images.inputs import ImageInput, Work
 from pipeline.images.source import ImageConfig
+from pipeline.offline import actor as actor_module
 from pipeline.offline.actor import Job, ShardActor
 from pipeline.offline.unit import QUEUE_DEPTH, WriterThread
 from pipeline.request.config import EncodeConfig
@@ -65,6 +67,10 @@ def test_a_unit_is_committed_and_told_in_brief(tmp_path: Path) -> None:
     assert commit.bytes == record["bytes"] and len(commit.input_digest) == 32
     assert commit.first == 96 and all(key.startswith("digits-") for key in commit.keys)
     assert len(str(record)) < 500  # features do not travel
+    digest = xxhash.xxh3_128()
+    for work in made._input.works(96, 32, micro_batch=8):
+        digest.update(work.digest)
+    assert commit.input_digest == digest.hexdigest()
 
 
 def test_two_units_at_once_overlap(tmp_path: Path) -> None:
@@ -142,6 +148,7 @@ def test_out_of_memory_names_the_setting_and_leaves_nothing(
         made.make(0, 32)
     assert not dataset.committed()
     assert not [path for path in Path(dataset.url).rglob("staging/r/*") if path.is_file()]
+    assert not [thread for thread in threading.enumerate() if thread.name == "writer"]
 
 
 def test_learned_codecs_are_fitted_once_before_the_first_unit(tmp_path: Path) -> None:
@@ -154,6 +161,48 @@ def test_learned_codecs_are_fitted_once_before_the_first_unit(tmp_path: Path) ->
     again.make(1, 32)
     bases = [d.committed()[n].extra["bases"] for n, d in enumerate((dataset, other))]
     assert bases[0] == bases[1]
+
+
+def test_learned_codecs_are_fitted_to_samples_from_all_over_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    forward = ImageInput.forward
+
+    def watch(self: ImageInput, teacher: Teacher, work: Work) -> FeatureBatch:
+        seen.append(work.indices.tolist())
+        return forward(self, teacher, work)
+
+    monkeypatch.setattr(actor_module, "FIT_SAMPLES", 64)
+    monkeypatch.setattr(ImageInput, "forward", watch)
+    actor(tmp_path, codec="lowrank2-int8")
+    assert seen == [list(range(n * 162, n * 162 + 8)) for n in range(8)]
+
+
+def test_torch_is_settled_with_the_threads_that_are_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    settled: list[int] = []
+    monkeypatch.setattr(actor_module, "settle_torch", settled.append)
+    _, dataset = actor(tmp_path)
+    assert settled == [dataset.pins.threads] == [1]
+
+
+def test_halving_ends_where_one_image_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, dataset = actor(tmp_path, halve=True)
+    sizes: list[int] = []
+
+    def starve(_: object, work: Work) -> None:
+        sizes.append(len(work.indices))
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(made._input, "forward", starve)
+    with pytest.raises(TeacherError, match="micro_batch: got 1, too much for the memory"):
+        made.make(0, 32)
+    assert sizes == [8, 4, 2, 1] and not dataset.committed()
 
 
 def test_halving_is_asked_for_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +219,7 @@ def test_halving_is_asked_for_and_marked(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(made._input, "forward", small_memory)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(made.make, [0, 1], [32, 32]))
-    assert sizes.count(8) == 1 and sizes.count(4) == 16
+    assert sizes.count(8) == 1 and sizes.count(4) == 16 and len(sizes) == 17
     commits = dataset.committed()
     assert [commits[unit].extra for unit in (0, 1)] == [{"micro_batch": 4}] * 2
     other, reference = actor(tmp_path / "reference")

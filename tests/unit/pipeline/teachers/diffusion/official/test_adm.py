@@ -263,6 +263,6 @@ def test_parity_with_the_official_code() -> None:
     if worst["t999/model_out"] > 0:
         # x_0 = (x_t - noise eps) / signal: at the last timestep it is eps's last bits times 157.
         # They are those of the official run only on a processor that takes the same kernels.
-        assert worst["t999/model_out"] < 1e-5
-        bounds["t999/pred_xstart"] = 1e-5 * level[999][1] / level[999][0]
+        assert worst["t999/model_out"] < 2e-5, "of values up to 3.6"
+        bounds["t999/pred_xstart"] = 2e-5 * level[999][1] / level[999][0]
     assert {name: gap for name, gap in worst.items() if gap > bounds[name]} == {}
