@@ -44,9 +44,8 @@ def avoid_narrow_kernels(module: nn.Module, device: torch.device) -> bool:
     if not narrow or not torch.backends.mkldnn.enabled:
         return False
     torch.backends.mkldnn.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
-    print(
+    sys.stderr.write(
         f"oneDNN is off (slower): it damages memory for convolutions of {min(narrow)} channels on "
-        f"this CPU; from {FEWEST_CHANNELS} channels on it is used",
-        file=sys.stderr,
+        f"this CPU; from {FEWEST_CHANNELS} channels on it is used\n"
     )
     return True
