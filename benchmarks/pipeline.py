@@ -281,7 +281,7 @@ def cases(folder: Path, unet: str, units: int) -> list[Case]:
             name=name,
             root=str(folder),
             teacher=TeacherConfig(path=unet, levels=["s1", "s2", "s4"], timesteps=[50]),
-            source=SourceConfig(split="all"),
+            source=SourceConfig(kind="digits", split="all"),
             image=ImageConfig(views=8),
             samples_per_unit=256,
             threads_per_actor=threads,

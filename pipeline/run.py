@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from secrets import token_hex
 
-from dreamshard.progress import Progress
+from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder
 from pipeline.cluster.deadline import Deadline
 from pipeline.cluster.join import cluster, describe
@@ -24,6 +24,7 @@ from pipeline.request.config import OfflineConfig
 from pipeline.request.fit_batch import settle_micro_batch
 from pipeline.request.lookup import Existing, check_pins, create, look_up
 from pipeline.request.resolve import ResolvedRequest, resolve
+from pipeline.request.same_source import settle
 from storage.dataset import Dataset
 
 
@@ -44,10 +45,13 @@ def run(config: OfflineConfig, *, command: Sequence[str]) -> int:
     config = config.settled()
     request = resolve(config.request())
     existing = look_up(request)
+    checked = settle(existing.dataset, request.input) if existing else []
     if existing is None or not existing.complete:
+        for line in checked:
+            stage(line)
         return _run(config, request, existing, command)
     return already_there(
-        existing, wanted=request.wanted, max_invalid_share=config.max_invalid_share
+        existing, checked, wanted=request.wanted, max_invalid_share=config.max_invalid_share
     )
 
 
@@ -73,7 +77,7 @@ def _run(
         if not len(missing):  # since we looked, another run has made them
             first = Existing(dataset, True, True, "another run was first")
             share = config.max_invalid_share
-            return already_there(first, wanted=request.wanted, max_invalid_share=share)
+            return already_there(first, [], wanted=request.wanted, max_invalid_share=share)
         job = Job(
             url=dataset.url,
             run_id=run_id,

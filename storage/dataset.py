@@ -32,6 +32,7 @@ from storage.ledger import book as ledger
 from storage.ledger import description, drops, leases, quarantine
 from storage.ledger.commits import Commit, latest_version, read_commit, withdraw
 from storage.ledger.description import Description, library_versions, read_description
+from storage.ledger.labels import read_version
 from storage.ledger.leases import Lease
 from storage.ledger.versions import pin_latest, pin_version
 from storage.schema import FeatureBatch, Level, Pins, Recipe
@@ -349,6 +350,7 @@ class Dataset:
             levels=self.levels,
             codec_of=self.codec,
             store=self.store,
+            labels=read_version(self.files, pinned.labels),
         )
 
     def _ends(self) -> list[int]:

@@ -122,6 +122,8 @@ class FeatureBatch:
         label: int64 (N,), -1 = none, or None where the source has no labels.
         mask: uint8 (N, H, W) class ids, or None.
         error: why a row is invalid, by row of this batch.
+        source_digest: uint64 (N,), XXH3 of every byte that the source holds of a sample (image and
+            mask), or None; commits keep it, so that it can be compared with the source's own.
     """
 
     index: np.ndarray
@@ -132,6 +134,7 @@ class FeatureBatch:
     label: np.ndarray | None = None
     mask: np.ndarray | None = None
     error: dict[int, str] = field(default_factory=dict)
+    source_digest: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.index)

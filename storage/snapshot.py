@@ -15,14 +15,17 @@ import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
-from storage.codecs.base import Codec
+from storage.codecs.arrays import LABEL
+from storage.codecs.base import ArraySpec, Codec
 from storage.formats.remote_chunks import RemoteChunks
 from storage.formats.stores import Store
 from storage.fs.local import Files
 from storage.ledger import quarantine
+from storage.ledger.labels import LabelVersion
 from storage.ledger.manifest import read_samples, sample_rows
 from storage.ledger.versions import Pinned
 from storage.rows.chunk_files import Access, Chunks
+from storage.rows.relabelled import Relabelled
 from storage.schema import Level
 
 
@@ -32,7 +35,7 @@ class Snapshot:
     Attributes:
         url: the dataset's folder.
         version: text that names this snapshot for good.
-        num_samples: samples served: those requested so far, up to the last committed unit.
+        num_samples: samples served: those requested so far, made or not.
         requested: samples requested so far.
         levels: what is recorded of each sample.
         units: int64, ascending: the committed units.
@@ -50,9 +53,12 @@ class Snapshot:
         levels: Sequence[Level],
         codec_of: Callable[[str], Codec],
         store: Store,
+        labels: LabelVersion | None = None,
     ) -> None:
         self._files, self._pinned, self._store, self._codec_of = files, pinned, store, codec_of
-        self._table, self._arrays = pinned.table, store.arrays
+        self._table, self._arrays, self._relabelled = pinned.table, dict(store.arrays), labels
+        if labels is not None:
+            self._arrays.setdefault(LABEL, ArraySpec(LABEL, np.dtype(np.int64), (), -1))
         self.url, self.version, self.drops = files.url, pinned.version, pinned.drops
         self.num_samples, self.requested = pinned.num_samples, requested
         self.samples_per_unit, self.levels = store.samples_per_unit, tuple(levels)
@@ -95,7 +101,11 @@ class Snapshot:
 
     def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
         """Return what copies rows of some arrays; `storage.rows.chunks.open_chunks` calls it."""
-        return self._store.open_chunks(self, names, access=access, max_open=max_open)
+        stored = [name for name in names if name != LABEL or self._relabelled is None]
+        chunks = self._store.open_chunks(self, stored, access=access, max_open=max_open)
+        if len(stored) == len(names):
+            return chunks
+        return Relabelled(chunks, names, self.labels)
 
     def components(self, name: str) -> tuple[str, ...]:
         """Name the arrays that a level is stored as, its own first; any other array is itself."""
@@ -171,11 +181,27 @@ class Snapshot:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels, int64 (num_samples,): the source's labels, -1 where there is none."""
+        if self._relabelled is not None:
+            return self._relabelled.first(self.num_samples)
         labels = np.full(self.num_samples, -1, np.int64)
         for rows in self._rows(("index", "unit", "version", "valid", "label")):
             labels[rows["index"].to_numpy()] = rows["label"].to_numpy()
         labels.flags.writeable = False
         return labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels' numbers, as far as they are known."""
+        return () if self._relabelled is None else self._relabelled.classes
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """Mask, bool (num_samples,): True for samples of committed units, usable or not."""
+        mask = np.zeros(self.num_samples, bool)
+        for unit, count in zip(self.units.tolist(), self.counts.tolist(), strict=True):
+            first = unit * self.samples_per_unit
+            mask[first : first + count] = True
+        return mask
 
     @cached_property
     def keys(self) -> list[str]:

@@ -38,7 +38,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "pipeline.teachers.inspecting.command:main",
         "show a teacher's taps: channels, map sizes, strides, cost",
     ),
-    "verify": ("storage.verbs.commands:verify", "check a feature dataset against its digests"),
+    "verify": (
+        "dreamshard.console.verify:main",
+        "check a feature dataset against its digests, or its source",
+    ),
     "export": (
         "storage.verbs.export:main",
         "copy a feature dataset into another format, codec or part",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +15,19 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from pipeline.images.source import ImageConfig, ImageSource, Record, fingerprint, prefix_digest
+from pipeline.images.labels import Labels
+from pipeline.images.source import (
+    FINAL,
+    ImageConfig,
+    ImageSource,
+    Record,
+    failed,
+    fingerprint,
+    labelled,
+    labels_of,
+    passed_over,
+    prefix_digest,
+)
 from pipeline.teachers.base import Mode, Teacher
 from storage.schema import FeatureBatch
 
@@ -48,6 +60,8 @@ class Work:
     labels: np.ndarray | None = None
     masks: np.ndarray | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    source_digests: np.ndarray | None = None
+    """uint64 (count,), of every byte that the source holds of each sample."""
 
 
 class Input(Protocol):
@@ -89,6 +103,18 @@ class Input(Protocol):
         """Run the teacher on one micro-batch and drop the padding."""
         ...
 
+    def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Digest what the source holds of some samples now, uint64 (N,); None without a source."""
+        ...
+
+    def labels(self) -> Labels | None:
+        """Return the labels of all samples, as far as the source's listing tells them."""
+        ...
+
+    def notes(self) -> dict[str, object]:
+        """Say what a dataset should keep of the listing: class names, what was passed over."""
+        ...
+
 
 class LatentInput:
     """Sample numbers alone: the teacher draws its latents from them."""
@@ -127,6 +153,18 @@ class LatentInput:
         """Let the teacher draw the samples."""
         return _rows(teacher.synthesize(work.indices), work.count)
 
+    def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Return None: seeds decide, not bytes."""
+        return None
+
+    def labels(self) -> Labels | None:
+        """Return None: a generator's labels come with its images."""
+        return None
+
+    def notes(self) -> dict[str, object]:
+        """Return nothing: there is no listing."""
+        return {}
+
 
 class ImageInput:
     """Images of a source, prepared to the teacher's size, `views` samples each."""
@@ -148,8 +186,8 @@ class ImageInput:
         self.has_labels, self.has_masks = source.has_labels, source.has_masks
 
     def source(self) -> dict[str, object]:
-        """Identify the source for the recipe."""
-        return fingerprint(self._source)
+        """Identify the source's images for the recipe; other labels are no other features."""
+        return {k: v for k, v in fingerprint(self._source).items() if k != "labels"}
 
     def image_rule(self) -> dict[str, object]:
         """State size, resampling, crop, flip and views; settings without effect are left out."""
@@ -199,7 +237,30 @@ class ImageInput:
         batch = _rows(teacher.encode(work.images, work.indices), work.count)
         batch.image, batch.key, batch.valid = work.images[: work.count], work.keys, work.valid
         batch.label, batch.mask, batch.error = work.labels, work.masks, work.errors
+        batch.source_digest = work.source_digests
         return batch
+
+    def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
+        """Read samples and digest what the source holds of them."""
+        numbers = sorted({sample // self._config.views for sample in samples})
+        records = read_retrying(self._source, numbers)
+        known = dict(zip(numbers, map(content_digest, records), strict=True))
+        return np.array([known[sample // self._config.views] for sample in samples], np.uint64)
+
+    def labels(self) -> Labels | None:
+        """Return the labels of all samples, those of an image for each of its views."""
+        known = labels_of(self._source)
+        if known is None:
+            return None
+        return Labels(np.repeat(known.numbers, self._config.views), known.classes)
+
+    def notes(self) -> dict[str, object]:
+        """Say what a dataset should keep of the listing: class names, what was passed over."""
+        known, passed = labels_of(self._source), passed_over(self._source)
+        return {
+            **({"classes": list(known.classes)} if known and known.classes else {}),
+            **({"passed_over": passed} if passed else {}),
+        }
 
     def _prepare(
         self, pool: ThreadPoolExecutor, samples: np.ndarray, offset: int, micro_batch: int
@@ -213,6 +274,8 @@ class ImageInput:
         masks = np.full((count, *self._size), NO_MASK, np.uint8) if self.has_masks else None
         work = Work(offset, count, indices, _digest(records), images=images, masks=masks)
         work.valid = np.ones(count, bool)
+        digests = {number: content_digest(record) for number, record in records.items()}
+        work.source_digests = np.array([digests[index // views] for index in real], np.uint64)
         rows = [(row, index, records[index // views]) for row, index in enumerate(real)]
         for row, error in pool.map(lambda sample: self._fill(work, *sample), rows):
             if error:
@@ -233,8 +296,8 @@ class ImageInput:
             pixels, mask = prepare_record(
                 record, config=self._config, size=self._size, seed=self._seed, index=index
             )
-        except InvalidImageError as error:
-            return row, f"{record.key}: {error}"
+        except (InvalidImageError, MemoryError) as error:
+            return row, f"{record.key}: {error or 'not enough memory to decode it'}"
         work.images[row] = pixels
         if work.masks is not None and mask is not None:
             work.masks[row] = mask
@@ -242,20 +305,49 @@ class ImageInput:
 
 
 def read_retrying(source: ImageSource, indices: list[int]) -> list[Record]:
-    """Read records; retry storage errors, which say nothing about the images.
+    """Read records, labels included; one that cannot be had costs only itself.
+
+    Storage errors say nothing about the images and are retried. What then still fails while other
+    samples of the call can be read, or while this one alone is missing or forbidden, is a record
+    with an error.
 
     Raises:
-        OSError: if every attempt failed.
+        OSError: if nothing can be read at all: the store or the network is down.
     """
+    try:
+        return _attempts(source, indices)
+    except Exception as error:
+        if len(indices) == 1 and isinstance(error, OSError) and not isinstance(error, FINAL):
+            raise
+        return labelled(source, indices, _one_by_one(source, indices, error))
+
+
+def _attempts(source: ImageSource, indices: list[int]) -> list[Record]:
+    """Read records; retry where waiting may help."""
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return source.read(indices)
         except OSError as error:
-            if attempt == READ_ATTEMPTS:
+            if attempt == READ_ATTEMPTS or isinstance(error, FINAL):
                 raise
             log.warning("read failed (%s), attempt %d of %d", error, attempt, READ_ATTEMPTS)
             time.sleep(READ_BACKOFF_S * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
+
+
+def _one_by_one(source: ImageSource, indices: list[int], cause: Exception) -> list[Record]:
+    """Read what can be read after a call failed; name what cannot."""
+    records, failures = [], 0
+    for index in indices:
+        try:
+            # Other errors were retried with the whole call: once more tells whose they are.
+            records += source.read([index])
+        except Exception as error:
+            failures += not isinstance(error, FINAL)
+            records.append(failed(source.entry(index)[0], error))
+    if failures == len(indices):
+        raise cause
+    return records
 
 
 def _padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:
@@ -274,6 +366,21 @@ def _rows(batch: FeatureBatch, count: int) -> FeatureBatch:
     batch.label = None if batch.label is None else batch.label[:count]
     batch.levels = {name: values[:count] for name, values in batch.levels.items()}
     return batch
+
+
+def content_digest(record: Record) -> int:
+    """Digest every byte of a sample's image and mask, not its name or label: XXH3, 64 bits."""
+    digest = xxhash.xxh3_64()
+    for part in (record.data, record.mask):
+        if part is None:
+            digest.update(b"\0none")
+        elif isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+    return digest.intdigest()
 
 
 def _digest(records: dict[int, Record]) -> bytes:

@@ -16,7 +16,7 @@ from dreamshard.errors import DataError
 from dreamshard.rng import generator
 from pipeline.images.inputs import read_retrying
 from pipeline.images.prepare import InvalidImageError, prepare_record
-from pipeline.images.source import ImageConfig, ImageSource, Record
+from pipeline.images.source import ImageConfig, ImageSource, Record, labels_of
 
 NO_LABEL = -1
 Draw = Literal["random", "even"]
@@ -86,9 +86,11 @@ class LazyImages:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """int64 (N,), all labels; the first call reads every record, without decoding it."""
+        """int64 (N,), all labels; where the listing does not tell, every record is read."""
         if not self._source.has_labels:
             return None
+        if (known := labels_of(self._source)) is not None:
+            return known.numbers
         parts = range(0, len(self), AT_ONCE)
         found = [
             [record.label for record in read_retrying(self._source, self._numbers(first))]

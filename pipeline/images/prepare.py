@@ -23,7 +23,8 @@ from pipeline.images.source import ImageConfig, Record
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """No others: some of Pillow's readers start programs (EPS) or are rarely exercised."""
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit against decompression bombs; it warns there, here it is an invalid image."""
+"""Pillow's own limit against decompression bombs; it warns there, here it is an invalid image. What
+would be resized to more than this (a line of 1 x 20,000 pixels to 5 GB) is resized in part."""
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -66,9 +67,31 @@ def fit(
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     ratio = max(width / image.width, height / image.height)
     wide, high = max(width, int(image.width * ratio)), max(height, int(image.height * ratio))
-    image = image.resize((wide, high), filter_)
     left, top = round((wide - width) / 2), round((high - height) / 2)
+    if wide * high > max(MAX_PIXELS, 4 * width * height):
+        return _fit_part(image, (wide, high), (left, top), size, filter_)
+    image = image.resize((wide, high), filter_)
     return image.crop((left, top, left + width, top + height))
+
+
+def _fit_part(
+    image: Image.Image,
+    whole: tuple[int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    filter_: Image.Resampling,
+) -> Image.Image:
+    """Resize no more of a very long image than the crop shows, and what the filter sees around."""
+    lows, highs, crops = [], [], []
+    for axis, wanted in ((0, size[1]), (1, size[0])):
+        margin = 4 * max(1, math.ceil(whole[axis] / image.size[axis]))
+        lows.append(max(0, corner[axis] - margin))
+        highs.append(min(whole[axis], corner[axis] + wanted + margin))
+        crops.append(corner[axis] - lows[axis])
+    scales = [image.size[axis] / whole[axis] for axis in (0, 1)]
+    box = (lows[0] * scales[0], lows[1] * scales[1], highs[0] * scales[0], highs[1] * scales[1])
+    part = image.resize((highs[0] - lows[0], highs[1] - lows[1]), filter_, box=box)
+    return part.crop((crops[0], crops[1], crops[0] + size[1], crops[1] + size[0]))
 
 
 def jitter(
@@ -138,8 +161,11 @@ def prepare_record(
         uint8 (H, W, 3); uint8 (H, W) or None.
 
     Raises:
-        InvalidImageError: one cannot be decoded, or they differ in size.
+        InvalidImageError: the record could not be read, one cannot be decoded, or they differ in
+            size.
     """
+    if record.error:
+        raise InvalidImageError(record.error)
     image = decode(record.data)
     pixels = prepare(image, config=config, size=size, seed=seed, index=index)
     if record.mask is None:

@@ -1,7 +1,8 @@
 """Where images come from: one interface over folders, Parquet, tar shards and dataset libraries.
 
 A source is opened once, by the driver, and handed to the actors as it is (it pickles): they never
-list a bucket again, and all read the same list.
+list a bucket again, and all read the same list. It is identified by what it holds, not by what its
+files are called or where they lie.
 """
 
 from __future__ import annotations
@@ -9,14 +10,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import logging
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Literal, Protocol, cast
 
 import numpy as np
+import xxhash
 from pydantic import Field
 
-from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.errors import ConfigError, DataError, DreamshardError, Problem
+from pipeline.images.evidence import sample_bytes, spread
+from pipeline.images.labels import Labels
+from pipeline.images.listing import File, Passed
 
 SOURCES: dict[str, str] = {
     "digits": "pipeline.images.sources.digits:DigitsSource",
@@ -28,13 +35,28 @@ SOURCES: dict[str, str] = {
 }
 """Short name -> `module:Class`; `module:Class` of your own works as a kind too."""
 
+READS: dict[str, tuple[str, ...]] = {
+    "digits": ("split",),
+    "folder": ("path", "class_folders", "allow_unreadable"),
+    "parquet": ("path", "key_column", "image_column", "label_column", "mask_column"),
+    "webdataset": ("path", "image_column", "label_column", "mask_column"),
+    "torchvision": ("path", "name", "split"),
+    "hf": ("path", "name", "split", "image_column", "label_column", "mask_column"),
+}
+"""Settings that each kind reads; any other that is set is refused, not ignored."""
+IDENTITY = 2
+"""Version of the rule by which content is identified."""
+
+log = logging.getLogger(__name__)
+
 
 @dataclass(kw_only=True)
 class SourceConfig:
     """Which images to encode, in which order."""
 
-    kind: str = "digits"
-    """Source family: digits | folder | parquet | webdataset | torchvision | hf, or module:Class."""
+    kind: str = "auto"
+    """Source family: digits | folder | parquet | webdataset | torchvision | hf, or module:Class;
+    auto tells folder, parquet, webdataset and hf from what lies at the path."""
     path: str = ""
     """Folder, file, glob pattern or URL (any fsspec protocol); a repository for hf; unused by
     digits."""
@@ -43,27 +65,48 @@ class SourceConfig:
     split: str = "train"
     """Part of the data: digits train | heldout; torchvision train | test; hf its own names."""
     key_column: str = "key"
-    """Parquet: column with each sample's name; where it is absent, names are made of file and
-    row."""
+    """Parquet: column with each sample's name; where it is absent, or empty is given, names are
+    made of file and row."""
     image_column: str = "image"
-    """Parquet and hf: column with encoded image bytes."""
+    """Parquet and hf: column with encoded image bytes. webdataset: where other than image, members
+    `<key>.<this>.jpg` and the like are the images."""
     label_column: str = "label"
-    """Parquet and hf: column with integer classes; taken where present, empty for none."""
+    """Parquet and hf: column with classes, numbers or texts; taken where present, empty for none.
+    webdataset: empty leaves `<key>.cls` out."""
     mask_column: str = "mask"
-    """Parquet and hf: column with encoded masks; webdataset: members `<key>.<this>.png`."""
+    """Parquet and hf: column with encoded masks; webdataset: members `<key>.<this>.png`; empty for
+    none."""
     class_folders: bool = False
     """Folder: number the first-level subfolders in sorted order and record them as labels."""
+    allow_unreadable: bool = False
+    """Folder: go on without the folders that may not be listed, instead of stopping."""
 
     def problems(self) -> list[Problem]:
         """List what can be told wrong without looking at the data."""
-        if self.kind in SOURCES or ":" in self.kind:
+        if self.kind == "auto":  # told from the path when it is opened; not every run needs it
+            return []
+        if self.kind in SOURCES:
             if self.kind in ("folder", "parquet", "webdataset", "hf") and not self.path:
                 hint = "Give the images with --source.path."
                 return [Problem("path", "nothing", "a path or URL", hint)]
+            return self.unread(self.kind)
+        if ":" in self.kind:
             return []
         close = difflib.get_close_matches(self.kind, SOURCES, n=1)
         hint = f"Did you mean {close[0]}?" if close else ""
-        return [Problem("kind", self.kind, " | ".join(SOURCES) + " | module:Class", hint)]
+        return [Problem("kind", self.kind, " | ".join(SOURCES) + " | auto | module:Class", hint)]
+
+    def unread(self, kind: str) -> list[Problem]:
+        """List the settings that were given and that a kind of source does not read."""
+        found = []
+        for item in fields(self):
+            if item.name == "kind" or item.name in READS[kind]:
+                continue
+            if (value := getattr(self, item.name)) != item.default:
+                readers = [name for name, read in READS.items() if item.name in read]
+                hint = f"It is read by the kinds {', '.join(readers)}; leave it out, or set kind."
+                found.append(Problem(item.name, str(value), f"nothing for kind {kind}", hint))
+        return found
 
 
 @dataclass(kw_only=True)
@@ -113,14 +156,21 @@ class Record:
     """Encoded image, or uint8 (H, W) | (H, W, 3); None where the source has an empty entry."""
     label: int = -1
     mask: bytes | np.ndarray | None = None
+    error: str = ""
+    """Why this sample cannot be had, while others can."""
 
 
 class ImageSource(Protocol):
-    """An ordered, immutable, picklable list of images."""
+    """An ordered, immutable, picklable list of images.
+
+    A source may also have `evidence` (uint64 (N,), what each image's bytes are: `evidence.sample`),
+    `labels` (`Labels`, known since the listing), `passed` (what the listing passed over). One
+    without `evidence` is identified by some of its samples, which are read (`evidence.spread`).
+    """
 
     kind: str
     rule: str
-    """What decides the images besides keys and sizes (split, version of a conversion)."""
+    """What decides the images besides keys and content (version of a conversion)."""
     has_labels: bool
     has_masks: bool
 
@@ -134,8 +184,8 @@ class ImageSource(Protocol):
         """Read samples; called from one thread at a time.
 
         Raises:
-            OSError: if storage fails; the caller retries. Damaged images are not errors here: their
-                bytes are handed on and found out when decoded.
+            OSError: if storage fails; the caller retries, then reads one by one. Damaged images are
+                not errors here: their bytes are handed on and found out when decoded.
         """
         ...
 
@@ -144,10 +194,18 @@ def open_source(config: SourceConfig) -> ImageSource:
     """List a source.
 
     Raises:
-        ConfigError: nothing at that path, an unknown kind or split, a missing package or column.
-        DataError: no image in it.
+        ConfigError: nothing at that path, an unknown kind or split, a missing package or column, a
+            setting that this kind does not read.
+        DataError: no image in it, a listing that fails.
     """
-    target = SOURCES.get(config.kind, config.kind)
+    kind, problems = config.kind, config.problems()
+    if kind == "auto" and not problems:
+        kind = infer_kind(config.path)
+        log.info("source: %s is read as kind %s", config.path, kind)
+        problems = config.unread(kind)
+    if problems:
+        raise ConfigError([replace(item, key=f"source.{item.key}") for item in problems])
+    target = SOURCES.get(kind, kind)
     module_name, _, class_name = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
@@ -157,30 +215,133 @@ def open_source(config: SourceConfig) -> ImageSource:
             "source.kind", f"{target} ({error})", "a class that can be imported", hint
         )
         raise ConfigError(problem) from error
-    source = cast(ImageSource, cls(config))
+    try:
+        source = cast(ImageSource, cls(config))
+        evidence_of(source)
+    except DreamshardError:
+        raise
+    except Exception as error:  # stores and libraries raise what they like
+        raise DataError(
+            f"source: got {type(error).__name__} while listing {config.path or kind}: "
+            f"{str(error).strip() or 'no reason given'}. Check --source.path, credentials and "
+            "network."
+        ) from error
+    passed = passed_over(source)
     if len(source) == 0:
         raise DataError(
-            f"source: no image found in {config.path or config.kind}. Check source.path."
+            "; ".join([f"source: no image found in {config.path or kind}", *passed])
+            + ". Check source.path."
         )
+    for line in passed:
+        log.warning("source: passed over %s", line)
     return source
 
 
-def prefix_digest(source: ImageSource, count: int) -> str:
-    """Digest the rule and the first `count` (key, size) pairs: SHA-256, hex.
+def infer_kind(path: str) -> str:
+    """Tell a source's kind from what lies at its path.
 
-    A source that only grew at its end has the digest of the shorter one for that count.
+    Raises:
+        ConfigError: if nothing tells it.
     """
-    sha = hashlib.sha256(f"{source.kind}\n{source.rule}\n".encode())
+    lower = path.lower().rstrip("/")
+    for ending, kind in ((".tar", "webdataset"), (".parquet", "parquet")):
+        if lower.endswith(ending):
+            return kind
+    if not path:
+        hint = "Give your images with --source.path, or try --source.kind digits."
+        raise ConfigError(Problem("source.path", "nothing", "a path or URL", hint))
+    if os.path.isdir(path):
+        names = set(os.listdir(path))
+        if names & {"dataset_info.json", "dataset_dict.json"}:
+            return "hf"
+        endings = {os.path.splitext(name)[1].lower() for name in names if name[0] != "."}
+        for ending, kind in ((".tar", "webdataset"), (".parquet", "parquet")):
+            if ending in endings:
+                return kind
+        return "folder"
+    if "://" in path:
+        return "folder"
+    hint = f"Check the path, or say what it is with --source.kind {' | '.join(SOURCES)}."
+    raise ConfigError(Problem("source.path", path, "an existing folder, tar or Parquet file", hint))
+
+
+def passed_over(source: ImageSource) -> list[str]:
+    """Say what a source's listing passed over, a line per reason."""
+    passed: Passed | None = getattr(source, "passed", None)
+    return passed.lines() if passed else []
+
+
+def labels_of(source: ImageSource) -> Labels | None:
+    """Return the labels that are known since the listing; None where there are none."""
+    return getattr(source, "labels", None)
+
+
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""What says that one sample is missing or forbidden, not that the store is down."""
+
+
+def failed(key: str, error: Exception) -> Record:
+    """Return the record of a sample that cannot be had."""
+    return Record(key, None, error=f"{type(error).__name__}: {error}"[:200])
+
+
+def labelled(source: ImageSource, indices: Sequence[int], records: list[Record]) -> list[Record]:
+    """Add the labels that are known since the listing, and what is wrong with them."""
+    labels = labels_of(source)
+    if labels is not None:
+        for index, record in zip(indices, records, strict=True):
+            record.label = int(labels.numbers[index])
+            record.error = record.error or labels.errors.get(int(index), "")
+    return records
+
+
+def evidence_of(source: ImageSource) -> np.ndarray:
+    """Return what each image's bytes are, uint64 (N,); 0 where a sample stands for nothing.
+
+    A source that does not tell by itself is read at some places; the answer is kept with it.
+    """
+    known = getattr(source, "evidence", None)
+    if known is None:
+        known = np.zeros(len(source), np.uint64)
+        rows = spread(len(source))
+        for start in range(0, len(rows), 32):
+            part = rows[start : start + 32]
+            known[part] = [_record_digest(record) for record in source.read(part)]
+        source.evidence = known  # type: ignore[attr-defined]
+    return known
+
+
+def tag_digests(files: Sequence[File]) -> np.ndarray:
+    """Digest what a remote store says of its objects, uint64 (N,)."""
+    digests = [xxhash.xxh3_64_intdigest(f"{file.size}\0{file.tag}".encode()) for file in files]
+    return np.array(digests, np.uint64)
+
+
+def prefix_digest(source: ImageSource, count: int) -> str:
+    """Digest the rule and the first `count` keys, sizes and evidence of content: SHA-256, hex.
+
+    A source that only grew at its end has the digest of the shorter one for that count. Neither
+    paths nor times count, so a copied or touched folder is the one it was.
+    """
+    evidence = evidence_of(source)[:count].astype("<u8")
+    sha = hashlib.sha256(f"{IDENTITY}\n{source.kind}\n{source.rule}\n".encode())
     for index in range(count):
         key, size = source.entry(index)
-        sha.update(f"{key}\0{size}\n".encode())
+        sha.update(f"{key}\0{size}\n".encode("utf-8", "surrogateescape"))
+    sha.update(evidence.tobytes())
     return sha.hexdigest()
 
 
 def fingerprint(source: ImageSource) -> dict[str, object]:
-    """Identify a source for the recipe: kind, count and digest."""
+    """Identify a source: kind, count and digest of its images, digest of its labels if any."""
+    labels = labels_of(source)
     return {
         "kind": source.kind,
         "count": len(source),
         "digest": prefix_digest(source, len(source)),
+        **({"labels": labels.digest} if labels else {}),
     }
+
+
+def _record_digest(record: Record) -> int:
+    return sample_bytes(record.data) ^ (sample_bytes(record.mask) * 3 & (2**64 - 1))

@@ -31,8 +31,10 @@ def announce(request: ResolvedRequest, dataset: Dataset, *, num_missing: int) ->
         stage(f"teacher: {note}")
 
 
-def already_there(existing: Existing, *, wanted: int, max_invalid_share: float) -> int:
-    """Say that there is nothing to make; return the exit code.
+def already_there(
+    existing: Existing, checked: Sequence[str], *, wanted: int, max_invalid_share: float
+) -> int:
+    """Say that there is nothing to make, and what was checked; return the exit code.
 
     Raises:
         DataError: too many of its images are invalid.
@@ -43,10 +45,12 @@ def already_there(existing: Existing, *, wanted: int, max_invalid_share: float) 
     check_invalid(
         invalid, num_samples=committed, max_share=max_invalid_share, examples=[], url=dataset.url
     )
-    sys.stdout.write(
-        f"already there: {committed:,} samples ({wanted:,} asked for), nothing to make\n"
-        f"  {existing.reason}\nnext: dreamshard inspect {shlex.quote(dataset.url)}\n"
-    )
+    lines = [
+        f"already there: {committed:,} samples ({wanted:,} asked for), nothing to make",
+        *(f"  {line}" for line in (existing.reason, *checked)),
+        f"next: dreamshard inspect {shlex.quote(dataset.url)}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 

@@ -53,7 +53,7 @@ def create(request: ResolvedRequest) -> Dataset:
         pins=request.pins,
         labels=request.input.has_labels,
         masks=request.input.has_masks,
-        extra={"licence": request.spec.licence},
+        extra={"licence": request.spec.licence, **request.input.notes()},
         fsync=request.asked.fsync,
     )
 

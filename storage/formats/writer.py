@@ -17,7 +17,7 @@ from storage.codecs.base import ArraySpec, Codec, explain_nonfinite, has_nonfini
 from storage.codecs.bases import basis_digests
 from storage.formats.unit_files import UnitFiles
 from storage.fs.local import Files
-from storage.ledger.commits import MAX_ERROR_CHARS, Commit
+from storage.ledger.commits import MAX_ERROR_CHARS, Commit, pack_digests
 from storage.ledger.publish import publish
 from storage.schema import FeatureBatch, Level
 
@@ -62,6 +62,7 @@ class UnitWriter:
         self._digests = {name: xxhash.xxh3_128() for name in arrays}
         self._keys: list[str] = []
         self._labels: list[int] = []
+        self._source_digests: list[np.ndarray] = []
         self._invalid: list[int] = []
         self._errors: dict[int, str] = {}
         self._thread: ThreadPoolExecutor | None = None
@@ -95,6 +96,8 @@ class UnitWriter:
         self._keys += map(str, batch.key)
         labels = np.full(len(batch), -1) if batch.label is None else batch.label
         self._labels += [int(label) for label in labels]
+        if batch.source_digest is not None:
+            self._source_digests.append(batch.source_digest)
         self._invalid += [offset + int(row) for row in np.flatnonzero(~valid)]
         for row, text in batch.error.items():
             self._errors[offset + int(row)] = str(text)[:MAX_ERROR_CHARS]
@@ -128,6 +131,10 @@ class UnitWriter:
             self.abort()
 
     def _record(self, input_digest: str, seconds: float | None, extra: dict[str, object]) -> Commit:
+        if self._bases:
+            extra["bases"] = self._bases
+        if sum(map(len, self._source_digests)) == self.count:
+            extra["source_digests"] = pack_digests(np.concatenate(self._source_digests))
         return Commit(
             unit=self.unit,
             version=0,
@@ -143,7 +150,7 @@ class UnitWriter:
             invalid=self._invalid,
             errors=self._errors,
             labels=self._labels if any(label != -1 for label in self._labels) else None,
-            extra={**extra, "bases": self._bases} if self._bases else extra,
+            extra=extra,
         )
 
     def abort(self) -> None:

@@ -9,6 +9,8 @@ void. A unit's state is that of its highest version.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import time
 from dataclasses import dataclass, field
@@ -80,6 +82,16 @@ class Commit:
         mask[self.invalid] = False
         return mask
 
+    @property
+    def source_digests(self) -> np.ndarray | None:
+        """What each sample's source bytes were, uint64 (count,); None where that is not known."""
+        try:
+            packed = base64.b64decode(str(self.extra["source_digests"]), validate=True)
+        except (KeyError, ValueError, binascii.Error):
+            return None
+        digests = np.frombuffer(packed, "<u8") if len(packed) == 8 * self.count else None
+        return None if digests is None else digests.astype(np.uint64)
+
     def to_json(self) -> bytes:
         """Return the record as JSON text."""
         return json.dumps({**self.__dict__, "digest": self.digest}).encode()
@@ -129,6 +141,11 @@ class Commit:
             raise ValueError("invalid rows outside of the unit")
         if not all(isinstance(item, str) for item in self.digests.values()):
             raise ValueError("digests must be texts")
+
+
+def pack_digests(digests: np.ndarray) -> str:
+    """Return uint64 digests as the text that `Commit.source_digests` reads."""
+    return base64.b64encode(np.ascontiguousarray(digests, "<u8").tobytes()).decode("ascii")
 
 
 def record_key(unit: int, version: int) -> str:

@@ -20,8 +20,9 @@ from storage.ledger.book import (
 )
 from storage.ledger.commits import Commit, read_commit
 from storage.ledger.drops import Drop, count_drops, read_drops
+from storage.ledger.labels import count_versions
 
-_VERSION = re.compile(r"(\d{1,18})-(\d{1,9})-([0-9a-f]{16})(?:-(\d{1,6}))?")
+_VERSION = re.compile(r"(\d{1,18})-(\d{1,9})-([0-9a-f]{16})(?:-(\d{1,6}))?(?:-l(\d{1,6}))?")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Pinned:
         pending: records that were in none of them.
         version: the text that names all this.
         drops: records of dropped samples it goes by.
+        labels: number of the version of labels it goes by; 0 for what the units say.
     """
 
     table: UnitTable
@@ -43,10 +45,11 @@ class Pinned:
     pending: tuple[Commit, ...]
     version: str
     drops: tuple[Drop, ...] = ()
+    labels: int = 0
 
 
 def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned:
-    """Choose all units that are done, up to the samples requested."""
+    """Choose all units that are done; those requested and not done are holes, also at the end."""
     ledger = read_ledger(files)
     pending = _read_pending(files, ledger)
     current = ledger.current
@@ -54,12 +57,14 @@ def pin_latest(files: Files, *, samples_per_unit: int, requested: int) -> Pinned
         current = UnitTable.concat([ledger.rolled, UnitTable.of_commits(pending)]).latest()
     table = current if ledger.holds.all() else current.take(ledger.holds)
     end = int(table.unit[-1]) * samples_per_unit + int(table.count[-1]) if len(table) else 0
-    num_samples = min(end, requested) if requested else end
+    num_samples = requested or end
     table = _below(table, num_samples, samples_per_unit)
     count = count_drops(files)
-    version = f"{num_samples}-{ledger.parts}-{_digest(table)}" + (f"-{count}" if count else "")
+    labels = count_versions(files)
+    version = f"{num_samples}-{ledger.parts}-{_digest(table)}"
+    version += (f"-{count}" if count else "") + (f"-l{labels}" if labels else "")
     drops = read_drops(files, count)
-    return Pinned(table, num_samples, ledger.parts, pending, version, drops)
+    return Pinned(table, num_samples, ledger.parts, pending, version, drops, labels)
 
 
 def pin_version(files: Files, version: str, *, samples_per_unit: int) -> Pinned:
@@ -81,8 +86,8 @@ def pin_version(files: Files, version: str, *, samples_per_unit: int) -> Pinned:
             table = _below(table, num_samples, samples_per_unit)
             if _digest(table) == digest:
                 _check_there(files, table, everything.latest(), ledger.holds)
-                drops = read_drops(files, int(match[4] or 0))
-                return Pinned(table, num_samples, ledger.parts, pending, version, drops)
+                drops, labels = read_drops(files, int(match[4] or 0)), int(match[5] or 0)
+                return Pinned(table, num_samples, ledger.parts, pending, version, drops, labels)
     raise DataError(
         f"{files.url}: version: got {version!r}, which this dataset cannot show any more: units "
         "were made again with other content, or it is another dataset's. Open the latest one."

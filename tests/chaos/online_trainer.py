@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.stream import Stream, resolve_stream
@@ -36,6 +36,7 @@ def configure(root: Path, *, delay_s: float = 0.02) -> StreamConfig:
         name="chaos",
         root=str(root),
         teacher=teacher,
+        source=SourceConfig(kind="digits"),
         image=ImageConfig(size=16),
         samples=200,
         samples_per_unit=40,

@@ -33,7 +33,7 @@ from dreamshard.errors import run_main
 from pipeline import run as main_path
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import Cluster
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.offline import driver
 from pipeline.request import resolve
 from pipeline.request.config import EncodeConfig, OfflineConfig, SynthesizeConfig
@@ -67,7 +67,12 @@ def config(schedule: Schedule, folder: Path) -> OfflineConfig:
         "fsync": schedule.step == "fsync",
     }
     if schedule.mode == "encode":
-        return EncodeConfig(teacher=teacher, image=ImageConfig(size=8), **settings)
+        return EncodeConfig(
+            teacher=teacher,
+            source=SourceConfig(kind="digits"),
+            image=ImageConfig(size=8),
+            **settings,
+        )
     teacher.settings["image_size"] = 8
     return SynthesizeConfig(teacher=teacher, **settings)
 
@@ -281,7 +286,7 @@ def main(argv: list[str]) -> None:
     base = Path(argv[0])
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     fsspec.register_implementation("gs", FlakyStore, clobber=True)
-    resolve.open_source(EncodeConfig().source)  # loads what all of them need, before any fork
+    resolve.open_source(SourceConfig(kind="digits"))  # loads what all of them need, before any fork
     references: dict[tuple[str, bool], dict[str, str]] = {}
     for word in argv[1:]:
         schedule = draw(int(word))

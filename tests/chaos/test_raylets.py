@@ -16,7 +16,7 @@ import pytest
 
 from dreamshard.config import to_yaml
 from pipeline.cluster.config import RayConfig
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.request.config import EncodeConfig
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
@@ -34,6 +34,7 @@ def config(folder: Path) -> EncodeConfig:
     teacher = TeacherConfig(kind="noise", levels=["s2"], settings={"channels": 2, "delay_s": 0.1})
     return EncodeConfig(
         teacher=teacher,
+        source=SourceConfig(kind="digits"),
         image=ImageConfig(size=8),
         root=str(folder / "data"),
         run_dir=str(folder / "run"),

@@ -35,7 +35,10 @@ def record_digits(root: Path, *, count: int = 64) -> Dataset:
     """Record digits with the noise teacher, without Ray."""
     teacher = load_teacher(TEACHER, mode="encode", seed=0, pins=PINS, image_size=SIZE)
     source = ImageInput(
-        open_source(SourceConfig()), config=ImageConfig(size=16), image_size=SIZE, seed=0
+        open_source(SourceConfig(kind="digits")),
+        config=ImageConfig(size=16),
+        image_size=SIZE,
+        seed=0,
     )
     recipe = Recipe(
         name="digits",

@@ -12,6 +12,7 @@ from dreamshard.console.cli import main
 from dreamshard.errors import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ["--source.kind", "digits"]
 NOISE = ["--teacher.kind", "noise", "--teacher.levels", "[s2,s4]", "--image.size", "16"]
 
 
@@ -23,7 +24,7 @@ def test_plan_prints_samples_shards_bytes_and_hours(tmp_path: Path, capsys) -> N
     config = tmp_path / "encode.yaml"
     config.write_text(
         "teacher: {kind: noise, levels: [s2, s4], settings: {channels: 8}}\n"
-        "image: {size: 16}\nsamples_per_unit: 256\n"
+        "image: {size: 16}\nsource: {kind: digits}\nsamples_per_unit: 256\n"
     )
     words = ["plan", "--config", str(config), "--root", str(tmp_path / "data"), "--rate", "100"]
     assert dreamshard(*words) == 0
@@ -45,7 +46,9 @@ def test_plan_tells_synthesize_from_encode(tmp_path: Path, capsys) -> None:
     config.write_text("teacher: {kind: noise, levels: [w]}\nsamples: 1000000\nmicro_batch: 64\n")
     assert dreamshard("plan", "--config", str(config), "--root", str(tmp_path / "data")) == 0
     assert "samples   1,0" in capsys.readouterr().out
-    assert dreamshard("plan", "encode", "--config", str(config), "--root", str(tmp_path)) == 0
+    assert (
+        dreamshard("plan", "encode", "--config", str(config), *DIGITS, "--root", str(tmp_path)) == 0
+    )
     assert "samples   1,297" in capsys.readouterr().out
 
 
@@ -61,7 +64,7 @@ def test_an_unwritable_root_and_a_wrong_level_exit_2(tmp_path: Path, capsys) -> 
     (tmp_path / "file").write_text("")
     root = str(tmp_path / "file" / "data")
     words = [*NOISE, "--teacher.levels", "[up.7]", "--teacher.timesteps", "[1000]", "--root", root]
-    assert dreamshard("encode", *words) == 2
+    assert dreamshard("encode", *words, *DIGITS) == 2
     text = capsys.readouterr().err
     assert "teacher.levels: got up.7, allowed b16" in text
     assert "teacher.timesteps: got 1000, allowed 0..999" in text
@@ -91,7 +94,7 @@ except SystemExit as stop:
 
 
 def test_asking_again_does_not_even_import_ray(tmp_path: Path) -> None:
-    from pipeline.images.source import ImageConfig
+    from pipeline.images.source import ImageConfig, SourceConfig
     from pipeline.offline.actor import Job, ShardActor
     from pipeline.request.config import EncodeConfig
     from pipeline.request.lookup import create
@@ -101,7 +104,10 @@ def test_asking_again_does_not_even_import_ray(tmp_path: Path) -> None:
     teacher = TeacherConfig(kind="noise", levels=["s2", "s4"])
     image = ImageConfig(size=16)
     root = str(tmp_path / "data")
-    config = EncodeConfig(root=root, teacher=teacher, image=image, samples=40, samples_per_unit=40)
+    source = SourceConfig(kind="digits")
+    config = EncodeConfig(
+        root=root, teacher=teacher, source=source, image=image, samples=40, samples_per_unit=40
+    )
     request = resolve(config.request())
     dataset = create(request)
     dataset.grow(request.plan.num_samples)
@@ -111,7 +117,17 @@ def test_asking_again_does_not_even_import_ray(tmp_path: Path) -> None:
     actor = ShardActor(job, request.input)
     actor.load()
     actor.make(0, 40)
-    words = ["encode", *NOISE, "--root", root, "--samples", "40", "--samples_per_unit", "40"]
+    words = [
+        "encode",
+        *NOISE,
+        *DIGITS,
+        "--root",
+        root,
+        "--samples",
+        "40",
+        "--samples_per_unit",
+        "40",
+    ]
     code = f"""
 import sys
 from dreamshard.console.cli import main
@@ -127,7 +143,15 @@ print(main({words!r}), sorted({{"torch", "ray"}} & set(sys.modules)))
 def test_another_run_was_first_with_all_of_it(tmp_path: Path, monkeypatch, capsys) -> None:
     from pipeline import run as main_path
 
-    words = ["encode", *NOISE, "--root", str(tmp_path / "data"), "--run_dir", str(tmp_path / "run")]
+    words = [
+        "encode",
+        *NOISE,
+        *DIGITS,
+        "--root",
+        str(tmp_path / "data"),
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
     look_up = main_path.look_up
 
     def too_early(*args: object) -> None:
@@ -145,7 +169,7 @@ def test_another_run_was_first_with_all_of_it(tmp_path: Path, monkeypatch, capsy
 def test_plan_measures_when_asked(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("storage.fs.speed.SPEED_BYTES", 1 << 20)
     words = [*NOISE, "--teacher.settings", "{delay_s: 0.05}", "--root", str(tmp_path / "data")]
-    assert dreamshard("plan", "encode", *words, "--measure", "true", "--actors", "2") == 0
+    assert dreamshard("plan", "encode", *words, *DIGITS, "--measure", "true", "--actors", "2") == 0
     text = capsys.readouterr().out
     rate = float(text.split(" h at ")[1].split(" img/s")[0].replace(",", ""))
     assert 300 < rate <= 2 * 32 / 0.05  # two actors of one batch of 32 per 50 ms

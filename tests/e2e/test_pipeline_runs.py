@@ -55,6 +55,7 @@ def encode_config(root: Path, *, delay_s: float = 0.0, **changes: object) -> Enc
         "run_dir": str(root.parent / f"{root.name}-run"),
         "teacher": teacher,
         "image": ImageConfig(size=16),
+        "source": SourceConfig(kind="digits"),
         "samples": 8 * PER_UNIT,
         "samples_per_unit": PER_UNIT,
         "micro_batch": 8,

@@ -18,7 +18,7 @@ import pytest
 from dreamshard.errors import ConfigError
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import cluster
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.streaming import window as window_module
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
@@ -46,6 +46,7 @@ def configure(name: str, root: Path, **changes: Any) -> StreamConfig:
         "root": str(root / "data"),
         "teacher": teacher,
         "image": ImageConfig(size=16),
+        "source": SourceConfig(kind="digits"),
         "samples": 256,
         "samples_per_unit": 64,
         "micro_batch": 16,

@@ -16,7 +16,7 @@ PACKAGES = ("dreamshard", "storage", "pipeline", "distill")
 FLOORS: dict[str, tuple[str, ...]] = {
     "storage": (
         "schema", "fs", "codecs", "rows", "ledger", "formats", "snapshot", "batches", "dataset",
-        "catalog join", "verbs",
+        "catalog join relabel", "verbs",
     ),
     "pipeline": (
         "teachers", "images", "learning", "cluster", "request", "offline streaming", "run",
@@ -27,13 +27,14 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "load", "door", "inspecting",
     ),
     "pipeline.images": (
-        "source", "sources", "prepare quality", "inputs", "labelled",
+        "listing labels", "evidence ranges", "source", "sources", "prepare quality", "inputs",
+        "labelled",
     ),
     "distill": (
         "tables", "probes", "configs", "losses", "students modules", "data", "methods", "training",
         "bench", "tasks", "train evaluate publish",
     ),
-    "dreamshard.console": ("cli", "report", "doctor demo"),
+    "dreamshard.console": ("cli", "report verify", "doctor demo"),
 }  # fmt: skip
 """Place -> its floors, the lowest first; rooms on one floor do not import one another."""
 MAX_ROOMS = 14

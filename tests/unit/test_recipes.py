@@ -73,7 +73,7 @@ def test_it_plans_with_a_stand_in(path: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(config, root=str(tmp_path))
     encodes = isinstance(config, EncodeConfig)
     if encodes:
-        config = dataclasses.replace(config, source=SourceConfig())
+        config = dataclasses.replace(config, source=SourceConfig(kind="digits"))
     if config.teacher.interpreter:
         with pytest.raises(ConfigError, match=r"teacher\.(interpreter|path): got"):
             resolve(config.request())

@@ -9,7 +9,9 @@ import numpy as np
 
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.rng import uniform
-from pipeline.images.source import Record, SourceConfig
+from pipeline.images.evidence import sample_bytes
+from pipeline.images.labels import Labels
+from pipeline.images.source import Record, SourceConfig, labelled
 
 SIZE = 16
 NUM_HELDOUT = 500
@@ -33,7 +35,9 @@ class DigitsSource:
         self.rule = f"{config.split}, 8x8 to {SIZE}x{SIZE} bicubic"
         self._rows = split_rows(config.split)
         images, labels = _load()
-        self._images, self._labels = images[self._rows], labels[self._rows]
+        self._images = images[self._rows]
+        self.labels = Labels(labels[self._rows], tuple("0123456789"))
+        self.evidence = np.array([sample_bytes(image) for image in self._images], np.uint64)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -44,9 +48,8 @@ class DigitsSource:
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """Hand out arrays; nothing is read from disk."""
-        return [
-            Record(self.entry(i)[0], self._images[i], label=int(self._labels[i])) for i in indices
-        ]
+        records = [Record(self.entry(index)[0], self._images[index]) for index in indices]
+        return labelled(self, indices, records)
 
 
 def split_rows(split: str) -> np.ndarray:

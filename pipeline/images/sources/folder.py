@@ -6,8 +6,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from dreamshard.errors import ConfigError, Problem
-from pipeline.images.source import Record, SourceConfig
+from pipeline.images.evidence import sample_files
+from pipeline.images.labels import Labels
+from pipeline.images.listing import (
+    Passed,
+    by_ending,
+    is_hidden,
+    is_local,
+    key_of,
+    open_filesystem,
+    walk,
+)
+from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled, tag_digests
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 READ_THREADS = 8
@@ -15,28 +28,34 @@ READ_THREADS = 8
 
 
 class FolderSource:
-    """Every image file below `path`; keys are paths relative to it."""
+    """Every visible image file below `path`; keys are paths relative to it.
+
+    Class folders are the visible first-level folders in sorted order, empty ones included, as
+    torchvision numbers them.
+    """
 
     kind = "folder"
     has_masks = False
 
     def __init__(self, config: SourceConfig) -> None:
-        self.rule = ""
         filesystem, root = open_filesystem(config.path)
         if not filesystem.isdir(root):
             hint = "Check --source.path; it is read on every node."
             raise ConfigError(Problem("source.path", config.path, "an existing folder", hint))
-        found = filesystem.find(root, detail=True)
-        names = [name for name in found if name.lower().endswith(EXTENSIONS)]
-        start = len(root.rstrip("/")) + 1
-        files = sorted((name[start:], int(found[name].get("size") or 0)) for name in names)
         self._root, self._url = root.rstrip("/"), config.path
-        self._keys = [key for key, _ in files]
-        self._sizes = [size for _, size in files]
+        self.passed = Passed()
+        listed = walk(filesystem, self._root, self.passed, allow_unreadable=config.allow_unreadable)
+        files = by_ending(listed, EXTENSIONS, self.passed)
+        self._names = [file.name for file in files]
+        self._keys = [key_of(name) for name in self._names]
+        self._sizes = [file.size for file in files]
+        local = is_local(filesystem)
+        self.evidence = sample_files(self._root, files) if local else tag_digests(files)
         self.has_labels = config.class_folders
-        folders = sorted({key.split("/")[0] for key in self._keys if "/" in key})
-        self._classes = {folder: number for number, folder in enumerate(folders)}
-        self.rule = "class folders: " + ",".join(folders) if config.class_folders else ""
+        self.rule, self.labels = "", None
+        if config.class_folders:
+            names = _class_folders(filesystem, self._root, self._keys)
+            self.labels = _folder_labels(self._keys, names, self.passed)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -48,48 +67,39 @@ class FolderSource:
     def read(self, indices: Sequence[int]) -> list[Record]:
         """Read whole files, several at once."""
         filesystem, _ = open_filesystem(self._url)
-        paths = [f"{self._root}/{self._keys[index]}" for index in indices]
+
+        def read_one(index: int) -> Record:
+            try:
+                path = f"{self._root}/{self._names[index]}"
+                return Record(self._keys[index], filesystem.cat_file(path))
+            except FINAL as error:
+                return failed(self._keys[index], error)
+
+        if len(indices) == 1:
+            return labelled(self, indices, [read_one(indices[0])])
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            contents = list(pool.map(filesystem.cat_file, paths))
-        return [
-            Record(self._keys[i], data, label=self._label(self._keys[i]))
-            for i, data in zip(indices, contents, strict=True)
-        ]
-
-    def _label(self, key: str) -> int:
-        return self._classes.get(key.split("/")[0], -1) if self.has_labels else -1
+            return labelled(self, indices, list(pool.map(read_one, indices)))
 
 
-def open_filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec filesystem of a path or URL, and the path within it."""
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        hint = "Install the protocol's package (s3fs, gcsfs, adlfs ...) or correct the URL."
-        problem = Problem("source.path", f"{url} ({error})", "a path or fsspec URL", hint)
-        raise ConfigError(problem) from error
-    # Listings must be fresh: a source that grew since the last run has to be seen.
-    filesystem.invalidate_cache()
-    return filesystem, path
+def _class_folders(filesystem: Any, root: str, keys: Sequence[str]) -> tuple[str, ...]:
+    """Name the visible first-level folders, sorted; a remote store knows no empty ones."""
+    names = {key.split("/")[0] for key in keys if "/" in key}
+    for item in filesystem.ls(root, detail=True):
+        name = item["name"].rstrip("/").rsplit("/", 1)[-1]
+        if not is_hidden(name) and filesystem.isdir(item["name"]):
+            names.add(key_of(name))
+    return tuple(sorted(names))
 
 
-def find_files(url: str, extension: str) -> tuple[Any, list[str]]:
-    """List the files of a path, sorted: itself, a pattern's matches, or those below a folder.
-
-    Raises:
-        ConfigError: if there are none.
-    """
-    filesystem, path = open_filesystem(url)
-    if any(mark in path for mark in "*?["):
-        files = filesystem.glob(path)
-    elif filesystem.isdir(path):
-        files = [name for name in filesystem.find(path) if name.endswith(extension)]
-    else:
-        files = [path] if filesystem.exists(path) else []
-    if not files:
-        hint = "Check --source.path."
-        allowed = f"an existing {extension} file, a folder of them, or a glob pattern"
-        raise ConfigError(Problem("source.path", url, allowed, hint))
-    return filesystem, sorted(files)
+def _folder_labels(keys: Sequence[str], names: tuple[str, ...], passed: Passed) -> Labels:
+    table = {name: number for number, name in enumerate(names)}
+    numbers = np.array(
+        [table[key.split("/")[0]] if "/" in key else -1 for key in keys], np.int64
+    ).reshape(len(keys))
+    outside = np.flatnonzero(numbers < 0)
+    if len(outside):
+        passed.add("images outside class folders, without a label", keys[outside[0]], len(outside))
+    empty = set(range(len(names))) - set(numbers.tolist())
+    if empty:
+        passed.add("class folders without images", names[min(empty)], len(empty))
+    return Labels(numbers, names)

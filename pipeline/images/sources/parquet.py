@@ -6,118 +6,232 @@ import bisect
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
 from dreamshard.errors import ConfigError, DataError, Problem
-from pipeline.images.source import Record, SourceConfig
-from pipeline.images.sources.folder import find_files, open_filesystem
+from pipeline.images.evidence import sample
+from pipeline.images.labels import Labels, read_labels
+from pipeline.images.listing import Passed, find_files, is_local
+from pipeline.images.source import Record, SourceConfig, failed, labelled
+from pipeline.images.sources.row_groups import RowGroups, beside
 
 
 class ParquetSource:
     """Rows of one file, a folder of files or a glob pattern, in order of file name and row.
 
-    A column may hold bytes, or a struct with a `bytes` field as Hugging Face writes it. The size in
-    the fingerprint is that of a row group's image column, counted at the group's first row, so that
-    listing never reads an image.
+    A column may hold bytes, or a struct with `bytes` and `path` as Hugging Face writes it; a path
+    must lead to a file beside the Parquet file or below. Content is told, row group by row group,
+    from the stored bytes of the image and mask columns (blocks at fixed places) and is counted at
+    the group's first row, so that listing never reads an image.
     """
 
     kind = "parquet"
 
     def __init__(self, config: SourceConfig) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        filesystem, self._files = find_files(config.path, ".parquet")
-        self._url, self._config = config.path, config
+        self._config, self.passed = config, Passed()
+        filesystem, root, files = find_files(config.path, (".parquet",), self.passed)
+        self._paths = [f"{root}/{file.name}" if root else file.name for file in files]
         self._starts: list[int] = []  # first row of each row group, over all files
         self._groups: list[tuple[int, int]] = []  # (file, group in file)
         self._sizes: dict[int, int] = {}
-        self._keys: list[str] = []
-        columns: set[str] = set()
-        for number, name in enumerate(self._files):
-            with filesystem.open(name, "rb") as file:
-                try:
-                    table = pq.ParquetFile(file)
-                    columns = self._columns(table, name)
-                    self._add_groups(table, number)
-                    self._add_keys(table, name, columns)
-                except pa.ArrowInvalid as error:
-                    raise DataError(
-                        f"{name}: not a Parquet file that can be read: {error}"
-                    ) from error
+        self._marks: dict[int, int] = {}
+        self._count = 0
+        keys: list[tuple[int, list[str] | None]] = []
+        labels: list[Any] = []
+        self.has_masks, self.has_labels = False, False
+        for number, path in enumerate(self._paths):
+            try:
+                with filesystem.open(path, "rb") as handle:
+                    self._add(pq.ParquetFile(handle), number, keys, labels, filesystem)
+            except pa.ArrowException as error:
+                raise DataError(f"{path}: not a Parquet file that can be read: {error}") from error
+        self._keys = _unique_keys(keys, [file.name for file in files])
         self.rule = f"column {config.image_column}"
-        self.has_labels = config.label_column in columns
-        self.has_masks = config.mask_column in columns
-        self._cached: tuple[int, list[dict[str, Any]]] | None = None
+        self.evidence = np.zeros(self._count, np.uint64)
+        self.evidence[list(self._marks)] = list(self._marks.values())
+        self.labels = self._read_labels(labels) if self.has_labels else None
+        self._rows = RowGroups(config.path, self._paths, files, self._columns())
 
     def __len__(self) -> int:
-        return len(self._keys)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cached": None}
+        return self._count
 
     def entry(self, index: int) -> tuple[str, int]:
         """Name sample `index` and give its size in bytes (see the class)."""
         return self._keys[index], self._sizes.get(index, 0)
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """Read rows, a row group at a time; the last group is kept for the next call."""
-        records = []
+        """Read rows by way of their row groups."""
+        places = []
         for index in indices:
             group = bisect.bisect_right(self._starts, index) - 1
-            row = self._rows(group)[index - self._starts[group]]
-            label = row.get(self._config.label_column)
-            records.append(
-                Record(
-                    self._keys[index],
-                    _bytes(row[self._config.image_column]),
-                    label=-1 if label is None else int(label),
-                    mask=_bytes(row.get(self._config.mask_column)),
-                )
-            )
-        return records
+            places.append((*self._groups[group], index - self._starts[group]))
+        images = self._rows.read(self._config.image_column, places)
+        masks: list[Any] = [None] * len(places)
+        if self.has_masks:
+            masks = self._rows.read(self._config.mask_column, places)
+        records = [
+            Record(self._keys[index], image, mask=mask)
+            if not isinstance(image, Exception)
+            else failed(self._keys[index], image)
+            for index, image, mask in zip(indices, images, masks, strict=True)
+        ]
+        return labelled(self, indices, records)
 
-    def _columns(self, table: Any, name: str) -> set[str]:
-        columns = set(table.schema_arrow.names)
-        if self._config.image_column not in columns:
-            got = f"{self._config.image_column}, not in {name}"
-            raise ConfigError(Problem("source.image_column", got, ", ".join(sorted(columns))))
-        return columns
+    def _columns(self) -> tuple[str, ...]:
+        masks = (self._config.mask_column,) if self.has_masks else ()
+        return (self._config.image_column, *masks)
 
-    def _add_groups(self, table: Any, number: int) -> None:
-        row = len(self._keys)
+    def _add(
+        self,
+        table: pq.ParquetFile,
+        number: int,
+        keys: list[tuple[int, list[str] | None]],
+        labels: list[Any],
+        filesystem: Any,
+    ) -> None:
+        """Take over one file's rows."""
+        config, schema = self._config, table.schema_arrow
+        _check_column(schema, config.image_column, "image_column", self._paths[number])
+        rows = table.metadata.num_rows
+        _check_paths(table, config.image_column, filesystem, self._paths[number])
+        if config.mask_column and config.mask_column in schema.names:
+            _check_column(schema, config.mask_column, "mask_column", self._paths[number])
+            self.has_masks = True
+        if config.label_column and config.label_column in schema.names:
+            _check_label_type(schema.field(config.label_column), self._paths[number])
+            self.has_labels = True
+            labels += table.read(columns=[config.label_column]).column(0).to_pylist()
+        else:
+            labels += [None] * rows
+        if config.key_column and config.key_column in schema.names:
+            own = table.read(columns=[config.key_column]).column(0).to_pylist()
+            keys.append((rows, [str(key) for key in own]))
+        else:
+            keys.append((rows, None))
+        self._add_groups(table, number, filesystem)
+
+    def _add_groups(self, table: pq.ParquetFile, number: int, filesystem: Any) -> None:
+        names = {self._config.image_column, self._config.mask_column}
         for group in range(table.num_row_groups):
             info = table.metadata.row_group(group)
-            self._starts.append(row)
+            self._starts.append(self._count)
             self._groups.append((number, group))
-            chunks = (info.column(i) for i in range(info.num_columns))
-            self._sizes[row] = sum(
-                chunk.total_uncompressed_size
-                for chunk in chunks
-                if chunk.path_in_schema.split(".")[0] == self._config.image_column
-            )
-            row += info.num_rows
+            chunks = [info.column(i) for i in range(info.num_columns)]
+            chunks = [c for c in chunks if c.path_in_schema.split(".")[0] in names]
+            self._sizes[self._count] = sum(chunk.total_uncompressed_size for chunk in chunks)
+            mark = xxhash.xxh3_64()
+            for chunk in chunks:
+                mark.update(self._chunk_mark(chunk, number, filesystem).to_bytes(8, "little"))
+            self._marks[self._count] = mark.intdigest()
+            self._count += info.num_rows
 
-    def _add_keys(self, table: Any, name: str, columns: set[str]) -> None:
-        if self._config.key_column in columns:
-            keys = table.read(columns=[self._config.key_column]).column(0).to_pylist()
-            self._keys += [str(key) for key in keys]
-        else:
-            stem = name.rsplit("/", 1)[-1].removesuffix(".parquet")
-            self._keys += [f"{stem}-{row:08d}" for row in range(table.metadata.num_rows)]
+    def _chunk_mark(self, chunk: Any, number: int, filesystem: Any) -> int:
+        """Digest blocks of a column chunk's stored bytes; neither offsets nor other columns."""
+        first = chunk.data_page_offset
+        if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+            first = min(first, chunk.dictionary_page_offset)
+        path = self._paths[number]
+        if is_local(filesystem):
+            with open(path, "rb") as handle:
+                return sample(chunk.total_compressed_size, _reader(handle, first))
+        size = chunk.total_compressed_size
+        blocks: dict[tuple[int, int], bytes] = {}
+        wanted: list[tuple[int, int]] = []
+        sample(size, lambda offset, length: wanted.append((offset, length)) or b"")
+        starts = [first + offset for offset, _ in wanted]
+        stops = [first + offset + length for offset, length in wanted]
+        found = filesystem.cat_ranges([path] * len(wanted), starts, stops, on_error="raise")
+        blocks.update(zip(wanted, found, strict=True))
+        return sample(size, lambda offset, length: bytes(blocks[(offset, length)]))
 
-    def _rows(self, group: int) -> list[dict[str, Any]]:
-        import pyarrow.parquet as pq
-
-        if self._cached is None or self._cached[0] != group:
-            file, number = self._groups[group]
-            names = (self._config.image_column, self._config.label_column, self._config.mask_column)
-            with open_filesystem(self._url)[0].open(self._files[file], "rb") as handle:
-                table = pq.ParquetFile(handle)
-                present = [name for name in names if name in table.schema_arrow.names]
-                rows = table.read_row_group(number, columns=present).to_pylist()
-            self._cached = (group, rows)
-        return self._cached[1]
+    def _read_labels(self, values: list[Any]) -> Labels:
+        where = f"column {self._config.label_column} of {self._config.path}"
+        return read_labels(values, where=where, way_out="--source.label_column ''")
 
 
-def _bytes(cell: Any) -> bytes | None:
-    """Take the bytes out of a cell: plain, or Hugging Face's {bytes, path}."""
-    return cell.get("bytes") if isinstance(cell, dict) else cell
+def _reader(handle: Any, first: int) -> Any:
+    def read(offset: int, length: int) -> bytes:
+        handle.seek(first + offset)
+        return handle.read(length)
+
+    return read
+
+
+def _check_column(schema: pa.Schema, name: str, setting: str, path: str) -> None:
+    """Refuse a column that is not there, or that holds no images."""
+    if name not in schema.names:
+        got, allowed = f"{name}, not in {path}", ", ".join(sorted(schema.names))
+        raise ConfigError(Problem(f"source.{setting}", got, allowed))
+    kind = schema.field(name).type
+    if isinstance(kind, pa.DictionaryType):
+        kind = kind.value_type
+    fields = (
+        {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else ()
+    )
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if binary or text or "bytes" in fields or "path" in fields:
+        return
+    allowed = "encoded bytes, a struct {bytes, path}, or paths of files beside the Parquet file"
+    raise ConfigError(Problem(f"source.{setting}", f"{name} of type {kind} in {path}", allowed))
+
+
+def _check_paths(table: pq.ParquetFile, name: str, filesystem: Any, path: str) -> None:
+    """Refuse a column of texts whose first is no file beside or below the Parquet file."""
+    kind = table.schema_arrow.field(name).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or not table.num_row_groups:
+        return
+    values = (value for value in table.read_row_group(0, columns=[name])[0].to_pylist() if value)
+    first = next(values, None)
+    try:
+        if first is None or filesystem.exists(beside(filesystem, path, first)):
+            return
+    except FileNotFoundError:
+        pass
+    hint = "Read the files themselves with --source.kind folder, or put their bytes into a column."
+    got = f"{name} with texts such as {first!r:.80} in {path}"
+    allowed = "encoded bytes, or paths of files beside the Parquet file or below"
+    raise ConfigError(Problem("source.image_column", got, allowed, hint))
+
+
+def _check_label_type(field: pa.Field, path: str) -> None:
+    """Refuse a column whose type no class number can be made of, by the schema alone."""
+    kind = field.type.value_type if isinstance(field.type, pa.DictionaryType) else field.type
+    types = pa.types
+    known = (
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+        types.is_string,
+        types.is_large_string,
+        types.is_null,
+        types.is_decimal,
+    )
+    if any(test(kind) for test in known):
+        return
+    hint = "Encoding needs no labels: leave them out with --source.label_column ''."
+    allowed = "a column of whole numbers or of texts"
+    got = f"{field.name} of type {field.type} in {path}"
+    raise ConfigError(Problem("source.label_column", got, allowed, hint))
+
+
+def _unique_keys(keys: list[tuple[int, list[str] | None]], names: list[str]) -> list[str]:
+    """Name every row: by its key; where keys restart, or there are none, by file and row too."""
+    stems = [name.removesuffix(".parquet").rsplit("/", 1)[-1] for name in names]
+    if len(set(stems)) < len(stems):
+        stems = [name.removesuffix(".parquet") for name in names]
+    named: list[list[str]] = []
+    for stem, name, (count, own) in zip(stems, names, keys, strict=True):
+        if own is not None and len(set(own)) < len(own):
+            twice = next(key for key in own if own.count(key) > 1)
+            hint = "Name another column, or give --source.key_column '' for file and row."
+            got = f"{twice!r} more than once in {name}"
+            raise ConfigError(Problem("source.key_column", got, "each key once", hint))
+        named.append(own if own is not None else [f"{stem}-{row:08d}" for row in range(count)])
+    flat = [key for part in named for key in part]
+    if len(set(flat)) == len(flat):
+        return flat
+    return [f"{stem}/{key}" for stem, part in zip(stems, named, strict=True) for key in part]

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.images.source import Record, SourceConfig
+from pipeline.images.evidence import sample_files
+from pipeline.images.labels import Labels, read_labels
+from pipeline.images.listing import File
+from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
 
 
 class VisionSource:
-    """A torchvision dataset that is already on disk below `path`; nothing is downloaded."""
+    """A torchvision dataset that is already on disk below `path`; nothing is downloaded.
+
+    Content is told from the arrays that the dataset keeps in memory, from the files that it lists,
+    or, where it has neither, from some of its samples.
+    """
 
     kind = "torchvision"
-    has_labels = True
     has_masks = False
 
     def __init__(self, config: SourceConfig) -> None:
@@ -36,16 +44,22 @@ class VisionSource:
                     "source.name", config.name or "nothing", "a class of torchvision.datasets", hint
                 )
             )
-        self.rule = f"{config.name} {config.split}"
         self._name, self._split = config.name.lower(), config.split
+        split = _split_argument(cls, config.split)
+        self.rule = f"{config.name} {config.split if split else ''}"
         try:
-            self._dataset: Any = cls(config.path or ".", **_split_argument(cls, config.split))
+            self._dataset: Any = cls(config.path or ".", **split)
         except (RuntimeError, OSError, ValueError) as error:
             hint = "Download it first: torchvision.datasets does so with download=True."
             problem = Problem(
                 "source.path", f"{config.path} ({error})", "the dataset's folder", hint
             )
             raise ConfigError(problem) from error
+        self.labels = _labels(self._dataset, config.name)
+        self.has_labels = True
+        evidence = _evidence(self._dataset, config.path or ".")
+        if evidence is not None:
+            self.evidence = evidence
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -55,13 +69,21 @@ class VisionSource:
         return f"{self._name}-{self._split}-{index:08d}", 0
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """Decode samples through the library."""
+        """Read samples through the library; what it lists as files is handed on undecoded."""
         records = []
         for index in indices:
+            path = _path(self._dataset, index)
+            if path is not None:
+                try:
+                    with open(path, "rb") as file:
+                        records.append(Record(self.entry(index)[0], file.read()))
+                except FINAL as error:
+                    records.append(failed(self.entry(index)[0], error))
+                continue
             image, label = self._dataset[index][:2]
             label = label if isinstance(label, int | np.integer) else -1
             records.append(Record(self.entry(index)[0], np.asarray(image), label=int(label)))
-        return records
+        return labelled(self, indices, records)
 
 
 def _split_argument(cls: type, split: str) -> dict[str, Any]:
@@ -73,4 +95,50 @@ def _split_argument(cls: type, split: str) -> dict[str, Any]:
         if split not in ("train", "test"):
             raise ConfigError(Problem("source.split", split, "train | test"))
         return {"train": split == "train"}
+    if split != "train":
+        hint = "Leave it out, and give the part's own folder as path."
+        raise ConfigError(Problem("source.split", split, f"nothing: {cls.__name__} has none", hint))
     return {}
+
+
+def _path(dataset: Any, index: int) -> str | None:
+    """Return the file of a sample of a dataset of (path, class) pairs, such as ImageFolder."""
+    samples = getattr(dataset, "samples", None)
+    if isinstance(samples, list) and samples and isinstance(samples[0], tuple):
+        path = samples[index][0]
+        return path if isinstance(path, str) and os.path.isabs(os.path.abspath(path)) else None
+    return None
+
+
+def _labels(dataset: Any, name: str) -> Labels | None:
+    """Read all class numbers where the dataset lists them, and their names."""
+    targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if targets is None or len(targets) != len(dataset):
+        return None
+    values = np.asarray(targets)
+    if values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        return None
+    labels = read_labels(values.tolist(), where=f"the targets of {name}", way_out="another source")
+    labels.classes = tuple(str(text) for text in getattr(dataset, "classes", None) or ())
+    return labels
+
+
+def _evidence(dataset: Any, root: str) -> np.ndarray | None:
+    if len(dataset) and _path(dataset, 0) is not None:
+        paths = [os.path.relpath(path, root) for path, *_ in dataset.samples]
+        return sample_files(root, [_file(root, path) for path in paths])
+    data = getattr(dataset, "data", None)
+    if data is None or len(data) != len(dataset):
+        return None
+    array = np.ascontiguousarray(np.asarray(data))
+    if array.dtype == object:
+        return None
+    return np.array([xxhash.xxh3_64_intdigest(row.tobytes()) for row in array], np.uint64)
+
+
+def _file(root: str, name: str) -> File:
+    try:
+        info = os.stat(os.path.join(root, name))
+    except OSError:
+        return File(name, 0)
+    return File(name, info.st_size, (info.st_mtime_ns, info.st_ctime_ns, info.st_ino))

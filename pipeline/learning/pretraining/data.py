@@ -109,6 +109,8 @@ class TrainingImages:
             raise DataError("source: none of its images can be decoded. Check source.path.")
 
     def _decode(self, record: object) -> np.ndarray | None:
+        if record.error:  # type: ignore[attr-defined]
+            return None
         try:
             image = decode(record.data)  # type: ignore[attr-defined]
             return np.asarray(fit(image, config=self._config, size=self._size), np.uint8)

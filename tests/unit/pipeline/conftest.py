@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.streaming.config import StreamConfig
 from pipeline.teachers.base import TeacherConfig
 
@@ -23,6 +23,7 @@ def configure(tmp_path: Path) -> Configure:
             "root": str(tmp_path / "data"),
             "teacher": TeacherConfig(kind="noise", levels=["s4", "s8"], settings={"channels": 4}),
             "image": ImageConfig(size=16),
+            "source": SourceConfig(kind="digits"),
             "samples": 96,
             "samples_per_unit": 32,
             "micro_batch": 8,

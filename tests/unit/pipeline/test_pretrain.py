@@ -175,7 +175,7 @@ def test_min_snr_weighs_as_in_the_paper() -> None:
 
 
 def test_images_come_by_position() -> None:
-    source = open_source(SourceConfig())
+    source = open_source(SourceConfig(kind="digits"))
     plain = TrainingImages(source, config=ImageConfig(size=16), seed=0)
     samples = np.array([3, 3, 9])
     images, labels = plain.batch(samples, [0, 1, 2])
@@ -189,7 +189,7 @@ def test_images_come_by_position() -> None:
 
 
 def test_windows_are_cut_from_the_image_by_position() -> None:
-    source = open_source(SourceConfig())
+    source = open_source(SourceConfig(kind="digits"))
     whole = TrainingImages(source, config=ImageConfig(size=16, width=24), seed=0)
     cut = TrainingImages(source, config=ImageConfig(size=16, width=24), seed=0, window=8)
     samples = np.zeros(40, np.int64)

@@ -11,7 +11,7 @@ from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig,
 from distill.data.open import open_training_set
 from distill.train import train
 from dreamshard.errors import ConfigError
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.streaming.config import PartConfig, StreamConfig
 from pipeline.teachers.base import TeacherConfig
 from tests.stream_runs import TIMES, make_offline, results
@@ -24,6 +24,7 @@ def stream_config(tmp_path: Path, **changes: Any) -> StreamConfig:
         "root": str(tmp_path / "data"),
         "teacher": TeacherConfig(kind="noise", levels=["s4", "s2"], settings={"channels": 4}),
         "image": ImageConfig(size=16),
+        "source": SourceConfig(kind="digits"),
         "samples": 64,
         "samples_per_unit": 32,
         "micro_batch": 8,

@@ -110,7 +110,10 @@ def test_a_source_that_grew_at_its_end_is_recognised(make: Make, tmp_path: Path)
 
 
 def test_digits_split_is_fixed() -> None:
-    parts = {split: open_source(SourceConfig(split=split)) for split in ("train", "heldout", "all")}
+    parts = {
+        split: open_source(SourceConfig(kind="digits", split=split))
+        for split in ("train", "heldout", "all")
+    }
     assert {split: len(source) for split, source in parts.items()} == {
         "train": 1297,
         "heldout": 500,
@@ -160,7 +163,7 @@ def test_a_missing_source_is_a_config_error(kind: str, tmp_path: Path) -> None:
 
 def test_other_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source.split: got trian, allowed train \| heldout"):
-        open_source(SourceConfig(split="trian"))
+        open_source(SourceConfig(kind="digits", split="trian"))
     with pytest.raises(DataError, match="no image"):
         open_source(SourceConfig(kind="folder", path=str(tmp_path)))
     config = make_parquet(tmp_path / "p", 4)

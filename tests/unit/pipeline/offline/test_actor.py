@@ -14,7 +14,7 @@ import xxhash
 
 from dreamshard.errors import DataError, DreamshardError, TeacherError
 from pipeline.images.inputs import ImageInput, Work
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.offline import actor as actor_module
 from pipeline.offline.actor import Job, ShardActor
 from pipeline.offline.unit import QUEUE_DEPTH, WriterThread
@@ -36,6 +36,7 @@ def actor(
     config = EncodeConfig(
         root=str(tmp_path),
         teacher=teacher,
+        source=SourceConfig(kind="digits"),
         codec=codec,
         image=ImageConfig(size=16),
         samples_per_unit=32,

@@ -6,7 +6,7 @@ import pytest
 
 from dreamshard.errors import TeacherError
 from pipeline.cluster.worker import is_out_of_memory
-from pipeline.images.source import ImageConfig
+from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.request import fit_batch
 from pipeline.request.config import EncodeConfig
 from pipeline.request.fit_batch import choose, settle_micro_batch, try_sizes
@@ -61,6 +61,7 @@ def test_a_real_teacher_is_tried_until_memory_is_out(
 def test_a_begun_dataset_keeps_its_own(tmp_path: Path) -> None:
     config = EncodeConfig(
         root=str(tmp_path), micro_batch=0, image=ImageConfig(size=16), samples=8,
+        source=SourceConfig(kind="digits"),
         teacher=TeacherConfig(kind="noise", levels=["s4"]),
     )  # fmt: skip
     request = resolve(config.request())

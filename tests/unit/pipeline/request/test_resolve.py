@@ -21,6 +21,7 @@ def config(tmp_path: Path, **changes: object) -> EncodeConfig:
         "root": str(tmp_path / "data"),
         "teacher": TeacherConfig(kind="noise", levels=["s2", "s4"], timesteps=[7]),
         "image": ImageConfig(size=16),
+        "source": SourceConfig(kind="digits"),
         **changes,
     }
     return EncodeConfig(**values)  # pyright: ignore[reportArgumentType]
@@ -60,7 +61,7 @@ def test_the_recipe_names_what_decides_bytes_and_nothing_else(tmp_path: Path) ->
     assert changed(root=str(tmp_path / "elsewhere"), threads_per_actor=3) == neither
     assert changed(max_attempts=9, max_invalid_share=0.5, micro_batch=16)[0] is False
     assert changed(seed=1) == (True, False)
-    assert changed(source=SourceConfig(split="heldout")) == (True, False)
+    assert changed(source=SourceConfig(kind="digits", split="heldout")) == (True, False)
     assert changed(image=ImageConfig(size=16, views=2)) == (True, False)
     assert changed(samples_per_unit=100) == (False, True)
     fewer = TeacherConfig(kind="noise", levels=["s2"], timesteps=[7])

@@ -134,7 +134,14 @@ def test_quantised_levels_come_as_shards_store_them(configure: Configure) -> Non
 def test_sources_are_mixed_in_proportion(configure: Configure, shards: Dataset) -> None:
     parts = [
         PartConfig(mode="shards", weight=2, dataset=shards.url),
-        PartConfig(mode="encode", weight=1, image=ImageConfig(size=16), samples=32, seed=7),
+        PartConfig(
+            mode="encode",
+            source=SourceConfig(kind="digits"),
+            weight=1,
+            image=ImageConfig(size=16),
+            samples=32,
+            seed=7,
+        ),
     ]
     teacher = TeacherConfig(
         kind="noise", levels=["s4", "s8"], settings={"channels": 4, "image_size": 16}
@@ -186,7 +193,9 @@ def test_what_does_not_fit_is_told_all_at_once(configure: Configure, shards: Dat
     config = configure(
         mix=[
             PartConfig(mode="shards", dataset=shards.url),
-            PartConfig(mode="encode", image=ImageConfig(size=32)),
+            PartConfig(
+                mode="encode", source=SourceConfig(kind="digits"), image=ImageConfig(size=32)
+            ),
         ],
         codec="int8",
     )

@@ -1,0 +1,118 @@
+"""Labels as a source holds them, made into class numbers once, when the source is listed.
+
+Encoding needs no labels: what cannot be a class number is refused here, before anything runs, with
+the setting that leaves labels out; a single value that is none costs its own sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dreamshard.errors import ConfigError, Problem
+
+NO_LABEL = -1
+LARGEST = 2**63 - 1
+MAX_CLASSES = 1 << 20
+"""Different texts in a column beyond which it is taken for names or captions, not classes."""
+
+
+@dataclass
+class Labels:
+    """Class numbers of N samples, and what the numbers are called.
+
+    Args:
+        numbers: int64 (N,), -1 where there is none.
+        classes: names by number; empty where the source has numbers only.
+        errors: what is wrong with a sample's label, by row.
+    """
+
+    numbers: np.ndarray
+    classes: tuple[str, ...] = ()
+    errors: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the class names and the numbers, hex."""
+        sha = hashlib.sha256("\0".join(self.classes).encode() + b"\n")
+        sha.update(np.ascontiguousarray(self.numbers, "<i8").tobytes())
+        return sha.hexdigest()
+
+
+def read_labels(values: Sequence[object], *, where: str, way_out: str) -> Labels:
+    """Make class numbers of a column of values.
+
+    Whole numbers (and floats and texts that are whole numbers, and booleans) are taken as they are;
+    missing values (None, NaN, empty text) are -1. Where no value is a number, texts are classes,
+    numbered in sorted order. One text among numbers, or a number beyond int64, is an error of its
+    sample.
+
+    Args:
+        values: N values, one per sample.
+        where: names the column, such as `column label of a.parquet`.
+        way_out: the setting that leaves labels out, such as `--source.label_column ''`.
+
+    Raises:
+        ConfigError: lists, fractions, or too many different texts.
+    """
+    numbers = np.full(len(values), NO_LABEL, np.int64)
+    texts: dict[int, str] = {}
+    errors: dict[int, str] = {}
+    numeric = False
+    for row, value in enumerate(values):
+        if value is None or value == "" or (isinstance(value, float) and value != value):
+            continue
+        number = _number(value, where, way_out)
+        numeric |= number is not None
+        if number is None:
+            texts[row] = (
+                value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            )
+        elif abs(number) > LARGEST:
+            errors[row] = f"label {number!s:.40} is beyond 64 bits"
+        else:
+            numbers[row] = number
+    if texts and not numeric:
+        return _classes(numbers, texts, errors, where, way_out)
+    for row, text in texts.items():
+        errors[row] = f"label {text!r:.60} is no number, as the others of {where} are"
+    return Labels(numbers, errors=errors)
+
+
+def _number(value: object, where: str, way_out: str) -> int | None:
+    """Return a value as a whole number, None if it is a text of another kind."""
+    if isinstance(value, bool | int | np.integer | np.bool_):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        if float(value).is_integer():
+            return int(value)
+        raise _refusal(where, f"the fraction {value}", way_out)
+    if isinstance(value, bytes | str):
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        text = text.strip()
+        try:
+            return int(text) if len(text) < 5000 else None
+        except ValueError:
+            return None
+    raise _refusal(where, f"{type(value).__name__} values", way_out)
+
+
+def _classes(
+    numbers: np.ndarray, texts: dict[int, str], errors: dict[int, str], where: str, way_out: str
+) -> Labels:
+    names = sorted(set(texts.values()))
+    if len(names) > MAX_CLASSES:
+        raise _refusal(where, f"{len(names):,} different texts", way_out)
+    table = {name: number for number, name in enumerate(names)}
+    for row, text in texts.items():
+        numbers[row] = table[text]
+    return Labels(numbers, tuple(names), errors)
+
+
+def _refusal(where: str, got: str, way_out: str) -> ConfigError:
+    allowed = "whole numbers, or texts that are class names"
+    hint = f"Encoding needs no labels: leave them out with {way_out}, or name another column."
+    return ConfigError(Problem("source.label_column", f"{got} in {where}", allowed, hint))

@@ -1,0 +1,75 @@
+"""Indices of tar files as they were read last time, in a folder of this machine.
+
+An index is that of a file only while its size and its marks of change (local: times and inode;
+remote: the store's ETag or checksum) are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+import xxhash
+
+from pipeline.images.listing import File, Passed
+from pipeline.images.sources.tar_index import Member
+
+VERSION = 1
+MAX_BYTES = 1 << 30
+
+
+class IndexCache:
+    """The index of one file.
+
+    Args:
+        path: of the file in its filesystem.
+        file: its size and marks.
+    """
+
+    def __init__(self, path: str, file: File) -> None:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        identity = f"{VERSION}\0{path}\0{file.size}\0{file.mark}\0{file.tag}"
+        name = xxhash.xxh3_128_hexdigest(identity.encode("utf-8", "surrogateescape"))
+        self._usable = bool(file.mark or file.tag)
+        self._path = Path(base) / "dreamshard" / "sources" / f"{name}.tar-index"
+
+    def load(self) -> tuple[list[Member], Passed] | None:
+        """Return the members and what was passed over; None if they are not known."""
+        if not self._usable:
+            return None
+        try:
+            unpacker = zlib.decompressobj()
+            text = unpacker.decompress(self._path.read_bytes(), MAX_BYTES)
+            rows, counts, examples = json.loads(text)
+            members = [
+                Member(
+                    name,
+                    offset,
+                    size,
+                    None if pieces is None else tuple(map(tuple, pieces)),
+                    mark,
+                    head.encode("latin-1"),
+                )
+                for name, offset, size, pieces, mark, head in rows
+            ]
+        except (OSError, ValueError, TypeError, AttributeError, zlib.error):
+            return None
+        return members, Passed(counts, examples)
+
+    def save(self, members: list[Member], passed: Passed) -> None:
+        """Keep an index, whole or not at all; a cache that cannot be written is none."""
+        if not self._usable:
+            return
+        rows = [
+            [m.name, m.offset, m.size, m.pieces, m.mark, m.head.decode("latin-1")] for m in members
+        ]
+        text = json.dumps([rows, passed.counts, passed.examples])
+        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(zlib.compress(text.encode("utf-8", "surrogateescape"), 1))
+            os.replace(partial, self._path)
+        except OSError:
+            partial.unlink(missing_ok=True)
