@@ -72,10 +72,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     )
     record = RunFolder(config.run_dir, config=config)
     bench = StudentBench(
-        config,
         student=student,
         card=card,
         extractors=extractors,
+        sources={"train": config.train_images, "heldout": config.heldout_images},
+        image=config.image,
+        random="random" in config.baselines,
+        seed=config.seed,
+        micro_batch=config.micro_batch,
         image_size=size,
         folder=record.path,
         device=device,

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     import torch
 
     from distill.bench.representations import Extractor
-    from distill.configs.evaluate import EvaluateConfig
     from distill.configs.student import StudentConfig
     from distill.students.card import StudentCard
     from distill.students.student import Student
-    from pipeline.images.source import ImageSource
+    from pipeline.images.source import ImageConfig, ImageSource, SourceConfig
 
 Split = Literal["train", "heldout"]
 SUBJECT, UNTRAINED = "distilled student", "random student"
@@ -89,10 +88,14 @@ class StudentBench:
     """The bench of one student, as `dreamshard evaluate` uses it.
 
     Args:
-        config: the evaluation.
         student: trained.
         card: its description.
         extractors: representation -> what computes it.
+        sources: where the images of both splits come from.
+        image: how they are brought to size.
+        random: compare with the student before training, too.
+        seed: of label draws, read-outs and the teacher's noise.
+        micro_batch: images per forward pass (count).
         image_size: (H, W) of the images that judge, in pixels.
         folder: of the run.
         device: where networks run.
@@ -101,21 +104,25 @@ class StudentBench:
 
     def __init__(
         self,
-        config: EvaluateConfig,
         *,
         student: Student,
         card: StudentCard,
         extractors: Mapping[str, Extractor],
+        sources: Mapping[Split, SourceConfig],
+        image: ImageConfig,
+        random: bool,
+        seed: int,
+        micro_batch: int,
         image_size: tuple[int, int],
         folder: Path,
         device: torch.device,
         head: Path | None = None,
     ) -> None:
-        self.names, self.device, self.seed = list(extractors), device, config.seed
-        self.image_size = image_size
+        self.names, self.device, self.seed = list(extractors), device, seed
+        self.image_size, self._image, self._micro_batch = image_size, image, micro_batch
         self.folder, self.head, self.student_config = folder, head, card.config
-        self._config, self._student, self._card = config, student, card
-        self._extractors = extractors
+        self._student, self._card, self._random = student, card, random
+        self._extractors, self._from = extractors, sources
         self._images: dict[Split, LabelledImages | LazyImages] = {}
 
     @cached_property
@@ -124,13 +131,12 @@ class StudentBench:
         from distill.bench.representations import extract_all
         from pipeline.images.inputs import ImageInput
 
-        config = self._config
         inputs = [
             ImageInput(
                 self._sources[split],
-                config=config.image,
+                config=self._image,
                 image_size=self.image_size,
-                seed=config.seed,
+                seed=self.seed,
             )
             for split in ("train", "heldout")
         ]
@@ -140,7 +146,7 @@ class StudentBench:
                 extract_all(
                     source,
                     extractors=self._extractors,
-                    micro_batch=config.micro_batch,
+                    micro_batch=self._micro_batch,
                     first_index=first,  # no two images get the same noise from the teacher
                     progress=progress,
                 )
@@ -157,7 +163,7 @@ class StudentBench:
         from distill.students.export import untrained_student
 
         found: dict[str, Callable[[], Student]] = {}
-        if "random" in self._config.baselines:
+        if self._random:
             found[UNTRAINED] = lambda: untrained_student(self._card).train()
         found[SUBJECT] = lambda: copy.deepcopy(self._student).cpu().train()
         return found
@@ -178,9 +184,9 @@ class StudentBench:
 
             self._images[split] = open_labelled(
                 self._sources[split],
-                config=self._config.image,
+                config=self._image,
                 size=self.image_size,
-                seed=self._config.seed,
+                seed=self.seed,
             )
         return self._images[split]
 
@@ -188,7 +194,4 @@ class StudentBench:
     def _sources(self) -> dict[Split, ImageSource]:
         from pipeline.images.source import open_source
 
-        config = self._config
-        pairs: dict[Split, ImageSource] = {"train": open_source(config.train_images)}
-        pairs["heldout"] = open_source(config.heldout_images)
-        return pairs
+        return {split: open_source(config) for split, config in self._from.items()}
