@@ -1,6 +1,7 @@
 # make demo    go the whole road on handwritten digits
 # make test    run the tests
 # make chaos   disturb some hundred runs, and compare with undisturbed ones
+# make mutate  change the product a little, and see whether its tests notice
 # make lint    check style and types
 # make clean   remove .venv, caches and builds (never data or runs)
 #
@@ -14,7 +15,10 @@ STAMP := $(VENV)/.installed
 # Errors only; no bytecode for the thousands of modules that are never imported.
 PIP_FLAGS := -qq --disable-pip-version-check --no-compile
 
-.PHONY: help demo test chaos lint clean
+# Tests start processes by the hundred; in a shell that forbids bytecode each would compile torch.
+export PYTHONDONTWRITEBYTECODE =
+
+.PHONY: help demo test chaos mutate lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +35,11 @@ test: $(STAMP)
 # SCHEDULES=N plays the seeds 0 .. N-1.
 chaos: $(STAMP)
 	@OMP_NUM_THREADS=1 DREAMSHARD_CHAOS=$(or $(SCHEDULES),240) $(PY) -m pytest -q tests/chaos $(ARGS)
+
+mutate: $(STAMP)
+	@$(PY) -c 'import cosmic_ray' 2>/dev/null || \
+	  $(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[mutate]"
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/mutate.py $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .
