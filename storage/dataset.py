@@ -34,6 +34,7 @@ from storage.ledger.commits import Commit, latest_version, read_commit, withdraw
 from storage.ledger.description import Description, library_versions, read_description
 from storage.ledger.labels import read_version
 from storage.ledger.leases import Lease
+from storage.ledger.publish import Claim
 from storage.ledger.versions import pin_latest, pin_version
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 from storage.snapshot import Snapshot
@@ -249,6 +250,7 @@ class Dataset:
             codecs={level.name: self.codec(level.name) for level in self.levels},
             levels={level.name: level for level in self.levels},
             arrays=self.arrays,
+            is_whole=self.store.holds,
             unit=unit,
             first=first,
             count=count,
@@ -368,16 +370,18 @@ class Dataset:
             self.store.resize(wanted, fsync=self.fsync)
         self.files.prune(f"{STAGING}/put")
 
-    def _restore(self, unit: int) -> int:
+    def _restore(self, held: Claim) -> int:
         """Put a unit in order after a run died while it moved the unit's files."""
-        commit = self.commit_of(unit)
-        if commit is None:
-            removed = sum(self.files.remove(key) for key in self.store.unit_keys(unit))
+        removed, unit = 0, held.unit
+        if self.commit_of(unit) is None:
+            for key in self.store.unit_keys(unit):
+                held.check()
+                removed += self.files.remove(key)
             self.store.prune(unit)
-            return removed
-        if not self.store.holds(commit):
+        commit = self.commit_of(unit)  # looked for again: this process may have been paused
+        if commit is not None and not self.store.holds(commit):
             self.invalidate(unit, reason="a run died while it replaced the unit")
-        return 0
+        return removed
 
     def _check_same(self, wanted: Description) -> None:
         differences = self.about.differences(wanted)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dreamshard.rng import generator
 from storage.dataset import Dataset
 from storage.fs.local import LocalFiles
+from storage.ledger import evidence
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 
 LEVELS = (
@@ -158,6 +160,27 @@ def expected_keys(dataset: Dataset) -> set[str]:
     for unit in dataset.committed():
         keys.update(dataset.store.unit_keys(unit))
     return keys
+
+
+class Clock:
+    """Stand for the clocks of `storage.ledger.evidence`: time passes where a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def stop_clocks(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Put a clock of a test's own in the place of this machine's; sleeping moves it."""
+    clock = Clock()
+    for name, action in (("clock", clock), ("elapsed", clock), ("sleep", clock.sleep)):
+        monkeypatch.setattr(evidence, name, action)
+    return clock
 
 
 class Crash(BaseException):

@@ -35,6 +35,7 @@ class UnitWriter:
         unit_files: where the store puts this unit.
         codecs: how each level is encoded, by its name; learned ones fitted.
         arrays: the arrays the dataset stores, by name.
+        is_whole: says whether a unit's files are what its commit record describes.
         first: index of the unit's first sample.
         count: samples the unit will have.
         fsync: flush to disk before the commit, so that a commit survives a loss of power.
@@ -48,6 +49,7 @@ class UnitWriter:
         codecs: Mapping[str, Codec],
         levels: Mapping[str, Level],
         arrays: Mapping[str, ArraySpec],
+        is_whole: Callable[[Commit], bool],
         unit: int,
         first: int,
         count: int,
@@ -56,7 +58,7 @@ class UnitWriter:
     ) -> None:
         self._files, self._unit_files, self._fsync = files, unit_files, fsync
         self._codecs, self._levels, self._arrays = codecs, levels, arrays
-        self._bases = basis_digests(codecs)
+        self._bases, self._is_whole = basis_digests(codecs), is_whole
         self.unit, self.first, self.count, self.run_id = unit, first, count, run_id
         self.rows = 0
         self._digests = {name: xxhash.xxh3_128() for name in arrays}
@@ -126,7 +128,7 @@ class UnitWriter:
         try:
             staged = self._unit_files.finish(self.count, fsync=self._fsync)
             commit = self._record(input_digest, seconds, dict(extra or {}))
-            return publish(self._files, staged, commit, fsync=self._fsync)
+            return publish(self._files, staged, commit, is_whole=self._is_whole, fsync=self._fsync)
         finally:
             self.abort()
 

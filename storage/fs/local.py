@@ -186,6 +186,24 @@ class LocalFiles:
         stat = self._stat(key)
         return None if stat is None else (stat.st_dev, stat.st_ino)
 
+    def stamp(self, key: str) -> tuple[object, ...] | None:
+        """Return what changes with everything that is done to a file, or None where there is none.
+
+        The file is opened for that: network file systems then ask their server, not their memory.
+        """
+        try:
+            descriptor = os.open(self.path(key), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:  # another user's, kept private: its times are all there is to see
+            stat = self._stat(key)
+        else:
+            try:
+                stat = os.fstat(descriptor)
+            finally:
+                os.close(descriptor)
+        return None if stat is None else (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+
     def names(self, prefix: str) -> list[str]:
         """Return the names in a folder, in no order; none where there is no folder."""
         try:
@@ -344,12 +362,15 @@ class LocalFiles:
     def _put_locked(self, source: str, target: str) -> bool:
         """Put if absent where there are no hard links: under an exclusive lock file."""
         lock = f"{STAGING}/put/lock.{target.replace('/', '+')}"
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        seen, since = None, 0.0
         while True:
             with contextlib.suppress(FileExistsError):
                 os.close(self.open_new(lock))
                 break
-            if time.monotonic() > deadline:  # its holder is dead: a rename takes milliseconds
+            holder, now = self.stamp(lock), time.monotonic()
+            if holder != seen:
+                seen, since = holder, now
+            elif holder and now - since > LOCK_TIMEOUT_S:  # dead: a rename takes milliseconds
                 self.remove(lock)
             time.sleep(0.01)
         try:

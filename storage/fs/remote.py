@@ -89,6 +89,11 @@ class RemoteFiles(LocalFiles):
         local, sent = self._sent.get(key, (known.identity, None))
         return local if sent == known.identity else known.identity
 
+    def stamp(self, key: str) -> tuple[object, ...] | None:
+        """Return what changes whenever an object is put, or None where there is none."""
+        known = self.objects.info(key)
+        return None if known is None else (known.modified, known.identity)
+
     def names(self, prefix: str) -> list[str]:
         """Return the names in a folder, in no order; none where there is no folder."""
         return self.objects.names(prefix)

@@ -2,7 +2,8 @@
 
 All that is not final lies in the dataset's `staging/` folder: `<run>.lease` (touched by a
 heartbeat), `<run>/` with that run's temporary files, `claims/` and `put/`. A run is dead when its
-lease is gone, its process is gone (same host), or its lease was not touched for LEASE_TTL_S.
+lease is gone, its process is gone (same host), or somebody has watched its lease for LEASE_TTL_S of
+his own clock and it did not change (`evidence`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dreamshard.errors import DataError
 from storage.fs.local import STAGING, Files
-from storage.fs.owners import is_dead, owner
-from storage.ledger.publish import CLAIMS, claim, dead_claims
+from storage.fs.owners import owner
+from storage.ledger import evidence
+from storage.ledger.publish import (
+    CLAIMS,
+    DEAD,
+    UNKNOWN,
+    Claim,
+    claim,
+    dead_claims,
+    unknown_claims,
+)
 from storage.schema import check_name
 
 LEASE_TTL_S = 30.0
@@ -44,24 +53,26 @@ class Lease:
             raise DataError(f"run_id: got {run_id!r}, which is reserved. Choose another.")
         self._files, self._sweep = files, sweep
         self._key = f"{STAGING}/{run_id}{_ENDING}"
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._beating = contextlib.ExitStack()
 
     def __enter__(self) -> Lease:
         self._sweep()
-        if not self._put(if_absent=True):
-            raise DataError(
-                f"{self._files.path(self._key)}: got a live run of this name, allowed one at a "
-                "time. Wait for it, or choose another run_id."
-            )
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="lease")
-        self._thread.start()
+        while not self._put(if_absent=True):
+            state = _state(self._files, self._key)
+            if state == "alive":
+                raise DataError(
+                    f"{self._files.path(self._key)}: got a live run of this name, allowed one at a "
+                    "time. Wait for it, or choose another run_id."
+                )
+            if state == DEAD:
+                self._sweep()
+            else:
+                evidence.sleep(self._files.poll_s)
+        self._beating.enter_context(evidence.beating(self._beat, every_s=BEAT_S, name="lease"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._beating.close()
         self._files.remove(self._key)
         self._sweep()
 
@@ -70,15 +81,14 @@ class Lease:
         return self._files.write(self._key, record, if_absent=if_absent, fsync=False)
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT_S):
-            try:
-                self._files.touch(self._key)
-            except FileNotFoundError:  # paused for long and swept: what was staged is lost
-                log.warning("lease %s had lapsed; units in progress will be made again", self._key)
-                with contextlib.suppress(DataError):
-                    self._put(if_absent=False)
-            except OSError as error:
-                log.warning("lease %s cannot be renewed: %s", self._key, error)
+        try:
+            self._files.touch(self._key)
+        except FileNotFoundError:  # paused for long and swept: what was staged is lost
+            log.warning("lease %s had lapsed; units in progress will be made again", self._key)
+            with contextlib.suppress(DataError):
+                self._put(if_absent=False)
+        except OSError as error:
+            log.warning("lease %s cannot be renewed: %s", self._key, error)
 
 
 def run_folder(run_id: str) -> str:
@@ -87,22 +97,36 @@ def run_folder(run_id: str) -> str:
 
 
 def has_live_run(files: Files) -> bool:
-    """Say whether a run, or another process that moves files, is at work on a dataset."""
-    names = files.names(STAGING)
-    leases = [f"{STAGING}/{name}" for name in names if name.endswith(_ENDING)]
-    if leases:
-        now = files.now()
-        if any(not _lapsed(files, lease, now) for lease in leases):
-            return True
+    """Say whether a run, or another process that moves files, is at work, or may well be."""
+    if any(_state(files, lease) != DEAD for lease in _leases(files)):
+        return True
     return len(files.names(CLAIMS)) > len(dead_claims(files))
 
 
-def sweep(files: Files, *, restore: Callable[[int], int]) -> int:
-    """Remove what dead runs left behind, and nothing of live ones.
+def watch_until_known(datasets: Sequence[Files]) -> None:
+    """Watch the leases and claims of other hosts until it is known which are dead.
+
+    Takes LEASE_TTL_S where there are dead ones, no time where there are none of other hosts.
+    """
+
+    def unknown(files: Files) -> bool:
+        found = [_state(files, lease) == UNKNOWN for lease in _leases(files)]
+        return unknown_claims(files) or any(found)
+
+    watched = [files for files in datasets if unknown(files)]
+    if watched:
+        log.info("watching for up to %.0f s whether runs of other hosts live", LEASE_TTL_S)
+    while watched:
+        evidence.sleep(max(files.poll_s for files in watched))
+        watched = [files for files in watched if unknown(files)]
+
+
+def sweep(files: Files, *, restore: Callable[[Claim], int]) -> int:
+    """Remove what dead runs left behind, and nothing of live ones or of those not known to be dead.
 
     Args:
         files: the dataset's files.
-        restore: called under a claim for each unit a run died on while moving its files; removes
+        restore: called with a claim on each unit that a run died on while moving its files; removes
             final files that no commit record covers and returns how many.
 
     Returns:
@@ -112,30 +136,32 @@ def sweep(files: Files, *, restore: Callable[[int], int]) -> int:
     if not entries:
         return 0
     removed = sum(_recover(files, key, unit, restore) for key, unit in dead_claims(files))
-    now = files.now()
     runs = {name.removesuffix(_ENDING) for name in entries} - set(_SHARED)
     for run in runs:
         lease = f"{STAGING}/{run}{_ENDING}"
-        if _lapsed(files, lease, now):
+        if _state(files, lease) == DEAD:
             removed += files.remove_tree(f"{STAGING}/{run}")
             removed += files.remove(lease)
     for name in files.names(f"{STAGING}/put"):
-        key = f"{STAGING}/put/{name}"
-        if is_dead(name.partition(".")[0]) or now - (files.modified(key) or now) > LEASE_TTL_S:
+        key, owned = f"{STAGING}/put/{name}", name.partition(".")[0]
+        watch = evidence.watch_of(files)
+        if watch.state(files, key, ttl_s=LEASE_TTL_S, owner=owned) == DEAD:
             removed += files.remove(key)
     files.prune(STAGING)
     return removed
 
 
-def _recover(files: Files, key: str, unit: int, restore: Callable[[int], int]) -> int:
-    with claim(files, unit):
-        return restore(unit) + files.remove(key)
+def _recover(files: Files, key: str, unit: int, restore: Callable[[Claim], int]) -> int:
+    with claim(files, unit) as held:
+        return restore(held) + files.remove(key)
 
 
-def _lapsed(files: Files, lease: str, now: float) -> bool:
-    modified = files.modified(lease)
-    if modified is None or now - modified > LEASE_TTL_S:
-        return True
+def _leases(files: Files) -> list[str]:
+    return [f"{STAGING}/{name}" for name in files.names(STAGING) if name.endswith(_ENDING)]
+
+
+def _state(files: Files, lease: str) -> evidence.State:
+    owned = ""
     with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
-        return bool(is_dead(str(json.loads(files.read(lease, limit=1 << 16)).get("owner", ""))))
-    return False
+        owned = str(json.loads(files.read(lease, limit=1 << 16)).get("owner", ""))
+    return evidence.watch_of(files).state(files, lease, ttl_s=LEASE_TTL_S, owner=owned)

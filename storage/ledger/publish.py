@@ -7,29 +7,31 @@ runs at most one proceeds (the later one always sees the earlier). Under the cla
 again, files are moved, and the claim itself is linked, put-if-absent, to the commit record's key.
 So the bytes on disk are those of the run whose record won, even if the runs computed others.
 
-A claim dies with its process (same host), or when it has not changed for CLAIM_TTL_S. A run that
-was paused longer than that may wake up between two moves; it looks at the clock before each, and at
-the end winner and loser both check that the files are theirs and withdraw the unit if they differ.
-
-On an object store "moving" is sending, which may take long: the claim is renewed meanwhile.
+A claim is touched while it is held, however long a slow disk or network takes, and dies with its
+process (same host), or when somebody has watched it for CLAIM_TTL_S of his own clock and it did not
+change (`evidence`). A run that could not touch its claim for half of that, because it was paused,
+does so and looks for others before it goes on; nobody there, nothing is lost. One that was paused
+between looking and moving may overwrite a winner's files; at the end winner and loser both check
+that the files are what the record says, and withdraw the unit if they are not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dreamshard.errors import DataError
 from storage.fs.local import STAGING, Files
-from storage.fs.owners import is_dead, own_name
+from storage.fs.owners import own_name
+from storage.ledger import evidence
 from storage.ledger.commits import Commit, latest_version, read_commit, record_key, withdraw
 
 CLAIMS = f"{STAGING}/claims"
 CLAIM_TTL_S = 30.0
+DEAD: evidence.State = "dead"
+UNKNOWN: evidence.State = "unknown"
 
 Identity = tuple[int, int]
 
@@ -44,7 +46,12 @@ class Staged:
 
 
 def publish(
-    files: Files, staged: Mapping[str, Staged], commit: Commit, *, fsync: bool = True
+    files: Files,
+    staged: Mapping[str, Staged],
+    commit: Commit,
+    *,
+    is_whole: Callable[[Commit], bool],
+    fsync: bool = True,
 ) -> Commit:
     """Move staged files to their final keys and create the commit record.
 
@@ -52,6 +59,7 @@ def publish(
         files: the dataset's files.
         staged: finished files by array name.
         commit: the record to make; its version is set here.
+        is_whole: says whether a unit's files are what its record describes.
         fsync: flush the folders' entries to disk.
 
     Returns:
@@ -73,12 +81,11 @@ def publish(
             if latest_version(files, commit.unit)[0] + 1 != version:
                 continue
             try:
-                _move(files, staged, fsync=fsync)
-                if not held.fresh():
-                    raise _overtaken(files, commit.unit)
-                won = files.link(held.key, record_key(commit.unit, version))
+                _move(held, staged, fsync=fsync)
+                held.check()
+                won = _record(held, version)
             except Exception:
-                _take_back(files, staged, commit.unit)
+                _take_back(files, staged, commit.unit, is_whole)
                 raise
             if fsync:
                 files.sync_folders([record_key(commit.unit, version)])
@@ -96,21 +103,73 @@ def committed(files: Files, unit: int, *, count: int) -> Commit | None:
 
 @dataclass
 class Claim:
-    """The right to move a unit's files, while it is fresh."""
+    """The right to move a unit's files, while nobody can have taken its holder for dead.
 
+    Args:
+        files: the dataset's files.
+        unit: number of the unit.
+        key: the claim's file.
+        since: when it was surely there unchanged for no time (`evidence.elapsed`).
+    """
+
+    files: Files
+    unit: int
     key: str
     since: float
 
-    def fresh(self) -> bool:
-        """Say whether no other run can have taken this claim for dead."""
-        return time.time() - self.since < CLAIM_TTL_S / 2
+    def renew(self) -> bool:
+        """Touch the claim; say whether it is still there.
+
+        Raises:
+            OSError: if the store cannot be reached.
+        """
+        now = evidence.elapsed()
+        try:
+            self.files.touch(self.key)
+        except FileNotFoundError:
+            return False
+        self.since = now
+        return True
+
+    def beat(self) -> None:
+        """Touch the claim if that can be done; if not, `holds` will tell."""
+        with contextlib.suppress(OSError):
+            self.renew()
+
+    def holds(self) -> bool:
+        """Say whether no other run can be at work on the unit; look, if that is not sure.
+
+        Who took this claim for dead before it was touched had his own there before, and is seen;
+        who looks afterwards sees that it changed.
+        """
+        if evidence.elapsed() - self.since < CLAIM_TTL_S / 2:
+            return True
+        deadline = evidence.elapsed() + CLAIM_TTL_S / 2
+        while True:
+            with contextlib.suppress(OSError):
+                if not self.renew():
+                    return False
+                if not rivals(self.files, self.unit, self.key):
+                    return True
+            if evidence.elapsed() > deadline:
+                return False
+            evidence.sleep(self.files.poll_s)
+
+    def check(self) -> None:
+        """Refuse to go on where another run may be at work on the unit.
+
+        Raises:
+            DataError: if one may.
+        """
+        if not self.holds():
+            raise _overtaken(self.files, self.unit)
 
 
 @contextlib.contextmanager
 def claim(
     files: Files, unit: int, *, content: bytes = b"{}", fsync: bool = False
 ) -> Iterator[Claim]:
-    """Wait for the right to move a unit's files.
+    """Wait for the right to move a unit's files; it is kept alive while the context lasts.
 
     Args:
         files: the dataset's files.
@@ -119,83 +178,52 @@ def claim(
         fsync: flush it to disk.
     """
     key = f"{CLAIMS}/{own_name(unit)}"
-    watch = _Watch(files, unit, key)
     while True:
-        watch.wait()
-        held = Claim(key, time.time())
+        while rivals(files, unit, key):
+            evidence.sleep(files.poll_s)
+        held = Claim(files, unit, key, evidence.elapsed())
         try:
             files.write(key, content, fsync=fsync)
-            if not watch.rivals():
-                with _renewed(files, held):
+            with evidence.beating(held.beat, every_s=CLAIM_TTL_S / 6, name="claim"):
+                if held.holds() and not rivals(files, unit, key):
                     yield held
-                return
+                    return
         finally:
             files.remove(key)
-        time.sleep(random.uniform(0, 4 * files.poll_s))  # two that met again part by chance
+        evidence.sleep(random.uniform(0, 4 * files.poll_s))  # two that met again part by chance
 
 
-@contextlib.contextmanager
-def _renewed(files: Files, held: Claim) -> Iterator[None]:
-    """Keep a claim fresh where moving files means sending them, which may take long."""
-    if not files.remote:
-        yield
-        return
-    stop = threading.Event()
+def rivals(files: Files, unit: int, own: str) -> list[str]:
+    """List the claims on a unit that are not dead, but for one's own."""
+    keys = _claims(files)
+    return [k for k, claimed in keys if claimed == unit and k != own and state_of(files, k) != DEAD]
 
-    def beat() -> None:
-        while not stop.wait(CLAIM_TTL_S / 6):
-            now = time.time()
-            with contextlib.suppress(OSError):  # not renewed: `fresh` will tell
-                files.touch(held.key)
-                held.since = now
 
-    thread = threading.Thread(target=beat, daemon=True, name="claim")
-    thread.start()
+def state_of(files: Files, key: str) -> evidence.State:
+    """Say whether a claim's holder lives."""
+    owner = key.rpartition("/")[2].split("~")[1]
+    return evidence.watch_of(files).state(files, key, ttl_s=CLAIM_TTL_S, owner=owner)
+
+
+def _claims(files: Files) -> list[tuple[str, int]]:
+    """List (key, unit) of all claims, passing over names that are not ours."""
+    named = [name.split("~") for name in files.names(CLAIMS)]
+    whole = [parts for parts in named if len(parts) == 3 and parts[0].isdecimal()]
+    return [(f"{CLAIMS}/{'~'.join(parts)}", int(parts[0])) for parts in whole]
+
+
+def _record(held: Claim, version: int) -> bool:
+    """Make the claim's file the commit record, if there is none; say whether it was."""
     try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+        return held.files.link(held.key, record_key(held.unit, version))
+    except FileNotFoundError:
+        raise _overtaken(held.files, held.unit) from None
 
 
-class _Watch:
-    """Watch the other claims on a unit; one that stays unchanged for CLAIM_TTL_S is dead.
-
-    Judged by the file system's clock where the claim was old already, and by this process's own
-    from then on, so that hosts need not agree on the time.
-    """
-
-    def __init__(self, files: Files, unit: int, own: str) -> None:
-        self._files, self._prefix = files, f"{unit:09d}~"
-        self._own = own.rpartition("/")[2]
-        self._seen: dict[tuple[str, float], float] = {}
-
-    def rivals(self) -> list[str]:
-        """List the live claims of others."""
-        return [
-            name
-            for name in self._files.names(CLAIMS)
-            if name.startswith(self._prefix) and name != self._own and self._lives(name)
-        ]
-
-    def wait(self) -> None:
-        """Wait until no other live claim is left."""
-        while self.rivals():
-            time.sleep(self._files.poll_s)
-
-    def _lives(self, name: str) -> bool:
-        dead = is_dead(name.split("~")[1]) if name.count("~") == 2 else None
-        modified = self._files.modified(f"{CLAIMS}/{name}")
-        if dead or modified is None:
-            return False
-        if (name, modified) not in self._seen:
-            age = max(0.0, self._files.now() - modified)
-            self._seen[name, modified] = time.monotonic() - age
-        return time.monotonic() - self._seen[name, modified] < CLAIM_TTL_S
-
-
-def _move(files: Files, staged: Mapping[str, Staged], *, fsync: bool) -> None:
+def _move(held: Claim, staged: Mapping[str, Staged], *, fsync: bool) -> None:
+    files = held.files
     for item in staged.values():
+        held.check()
         try:
             files.rename(item.key, item.final)
         except FileNotFoundError:
@@ -207,13 +235,17 @@ def _move(files: Files, staged: Mapping[str, Staged], *, fsync: bool) -> None:
         files.sync_folders(item.final for item in staged.values())
 
 
-def _take_back(files: Files, staged: Mapping[str, Staged], unit: int) -> None:
-    """Remove what was moved before a failure, unless an older version of the unit lives there."""
-    if latest_version(files, unit)[1]:
-        return
-    for item in staged.values():
-        if files.identity(item.final) == item.identity:
-            files.remove(item.final)
+def _take_back(
+    files: Files, staged: Mapping[str, Staged], unit: int, is_whole: Callable[[Commit], bool]
+) -> None:
+    """Remove what was moved before a failure; void the unit's record if it lies about the rest."""
+    moved = [i.final for i in staged.values() if files.identity(i.final) == i.identity]
+    version, holds = latest_version(files, unit)
+    if not holds:
+        for key in moved:
+            files.remove(key)
+    elif moved and not is_whole(read_commit(files, unit, version)):
+        withdraw(files, unit, version, reason="a run that failed had overwritten its files")
 
 
 def _settle(files: Files, staged: Mapping[str, Staged], commit: Commit, *, won: bool) -> Commit:
@@ -236,18 +268,10 @@ def _overtaken(files: Files, unit: int) -> DataError:
 
 
 def dead_claims(files: Files) -> list[tuple[str, int]]:
-    """List (key, unit) of claims whose process is dead or that are older than CLAIM_TTL_S."""
-    dead_ones: list[tuple[str, int]] = []
-    now: float | None = None
-    for name in files.names(CLAIMS):
-        unit, _, rest = name.partition("~")
-        modified = files.modified(f"{CLAIMS}/{name}")
-        if modified is None or not unit.isdecimal():
-            continue
-        dead = is_dead(rest.partition("~")[0])
-        if not dead:
-            now = files.now() if now is None else now
-            dead = now - modified > CLAIM_TTL_S
-        if dead:
-            dead_ones.append((f"{CLAIMS}/{name}", int(unit)))
-    return dead_ones
+    """List (key, unit) of the claims that are known to be dead."""
+    return [(key, unit) for key, unit in _claims(files) if state_of(files, key) == DEAD]
+
+
+def unknown_claims(files: Files) -> bool:
+    """Say whether there are claims that were not watched for long enough to tell."""
+    return any(state_of(files, key) == UNKNOWN for key, _ in _claims(files))

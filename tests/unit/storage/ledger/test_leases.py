@@ -9,7 +9,7 @@ from dreamshard.errors import DataError
 from storage.dataset import Dataset
 from storage.fs.owners import host_id, owner
 from storage.ledger import leases, publish
-from tests.feature_store import all_keys, expected_keys, make_batch, make_dataset
+from tests.feature_store import all_keys, expected_keys, make_batch, make_dataset, stop_clocks
 
 DEAD = f"{host_id()}-999999999-1"
 ELSEWHERE = "000000000000-1-1"
@@ -20,30 +20,20 @@ def dataset(tmp_path: Path) -> Dataset:
     return make_dataset(tmp_path)
 
 
-def leave_run(dataset: Dataset, run_id: str, by: str | None, *, age: float = 0) -> str:
+def leave_run(dataset: Dataset, run_id: str, by: str | None) -> str:
     key = f"staging/{run_id}/000000000~x.image"
     dataset.files.write(key, b"leftover")
     if by is not None:
         dataset.files.write(f"staging/{run_id}.lease", json.dumps({"owner": by}).encode())
-        then = time.time() - age
-        os.utime(dataset.files.path(f"staging/{run_id}.lease"), (then, then))
     return key
 
 
 @pytest.mark.parametrize(
-    ("by", "age", "stays"),
-    [
-        (None, 0, False),
-        (DEAD, 0, False),
-        (ELSEWHERE, 0, True),
-        (ELSEWHERE, 100, False),
-        ("nonsense", 0, True),
-    ],
+    ("by", "stays"),
+    [(None, False), (DEAD, False), (ELSEWHERE, True), ("nonsense", True)],
 )
-def test_only_dead_runs_are_swept(
-    dataset: Dataset, by: str | None, age: float, stays: bool
-) -> None:
-    key = leave_run(dataset, "r", by, age=age)
+def test_only_dead_runs_are_swept(dataset: Dataset, by: str | None, stays: bool) -> None:
+    key = leave_run(dataset, "r", by)
     removed = dataset.sweep()
     assert (dataset.files.size(key) is not None) == stays
     assert (removed == 0) == stays
@@ -52,22 +42,37 @@ def test_only_dead_runs_are_swept(
         assert not os.path.exists(dataset.files.path("staging"))
 
 
-def test_a_damaged_lease_counts_as_alive_until_it_is_old(dataset: Dataset) -> None:
+@pytest.mark.parametrize("file_time", [1.0, 4e9])
+@pytest.mark.parametrize("record", [b"[]", json.dumps({"owner": ELSEWHERE}).encode()])
+def test_another_hosts_run_is_dead_when_it_was_watched_without_a_change(
+    dataset: Dataset, monkeypatch, file_time: float, record: bytes
+) -> None:
+    """Whatever time its files bear: a clock that is wrong takes nothing from anybody."""
+    clock = stop_clocks(monkeypatch)
     key = leave_run(dataset, "r", ELSEWHERE)
-    dataset.files.write("staging/r.lease", b"[]")
-    assert dataset.sweep() == 0 and dataset.files.size(key)
-    os.utime(dataset.files.path("staging/r.lease"), (1, 1))
+    lease = dataset.files.path("staging/r.lease")
+    Path(lease).write_bytes(record)
+    os.utime(lease, (file_time, file_time))
+    for beat in range(4):
+        assert dataset.sweep() == 0 and dataset.files.size(key)
+        clock.seconds += 0.9 * leases.LEASE_TTL_S
+        os.utime(lease, (file_time - beat, file_time - beat))  # it lives: a clock going backwards
+    assert dataset.sweep() == 0
+    clock.seconds += 0.9 * leases.LEASE_TTL_S
+    assert dataset.sweep() == 0
+    clock.seconds += 0.2 * leases.LEASE_TTL_S
     assert dataset.sweep() == 2
 
 
-def test_temporary_records_of_the_dead_are_swept(dataset: Dataset) -> None:
+def test_temporary_records_of_the_dead_are_swept(dataset: Dataset, monkeypatch) -> None:
+    clock = stop_clocks(monkeypatch)
     for by in (DEAD, ELSEWHERE, owner()):
         dataset.files.write(f"staging/put/{by}.7", b"x")
-    old = dataset.files.path(f"staging/put/{ELSEWHERE}.8")
-    Path(old).write_bytes(b"x")
-    os.utime(old, (1, 1))
-    assert dataset.sweep() == 2
-    assert sorted(dataset.files.names("staging/put")) == sorted([f"{ELSEWHERE}.7", f"{owner()}.7"])
+    os.utime(dataset.files.path(f"staging/put/{ELSEWHERE}.7"), (1, 1))
+    assert dataset.sweep() == 1
+    clock.seconds += 2 * leases.LEASE_TTL_S
+    assert dataset.sweep() == 2  # this process's own, too: nothing of ours takes half a minute
+    assert dataset.files.names("staging/put") == []
 
 
 def test_a_lease_beats_and_is_given_back(dataset: Dataset, monkeypatch) -> None:
@@ -102,7 +107,7 @@ def test_leaving_by_an_error_removes_the_runs_files(dataset: Dataset) -> None:
     assert all_keys(dataset) == expected_keys(dataset)
 
 
-def test_live_leases_and_live_claims_are_signs_of_life(dataset: Dataset) -> None:
+def test_live_leases_and_live_claims_are_signs_of_life(dataset: Dataset, monkeypatch) -> None:
     """A process that moves files without a lease, as `verify --repair` may, is at work, too."""
     files = dataset.files
     files.write(f"{publish.CLAIMS}/000000003~{DEAD}~0", b"{}")
@@ -112,9 +117,38 @@ def test_live_leases_and_live_claims_are_signs_of_life(dataset: Dataset) -> None
         assert leases.has_live_run(files)
     assert not leases.has_live_run(files)
     leave_run(dataset, "elsewhere", ELSEWHERE)
+    clock = stop_clocks(monkeypatch)
     assert leases.has_live_run(files)
-    leave_run(dataset, "elsewhere", ELSEWHERE, age=100)
+    leases.watch_until_known([files])
+    assert leases.LEASE_TTL_S <= clock.seconds - 1000 < leases.LEASE_TTL_S + 1
     assert not leases.has_live_run(files)
+
+
+def test_watching_ends_as_soon_as_all_are_known(dataset: Dataset, monkeypatch) -> None:
+    clock, files = stop_clocks(monkeypatch), dataset.files
+    leases.watch_until_known([files])
+    assert clock.seconds == 1000
+    leave_run(dataset, "elsewhere", ELSEWHERE)
+    files.write(f"{publish.CLAIMS}/000000003~{ELSEWHERE}~0", b"{}")
+
+    def sleep(_seconds: float) -> None:
+        clock.seconds += 5
+        for key in ("staging/elsewhere.lease", f"{publish.CLAIMS}/000000003~{ELSEWHERE}~0"):
+            files.touch(key)
+
+    monkeypatch.setattr(leases.evidence, "sleep", sleep)
+    leases.watch_until_known([files])
+    assert clock.seconds == 1005 and leases.has_live_run(files)
+
+
+def test_a_name_left_by_a_dead_run_of_another_host_can_be_used_again(
+    dataset: Dataset, monkeypatch
+) -> None:
+    clock = stop_clocks(monkeypatch)
+    leave_run(dataset, "r", ELSEWHERE)
+    with dataset.lease("r"):
+        assert clock.seconds >= 1000 + leases.LEASE_TTL_S
+        assert not dataset.files.names("staging/r")
 
 
 @pytest.mark.parametrize("run_id", ["claims", "put", "../x", ".r", "a/b", ""])

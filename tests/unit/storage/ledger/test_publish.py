@@ -1,5 +1,6 @@
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from dreamshard.errors import DataError
 from storage.dataset import Dataset
 from storage.fs.owners import host_id
-from storage.ledger import publish
+from storage.ledger import evidence, publish
 from storage.ledger.commits import latest_version, withdraw
 from tests.feature_store import (
     all_keys,
@@ -16,6 +17,7 @@ from tests.feature_store import (
     make_batch,
     make_dataset,
     no_space,
+    stop_clocks,
     write_unit,
 )
 
@@ -45,44 +47,53 @@ def test_a_dead_runs_claim_is_passed_over(dataset: Dataset) -> None:
 
 
 def test_another_hosts_claim_is_waited_for(dataset: Dataset, monkeypatch) -> None:
-    monkeypatch.setattr(publish, "CLAIM_TTL_S", 0.3)
-    started = time.monotonic()  # a claim's age counts from when it was made
+    clock = stop_clocks(monkeypatch)
     leave_claim(dataset, 0, ELSEWHERE)
     leave_claim(dataset, 1, ELSEWHERE)  # another unit's: no matter
     write_unit(dataset, 0, num_samples=20)
-    assert time.monotonic() - started >= 0.2  # it waited; file times are coarser than clocks
+    assert publish.CLAIM_TTL_S <= clock.seconds - 1000 < publish.CLAIM_TTL_S + 1
     assert dataset.committed().keys() == {0}
 
 
-def test_a_claim_that_is_renewed_stays_alive(dataset: Dataset, monkeypatch) -> None:
-    monkeypatch.setattr(publish, "CLAIM_TTL_S", 0.2)
+@pytest.mark.parametrize("file_time", [1.0, 4e9])
+def test_a_claim_that_is_renewed_stays_alive(
+    dataset: Dataset, monkeypatch, file_time: float
+) -> None:
+    """Whatever the clock says that its times come from."""
+    clock = stop_clocks(monkeypatch)
     key = leave_claim(dataset, 0, ELSEWHERE)
-    watch = publish._Watch(dataset.files, 0, "other")
-    for _ in range(5):
-        os.utime(dataset.files.path(key))
-        time.sleep(0.1)
-        assert len(watch.rivals()) == 1
-    time.sleep(0.25)
-    assert watch.rivals() == []
+    for beat in range(5):
+        os.utime(dataset.files.path(key), (file_time - beat, file_time - beat))
+        assert publish.rivals(dataset.files, 0, "other") == [key]
+        clock.seconds += 0.9 * publish.CLAIM_TTL_S
+    assert publish.rivals(dataset.files, 0, "other") == [key]
+    clock.seconds += 0.2 * publish.CLAIM_TTL_S
+    assert publish.rivals(dataset.files, 0, "other") == []
 
 
 def test_two_claims_in_one_process_exclude_each_other(dataset: Dataset) -> None:
     with publish.claim(dataset.files, 0):
-        assert publish._Watch(dataset.files, 0, "other").rivals()
+        assert publish.rivals(dataset.files, 0, "other")
         with publish.claim(dataset.files, 1):
             pass
-    assert not publish._Watch(dataset.files, 0, "other").rivals()
+    assert not publish.rivals(dataset.files, 0, "other")
 
 
-def test_old_claims_of_other_hosts_are_dead(dataset: Dataset) -> None:
+def test_claims_of_other_hosts_are_dead_when_watched_for_long(
+    dataset: Dataset, monkeypatch
+) -> None:
+    clock = stop_clocks(monkeypatch)
     old, new = leave_claim(dataset, 3, ELSEWHERE), leave_claim(dataset, 4, ELSEWHERE)
     os.utime(dataset.files.path(old), (1, 1))
+    assert publish.dead_claims(dataset.files) == [] and publish.unknown_claims(dataset.files)
+    clock.seconds += publish.CLAIM_TTL_S
+    dataset.files.touch(new)
     assert publish.dead_claims(dataset.files) == [(old, 3)]
-    started = time.monotonic()
+    assert not publish.unknown_claims(dataset.files)
     dataset.sweep()
     write_unit(dataset, 3, num_samples=20)
-    assert time.monotonic() - started < 5
     assert all_keys(dataset) - expected_keys(dataset) == {new}
+    assert clock.seconds == 1000 + publish.CLAIM_TTL_S
 
 
 def test_a_failure_between_moves_takes_back_what_was_moved(dataset: Dataset, monkeypatch) -> None:
@@ -139,36 +150,135 @@ def test_a_run_that_died_after_its_commit_leaves_a_good_unit(dataset: Dataset) -
     assert dataset.committed().keys() == {0}
 
 
-def test_a_run_that_slept_too_long_gives_up(dataset: Dataset, monkeypatch) -> None:
-    monkeypatch.setattr(publish.Claim, "fresh", lambda self: False)
-    with pytest.raises(DataError, match="took the unit over"):
-        write_unit(dataset, 0, num_samples=20)
-    assert dataset.committed() == {} and data_files(dataset) == {}
+def paused_while_moving(dataset: Dataset, monkeypatch, pause: Callable[[], None]) -> None:
+    """Stop a process, its heart beat too, when all its files are moved."""
+    rename, moved = dataset.files.rename, []
 
-
-@pytest.mark.parametrize(("slept_s", "gives_up"), [(0.4, False), (0.6, True)])
-def test_a_claim_is_fresh_for_half_its_time(
-    dataset: Dataset, monkeypatch, slept_s: float, gives_up: bool
-) -> None:
-    """By then no other run can have taken it for dead, whatever the clocks' differences."""
-    rename, slept = dataset.files.rename, [0.0]
-
-    def sleep_while_moving(source: str, target: str) -> None:
+    def stop(source: str, target: str) -> None:
         rename(source, target)
-        slept[0] = slept_s * publish.CLAIM_TTL_S
+        if target.startswith("data.zarr"):
+            moved.append(target)
+            if len(moved) == len(dataset.arrays):
+                pause()
 
-    real = time.time
-    monkeypatch.setattr(publish.time, "time", lambda: real() + slept[0])
-    monkeypatch.setattr(dataset.files, "rename", sleep_while_moving)
-    if not gives_up:
+    monkeypatch.setattr(dataset.files, "rename", stop)
+
+
+@pytest.mark.parametrize("slept_s", [0.4, 0.6, 20.0])
+def test_a_run_alone_keeps_its_claim_however_long_it_slept(
+    dataset: Dataset, monkeypatch, slept_s: float
+) -> None:
+    clock = stop_clocks(monkeypatch)
+    paused_while_moving(dataset, monkeypatch, lambda: clock.sleep(slept_s * publish.CLAIM_TTL_S))
+    assert write_unit(dataset, 0, num_samples=20) == dataset.committed()[0]
+    assert all_keys(dataset) == expected_keys(dataset)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_run_that_slept_looks_for_others(dataset: Dataset, monkeypatch, stays: bool) -> None:
+    """Another one that came meanwhile and is still at work has the unit; one that left has not."""
+    clock, left = stop_clocks(monkeypatch), []
+
+    def pause() -> None:
+        clock.seconds += publish.CLAIM_TTL_S
+        left.append(leave_claim(dataset, 0, ELSEWHERE))
+
+    def sleep(seconds: float) -> None:
+        clock.seconds += seconds
+        if not stays:
+            dataset.files.remove(left[0])
+
+    paused_while_moving(dataset, monkeypatch, pause)
+    monkeypatch.setattr(evidence, "sleep", sleep)
+    if not stays:
         assert write_unit(dataset, 0, num_samples=20) == dataset.committed()[0]
         return
     with pytest.raises(DataError, match="took the unit over"):
         write_unit(dataset, 0, num_samples=20)
     assert dataset.committed() == {} and data_files(dataset) == {}
-    slept_s = 0
-    slept[0] = 0
-    assert write_unit(dataset, 0, num_samples=20).run_id == "run"
+
+
+@pytest.mark.parametrize("when", ["at once", "at the end"])
+def test_a_run_that_slept_and_was_swept_gives_up(dataset: Dataset, monkeypatch, when) -> None:
+    clock = stop_clocks(monkeypatch)
+
+    def pause() -> None:
+        clock.seconds += publish.CLAIM_TTL_S if when == "at once" else 0
+        for name in dataset.files.names(publish.CLAIMS):
+            dataset.files.remove(f"{publish.CLAIMS}/{name}")
+
+    paused_while_moving(dataset, monkeypatch, pause)
+    with pytest.raises(DataError, match="took the unit over"):
+        write_unit(dataset, 0, num_samples=20)
+    assert dataset.committed() == {} and data_files(dataset) == {}
+
+
+def test_claims_are_renewed_while_a_slow_disk_is_waited_for(dataset: Dataset, monkeypatch) -> None:
+    monkeypatch.setattr(publish, "CLAIM_TTL_S", 0.3)
+    seen: list[list[str]] = []
+
+    def wait() -> None:
+        for _ in range(8):
+            time.sleep(0.1)
+            seen.append(publish.rivals(dataset.files, 0, "other"))
+
+    paused_while_moving(dataset, monkeypatch, wait)
+    assert write_unit(dataset, 0, num_samples=20) == dataset.committed()[0]
+    assert all(len(claims) == 1 for claims in seen)
+
+
+def test_a_store_that_cannot_be_reached_for_long_ends_the_claim(
+    dataset: Dataset, monkeypatch
+) -> None:
+    clock = stop_clocks(monkeypatch)
+
+    def fail(_key: str) -> None:
+        raise OSError("gone")
+
+    with publish.claim(dataset.files, 0) as held:
+        monkeypatch.setattr(dataset.files, "touch", fail)
+        held.beat()
+        assert held.holds()
+        clock.seconds += publish.CLAIM_TTL_S
+        assert not held.holds()
+
+
+def test_an_overwritten_winner_is_withdrawn_by_a_run_that_gives_up(
+    dataset: Dataset, monkeypatch
+) -> None:
+    """The loser found out before it came to its own record: the winner's must not stay."""
+    paused_while_moving(dataset, monkeypatch, lambda: None)
+    link, files = dataset.files.link, dataset.files
+
+    def lose(source: str, target: str) -> bool:
+        other = make_dataset(Path(dataset.url).parent)
+        staged = dict(data_files(dataset))
+        for key in staged:  # the winner's files were there, and are overwritten
+            files.remove(key)
+        for name in files.names(publish.CLAIMS):
+            files.remove(f"{publish.CLAIMS}/{name}")
+        monkeypatch.undo()
+        write_unit(other, 0, num_samples=20, run_id="winner", noise=1)
+        for key, path in ours.items():
+            os.replace(path, files.path(key))
+        raise FileNotFoundError
+
+    ours: dict[str, str] = {}
+    rename = dataset.files.rename
+
+    def keep(source: str, target: str) -> None:
+        rename(source, target)
+        if target.startswith("data.zarr"):
+            ours[target] = f"{dataset.url}/../{len(ours)}.kept"
+            os.link(files.path(target), ours[target])
+
+    monkeypatch.setattr(dataset.files, "rename", keep)
+    monkeypatch.setattr(
+        dataset.files, "link", lambda s, t: lose(s, t) if "commits" in t else link(s, t)
+    )
+    with pytest.raises(DataError, match="took the unit over"):
+        write_unit(dataset, 0, num_samples=20)
+    assert latest_version(dataset.files, 0) == (0, False)
 
 
 @pytest.mark.parametrize("same_bytes", [True, False])
