@@ -81,7 +81,7 @@ def test_labels_are_optional(dataset: Dataset) -> None:
     with dataset.unit_writer(0, count=6, run_id="r") as writer:
         writer.write(0, batch)
         assert writer.commit().labels is None
-    assert dataset.snapshot().labels.tolist() == [-1] * 6
+    assert dataset.snapshot().labels.tolist() == [-1] * 20
 
 
 def test_long_errors_are_cut(dataset: Dataset) -> None:
