@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.permissions import apply_umask
+from pipeline.learning.tensors import apart
 
 DROPOUT = 0.1
 WEIGHTS, CARD = "logit_head.safetensors", "logit_head.json"
@@ -97,7 +98,7 @@ def save_head(head: UperHead, folder: Path, *, num_classes: int, width: int) -> 
     """Write a UPerNet head's weights and sizes into a folder."""
     from safetensors.torch import save_file
 
-    weights = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
+    weights = apart(head.state_dict(), device="cpu")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     apply_umask(folder / WEIGHTS)
     card = {"num_classes": num_classes, "width": width}

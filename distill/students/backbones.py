@@ -160,6 +160,18 @@ def takes_size(name: str, *, image_size: tuple[int, int]) -> bool:
     return True
 
 
+def _without_dead_end(network: nn.Module) -> nn.Module:
+    """Drop the stages after the deepest map, which timm's EfficientNets and MobileNetV3s keep.
+
+    They would run forward at every step and get no gradient, with which DDP stops.
+    """
+    stages: Mapping[int, int] | None = getattr(network, "_stage_out_idx", None)
+    blocks = getattr(network, "blocks", None)
+    if stages and isinstance(blocks, nn.Sequential):
+        network.blocks = blocks[: max(stages)]
+    return network
+
+
 def _construct_timm(
     config: StudentConfig,
     *,
@@ -179,13 +191,14 @@ def _construct_timm(
                 name, pretrained=config.pretrained, num_classes=0, **settings
             )
             return FeatureGetterNet(network, out_indices=1, norm=True)
-        return timm.create_model(
+        network = timm.create_model(
             name,
             pretrained=config.pretrained,
             features_only=True,
             out_indices=out_indices,
             **settings,
         )
+        return _without_dead_end(network)
     except (OSError, RuntimeError) as error:
         if not config.pretrained:
             raise

@@ -29,6 +29,7 @@ from distill.students.student import Student, build_student
 from distill.students.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
 from dreamshard.permissions import apply_umask
+from pipeline.learning.tensors import apart
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
@@ -131,7 +132,7 @@ def untrained_student(card: StudentCard) -> Student:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+    return apart(module.state_dict(), device="cpu")
 
 
 def _whole_weights(

@@ -6,7 +6,7 @@ all have one stride, gets a simple feature pyramid beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.students.backbones import MapInfo, available_maps, construct, is_plain
-from distill.students.timm_names import freeze
+from distill.students.timm_names import exempt_names, freeze
 from distill.students.vit_pyramid import SimpleFeaturePyramid, pyramid_strides
 from dreamshard.errors import ConfigError, Problem
 
@@ -33,6 +33,7 @@ class Student(nn.Module):
         mean, std: normalisation of the images it expects, per channel, of pixels in 0..1.
         neck: makes the maps out of the backbone's; None: the backbone's own.
         frozen: parts of the backbone that stay in evaluation mode.
+        exempt: names of the backbone's parameters that must not decay.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Student(nn.Module):
         std: Sequence[float],
         neck: SimpleFeaturePyramid | None = None,
         frozen: Sequence[nn.Module] = (),
+        exempt: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.backbone, self.neck = backbone, neck
         self.strides = tuple(info.stride for info in maps)
         self.channels = tuple(info.channels for info in maps)
         self.mean, self.std = tuple(mean), tuple(std)
+        self._exempt = frozenset(f"backbone.{name}" for name in exempt)
         self._channels_side = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
         # By name: synchronised batch norm puts other modules in the places of some.
         self._frozen = tuple(n for n, m in backbone.named_modules() if any(m is f for f in frozen))
@@ -60,6 +63,10 @@ class Student(nn.Module):
         if self._channels_side:
             maps = [features.permute(0, 3, 1, 2) for features in maps]
         return maps if self.neck is None else self.neck(maps)
+
+    def no_weight_decay(self) -> frozenset[str]:
+        """Name the parameters that must not decay, in timm's convention."""
+        return self._exempt
 
     def pooled(self, images: Tensor) -> Tensor:
         """Map normalised images (B, 3, H, W) to their deepest map's mean over space, (B, C)."""
@@ -113,7 +120,15 @@ def build_student(
     pretrained_cfg: Mapping[str, Any] = _pretrained_cfg(backbone) if config.pretrained else {}
     mean = config.mean or pretrained_cfg.get("mean") or HALF
     std = config.std or pretrained_cfg.get("std") or HALF
-    return Student(backbone, maps=maps, mean=mean, std=std, neck=neck, frozen=frozen)
+    return Student(
+        backbone,
+        maps=maps,
+        mean=mean,
+        std=std,
+        neck=neck,
+        frozen=frozen,
+        exempt=exempt_names(backbone, config, image_size=image_size),
+    )
 
 
 def student_strides(

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
 
 
+WRAPPERS = ("model", "body")
+"""Under which timm's feature extractors hold a network that they leave whole."""
+
+
 def whole_network(
     config: StudentConfig, *, image_size: tuple[int, int] | None = None, device: str = "meta"
 ) -> nn.Module:
@@ -51,9 +55,48 @@ def full_names(part: Iterable[str], whole: Iterable[str]) -> dict[str, str]:
             renamed = ".".join(["_".join(pieces[:count]), *pieces[count:]])
             if renamed in known:
                 full[renamed] = name
-        if f"model.{name}" in known:
-            full[f"model.{name}"] = name
+        for wrapper in WRAPPERS:
+            if f"{wrapper}.{name}" in known:
+                full[f"{wrapper}.{name}"] = name
     return full
+
+
+def exempt_names(
+    backbone: nn.Module, config: StudentConfig, *, image_size: tuple[int, int] | None = None
+) -> set[str]:
+    """Name a backbone's parameters that the whole network says must not decay.
+
+    Where timm takes a network apart (Swin, MaxViT, CoAtNet, ...), nobody is left to ask.
+
+    Args:
+        backbone: as built from the config.
+        config: name and settings.
+        image_size: (H, W) in pixels, as the backbone was built for.
+    """
+    whole = backbone if is_ours(config.name) else whole_network(config, image_size=image_size)
+    found = exempt_in(whole)
+    if whole is backbone:
+        return found
+    names = [name for name, _ in backbone.named_parameters(remove_duplicate=False)]
+    return {name for name, full in full_names(names, found).items() if full in found}
+
+
+def exempt_in(module: nn.Module) -> set[str]:
+    """Name the parameters that networks inside a module say must not decay (timm's convention)."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, inner in module.named_modules()
+        if callable(getattr(inner, "no_weight_decay", None))
+        for name in inner.no_weight_decay()  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
+    }
+
+
+def aliases(module: nn.Module) -> dict[str, list[str]]:
+    """List all names of each parameter of a module, under every one of them (tied weights)."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: same for same in names.values() for name in same}
 
 
 def layer_numbers(
@@ -90,6 +133,10 @@ def layer_numbers(
     if whole is backbone:
         return {name: order[numbers[name]] for name in names}
     full = full_names(names, numbers)
+    tied = [name for name in names if name not in full]  # timm counts tied weights under one name
+    if tied:
+        same = aliases(backbone)  # under names of its own where it was taken apart
+        full |= {name: full[other] for name in tied for other in same[name] if other in full}
     return {name: order[numbers[full[name]]] for name in names}
 
 

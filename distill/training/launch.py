@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
+from distill.training.batch_norm import share_batch_norm
 from dreamshard.errors import ConfigError, Problem
 from pipeline.learning.device import avoid_narrow_kernels, choose_device
 
@@ -93,7 +93,7 @@ def place(
     """
     several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
     if several_gpus and sync_batchnorm != "off":
-        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # replaces the layers inside
+        share_batch_norm(method)
     avoid_narrow_kernels(method, accelerator.device)
     method.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if compile_mode != "off":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
+from distill.students.timm_names import exempt_in
 from pipeline.learning.schedule import WarmupCosine
+
+FINAL_NORM = re.compile(r"(model\.)?(norm|fc_norm)\.(weight|bias)$")
+"""Names of a transformer's last norm, which timm groups with the last block."""
 
 if TYPE_CHECKING:
     from distill.configs.optimizer import OptimizerConfig
@@ -53,8 +58,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group a module's trainable parameters by weight decay and learning rate.
 
-    Biases, normalisation parameters and whatever a network exempts itself (position embeddings)
-    have no weight decay. A layer's rate is `layer_decay` times that of the layer after it.
+    Biases, normalisation parameters and whatever a network exempts itself (position embeddings,
+    tables of relative positions) have no weight decay. A layer's rate is `layer_decay` times that
+    of the layer after it; what comes after the backbone has the full rate, so that the backbone's
+    last layer has `layer_decay` of it, as published (BEiT, MAE, SparK).
 
     Args:
         module: whose parameters.
@@ -65,8 +72,8 @@ def parameter_groups(
         Groups of "params", "weight_decay", "lr_scale" and "fixed_rate", fastest and decaying first.
     """
     layers = layers or {}
-    top = max(layers.values(), default=0)
-    exempt = _exempt(module)
+    top = max(layers.values(), default=-1) + 1
+    exempt = exempt_in(module)
     fixed = tuple(getattr(module, "fixed_rate", ()))
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -84,16 +91,6 @@ def parameter_groups(
         }
         for scale, decay, fixed in sorted(groups, reverse=True)
     ]
-
-
-def _exempt(module: nn.Module) -> set[str]:
-    """Name the parameters that timm networks inside say must not decay."""
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, inner in module.named_modules()
-        if callable(getattr(inner, "no_weight_decay", None))
-        for name in inner.no_weight_decay()  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
-    }
 
 
 def schedule_of(config: OptimizerConfig, *, steps: int, batch_size: int) -> WarmupCosine:
@@ -127,7 +124,8 @@ def layer_depths(
         image_size: (H, W) in pixels that it was built for.
 
     Returns:
-        Depth by parameter name of the module; empty without layer decay.
+        Depth by parameter name of the module; empty without layer decay. A final norm has none: as
+        published, it learns like what comes after the backbone.
 
     Raises:
         ConfigError: a backbone whose layers timm does not know.
@@ -138,4 +136,4 @@ def layer_depths(
 
     numbers = layer_numbers(student.backbone, config, image_size=image_size)
     prefix = next(name for name, inner in module.named_modules() if inner is student.backbone)
-    return {f"{prefix}.{name}": number for name, number in numbers.items()}
+    return {f"{prefix}.{n}": number for n, number in numbers.items() if not FINAL_NORM.match(n)}

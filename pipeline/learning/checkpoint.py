@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from dreamshard.errors import DataError
 from pipeline.learning.loop import Learner
+from pipeline.learning.tensors import apart
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -142,7 +143,7 @@ def flush(path: Path) -> None:
 def _taken_apart(part: Part) -> tuple[dict[str, Tensor] | None, Any]:
     """Return a part's tensors by name, and the rest for JSON (None: it has no such thing)."""
     if isinstance(part, nn.Module):
-        return {name: value.contiguous() for name, value in part.state_dict().items()}, None
+        return apart(part.state_dict()), None
     values = part.state_dict()
     if not isinstance(part, Optimizer):
         return None, values

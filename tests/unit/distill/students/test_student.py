@@ -10,6 +10,7 @@ from distill.students.backbones import MapInfo, available_maps
 from distill.students.small_resnet import CifarResNet
 from distill.students.student import build_student, nearest_strides, output_shapes, pick_maps
 from distill.students.vit_pyramid import pyramid_strides
+from distill.training.batch_norm import share_batch_norm
 from dreamshard.errors import ConfigError
 
 
@@ -229,7 +230,7 @@ def test_the_nearest_stride_is_by_ratio_and_of_equals_the_finer() -> None:
 def test_frozen_parts_stay_frozen_when_their_batch_norm_is_synchronised() -> None:
     config = StudentConfig(name="cifar_resnet18", settings={"width": 4}, frozen_stages=2)
     student = build_student(config, strides=(1, 8), seed=0)
-    torch.nn.SyncBatchNorm.convert_sync_batchnorm(student)  # as on several GPUs
+    share_batch_norm(student)  # as on several GPUs
     student.train()
     layers = {
         name: layer.training

@@ -129,9 +129,9 @@ def test_compiling_is_asked_of_the_backbone_alone(monkeypatch: pytest.MonkeyPatc
         torch.nn.Module, "compile", lambda self, mode: modes.append((type(self).__name__, mode))
     )
     accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    method = SimpleNamespace(
-        student=SimpleNamespace(backbone=torch.nn.Conv2d(3, 4, 3)), to=lambda *a, **k: None
-    )
+    method = torch.nn.Module()
+    method.student = torch.nn.Module()
+    method.student.backbone = torch.nn.Conv2d(3, 8, 3)
     launch.place(
         method,  # type: ignore[arg-type]
         accelerator,  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 from torch import nn
 
 from distill.configs.train import OptimizerConfig, StudentConfig
@@ -78,10 +79,51 @@ def test_layer_decay_slows_the_stem_most_and_spares_the_regressor(configure, dat
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     scales = {name: scale[id(p)] for name, p in method.named_parameters()}
     # Stem, then two blocks in each of the three stages that strides 2 and 4 need: seven layers.
-    assert scales["student.backbone.layer3.1.conv1.weight"] == 1.0
-    assert scales["student.backbone.layer3.0.conv1.weight"] == 0.5
-    assert scales["student.backbone.conv1.weight"] == 0.5**6
+    # As published (BEiT, MAE, SparK), the backbone's last layer has one factor, what follows none.
+    assert scales["student.backbone.layer3.1.conv1.weight"] == 0.5
+    assert scales["student.backbone.layer3.0.conv1.weight"] == 0.5**2
+    assert scales["student.backbone.conv1.weight"] == 0.5**7
     assert scales["regressor.heads.0.weight"] == 1.0
+
+
+def test_a_transformers_rates_are_those_of_mae() -> None:
+    """MAE and BEiT: patches and positions 0, block i is i + 1, final norm and head are the top."""
+    config = StudentConfig(name="test_vit")
+    student = build_student(config, strides=(16,), seed=0, image_size=(32, 32))
+    layers = layer_depths(student, student, layer_decay=0.5, config=config, image_size=(32, 32))
+    groups = parameter_groups(student, OptimizerConfig(layer_decay=0.5), layers=layers)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    scales = {name.split("model.")[-1]: scale[id(p)] for name, p in student.named_parameters()}
+    blocks = len({name.split(".")[1] for name in scales if name.startswith("blocks.")})
+    assert scales["norm.weight"] == 1.0
+    assert scales[f"blocks.{blocks - 1}.mlp.fc1.weight"] == 0.5
+    assert scales["blocks.0.mlp.fc1.weight"] == 0.5**blocks
+    assert scales["pos_embed"] == scales["patch_embed.proj.weight"] == 0.5 ** (blocks + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "size", "word"),
+    [
+        ("swin_tiny_patch4_window7_224", 4, 56, "relative_position_bias_table"),
+        ("maxvit_rmlp_pico_rw_256", 4, 64, "rel_pos"),
+        ("coatnet_nano_rw_224", 16, 224, "rel_pos"),
+        ("tiny_vit_5m_224", 8, 64, "attention_biases"),
+    ],
+)
+def test_what_a_network_taken_apart_exempts_does_not_decay(
+    name: str, stride: int, size: int, word: str
+) -> None:
+    """FeatureListNet of timm has no `no_weight_decay` to ask."""
+    whole = timm.create_model(name)
+    theirs = [n for n in whole.no_weight_decay() if word in n]
+    student = build_student(
+        StudentConfig(name=name), strides=(stride,), seed=0, image_size=(size, size)
+    )
+    groups = parameter_groups(student, OptimizerConfig(weight_decay=0.1))
+    decays = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    mine = {n: id(p) in decays for n, p in student.named_parameters() if word in n and p.ndim > 1}
+    assert theirs and mine and not any(mine.values())
+    assert decays, "kernels and matrices do"
 
 
 def test_position_embeddings_do_not_decay() -> None:

@@ -40,3 +40,15 @@ def test_counters_are_copied_and_statistics_averaged() -> None:
     average.update(layer, step=100)
     assert int(average.module.num_batches_tracked) == 1
     assert float(average.module.running_mean) == pytest.approx(float(layer.running_mean) / 2)  # type: ignore[arg-type]
+
+
+def test_tied_weights_are_averaged_once_a_step() -> None:
+    first, second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    second.weight = first.weight
+    average = build_average(nn.ModuleList([first, second]), decay=0.9)
+    assert average is not None
+    with torch.no_grad():
+        average.module[0].weight.zero_()  # type: ignore[index]
+        first.weight.fill_(1.0)
+    average.update(nn.ModuleList([first, second]), step=1000)
+    assert float(average.module[1].weight.detach()) == pytest.approx(0.1)  # type: ignore[index]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dreamshard.errors import DataError
@@ -252,3 +253,17 @@ def test_an_older_versions_checkpoint_is_told_from_a_damaged_one(tmp_path: Path)
     (path / "state.json").write_text(json.dumps({"step": 2}))
     with pytest.raises(DataError, match="of an older version of dreamshard"):
         read_state(path)
+
+
+def test_tied_weights_are_saved_under_every_name_and_stay_tied(tmp_path: Path) -> None:
+    def tied(value: float) -> nn.ModuleList:
+        first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        nn.init.constant_(first.weight, value)
+        second.weight = first.weight
+        return nn.ModuleList([first, second])
+
+    path = save_checkpoint(tmp_path, {"model": tied(3.0)}, state={"step": 1}, keep=1)
+    assert set(load_file(path / "model.safetensors")) == {"0.weight", "1.weight"}
+    back = tied(0.0)
+    load_checkpoint(path, {"model": back})
+    assert back[0].weight is back[1].weight and float(back[1].weight.sum()) == 12.0
