@@ -1,22 +1,52 @@
-"""Keep secrets out of everything that is written down about a run."""
+"""Keep secrets out of everything that is written down about a run.
+
+What is written of the environment is an allow-list of names (`runfolder`). Of texts, everything
+that may carry a secret goes: what stands before the @ of a URL, query values but a few harmless
+ones, headers, values under a secret's name however deep in JSON or YAML, tokens of known forms.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import yaml
 
 REDACTED = "<redacted>"
 # A name is secret if one of its words is: `hf_token`, `s3.secretAccessKey`, but not `tokenizer`.
 _NAME = re.compile(
-    r"(^|[^a-z])(token|secrets?|passwords?|passwd|passphrase|credentials?|"
-    r"(api|access|account|private|secret|signing)_?keys?)($|[^a-z])|(^|\.)key$"
+    r"(^|[^a-z])(token|secrets?|passwords?|passwd|passphrase|credentials?|creds?|cookies?|"
+    r"authorization|bearer|jwt|signature|webhook|dsn|conn(ection)?_?str(ing)?|"
+    r"(api|access|account|private|secret|signing|shared|storage|encryption|license|ssh|master)"
+    r"_?keys?)($|[^a-z])"
+    r"|(^|\.)key$|(^|[^a-z])(x?o?auth\d?|pass|pwd|pw|pat|sas|sig|pin_?code|otp|api)$"
 )
-_TEXT = (
-    re.compile(r"(://)[^/@\s]+(@)"),  # user:password@ in a URL
-    re.compile(r"(?i)\b([\w-]*(?:token|secret|password|signature|credential|\bsig|key)=)[^&\s]+()"),
-    re.compile(r"(?i)\b(bearer\s+)\S+()"),
+_URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s\"'<>,\]})]*")
+_QUERY = re.compile(r"(?P<mark>[?&;#])(?P<name>[\w.%$-]+)=(?P<value>[^&;#\s\"',\]})]*)")
+_HEADER = re.compile(
+    r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:key|token|auth))"
+    r"(\"?\s*[:=]\s*)[^\n\r\"'}]+"
 )
+_SCHEME = re.compile(r"(?i)\b(bearer|basic|digest|apikey)\s+(?!<)[\w.~+/=:-]{4,}")
+_PAIR = re.compile(r"(?P<name>[\w.-]+)(?P<mark>\"?\s*[:=]\s*\"?)(?P<value>[^\s\"',;&\]})]+)")
+_FORMS = (
+    re.compile(
+        r"\bgh[pousr]_\w{16,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bhf_[A-Za-z0-9]{16,}"
+    ),
+    re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}|\bAIza[\w-]{30,}|\bya29\.[\w-]{16,}"),
+    re.compile(r"\bsk-[\w-]{16,}|\bxox[abposr]-[\w-]{8,}|\bnpm_\w{16,}|\bpypi-[\w-]{16,}"),
+    re.compile(r"\beyJ[\w-]{6,}\.[\w-]+(?:\.[\w-]*)?"),  # a JSON web token
+    re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.S
+    ),
+    re.compile(r"(?<=hooks\.slack\.com/services/)\S+|(?<=discord\.com/api/webhooks/)\S+"),
+    re.compile(r"(?<=/bot)\d+:[\w-]{16,}"),
+)
+HARMLESS_QUERIES = frozenset(
+    "part page revision ref version versionid split format download raw region subset".split()
+)
+"""Names in a URL's query whose values stay; all others go."""
 
 
 def is_secret(name: str) -> bool:
@@ -29,20 +59,18 @@ def redact(value: object, *, name: str = "") -> object:
     """Return the value with everything that looks like a secret replaced.
 
     Args:
-        value: strings, numbers, and lists and dicts of them.
-        name: the value's own name; a string under a secret's name is replaced as a whole.
+        value: strings, numbers, and lists and dicts of them; strings may hold JSON or YAML.
+        name: the value's own name; what stands under a secret's name is replaced as a whole.
     """
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: redact(item, name=str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact(item, name=name) for item in value]
-    if not isinstance(value, str) or not value:
+    if value is None or isinstance(value, bool) or value == "":
         return value
     if is_secret(name):
         return REDACTED
-    for pattern in _TEXT:
-        value = pattern.sub(rf"\g<1>{REDACTED}\g<2>", value)
-    return value
+    return _text(value) if isinstance(value, str) else value
 
 
 def redact_command(command: Sequence[str]) -> str:
@@ -56,3 +84,63 @@ def redact_command(command: Sequence[str]) -> str:
             shown.append(str(redact(word, name=name)))
         name = word.lstrip("-") if word.startswith("--") and not equals else ""
     return shlex.join(shown)
+
+
+def redact_line(line: str) -> str:
+    """Return a line for a shell without its secrets; one that is no such line, as text."""
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return str(redact(line))
+    safe = redact_command(words)
+    return line if safe == shlex.join(words) else safe
+
+
+def _text(text: str) -> str:
+    """Redact a text: as the structure that it spells, else piece by piece."""
+    if text.lstrip()[:1] in ("{", "[") or re.match(r"[\w.-]+:\s", text):
+        try:
+            parsed = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            parsed = None
+        if isinstance(parsed, dict | list):
+            safe = redact(parsed)
+            if safe != parsed:
+                flow = yaml.safe_dump(safe, default_flow_style=True, width=1 << 20, sort_keys=False)
+                return _pieces(flow.strip())
+    return _pieces(text)
+
+
+def _pieces(text: str) -> str:
+    text = _URL.sub(lambda match: _url(match.group()), text)
+    text = _HEADER.sub(rf"\g<1>\g<2>{REDACTED}", text)
+    text = _SCHEME.sub(rf"\g<1> {REDACTED}", text)
+    text = _QUERY.sub(_query, text)
+    text = _PAIR.sub(_pair, text)
+    for form in _FORMS:
+        text = form.sub(REDACTED, text)
+    return text
+
+
+def _url(url: str) -> str:
+    """Leave out whatever may be user and password: all before the last @ ahead of a query."""
+    scheme, _, rest = url.partition("://")
+    cut = min((rest.find(mark) for mark in "?#" if mark in rest), default=len(rest))
+    address, query = rest[:cut], rest[cut:]
+    _, at, host = address.rpartition("@")
+    if not at and "@" in query:  # a password with ? or # in it
+        return f"{scheme}://{REDACTED}@{query.rpartition('@')[2]}"
+    return f"{scheme}://{REDACTED}@{host}{query}" if at else url
+
+
+def _query(match: re.Match[str]) -> str:
+    value = match["value"]
+    if match["name"].lower() not in HARMLESS_QUERIES and value:
+        value = REDACTED
+    return f"{match['mark']}{match['name']}={value}"
+
+
+def _pair(match: re.Match[str]) -> str:
+    if not is_secret(match["name"]) or match["value"].startswith("<"):
+        return match.group()
+    return f"{match['name']}{match['mark']}{REDACTED}"

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import re
 import socket
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from dreamshard.config import dump_yaml, to_dict
 from dreamshard.errors import ConfigError, Problem
-from dreamshard.redact import redact, redact_command
+from dreamshard.redact import redact, redact_command, redact_line
 from dreamshard.versions import all_versions
 
 FILES = {
@@ -26,10 +25,29 @@ FILES = {
     "stats.json": "the run's figures as a whole",
     "report.html": "the report, for a browser",
 }
-_ENVIRONMENT = re.compile(
-    r"^(ACCELERATE|CUDA|DREAMSHARD|HF|MASTER|MKL|NCCL|NUMBA|OMP|PYTHON|RAY|SLURM|TORCH)_"
-    r"|^((LOCAL_)?RANK|(LOCAL_)?WORLD_SIZE|HOSTNAME|VIRTUAL_ENV)$"
+ENVIRONMENT = frozenset(
+    """
+    DREAMSHARD_HOME DREAMSHARD_CACHE DREAMSHARD_CACHE_BYTES
+    HOSTNAME VIRTUAL_ENV PYTHONPATH PYTHONHASHSEED MASTER_ADDR MASTER_PORT RANK LOCAL_RANK
+    WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK NODE_RANK TMPDIR RAY_TMPDIR
+    OMP_NUM_THREADS MKL_NUM_THREADS OPENBLAS_NUM_THREADS NUMBA_NUM_THREADS NUMBA_CACHE_DIR
+    CUDA_VISIBLE_DEVICES CUDA_HOME CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING CUDA_MODULE_LOADING
+    CUBLAS_WORKSPACE_CONFIG NVIDIA_VISIBLE_DEVICES NVIDIA_TF32_OVERRIDE
+    NCCL_DEBUG NCCL_SOCKET_IFNAME NCCL_IB_DISABLE NCCL_P2P_DISABLE NCCL_IB_HCA
+    TORCH_HOME TORCH_NCCL_ASYNC_ERROR_HANDLING TORCHELASTIC_RUN_ID TORCHELASTIC_RESTART_COUNT
+    PYTORCH_CUDA_ALLOC_CONF TORCHINDUCTOR_CACHE_DIR TORCH_COMPILE_DISABLE
+    ACCELERATE_MIXED_PRECISION ACCELERATE_USE_CPU ACCELERATE_DYNAMO_BACKEND
+    ACCELERATE_GRADIENT_ACCUMULATION_STEPS ACCELERATE_USE_FSDP ACCELERATE_USE_DEEPSPEED
+    HF_HOME HF_HUB_OFFLINE HF_HUB_CACHE HF_DATASETS_CACHE HF_DATASETS_OFFLINE
+    RAY_ADDRESS RAY_AUTH_MODE RAY_JOB_ID RAY_RAYLET_NODE_ID RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER
+    RAY_worker_niceness RAY_USE_TLS
+    SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_PARTITION SLURM_JOB_NUM_NODES SLURM_JOB_NODELIST
+    SLURM_NODELIST SLURM_NNODES SLURM_NODEID SLURM_NTASKS SLURM_PROCID SLURM_LOCALID
+    SLURM_CPUS_PER_TASK SLURM_CPUS_ON_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_ARRAY_JOB_ID
+    SLURM_ARRAY_TASK_ID SLURM_CLUSTER_NAME SLURM_SUBMIT_HOST
+    """.split()
 )
+"""Variables that are written down, their values without secrets; no other is."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 def environment() -> dict[str, object]:
     """Describe this process's machine, versions and relevant environment variables."""
-    variables = {key: value for key, value in os.environ.items() if _ENVIRONMENT.search(key)}
+    variables = {key: value for key, value in os.environ.items() if key in ENVIRONMENT}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
@@ -107,7 +125,9 @@ class RunFolder:
 
         Numbers may be numpy's; NaN and infinities are written as text, which float() reads.
         """
-        line = {"time": round(time.time(), 3)} | {key: _plain(v) for key, v in metrics.items()}
+        line = {"time": round(time.time(), 3)} | {
+            key: redact(_plain(value)) for key, value in metrics.items()
+        }
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -115,7 +135,7 @@ class RunFolder:
         """Merge figures into stats.json; a name given again is replaced."""
         file = self.path / "stats.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        merged = known | {key: _plain(value) for key, value in values.items()}
+        merged = known | {key: redact(_plain(value), name=key) for key, value in values.items()}
         write_text(file, json.dumps(merged, indent=2) + "\n")
 
     def finish(self, next_command: str) -> None:
@@ -124,5 +144,5 @@ class RunFolder:
         width = max(map(len, names))
         lines = [f"{name:<{width}}  {FILES.get(name, '')}".rstrip() for name in names]
         listing = "\n".join(line for line in lines if not line.startswith("README.txt"))
-        text = f"Next:\n  {next_command}\n\nIn this folder:\n{listing}\n"
+        text = f"Next:\n  {redact_line(next_command)}\n\nIn this folder:\n{listing}\n"
         write_text(self.path / "README.txt", text)

@@ -194,4 +194,7 @@ class StudentBench:
     def _sources(self) -> dict[Split, ImageSource]:
         from pipeline.images.source import open_source
 
-        return {split: open_source(config) for split, config in self._from.items()}
+        return {
+            part: open_source(config, key=f"{part}_images", part=part)
+            for part, config in self._from.items()
+        }

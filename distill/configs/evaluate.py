@@ -18,9 +18,12 @@ from distill.configs.tasks import (
 )
 from distill.configs.types import Seed
 from distill.tables import name_problem
+from dreamshard.config.reads import OWN, Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.teachers.base import TeacherConfig
+
+IMAGES = "train_images heldout_images image"
 
 
 @dataclass(kw_only=True)
@@ -35,6 +38,27 @@ class EvaluateConfig:
     detection.train_annotations detection.heldout_annotations
     """
 
+    reads: ClassVar = (
+        Table(
+            "tasks",
+            {
+                "few_label": f"few_label {IMAGES}",
+                "linear_probe": f"linear_probe {IMAGES}",
+                "knn": f"knn {IMAGES}",
+                "finetune": f"finetune {IMAGES}",
+                "segmentation": f"segmentation {IMAGES}",
+                "detection": "detection",
+                OWN: IMAGES,
+            },
+        ),
+        Table("baselines", {"teacher": "teacher"}),
+        When(
+            "by few_label, knn and protocol lbfgs of linear_probe",
+            "pool micro_batch",
+            lambda config: config.extracts,
+        ),
+    )
+
     run_dir: str = "runs/evaluate"
     """Folder of this run: results.json and what made it."""
     student: str = "runs/train"
@@ -48,9 +72,9 @@ class EvaluateConfig:
     """Compare with: pixels, the teacher's pooled features, the student before training."""
     seed: Seed = 0
     """Seed of the label draws and of the teacher's noise."""
-    train_images: SourceConfig = field(default_factory=lambda: SourceConfig(split="train"))
+    train_images: SourceConfig = field(default_factory=SourceConfig)
     """Labelled images that probes are fitted on."""
-    heldout_images: SourceConfig = field(default_factory=lambda: SourceConfig(split="heldout"))
+    heldout_images: SourceConfig = field(default_factory=SourceConfig)
     """Labelled images that probes are judged on."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """How images are brought to size; size 0 for that of the student's training."""
@@ -74,6 +98,14 @@ class EvaluateConfig:
     """Where features are computed; auto: CUDA where there is one."""
     micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
     """Images per forward pass (count)."""
+
+    @property
+    def extracts(self) -> bool:
+        """Whether a task may ask for features that are extracted once."""
+        several = set(self.tasks)
+        if several & {"few_label", "knn"} or any(":" in task for task in several):
+            return True
+        return "linear_probe" in several and "lbfgs" in self.linear_probe.protocols
 
     def task_settings(self, task: str) -> object | None:
         """Return the section of a task; None for a task of the user's own."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from distill.configs.types import Count, Positive, Share, Weight
+from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -21,9 +22,21 @@ METHODS = {
 """Name, also of the section of its settings -> `module:Class`; a path of your own works too."""
 
 
+MAPS = (
+    "mse_weight attention_weight whiten_axes attention_power attention_form regressor width "
+    "pool_scales bridge"
+)
+LABELS = "label_weight temperature temperature_scaled head_width"
+
+
 @dataclass(kw_only=True)
 class DreamTeacherConfig:
     """DreamTeacher's feature distillation, label distillation, or both."""
+
+    reads: ClassVar = (
+        Table("mode", {"feature": MAPS, "label": LABELS, "mix": f"{MAPS} {LABELS}"}),
+        Table("regressor", {"fpn_ppm": "pool_scales"}),
+    )
 
     mode: Literal["feature", "label", "mix"] = "feature"
     """What is distilled: feature maps, soft labels (recorded with teacher.interpreter), or both."""
@@ -86,6 +99,10 @@ class DreamTeacherConfig:
 class AugmentConfig:
     """Random views of a batch's images, drawn per sample on the training device."""
 
+    reads: ClassVar = (
+        When("with jitter above 0", "jitter_chance", lambda augment: any(augment.jitter)),
+    )
+
     crop_scale: list[Share] = field(default_factory=lambda: [0.2, 1.0])
     """Smallest and largest share of the image's area that a random resized crop keeps (0..1]."""
     flip: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -128,6 +145,8 @@ class SimSiamConfig:
 @dataclass(kw_only=True)
 class VICRegConfig:
     """VICReg on the dataset's images (a baseline without a teacher)."""
+
+    reads: ClassVar = (When("with layers above 1", "hidden", lambda method: method.layers > 1),)
 
     width: Width = 2048
     """Width of the expander's output (features)."""

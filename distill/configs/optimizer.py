@@ -10,6 +10,8 @@ from pydantic import Field
 from distill.configs.types import Positive, Weight
 from dreamshard.errors import Problem
 
+BETAS = (0.9, 0.95)
+
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
@@ -26,7 +28,7 @@ class OptimizerConfig:
     """Weight decay; biases and normalisation parameters (1-D) have none."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate from each layer of the backbone to the one before it (0..1]."""
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = field(default_factory=lambda: [0.9, 0.95])
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = field(default_factory=lambda: list(BETAS))
     """Adam's decay rates; for sgd and lars the first is the momentum."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps over which the rate rises linearly (0..1)."""
@@ -37,6 +39,10 @@ class OptimizerConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        if len(self.betas) == 2:
-            return []
-        return [Problem("betas", str(self.betas), "two numbers", "Try [0.9, 0.95].")]
+        if len(self.betas) != 2:
+            return [Problem("betas", str(self.betas), "two numbers", "Try [0.9, 0.95].")]
+        if self.name in ("sgd", "lars") and self.betas[1] != BETAS[1]:
+            allowed = f"[momentum, {BETAS[1]}] with name {self.name}, which has no second one"
+            hint = f"Write [{self.betas[0]:g}, {BETAS[1]}]."
+            return [Problem("betas", str(self.betas), allowed, hint)]
+        return []

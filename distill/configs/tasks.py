@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from distill.configs.optimizer import OptimizerConfig
 from distill.configs.types import Count, Positive, Share, Weight
+from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 
 CountOrNone = Annotated[int, Field(ge=0)]
@@ -96,6 +97,10 @@ class FrozenProbeConfig:
 class LinearProbeConfig:
     """Linear probes by published protocols."""
 
+    reads: ClassVar = (
+        Table("protocols", {name: name for name in ("lbfgs", "simsiam", "bigbigan")}),
+    )
+
     protocols: list[Literal["lbfgs", "simsiam", "bigbigan"]] = field(
         default_factory=lambda: ["lbfgs"]
     )
@@ -169,6 +174,16 @@ class FinetuneConfig:
 @dataclass(kw_only=True)
 class SegmentationConfig:
     """Semantic segmentation on the student's maps."""
+
+    reads: ClassVar = (
+        Table("head", {"upernet": "width", "distilled": "width"}),
+        When("with shots above 0", "draw", lambda task: any(task.shots)),
+        When(
+            "where the backbone is trained: frozen false",
+            "optimizer.layer_decay",
+            lambda task: not task.frozen,
+        ),
+    )
 
     classes: list[str] = field(default_factory=list)
     """Names of the classes, in order of their numbers in the masks."""

@@ -20,15 +20,36 @@ from distill.configs.optimizer import OptimizerConfig
 from distill.configs.student import StudentConfig
 from distill.configs.types import Count, Seed
 from distill.tables import name_problem
+from dreamshard.config.reads import OWN, Table, When
 from dreamshard.errors import Problem
 from pipeline.streaming.config import StreamConfig
 
 MethodConfig = DreamTeacherConfig | SimSiamConfig | VICRegConfig | SupervisedConfig
 
 
+SERVED = (
+    "stream.ray stream.actors stream.actor_resources stream.start_actors stream.deadline_s "
+    "stream.patience_s"
+)
+"""What a stream needs for the processes that make it, and a live teacher has not."""
+
+
 @dataclass(kw_only=True)
 class DataConfig:
     """Where batches come from."""
+
+    reads: ClassVar = (
+        Table(
+            "kind",
+            {
+                "shards": "dataset join allow_holes threads",
+                "stream": f"stream {SERVED}",
+                "live": "stream",
+            },
+        ),
+        When("by `dreamshard serve`", "stream.run_dir"),
+        When("with shuffle block", "stream.window_units", lambda data: data.shuffle == "block"),
+    )
 
     kind: Literal["shards", "stream", "live"] = "shards"
     """Source of batches: shards, a dataset that `dreamshard encode` or `synthesize` wrote; stream,
@@ -99,6 +120,17 @@ class TrainConfig:
     data.levels data.flip dreamteacher.mode optimizer.name optimizer.lr optimizer.weight_decay
     monitor.every
     """
+
+    reads: ClassVar = (
+        Table(
+            "method",
+            {
+                "dreamteacher": "dreamteacher data.levels data.join",
+                **{name: name for name in ("simsiam", "vicreg", "supervised")},
+                OWN: "data.levels data.join",
+            },
+        ),
+    )
 
     run_dir: str = "runs/train"
     """Folder of this run: checkpoints, metrics, the trained student. A rerun into it resumes."""

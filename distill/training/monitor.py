@@ -5,7 +5,7 @@ Shapes: N training and M held-out images, D pooled features.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -42,9 +42,17 @@ class Monitor:
         self.config = config
         self.train, self.heldout = (
             read_labelled(
-                source, ImageConfig(), image_size=image_size, seed=seed, samples=config.samples
+                source,
+                ImageConfig(),
+                image_size=image_size,
+                seed=seed,
+                samples=config.samples,
+                part=part,
             )
-            for source in (config.train_images, config.heldout_images)
+            for source, part in (
+                (config.train_images, "train"),
+                (config.heldout_images, "heldout"),
+            )
         )
 
     def __call__(self, student: Student) -> dict[str, float]:
@@ -97,6 +105,7 @@ def read_labelled(
     image_size: tuple[int, int],
     seed: int,
     samples: int | None = None,
+    part: Literal["train", "heldout"] = "train",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read the first usable images of a source, with their labels, into memory.
 
@@ -106,6 +115,7 @@ def read_labelled(
         image_size: (H, W) in pixels.
         seed: of their flips and views, if there are any.
         samples: how many at most; None: all.
+        part: of the data, where the source names none.
 
     Returns:
         uint8 (N, H, W, 3) and int64 (N,).
@@ -113,7 +123,8 @@ def read_labelled(
     Raises:
         DataError: images without labels.
     """
-    inputs = ImageInput(open_source(source), config=image, image_size=image_size, seed=seed)
+    opened = open_source(source, key=f"monitor.{part}_images", part=part)
+    inputs = ImageInput(opened, config=image, image_size=image_size, seed=seed)
     images, labels = [], []
     total = inputs.num_samples or 0
     count = total if samples is None else min(samples, total)

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from dreamshard.config import allowed
 from dreamshard.config.allowed import Schema
+from dreamshard.config.reads import default_of, rules_of, unread
 from dreamshard.errors import Problem
 
 T = TypeVar("T")
@@ -54,17 +55,27 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
     return None, list(found.values())
 
 
-def _ask(config: object, prefix: str = "") -> Iterator[Problem]:
-    """Yield what `problems()` of a configuration, and of every one inside it, has to say."""
+def _ask(config: object, prefix: str = "", default: object = None) -> Iterator[Problem]:
+    """Yield what `problems()` of a configuration, and of every one inside it, has to say.
+
+    So too of settings that are not read; `default` is what is there where nothing is given.
+    """
     children: dict[Any, object] = config if isinstance(config, dict) else {}
     if isinstance(config, (list, tuple)):
         children = dict(enumerate(config))
     elif dataclasses.is_dataclass(config):
-        for problem in getattr(config, "problems", list)():
+        if type(default) is not type(config):
+            default = default_of(type(config))
+        found = list(getattr(config, "problems", list)())
+        known = {problem.key for problem in found}
+        if rules_of(type(config)):
+            found += [problem for problem in unread(config, default) if problem.key not in known]
+        for problem in found:
             yield dataclasses.replace(problem, key=prefix + problem.key)
         children = vars(config)
     for name, child in children.items():
-        yield from _ask(child, f"{prefix}{name}.")
+        inside = getattr(default, str(name), None)
+        yield from _ask(child, f"{prefix}{name}.", inside)
 
 
 def _path(raw: Any, detail: ErrorDetails) -> Path:

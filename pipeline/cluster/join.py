@@ -14,6 +14,8 @@ from typing import Any
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.cluster.config import RayConfig
+from pipeline.cluster.outcomes import one_line
+from pipeline.cluster.reach import check_answers, check_folder
 from pipeline.cluster.worker import ActorSize
 
 EMBEDDED = "embedded"
@@ -33,6 +35,9 @@ EMBEDDED_ONLY = {
     "AUTOSCALER_METRIC_PORT": "0",
     "DASHBOARD_METRIC_PORT": "0",
 }
+
+STARTS = 2
+"""Times an embedded cluster is started before that is an error."""
 
 log = logging.getLogger(__name__)
 
@@ -98,32 +103,21 @@ def cluster(
         embedded: the address is that of another process's embedded one, on this host.
 
     Raises:
-        ConfigError: nobody answers at the address, or authentication fails.
+        ConfigError: nobody answers at the address, authentication fails, or none can start here.
     """
     address = config.address or os.environ.get("RAY_ADDRESS") or None
     address = None if address == "local" else address
     _set_environment(config, joining=address is not None, embedded=embedded)
     import ray
-    from ray.exceptions import RayError
 
     if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
         yield describe("the session's own")
         return
-    try:
-        if address is not None:
-            ray.init(address=address, **_LOGGING)
-        else:
-            _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
-    except (ConnectionError, RayError, RuntimeError) as error:
-        hint = (
-            "Start one with `ray start --head`, or leave it empty to run without a cluster. "
-            f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'unset')} here: it must be what "
-            "the cluster was started with."
-        )
-        if address is None:
-            hint = "`dreamshard doctor` looks for the reason."
-        got = f"{address or 'embedded'} ({type(error).__name__}: {error})"
-        raise ConfigError(Problem("ray.address", got, "a running Ray cluster", hint)) from error
+    if address is not None:
+        _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
+    else:
+        check_folder()
+        _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
     try:
         yield describe(address or EMBEDDED)
     finally:
@@ -133,18 +127,71 @@ def cluster(
 _LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
 
 
-def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
+def _join(address: str, *, key: str) -> None:
+    """Join a cluster that answers.
+
+    Raises:
+        ConfigError: none answers, or it does not let us in.
+    """
     import ray
 
-    ray.init(
-        address="local",  # without it, Ray joins whatever cluster it finds on this host
-        num_cpus=max(int(num_cpus), len(os.sched_getaffinity(0))),
-        num_gpus=None if num_gpus else 0,
-        object_store_memory=store,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        **_LOGGING,
-    )
+    try:
+        found = address if address != "auto" else _find(address)
+        if "://" not in found or found.startswith("ray://"):
+            check_answers(found, key=key)
+        ray.init(address=address, **_LOGGING)
+    except ConfigError:
+        raise
+    except Exception as error:  # Ray raises of every kind, RpcError and plain Exception, too
+        hint = (
+            "Start one with `ray start --head`, or leave it empty to run without a cluster. "
+            f"RAY_AUTH_MODE is {os.environ.get('RAY_AUTH_MODE', 'unset')} here: it must be what "
+            "the cluster was started with."
+        )
+        got = f"{address} ({one_line(error)})"
+        raise ConfigError(Problem(key, got, "a running Ray cluster", hint)) from error
+
+
+def _find(address: str) -> str:
+    """Return the address that Ray takes `auto` for."""
+    services = importlib.import_module("ray._private.services")
+    return services.canonicalize_bootstrap_address_or_die(address)
+
+
+def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
+    """Start a cluster in this process; on a loaded machine Ray may need a second try.
+
+    Raises:
+        ConfigError: both failed.
+    """
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(
+                address="local",  # without it, Ray joins whatever cluster it finds on this host
+                num_cpus=max(int(num_cpus), len(os.sched_getaffinity(0))),
+                num_gpus=None if num_gpus else 0,
+                object_store_memory=store,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **_LOGGING,
+            )
+        except Exception as error:  # Ray raises of every kind, plain Exception, too
+            ray.shutdown()
+            what = one_line(error)
+            if attempt < STARTS:
+                log.warning("Ray did not start here (%s); it is tried once more", what)
+                continue
+            load = os.getloadavg()[0]
+            hint = (
+                f"The machine's load is {load:.0f} on {os.cpu_count()} CPUs: try again when it is "
+                "less busy, or start a cluster with `ray start --head` and give --ray.address. "
+                "`dreamshard doctor` looks for other reasons."
+            )
+            problem = Problem("ray", f"{what}, {STARTS} times", "a Ray that starts here", hint)
+            raise ConfigError(problem) from error
+        return
 
 
 def _set_environment(config: RayConfig, *, joining: bool, embedded: bool = False) -> None:

@@ -13,13 +13,14 @@ import importlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Annotated, Literal, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import xxhash
 from pydantic import Field
 
+from dreamshard.config.reads import OWN, Table, When, unread
 from dreamshard.errors import ConfigError, DataError, DreamshardError, Problem
 from pipeline.images.evidence import sample_bytes, spread
 from pipeline.images.labels import Labels
@@ -35,15 +36,22 @@ SOURCES: dict[str, str] = {
 }
 """Short name -> `module:Class`; `module:Class` of your own works as a kind too."""
 
-READS: dict[str, tuple[str, ...]] = {
-    "digits": ("split",),
-    "folder": ("path", "class_folders", "allow_unreadable"),
-    "parquet": ("path", "key_column", "image_column", "label_column", "mask_column"),
-    "webdataset": ("path", "image_column", "label_column", "mask_column"),
-    "torchvision": ("path", "name", "split"),
-    "hf": ("path", "name", "split", "image_column", "label_column", "mask_column"),
+EVERY = (
+    "path name split key_column image_column label_column mask_column class_folders "
+    "allow_unreadable"
+)
+READS: dict[object, str] = {
+    "digits": "split",
+    "folder": "path class_folders allow_unreadable",
+    "parquet": "path key_column image_column label_column mask_column",
+    "webdataset": "path image_column label_column mask_column",
+    "torchvision": "path name split",
+    "hf": "path name split image_column label_column mask_column",
+    OWN: EVERY,
 }
 """Settings that each kind reads; any other that is set is refused, not ignored."""
+HELDOUT = {"torchvision": "test", "hf": "test"}
+"""Name of the part to judge on, where it is not `heldout`."""
 IDENTITY = 2
 """Version of the rule by which content is identified."""
 
@@ -54,6 +62,9 @@ log = logging.getLogger(__name__)
 class SourceConfig:
     """Which images to encode, in which order."""
 
+    # auto is told from the path when the source is opened, and what it reads with it.
+    reads: ClassVar = (Table("kind", {**READS, "auto": EVERY}),)
+
     kind: str = "auto"
     """Source family: digits | folder | parquet | webdataset | torchvision | hf, or module:Class;
     auto tells folder, parquet, webdataset and hf from what lies at the path."""
@@ -62,8 +73,9 @@ class SourceConfig:
     digits."""
     name: str = ""
     """torchvision: the dataset's class name such as CIFAR10. hf: the configuration's name."""
-    split: str = "train"
-    """Part of the data: digits train | heldout; torchvision train | test; hf its own names."""
+    split: str = ""
+    """Part of the data: digits train | heldout | all; torchvision train | test; hf its own names.
+    Empty: train; of images to judge on, heldout, which torchvision and hf call test."""
     key_column: str = "key"
     """Parquet: column with each sample's name; where it is absent, or empty is given, names are
     made of file and row."""
@@ -89,29 +101,21 @@ class SourceConfig:
             if self.kind in ("folder", "parquet", "webdataset", "hf") and not self.path:
                 hint = "Give the images with --source.path."
                 return [Problem("path", "nothing", "a path or URL", hint)]
-            return self.unread(self.kind)
+            return []
         if ":" in self.kind:
             return []
         close = difflib.get_close_matches(self.kind, SOURCES, n=1)
         hint = f"Did you mean {close[0]}?" if close else ""
         return [Problem("kind", self.kind, " | ".join(SOURCES) + " | auto | module:Class", hint)]
 
-    def unread(self, kind: str) -> list[Problem]:
-        """List the settings that were given and that a kind of source does not read."""
-        found = []
-        for item in fields(self):
-            if item.name == "kind" or item.name in READS[kind]:
-                continue
-            if (value := getattr(self, item.name)) != item.default:
-                readers = [name for name, read in READS.items() if item.name in read]
-                hint = f"It is read by the kinds {', '.join(readers)}; leave it out, or set kind."
-                found.append(Problem(item.name, str(value), f"nothing for kind {kind}", hint))
-        return found
-
 
 @dataclass(kw_only=True)
 class ImageConfig:
     """How images are brought to the teacher's size; part of the recipe."""
+
+    reads: ClassVar = (
+        When("with views above 1", "shift scale rotate", lambda image: image.views > 1),
+    )
 
     size: Annotated[int, Field(ge=0, le=8192)] = 0
     """Height given to the teacher, and width unless that is set (pixels); 0 for the teacher's own
@@ -190,21 +194,31 @@ class ImageSource(Protocol):
         ...
 
 
-def open_source(config: SourceConfig) -> ImageSource:
+def open_source(
+    config: SourceConfig, *, key: str = "source", part: Literal["train", "heldout"] = "train"
+) -> ImageSource:
     """List a source.
+
+    Args:
+        config: which.
+        key: dotted key of its settings, for messages.
+        part: of the data where the settings name none.
 
     Raises:
         ConfigError: nothing at that path, an unknown kind or split, a missing package or column, a
             setting that this kind does not read.
         DataError: no image in it, a listing that fails.
     """
-    kind, problems = config.kind, config.problems()
-    if kind == "auto" and not problems:
-        kind = infer_kind(config.path)
-        log.info("source: %s is read as kind %s", config.path, kind)
-        problems = config.unread(kind)
+    problems = config.problems()
+    if config.kind == "auto" and not problems:
+        config = replace(config, kind=infer_kind(config.path, key=key))
+        log.info("%s: %s is read as kind %s", key, config.path, config.kind)
+    problems = problems or list(unread(config))
     if problems:
-        raise ConfigError([replace(item, key=f"source.{item.key}") for item in problems])
+        raise ConfigError([replace(item, key=f"{key}.{item.key}") for item in problems])
+    kind = config.kind
+    meant = HELDOUT.get(kind, part) if part == "heldout" else part
+    config = replace(config, split=config.split or meant)
     target = SOURCES.get(kind, kind)
     module_name, _, class_name = target.partition(":")
     try:
@@ -237,7 +251,7 @@ def open_source(config: SourceConfig) -> ImageSource:
     return source
 
 
-def infer_kind(path: str) -> str:
+def infer_kind(path: str, *, key: str = "source") -> str:
     """Tell a source's kind from what lies at its path.
 
     Raises:
@@ -248,8 +262,8 @@ def infer_kind(path: str) -> str:
         if lower.endswith(ending):
             return kind
     if not path:
-        hint = "Give your images with --source.path, or try --source.kind digits."
-        raise ConfigError(Problem("source.path", "nothing", "a path or URL", hint))
+        hint = f"Give your images with --{key}.path, or try --{key}.kind digits."
+        raise ConfigError(Problem(f"{key}.path", "nothing", "a path or URL", hint))
     if os.path.isdir(path):
         names = set(os.listdir(path))
         if names & {"dataset_info.json", "dataset_dict.json"}:
@@ -261,8 +275,8 @@ def infer_kind(path: str) -> str:
         return "folder"
     if "://" in path:
         return "folder"
-    hint = f"Check the path, or say what it is with --source.kind {' | '.join(SOURCES)}."
-    raise ConfigError(Problem("source.path", path, "an existing folder, tar or Parquet file", hint))
+    hint = f"Check the path, or say what it is with --{key}.kind {' | '.join(SOURCES)}."
+    raise ConfigError(Problem(f"{key}.path", path, "an existing folder, tar or Parquet file", hint))
 
 
 def passed_over(source: ImageSource) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from dreamshard.config.reads import When
 from dreamshard.errors import Problem
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.worker import ActorSize
@@ -198,6 +199,8 @@ class EncodeConfig(OfflineConfig):
         + " source.kind source.path source.split source.class_folders image.size image.views"
     )
 
+    reads: ClassVar = (When("for generators", "assume.image_size"),)
+
     source: SourceConfig = field(default_factory=SourceConfig)
     """The images."""
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -216,6 +219,8 @@ class EncodeConfig(OfflineConfig):
 @dataclass(kw_only=True)
 class SynthesizeConfig(OfflineConfig):
     """Draw samples from a generator and record its features on the way."""
+
+    reads: ClassVar = (When("by `dreamshard encode`", "assume.samples"),)
 
     samples: Annotated[int, Field(ge=1)] | None = 10_000
     """Samples wanted (count); rounded up to whole units."""

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field
 
 from dreamshard.config import load_config
+from dreamshard.config.reads import When
 from pipeline.request.config import EncodeConfig, SynthesizeConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ Rate = Annotated[float, Field(ge=0)]
 @dataclass(kw_only=True)
 class MeasureConfig:
     """What the hours, the bandwidth and the cost go by."""
+
+    reads: ClassVar = (
+        When(
+            "with rate or measure, and GPUs",
+            "gpu_hour_price",
+            lambda plan: (plan.rate > 0 or plan.measure) and plan.gpus_per_actor > 0,
+        ),
+    )
 
     rate: Rate = 0.0
     """Images per second of the whole cluster, for hours and bandwidth; 0 leaves them out, or takes

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.request.config import Count, DatasetRequest, EncodeConfig, PipelineConfig
@@ -17,6 +18,17 @@ from storage.codecs.table import find_codec
 @dataclass(kw_only=True)
 class PartConfig:
     """One more source that shares the stream."""
+
+    reads: ClassVar = (
+        Table(
+            "mode",
+            {
+                "shards": "dataset",
+                "encode": "source image samples seed",
+                "synthesize": "samples seed",
+            },
+        ),
+    )
 
     mode: Literal["encode", "synthesize", "shards"] = "shards"
     """Where its samples come from: images encoded now, images drawn now, or a dataset."""
@@ -85,6 +97,12 @@ class StreamConfig(PipelineConfig):
     """Features made while they are used: which, by how many actors, and how far ahead."""
 
     main_settings: ClassVar[str] = EncodeConfig.main_settings + " mode keep window"
+    reads: ClassVar = (
+        Table("mode", {"encode": "source image"}),
+        Table("keep", {True: "root format fsync"}),
+        When("by `dreamshard encode` and `synthesize`", "max_invalid_share"),
+        When("with a mix", "weight", lambda stream: bool(stream.mix)),
+    )
 
     name: str = "features"
     """Name of the service, and first part of the folder name of the dataset that `keep` fills."""
@@ -166,6 +184,7 @@ class ServeConfig(StreamConfig):
     """Serve a teacher's features to trainers on a Ray cluster."""
 
     main_settings: ClassVar[str] = StreamConfig.main_settings + " action"
+    reads: ClassVar = (When("by the trainer", "deadline_s patience_s start_actors window_units"),)
 
     action: Literal["run", "start", "status", "stop"] = "run"
     """run: start the actors, show a status line, stop them on Ctrl-C; start: leave them running;

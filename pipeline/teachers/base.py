@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 
+from dreamshard.config.reads import OWN, Table
 from dreamshard.errors import Problem
 from storage.schema import FeatureBatch, Level, Pins
 
@@ -28,9 +29,24 @@ Mode = Literal["encode", "synthesize"]
 Scalar = str | int | float | bool | None
 
 
+FROM_FILES = "path timesteps draws"
+
+
 @dataclass(kw_only=True)
 class TeacherConfig:
     """Which network to run and which of its features to record."""
+
+    reads: ClassVar = (
+        Table(
+            "kind",
+            {
+                "diffusers": FROM_FILES,
+                "biggan": FROM_FILES,
+                "noise": "timesteps draws",
+                OWN: FROM_FILES,
+            },
+        ),
+    )
 
     kind: str = "diffusers"
     """Teacher family: noise | diffusers | biggan, or an import path `module:Class` of your own."""

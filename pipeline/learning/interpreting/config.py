@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.teachers.base import TeacherConfig
@@ -27,6 +28,16 @@ class InterpretConfig:
     teacher.kind teacher.path teacher.levels teacher.timesteps source.kind source.path
     source.split image.size
     """
+
+    reads: ClassVar = (
+        Table("target", {"mask": "dice_weight"}),
+        When("nowhere: each image is shown as it is", "image.views"),
+        When(
+            "with labelled or validation above 0",
+            "draw",
+            lambda config: bool(config.labelled or config.validation),
+        ),
+    )
 
     out: str = "interpreters/my-labels"
     """Folder for the interpreter; reused if one that fits is there."""

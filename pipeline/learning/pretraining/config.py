@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
 
@@ -20,6 +21,15 @@ SIZE_OF_DIGITS = 16
 @dataclass(kw_only=True)
 class UNetConfig:
     """The network: a diffusers UNet2DModel."""
+
+    reads: ClassVar = (
+        When(
+            "without unet.config",
+            "block_out_channels layers_per_block attention_levels attention_head_dim "
+            "norm_num_groups time_scale_shift resampling dropout",
+            lambda unet: not unet.config,
+        ),
+    )
 
     config: str = ""
     """A config.json of a UNet2DModel to take as it is; empty to build one from the fields below."""
@@ -66,6 +76,12 @@ class UNetConfig:
 class ObjectiveConfig:
     """What the network learns."""
 
+    reads: ClassVar = (
+        Table(
+            "kind", dict.fromkeys(("epsilon", "v_prediction", "sample"), "noise_schedule min_snr")
+        ),
+    )
+
     kind: Literal["epsilon", "v_prediction", "sample", "flow", "edm"] = "epsilon"
     """Target: the noise, v (Salimans and Ho), the image, the flow's velocity, or EDM's mix."""
     noise_schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
@@ -85,6 +101,14 @@ class PretrainConfig:
     batch_size lr ema precision device seed licence num_samples distance_every
     unet.block_out_channels unet.layers_per_block unet.attention_levels objective.kind
     """
+
+    reads: ClassVar = (
+        When(
+            "with distance_every above 0",
+            "distance_samples distance_extractor",
+            lambda config: config.distance_every > 0,
+        ),
+    )
 
     out: str = "teachers/my-teacher"
     """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""

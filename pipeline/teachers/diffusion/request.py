@@ -37,6 +37,8 @@ CHOICES = {
     "record": ("reencode", "steps"),
     "memory_format": ("auto", "channels_last", "contiguous"),
 }
+SAMPLING = ("sampler", "steps", "eta", "record")
+"""Settings of drawing images, which encoding given ones does not read."""
 NO_CLASS = -1
 LOWEST = {"inversion_steps": 1, "mean_draws": 1, "steps": 1, "eta": 0}
 
@@ -131,6 +133,7 @@ class DiffusionRequest(NetworkRequest):
         synthesize = self.mode == "synthesize"
         inverted = self.settings["encoding"] == "inversion"
         on_the_way = synthesize and self.settings["record"] == "steps"
+        problems += self._unread_problems(synthesize, on_the_way, inverted)
         if inverted or on_the_way:
             why = "inversion has no noise to draw" if inverted else "a sample is drawn once"
             draws = {
@@ -154,6 +157,26 @@ class DiffusionRequest(NetworkRequest):
                 allowed = f"steps of the sampler: {shown}"
                 problems.append(Problem("timesteps", str(missing), allowed))
         return problems
+
+    def _unread_problems(self, synthesize: bool, on_the_way: bool, inverted: bool) -> list[Problem]:
+        """Find settings that were given and that this way of recording does not read."""
+        unread = {} if synthesize else dict.fromkeys(SAMPLING, "dreamshard synthesize")
+        if synthesize and self.settings["sampler"] == "dpm":
+            unread["eta"] = "sampler ddim"
+        if not inverted:
+            unread["inversion_steps"] = "encoding inversion"
+        if on_the_way:
+            unread |= dict.fromkeys(("encoding", "inversion_steps"), "record reencode")
+        return [
+            Problem(
+                f"settings.{name}",
+                str(self.config.settings[name]),
+                f"{SETTINGS[name]}, as nothing reads it here",
+                f"It is read with {readers}: leave it out.",
+            )
+            for name, readers in unread.items()
+            if self.config.settings.get(name, SETTINGS[name]) != SETTINGS[name]
+        ]
 
 
 def _class_problem(got: object, allowed: str) -> Problem:
