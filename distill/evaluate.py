@@ -152,7 +152,8 @@ def choose_extractors(
     from distill.bench import representations as kinds
     from distill.bench.bench import SUBJECT, UNTRAINED
     from distill.students.export import untrained_student
-    from pipeline.teachers.load import load_teacher
+    from pipeline.teachers.base import say
+    from pipeline.teachers.load import describe_teacher, load_teacher
     from storage.schema import Pins
 
     chosen: dict[str, Extractor] = {}
@@ -168,6 +169,7 @@ def choose_extractors(
         teacher = load_teacher(
             config.teacher, mode="encode", seed=config.seed, pins=pins, image_size=image_size
         )
+        say(describe_teacher(config.teacher, mode="encode", image_size=image_size).notes)
         chosen["teacher"] = kinds.teacher_extractor(teacher, card=card)
     if "random" in config.baselines:
         chosen[UNTRAINED] = kinds.student_extractor(

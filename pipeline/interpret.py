@@ -75,6 +75,7 @@ def interpret(config: InterpretConfig) -> Path:
     from dreamshard.runfolder import RunFolder
     from pipeline.images.source import fingerprint, open_source
     from pipeline.learning.interpreting.examples import judge
+    from pipeline.teachers.base import say
     from pipeline.teachers.interpreted.interpreter import save_interpreter
     from pipeline.teachers.load import describe_teacher
 
@@ -86,6 +87,7 @@ def interpret(config: InterpretConfig) -> Path:
     if _is_trained(folder, card, overwrite=config.overwrite):
         stage(f"interpret: {folder} is already trained: reused")
         return folder
+    say(spec.notes)
     train, rest = read_sets(config, source, size=spec.image_size)
     card.training["labelled"] = train.keys
     record = RunFolder(config.run_dir or folder / "run", config=config)

@@ -75,10 +75,12 @@ def serve(config: ServeConfig, *, command: Sequence[str]) -> int:
 
 def _serve_on(joined: Cluster, config: ServeConfig, stream: Stream, command: Sequence[str]) -> int:
     from pipeline.streaming.actors import end_actors, start_actors, wait_ready
+    from pipeline.teachers.base import say
 
     folder = RunFolder(config.run_dir, config=config, command=command)
     count = joined.actors(config.actor_size(), asked=config.actors)
     leave = config.action == "start" and joined.where != EMBEDDED
+    say(stream.notes)
     stage(f"serve: {config.name!r}, {count} actors on {joined.where}")
     handles = start_actors(config.stream(), config.actor_size(), count=count, detached=True)
     with StopSignal() as stopping:

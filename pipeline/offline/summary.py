@@ -14,6 +14,7 @@ from pipeline.offline.driver import Outcome
 from pipeline.request.lookup import Existing
 from pipeline.request.plan import format_bytes
 from pipeline.request.resolve import ResolvedRequest
+from pipeline.teachers.base import say
 from storage.dataset import Dataset
 
 INTERRUPTED = 130
@@ -27,8 +28,7 @@ def announce(request: ResolvedRequest, dataset: Dataset, *, num_missing: int) ->
         f"{plan.num_units:,} units of {plan.samples_per_unit:,} to make, "
         f"{format_bytes(plan.total_bytes)} in {dataset.url}"
     )
-    for note in request.spec.notes:
-        stage(f"teacher: {note}")
+    say(request.spec.notes)
 
 
 def already_there(

@@ -53,9 +53,22 @@ def create(request: ResolvedRequest) -> Dataset:
         pins=request.pins,
         labels=request.input.has_labels,
         masks=request.input.has_masks,
-        extra={"licence": request.spec.licence, **request.input.notes()},
+        extra={
+            "licence": request.spec.licence,
+            **_flags(request),
+            **request.input.notes(),
+        },
         fsync=request.asked.fsync,
     )
+
+
+def _flags(request: ResolvedRequest) -> dict[str, object]:
+    """Say what decided the features and was not in the weights: value, source, whose."""
+    told = {
+        flag.name: {"value": flag.value, "source": flag.source, "whose": flag.whose}
+        for flag in request.spec.flags
+    }
+    return {"teacher_flags": told} if told else {}
 
 
 def check_pins(request: ResolvedRequest, dataset: Dataset, *, num_gpus: float) -> None:

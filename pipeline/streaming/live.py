@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pipeline.cluster.outcomes import Done, Failed
 from pipeline.streaming.server import CALLS, ServedPart, Server
 from pipeline.streaming.stream import Stream
 from pipeline.streaming.window import Answer, PositionRequest
+from pipeline.teachers.base import say
 
 NAME = "live"
 
@@ -27,6 +29,8 @@ class LiveTransport:
     """
 
     def __init__(self, stream: Stream) -> None:
+        if os.environ.get("RANK", "0") == "0":  # once, however many processes train
+            say(stream.notes)
         parts = [part.served and _unpinned(part.served) for part in stream.parts]
         self._server = Server(parts, name=stream.name, settle=False)
         self._server.load()

@@ -65,6 +65,12 @@ class Stream:
         """Levels that every part gives."""
         return self.parts[0].levels
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say what was guessed about the teachers of sources that are made now."""
+        served = [part.served.request.spec for part in self.parts if part.served is not None]
+        return tuple(dict.fromkeys(note for spec in served for note in spec.notes))
+
     def codec(self, level: str) -> Codec:
         """Return how a level is stored in batches."""
         by_name = {item.name: item for item in self.levels}

@@ -14,7 +14,7 @@ in the config as `kind: my_module:MyTeacher`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Protocol
 
@@ -23,6 +23,7 @@ from pydantic import Field
 
 from dreamshard.config.reads import OWN, Table
 from dreamshard.errors import Problem
+from dreamshard.progress import stage
 from storage.schema import FeatureBatch, Level, Pins
 
 Mode = Literal["encode", "synthesize"]
@@ -93,6 +94,50 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Say one thing that decides a network's features and that its weights do not tell.
+
+    Args:
+        name: as in `teacher.settings`.
+        value: fit for JSON.
+        source: user (a setting), file (read beside the weights, or off their name), default
+            (nothing said it: a guess).
+        whose: where it was read, or whose default it is.
+    """
+
+    name: str
+    value: Scalar
+    source: Literal["user", "file", "default"]
+    whose: str = ""
+
+
+def guesses(flags: Sequence[Flag]) -> tuple[str, ...]:
+    """Say in one line what was guessed; nothing where nothing was."""
+    guessed = [flag for flag in flags if flag.source == "default"]
+    if not guessed:
+        return ()
+    owners = dict.fromkeys(flag.whose for flag in guessed)
+    shown = "; ".join(
+        ", ".join(f"{flag.name} {_shown(flag.value)}" for flag in guessed if flag.whose == owner)
+        + f" ({owner})"
+        for owner in owners
+    )
+    return (f"guessed, as no file says it: {shown}. Say what is true in teacher.settings.",)
+
+
+def say(notes: Sequence[str]) -> None:
+    """Print what was guessed about a teacher, a line each; where data is made."""
+    for note in notes:
+        stage(f"teacher: {note}")
+
+
+def _shown(value: Scalar) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherSpec:
     """What a teacher would record for a request; everything a recipe needs to know about it."""
 
@@ -110,6 +155,8 @@ class TeacherSpec:
     """Licence of the weights, as recorded beside them; kept with the dataset."""
     notes: tuple[str, ...] = ()
     """Sentences worth saying before a run: what was guessed."""
+    flags: tuple[Flag, ...] = ()
+    """What decides the features and is not in the weights, with its source."""
     level_facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Level name -> what else decides its bytes, JSON-able (an interpreter's digest)."""
 

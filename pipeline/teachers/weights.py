@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
 import hashlib
 import json
 import pickle
@@ -49,21 +50,55 @@ def read_json(path: Path) -> dict[str, Any]:
 def find_weights(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[Path, ...]:
     """Find a diffusers model's weight files: safetensors (whole or in parts), else .bin.
 
-    Raises: TeacherError if there are none, or a part named in the index is missing.
+    Files of one variant (`STEM.fp16.safetensors`, `STEM.safetensors.index.fp16.json`) are taken
+    where there are no plain ones.
+
+    Raises: TeacherError if there are none, several variants and no plain one, or a part named in
+        the index is missing.
     """
     for suffix in (*SAFE, ".bin"):
-        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
-        if whole.is_file():
-            return (whole,)
-        if index.is_file():
-            parts = sorted(set(dict(read_json(index).get("weight_map", {})).values()))
-            for part in parts:
-                if not (folder / part).is_file():
-                    raise TeacherError(f"{folder / part}: missing part of {index.name}.")
-            return tuple(folder / part for part in parts)
-    variants = sorted(path.name for path in folder.glob(f"{stem}*"))
-    hint = f" Found only {', '.join(variants)}: rename the one you want." if variants else ""
-    raise TeacherError(f"{folder}: no {stem}.safetensors or .bin.{hint or ' Is it the folder?'}")
+        found = _of_variants(folder, stem, suffix)
+        variant = "" if "" in found else next(iter(found), "")
+        if "" not in found and len(found) > 1:
+            names = ", ".join(sorted(path.name for path in found.values()))
+            raise TeacherError(
+                f"{folder}: got {names}, allowed one variant, or one plain {stem}{suffix}. "
+                "Move away those you do not want."
+            )
+        if found:
+            path = found[variant]
+            return _parts(folder, path) if path.suffix == ".json" else (path,)
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in SAFE + PICKLED)
+    hint = f"Found only {', '.join(others)[:200]}." if others else "Is it the folder?"
+    raise TeacherError(f"{folder}: no {stem}.safetensors or .bin. {hint}")
+
+
+def _of_variants(folder: Path, stem: str, suffix: str) -> dict[str, Path]:
+    """Return variant ("" for none) -> its one file, else its index."""
+    name = rf"{re.escape(stem)}(?:\.(?P<variant>\w+))?{re.escape(suffix)}"
+    index = rf"{re.escape(stem)}{re.escape(suffix)}\.index(?:\.(?P<variant>\w+))?\.json"
+    found: dict[str, Path] = {}
+    for pattern in (index, name):  # a whole file wins over an index
+        for path in sorted(folder.glob(f"{glob.escape(stem)}*")):
+            if (match := re.fullmatch(pattern, path.name)) and path.is_file():
+                found[match["variant"] or ""] = path
+    return found
+
+
+def _parts(folder: Path, index: Path) -> tuple[Path, ...]:
+    """Return the files that an index names, in their folder and there."""
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise TeacherError(f"{index}: weight_map: got {table!r:.80}, allowed names of files.")
+    parts = sorted({str(part) for part in table.values()})
+    for part in parts:
+        if Path(part).name != part or Path(part).suffix not in (*SAFE, ".bin"):
+            raise TeacherError(
+                f"{index}: weight_map: got {part!r:.80}, allowed names of files beside it."
+            )
+        if not (folder / part).is_file():
+            raise TeacherError(f"{folder / part}: missing part of {index.name}.")
+    return tuple(folder / part for part in parts)
 
 
 def licence(folder: Path) -> str:
@@ -195,10 +230,20 @@ def plain_state(value: object, *, where: str) -> dict[str, Tensor]:
     """
     import torch
 
+    def plain(item: object) -> bool:
+        return (
+            isinstance(item, Mapping)
+            and bool(item)
+            and all(isinstance(each, torch.Tensor) for each in item.values())
+        )
+
+    if isinstance(value, list | tuple):
+        # DDIM's trainer: [weights, optimizer, epoch, step] and, where it averaged, the averages.
+        value = next((item for item in reversed(value) if plain(item)), None)
     for _ in range(3):
         if not isinstance(value, Mapping):
             break
-        if value and all(isinstance(item, torch.Tensor) for item in value.values()):
+        if plain(value):
             return {str(key).removeprefix("module."): item for key, item in value.items()}
         value = next((value[name] for name in WRAPPERS if name in value), None)
     raise TeacherError(

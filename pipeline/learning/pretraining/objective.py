@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dreamshard import rng
-from pipeline.teachers.diffusion import schedules
+from pipeline.teachers.diffusion import schedulers
 from pipeline.teachers.diffusion.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -131,4 +131,4 @@ def loss_of(output: Tensor, batch: Example) -> Tensor:
 
 def schedule_for(kind: str, noise_schedule: str, timesteps: int) -> Schedule:
     """Return the schedule of a training objective."""
-    return schedules.from_config(scheduler_config(kind, noise_schedule, timesteps))
+    return schedulers.from_config(scheduler_config(kind, noise_schedule, timesteps))

@@ -17,6 +17,7 @@ from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import checkpoints
 from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.siblings import check_siblings
 
 FAMILIES: dict[str, str] = {
     "UNet2DModel": "pipeline.teachers.diffusion.networks.unet",
@@ -75,6 +76,7 @@ def find_family(path: Path) -> tuple[Family, Path]:
         if (folder / "config.json").is_file():
             name = str(weights.read_json(folder / "config.json").get("_class_name"))
             if name in FAMILIES:
+                check_siblings(folder, name, chosen=folder == path)
                 return _module(FAMILIES[name]), folder
             raise TeacherError(
                 f"{folder / 'config.json'}: _class_name: got {name}, "

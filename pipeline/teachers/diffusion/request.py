@@ -50,6 +50,12 @@ class DiffusionRequest(NetworkRequest):
     description: Description
 
     @property
+    def has_labels(self) -> bool:
+        """Return whether samples are drawn of classes, which are recorded."""
+        known = self.description.classes > 0 and self.mode == "synthesize"
+        return known and self.settings["class_label"] != NO_CLASS
+
+    @property
     def timesteps(self) -> tuple[int, ...]:
         """Return the timesteps to record at, ascending."""
         return tuple(sorted(self.config.timesteps))

@@ -7,18 +7,14 @@ so this module needs neither torch nor diffusers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dreamshard.errors import TeacherError
-
 Array = Any
 """A numpy array or a torch tensor."""
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "trained_betas")
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "edm")
 
 
@@ -132,50 +128,3 @@ def edm(
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigma = (low + np.linspace(0, 1, steps) * (high - low)) ** rho
     return Schedule(np.ones(steps), sigma, "edm", np.log(sigma) / 4, sigma_data=sigma_data)
-
-
-def from_config(config: Mapping[str, Any], *, where: str = "scheduler_config.json") -> Schedule:
-    """Build the schedule a diffusers scheduler config describes.
-
-    Args:
-        config: the parsed scheduler_config.json of any DDPM, DDIM, PNDM, DPM-Solver, EDM or
-            flow-matching scheduler; missing fields take DDPMScheduler's defaults.
-        where: the file's name, for messages.
-
-    Raises: TeacherError for a beta schedule or prediction type that is not known.
-    """
-    kind, steps = str(config.get("_class_name", "")), int(config.get("num_train_timesteps", 1000))
-    if "FlowMatch" in kind:
-        return flow(steps, shift=float(config.get("shift", 1.0)))
-    if kind.startswith("EDM"):
-        names = ("sigma_min", "sigma_max", "rho", "sigma_data")
-        return edm(steps, **{name: float(config[name]) for name in names if name in config})
-    prediction = str(config.get("prediction_type", "epsilon"))
-    name = str(config.get("beta_schedule", "linear"))
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    if prediction not in ("epsilon", "sample", "v_prediction"):
-        raise TeacherError(
-            f"{where}: prediction_type: got {prediction!r}, "
-            "allowed epsilon, sample, v_prediction. Correct the file."
-        )
-    if config.get("trained_betas") is not None:
-        betas = np.asarray(config["trained_betas"], dtype=np.float64)
-    elif name == "linear":
-        betas = np.linspace(start, end, steps)
-    elif name == "scaled_linear":
-        betas = np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
-    elif name in ("squaredcos_cap_v2", "cosine"):
-        betas = cosine_betas(steps)
-    elif name == "sigmoid":
-        betas = start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps)))
-    else:
-        raise TeacherError(
-            f"{where}: beta_schedule: got {name!r}, allowed {', '.join(BETA_SCHEDULES)}. "
-            "Correct the file, or store the betas themselves as trained_betas."
-        )
-    return from_betas(
-        betas,
-        prediction=prediction,
-        zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        offset=int(config.get("steps_offset", 0)),
-    )

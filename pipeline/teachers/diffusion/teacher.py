@@ -122,7 +122,7 @@ class DiffusionTeacher(NetworkTeacher):
             indices,
             records.collect(),
             image=np.ascontiguousarray(images.cpu().numpy()),
-            label=None if labels is None else labels.cpu().numpy(),
+            label=labels.cpu().numpy() if self.request.has_labels and labels is not None else None,
         )
 
     def denoise(self, x_t: Tensor, timestep: int, labels: Tensor | None = None) -> Tensor:

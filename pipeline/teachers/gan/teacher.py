@@ -54,6 +54,8 @@ class GeneratorDescription(NetworkDescription):
     """Standard deviation of z, where it is not truncated."""
     usual_class: int | None = None
     """The one class that training used, where it used one."""
+    unconditional: bool = False
+    """Whether its classes mean nothing: none is recorded."""
     features: int = 0
     """Width of the instance features it is conditioned on (IC-GAN); 0 = none."""
 
@@ -84,7 +86,7 @@ class GeneratorRequest(NetworkRequest):
     @property
     def has_labels(self) -> bool:
         """Return whether samples have classes."""
-        return self.description.classes > 0
+        return self.description.classes > 0 and not self.description.unconditional
 
     @property
     def truncation(self) -> float:
@@ -156,7 +158,8 @@ class GeneratorTeacher(NetworkTeacher):
             maps, images = self.generate(z, labels, features)
             self.keep(records, maps)
             pixels = to_uint8(images).contiguous().cpu().numpy()
-        return self.batch(indices, records.collect(), image=pixels, label=labels)
+        kept = labels if self.request.has_labels else None
+        return self.batch(indices, records.collect(), image=pixels, label=kept)
 
     def inputs(
         self, indices: np.ndarray

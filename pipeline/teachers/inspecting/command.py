@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import yaml
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers.base import Scalar
+from pipeline.teachers.base import Scalar, guesses
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
 from pipeline.teachers.recording.teacher import NetworkDescription
 
@@ -94,4 +94,4 @@ def _head(path: str, known: NetworkDescription) -> str:
     if known.classes:
         lines.insert(0, f"class-conditional: {known.classes} classes (settings.class_label)")
     first = f"{path}: {known.family}, {height}x{width} pixels, {brief}, licence {known.licence}"
-    return "\n".join([first, *lines, *known.notes, *known.guesses])
+    return "\n".join([first, *lines, *known.notes, *guesses(known.flags)])

@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from dreamshard.errors import ConfigError, DataError, Problem, TeacherError
 from pipeline.teachers import weights
-from pipeline.teachers.base import Mode, Scalar, TeacherConfig, TeacherSpec
+from pipeline.teachers.base import Flag, Mode, Scalar, TeacherConfig, TeacherSpec, guesses
 from pipeline.teachers.recording.outbox import Outbox, as_recorded
 from pipeline.teachers.recording.taps import Recorder, Tap, table
 from pipeline.teachers.request import NO_TIMESTEP, check_settings, expand_levels
@@ -59,8 +59,15 @@ class NetworkDescription:
     """Number of class labels the network is conditioned on; 0 = none."""
     notes: tuple[str, ...] = ()
     """Sentences worth showing in an inspection."""
-    guesses: tuple[str, ...] = ()
-    """Sentences on what was guessed, to be said before a run as well."""
+    flags: tuple[Flag, ...] = ()
+    """What decides the features and is not in the weights; part of the fingerprint."""
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        """Return what identifies the network: family, digests, and the flags by name."""
+        told = {flag.name: flag.value for flag in sorted(self.flags, key=lambda flag: flag.name)}
+        found = weights.identity(self.family, self.weights, self.architecture)
+        return {**found, "flags": told} if told else found
 
     @property
     def licence(self) -> str:
@@ -94,7 +101,11 @@ class NetworkRequest:
     settings: dict[str, Scalar]
     """All of them, defaults filled in."""
     levels: tuple[Level, ...] = ()
-    has_labels: ClassVar[bool] = False
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether samples that are drawn have classes."""
+        return False
 
     def check(self) -> list[Problem | str]:
         """Settle the levels, and whatever settings the network decides; return what is wrong."""
@@ -117,11 +128,12 @@ class NetworkRequest:
         return TeacherSpec(
             levels=self.levels,
             image_size=known.image_size,
-            fingerprint=weights.identity(known.family, known.weights, known.architecture),
+            fingerprint=known.fingerprint,
             mode_settings=self.mode_settings(),
             has_labels=self.has_labels,
             licence=known.licence,
-            notes=known.guesses,
+            notes=guesses(known.flags),
+            flags=known.flags,
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import Problem, TeacherError
 from pipeline.teachers import weights
+from pipeline.teachers.diffusion.networks.accepted import check_size
 from pipeline.teachers.diffusion.schedules import Schedule
 from pipeline.teachers.recording.teacher import NetworkDescription
 
@@ -75,14 +76,6 @@ class Description(NetworkDescription):
         return torch.zeros((1, *self.space), device=device), torch.zeros(1, device=device), labels
 
 
-def scheduler_config(folder: Path) -> dict[str, Any]:
-    """Read the scheduler's config beside a network; {} (DDPM's defaults) if there is none."""
-    for place in (folder / "scheduler", folder.parent / "scheduler", folder):
-        if (place / "scheduler_config.json").is_file():
-            return weights.read_json(place / "scheduler_config.json")
-    return {}
-
-
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Drop what a library version writes into a config: it does not decide the computation."""
     kept = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -113,11 +106,14 @@ def build(
 
     if state is None:
         state = weights.modern_names(weights.read(files))
+    check_size(config, sum(value.numel() for value in state.values()), where=str(files[0]))
     try:
         with init_empty_weights():
             module = getattr(diffusers, name).from_config(dict(config))
-    except (TypeError, ValueError, KeyError) as error:
-        raise TeacherError(f"{files[0]}: its config cannot be built: {error}") from error
+    # What diffusers raises on a config that contradicts itself depends on where it notices.
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise TeacherError(f"{files[0]}: its config cannot be built ({why}).") from error
     return weights.load_into(module, state, where=str(files[0]), dtype=dtype)
 
 

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.networks import tokens
+from pipeline.teachers.diffusion.networks import process, tokens
 from pipeline.teachers.diffusion.networks.description import Description, Network
-from pipeline.teachers.diffusion.networks.folder import read_folder
+from pipeline.teachers.diffusion.networks.folder import read_folder, read_network
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS: Mapping[str, Scalar] = {}
+SETTINGS: Mapping[str, Scalar] = process.SETTINGS
 
 
 class DiTNetwork(Network):
@@ -31,10 +29,10 @@ def describe(
     path: Path, settings: Mapping[str, Scalar], image_size: tuple[int, int] | None
 ) -> Description:
     """Describe the `transformer` folder of a DiT pipeline."""
-    config = weights.read_json(path / "config.json")
+    config, files = read_network(path, "DiTTransformer2DModel")
     patch, channels = int(config.get("patch_size", 2)), int(config.get("in_channels", 4))
     folder = read_folder(
-        path, settings, image_size, config=config, channels=channels, multiple=patch
+        path, settings, image_size, config=config, files=files, channels=channels, multiple=patch
     )
     stride = folder.space.stride * patch
     taps = tokens.block_taps(config, folder.image_size, stride=stride, item=0)
@@ -44,7 +42,6 @@ def describe(
         DiTNetwork,
         taps=taps,
         aliases=tokens.depth_aliases(taps),
-        schedule=schedules.from_config(folder.scheduler),
         classes=classes,
         null_class=classes,  # the row after the classes, trained by dropping labels
     )

@@ -11,19 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.networks import tokens
+from pipeline.teachers.diffusion import schedulers
+from pipeline.teachers.diffusion.networks import process, tokens
 from pipeline.teachers.diffusion.networks.description import Description, Network
-from pipeline.teachers.diffusion.networks.folder import read_folder
+from pipeline.teachers.diffusion.networks.folder import read_folder, read_network
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS: Mapping[str, Scalar] = {SETTING: None, "guidance": 1.0}
+SETTINGS: Mapping[str, Scalar] = {SETTING: None, "guidance": 1.0, **process.FLOW}
 """guidance: what a guidance-distilled network (-dev) is told; 1 = none."""
 PATCH = 2
 
@@ -62,27 +61,30 @@ def describe(
     path: Path, settings: Mapping[str, Scalar], image_size: tuple[int, int] | None
 ) -> Description:
     """Describe the `transformer` folder of a Flux pipeline."""
-    config = weights.read_json(path / "config.json")
+    config, files = read_network(path, "FluxTransformer2DModel")
     folder = read_folder(
         path,
         settings,
         image_size or (1024, 1024),
         config=config,
+        files=files,
         channels=int(config.get("in_channels", 64)) // PATCH**2,
         multiple=PATCH,
-        prompt=(int(config["joint_attention_dim"]), int(config["pooled_projection_dim"])),
+        prompt=(
+            int(config.get("joint_attention_dim", 4096)),
+            int(config.get("pooled_projection_dim", 768)),
+        ),
+        allowed=schedulers.FLOWS,
+        time_scale=1.0,  # the network multiplies its time by 1000 itself
     )
-    stride, single = folder.space.stride * PATCH, int(config["num_single_layers"])
+    stride, single = folder.space.stride * PATCH, int(config.get("num_single_layers", 38))
     taps = tokens.block_taps(config, folder.image_size, stride=stride, item=1, single=single)
     guidance = float(cast(float, settings["guidance"]))
-    # The network multiplies its time by 1000 itself.
-    schedule = schedules.flow(time_scale=1.0, shift=float(folder.scheduler.get("shift", 3.0)))
     return folder.describe(
         "flux",
         functools.partial(FluxNetwork, guidance=guidance),
         taps=taps,
         aliases=tokens.depth_aliases(taps),
-        schedule=schedule,
         facts={"guidance": guidance},
     )
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from dreamshard.errors import TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion import schedules
+from pipeline.teachers.diffusion.networks import process
 from pipeline.teachers.diffusion.networks.description import Description, Network
-from pipeline.teachers.diffusion.networks.folder import read_folder
+from pipeline.teachers.diffusion.networks.folder import read_folder, read_network
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.unet import check_blocks, unet_aliases, unet_taps
 from pipeline.teachers.diffusion.networks.vae import Vae
@@ -20,7 +20,7 @@ from pipeline.teachers.diffusion.networks.vae import Vae
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS: Mapping[str, Scalar] = {SETTING: None}
+SETTINGS: Mapping[str, Scalar] = {SETTING: None, **process.SETTINGS}
 
 
 class LatentNetwork(Network):
@@ -47,16 +47,20 @@ def describe(
     path: Path, settings: Mapping[str, Scalar], image_size: tuple[int, int] | None
 ) -> Description:
     """Describe the `unet` folder of a Stable Diffusion pipeline."""
-    config, where = weights.read_json(path / "config.json"), str(path / "config.json")
-    levels, pooled = len(check_blocks(config, where)), _pooled_width(config, where)
+    where = str(path / "config.json")
+    config, files = read_network(path, "UNet2DConditionModel")
+    levels, pooled = len(check_blocks(config, where)), _pooled_width(path, config, where)
+    if int(config.get("in_channels", 4)) > 4:
+        _refuse_inpainting(config, where)
     folder = read_folder(
         path,
         settings,
         image_size,
         config=config,
+        files=files,
         channels=int(config.get("in_channels", 4)),
         multiple=2 ** (levels - 1),
-        prompt=(int(config["cross_attention_dim"]), pooled),
+        prompt=(int(config.get("cross_attention_dim", 1280)), pooled),
     )
     taps = unet_taps(config, stride=folder.space.stride)
     return folder.describe(
@@ -64,19 +68,35 @@ def describe(
         functools.partial(LatentNetwork, size=folder.image_size),
         taps=taps,
         aliases=unet_aliases(taps),
-        schedule=schedules.from_config(folder.scheduler),
     )
 
 
-def _pooled_width(config: Mapping[str, Any], where: str) -> int | None:
+def _pooled_width(path: Path, config: Mapping[str, Any], where: str) -> int | None:
     """Return the pooled prompt's width for SDXL, None for SD, and refuse what is neither."""
-    kind = config.get("addition_embed_type")
-    if config.get("class_embed_type") or kind not in (None, "text_time"):
-        raise TeacherError(f"{where}: addition_embed_type: got {kind}, allowed none or text_time.")
-    if not isinstance(config.get("cross_attention_dim", 1280), int):
-        raise TeacherError(f"{where}: cross_attention_dim: one number is supported, not a list.")
-    if kind is None:
+    if config.get("addition_embed_type") is None:
         return None
+    index = path.parent / "model_index.json"
+    if index.is_file() and weights.read_json(index).get("requires_aesthetics_score"):
+        raise TeacherError(
+            f"{where}: the SDXL refiner, which is told an aesthetic score: not computed here. Take "
+            "the base network."
+        )
     # The network takes the pooled prompt and six sinusoidal numbers side by side.
-    total = int(config["projection_class_embeddings_input_dim"])
-    return total - 6 * int(config["addition_time_embed_dim"])
+    total, each = (
+        config.get(name)
+        for name in ("projection_class_embeddings_input_dim", "addition_time_embed_dim")
+    )
+    if not isinstance(total, int) or not isinstance(each, int) or total <= 6 * each:
+        raise TeacherError(
+            f"{where}: projection_class_embeddings_input_dim: got {total} with "
+            f"addition_time_embed_dim {each}, allowed more than six times as many, as for SDXL."
+        )
+    return total - 6 * each
+
+
+def _refuse_inpainting(config: Mapping[str, Any], where: str) -> None:
+    if int(config["in_channels"]) in (8, 9) and int(config.get("out_channels", 4)) == 4:
+        raise TeacherError(
+            f"{where}: in_channels: got {config['in_channels']}, allowed those of a latent: it is "
+            "an inpainting, editing or depth network, told a second picture. Take the base network."
+        )

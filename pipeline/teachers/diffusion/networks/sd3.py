@@ -9,19 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.networks import tokens
+from pipeline.teachers.diffusion import schedulers
+from pipeline.teachers.diffusion.networks import process, tokens
 from pipeline.teachers.diffusion.networks.description import Description, Network
-from pipeline.teachers.diffusion.networks.folder import read_folder
+from pipeline.teachers.diffusion.networks.folder import read_folder, read_network
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
 from pipeline.teachers.diffusion.networks.vae import Vae
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS: Mapping[str, Scalar] = {SETTING: None}
+SETTINGS: Mapping[str, Scalar] = {SETTING: None, **process.FLOW}
 
 
 class SD3Network(Network):
@@ -46,11 +45,21 @@ def describe(
     path: Path, settings: Mapping[str, Scalar], image_size: tuple[int, int] | None
 ) -> Description:
     """Describe the `transformer` folder of a Stable Diffusion 3 pipeline."""
-    config = weights.read_json(path / "config.json")
+    config, files = read_network(path, "SD3Transformer2DModel")
     patch, channels = int(config.get("patch_size", 2)), int(config.get("in_channels", 16))
-    prompt = int(config["joint_attention_dim"]), int(config["pooled_projection_dim"])
     folder = read_folder(
-        path, settings, image_size, config=config, channels=channels, multiple=patch, prompt=prompt
+        path,
+        settings,
+        image_size,
+        config=config,
+        files=files,
+        channels=channels,
+        multiple=patch,
+        prompt=(
+            int(config.get("joint_attention_dim", 4096)),
+            int(config.get("pooled_projection_dim", 2048)),
+        ),
+        allowed=schedulers.FLOWS,
     )
     stride = folder.space.stride * patch
     taps = tokens.block_taps(config, folder.image_size, stride=stride, item=1)
@@ -59,5 +68,4 @@ def describe(
         SD3Network,
         taps=taps,
         aliases=tokens.depth_aliases(taps),
-        schedule=schedules.flow(shift=float(folder.scheduler.get("shift", 3.0))),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dreamshard.errors import TeacherError
 from pipeline.teachers.recording.taps import Tap
 
 DEPTHS = {"d25": 0.25, "d50": 0.5, "d75": 0.75, "d100": 1.0}
@@ -28,8 +29,8 @@ def block_taps(
         item: which output of a block holds the image's tokens.
         single: blocks of one stream that follow (count).
     """
-    width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-    modules = [f"transformer_blocks.{k}" for k in range(int(config["num_layers"]))]
+    width, depth = _width_and_depth(config)
+    modules = [f"transformer_blocks.{k}" for k in range(depth)]
     modules += [f"single_transformer_blocks.{k}" for k in range(single)]
     grid = (image_size[0] // stride, image_size[1] // stride)
     return [
@@ -46,3 +47,17 @@ def depth_aliases(blocks: Sequence[Tap]) -> dict[str, str]:
         for name, share in DEPTHS.items()
     }
     return {**picked, f"s{blocks[0].stride}": picked["d50"]}
+
+
+def _width_and_depth(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return a transformer's width and its blocks of two streams.
+
+    Raises: TeacherError if its config does not say them.
+    """
+    names = ("num_attention_heads", "attention_head_dim", "num_layers")
+    if missing := [name for name in names if type(config.get(name)) is not int]:
+        raise TeacherError(
+            f"the network's config.json: {missing[0]}: got nothing, needed a number."
+        )
+    heads, per_head, depth = (int(config[name]) for name in names)
+    return heads * per_head, depth

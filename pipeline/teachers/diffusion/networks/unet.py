@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.errors import ConfigError, Problem, TeacherError
+from dreamshard.errors import ConfigError, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion import schedules
+from pipeline.teachers.diffusion.networks import process
+from pipeline.teachers.diffusion.networks.accepted import check_network
 from pipeline.teachers.diffusion.networks.description import (
     Description,
     Network,
     build,
     fit_image_size,
     plain_config,
-    scheduler_config,
 )
 from pipeline.teachers.recording import taps
 from pipeline.teachers.recording.taps import Tap
@@ -24,7 +24,7 @@ from pipeline.teachers.recording.taps import Tap
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS: Mapping[str, Scalar] = {}
+SETTINGS: Mapping[str, Scalar] = process.SETTINGS
 
 
 class UNetNetwork(Network):
@@ -48,27 +48,24 @@ def describe(
     config = weights.read_json(path / "config.json")
     where = str(path / "config.json")
     files = weights.find_weights(path)
+    check_network(config, "UNet2DModel", where=where)
     channels = check_blocks(config, where)
     size, problems = fit_image_size(image_size, config.get("sample_size"), 2 ** (len(channels) - 1))
-    if int(config.get("in_channels", 3)) != 3:
-        got = f"in_channels {config.get('in_channels')} in {where}"
-        problems.append(Problem("path", got, "3 (RGB)"))
     if problems:
         raise ConfigError(problems)
-    listed, scheduler = unet_taps(config), scheduler_config(path)
-    if str(config.get("time_embedding_type", "positional")) == "fourier":
-        raise TeacherError(f"{where}: time_embedding_type fourier (score SDE) is not supported.")
+    listed, noise = unet_taps(config), process.find_process(path, settings, guess=True)
     return Description(
         family="unet",
         image_size=size,
         taps=tuple(listed),
         aliases=unet_aliases(listed),
-        schedule=schedules.from_config(scheduler),
+        schedule=noise.schedule,
         weights=files,
-        architecture={"config": plain_config(config), "scheduler": plain_config(scheduler)},
+        architecture={"config": plain_config(config), "scheduler": plain_config(noise.config)},
         space=(3, *size),
         load=lambda dtype: UNetNetwork(build("UNet2DModel", config, files, dtype)),
         classes=int(config.get("num_class_embeds") or 0),
+        flags=noise.flags,
     )
 
 

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
 from pipeline.teachers import weights
+from pipeline.teachers.diffusion.networks.accepted import check_network
 from pipeline.teachers.diffusion.networks.description import build
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+KIND = "AutoencoderKL"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class LatentSpace:
         import torch
 
         kind = torch.float32 if dtype == torch.float16 else dtype
-        return Vae(build("AutoencoderKL", self.config, self.files, kind), self)
+        return Vae(build(KIND, self.config, self.files, kind), self)
 
 
 class Vae:
@@ -82,19 +86,24 @@ def describe_vae(pipeline: Path, channels: int) -> LatentSpace:
 
 def read_vae(folder: Path, channels: int) -> LatentSpace:
     """Describe the AutoencoderKL in a folder; arguments and errors as `describe_vae`."""
-    config = weights.read_json(folder / "config.json")
+    where = str(folder / "config.json")
+    config, files = weights.read_json(folder / "config.json"), weights.find_weights(folder)
+    if config.get("_class_name", KIND) != KIND:
+        raise TeacherError(
+            f"{where}: _class_name: got {config['_class_name']!r:.80}, allowed {KIND}. Take the "
+            "autoencoder that the network was trained with."
+        )
+    check_network(config, KIND, where=where)
     own = int(config.get("latent_channels", 4))
     if own != channels:
         raise TeacherError(
             f"{folder}: latent_channels: got {own}, allowed {channels} (the network)"
         )
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-        raise TeacherError(f"{folder}: latents_mean and latents_std are not supported.")
     return LatentSpace(
         config=config,
-        files=weights.find_weights(folder),
+        files=files,
         stride=2 ** (len(config.get("block_out_channels", [64])) - 1),
         channels=own,
-        scale=float(config.get("scaling_factor") or 1.0),
+        scale=float(config.get("scaling_factor", 0.18215)),
         shift=float(config.get("shift_factor") or 0.0),
     )

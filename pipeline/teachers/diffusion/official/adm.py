@@ -3,7 +3,8 @@
 Flags have the official code's names. Those the weights tell may be left out (given, they are
 checked); those they cannot tell are asked for by name, except for the sizes of the released
 networks, whose published flags are known. `noise_schedule`, `use_new_attention_order`,
-`predict_xstart` and `diffusion_steps` take the official defaults where neither says otherwise.
+`predict_xstart` and `diffusion_steps` take the official defaults where neither says otherwise; what
+was taken is said before a run and recorded with the dataset.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def describe(
     settings = dict(settings)
     if settings["image_size"] is None and image_size is not None:
         settings["image_size"] = max(image_size)
-    flags = complete(settings, layout)
+    flags, sources = complete(settings, layout)
     size = cast(int, flags["image_size"])
     multiple = 2 ** (len(layout.widths) - 1)
     shape, problems = fit_image_size(image_size, size, multiple)
@@ -65,6 +66,7 @@ def describe(
         classes=layout.classes,
         exact=True,
         notes=_notes(layout, flags),
+        flags=sources,
     )
 
 

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 
 from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers.base import Scalar
+from pipeline.teachers.base import Flag, Scalar
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.official.adm_layout import AdmLayout
 from pipeline.teachers.diffusion.schedules import Schedule
@@ -23,9 +23,9 @@ SETTINGS: Mapping[str, Scalar] = {
     "num_heads_upsample": None,
     "use_new_attention_order": None,
     "noise_schedule": None,
-    "diffusion_steps": 1000,
-    "predict_xstart": False,
-    "rescale_timesteps": False,
+    "diffusion_steps": None,
+    "predict_xstart": None,
+    "rescale_timesteps": None,
     # in the weights: checked if given
     "num_channels": None,
     "num_res_blocks": None,
@@ -62,20 +62,35 @@ RELEASED: Mapping[tuple[int, tuple[float, ...], int], Flags] = {
 they go with."""
 
 
-def complete(flags: Flags, layout: AdmLayout) -> Flags:
+OFFICIAL: Flags = {
+    "use_new_attention_order": False,
+    "noise_schedule": "linear",
+    "diffusion_steps": 1000,
+    "predict_xstart": False,
+    "rescale_timesteps": False,
+}
+"""What the official code does where its command line says nothing."""
+TOLD = (
+    "image_size", "num_heads", "num_head_channels", "num_heads_upsample", *OFFICIAL
+)  # fmt: skip
+"""Flags that decide the features and that no weights tell."""
+
+
+def complete(flags: Flags, layout: AdmLayout) -> tuple[Flags, tuple[Flag, ...]]:
     """Check flags against the weights and fill in what can be known.
+
+    Returns:
+        all flags, and those that weights do not tell with the source of each.
 
     Raises: ConfigError naming each contradiction and each flag that has to be given.
     """
     problems = _contradictions(flags, layout)
-    known: Flags = {"use_new_attention_order": False, "noise_schedule": "linear"}
-    if layout.learn_sigma and layout.resblock_updown and layout.scale_shift:
-        shape = (layout.model_channels, layout.channel_mult, layout.num_res_blocks)
-        known |= RELEASED.get(shape, {})
+    given, released = dict(flags), _released(layout)
+    known: Flags = {**OFFICIAL, **released}
     heads = {"num_heads", "num_head_channels"}
     if any(flags[name] is not None for name in heads):
         known = {name: value for name, value in known.items() if name not in heads}
-    flags |= {name: value for name, value in known.items() if flags[name] is None}
+    flags = {**flags, **{name: v for name, v in known.items() if flags.get(name) is None}}
     hint = "The weights do not tell it; it is in the command the network was trained with."
     if flags["image_size"] is None:
         problems.append(Problem("settings.image_size", "nothing", "pixels", hint))
@@ -84,7 +99,40 @@ def complete(flags: Flags, layout: AdmLayout) -> Flags:
     problems += wrong_types or _head_problems(flags, layout, hint)
     if problems:
         raise ConfigError(problems)
-    return flags
+    return flags, _sources(flags, given=given, released=released, layout=layout)
+
+
+def _released(layout: AdmLayout) -> Flags:
+    """Return the flags of the published network of these sizes; {} if there is none."""
+    if not (layout.learn_sigma and layout.resblock_updown and layout.scale_shift):
+        return {}
+    shape = (layout.model_channels, layout.channel_mult, layout.num_res_blocks)
+    return RELEASED.get(shape, {})
+
+
+def _sources(flags: Flags, *, given: Flags, released: Flags, layout: AdmLayout) -> tuple[Flag, ...]:
+    """Say where each flag that the weights do not tell comes from."""
+    idle = set()
+    if all(
+        heads_of(width, flags, upsample=up) == 1
+        for width in layout.head_widths
+        for up in (False, True)
+    ):
+        idle.add("use_new_attention_order")  # the two orders are one
+    if flags["diffusion_steps"] == 1000:
+        idle.add("rescale_timesteps")
+    found = []
+    for name in TOLD:
+        if (value := flags.get(name)) is None or name in idle:
+            continue
+        if given.get(name) is not None:
+            found.append(Flag(name=name, value=value, source="user"))
+        else:
+            whose = (
+                "the published network of these sizes" if name in released else "guided-diffusion's"
+            )
+            found.append(Flag(name=name, value=value, source="default", whose=whose))
+    return tuple(found)
 
 
 def _head_problems(flags: Flags, layout: AdmLayout, hint: str) -> list[Problem]:
@@ -109,12 +157,12 @@ def _type_problems(flags: Flags) -> list[Problem]:
         least = -1 if name == "num_head_channels" else 1
         if value is not None and (type(value) is not int or value < least):
             problems.append(Problem(f"settings.{name}", repr(value), "a whole number above 0"))
-    schedule, order = flags["noise_schedule"], flags["use_new_attention_order"]
+    schedule = flags["noise_schedule"]
     if schedule not in ("linear", "cosine"):
         problems.append(Problem("settings.noise_schedule", str(schedule), "linear | cosine"))
-    if type(order) is not bool:
-        name = "settings.use_new_attention_order"
-        problems.append(Problem(name, repr(order), "true | false"))
+    for name in ("use_new_attention_order", "predict_xstart", "rescale_timesteps"):
+        if type(flags[name]) is not bool:
+            problems.append(Problem(f"settings.{name}", repr(flags[name]), "true | false"))
     return problems
 
 

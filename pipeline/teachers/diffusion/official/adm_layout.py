@@ -87,6 +87,16 @@ def read_layout(shapes: Shapes, *, where: str) -> AdmLayout:
 
     Raises: TeacherError if these are not an ADM network's.
     """
+    if not any(name.startswith("output_blocks.") for name in shapes):
+        raise TeacherError(
+            f"{where}: a guided-diffusion classifier, which has no decoder to record. Point "
+            "teacher.path at the diffusion network that it guides (such as 256x256_diffusion.pt)."
+        )
+    if shapes.get("input_blocks.0.0.weight", (0, 3))[1:2] == (6,):
+        raise TeacherError(
+            f"{where}: a guided-diffusion upsampler, which is told a second picture. Point "
+            "teacher.path at a network that makes images from noise."
+        )
     try:
         return _read_layout(shapes)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:

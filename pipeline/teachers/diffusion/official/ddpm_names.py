@@ -7,7 +7,11 @@ computed. Source: Ho et al. 2020, official code; its layout in later latent diff
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _HEAD = {
     "temb.dense.0": "time_embedding.linear_1",
@@ -64,3 +68,32 @@ def _block(way: str, level: int, levels: int) -> str:
 
 def _layer(name: str, *, attention: bool) -> str:
     return (_ATTENTION if attention else _LAYERS).get(name, name)
+
+
+def with_resampling(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Add the convolutions of networks that resample without any (`resamp_with_conv: false`).
+
+    Halving by the mean of 2x2 cells is a 3x3 convolution of stride 2 whose first four taps are a
+    quarter; doubling by repeating cells needs the identity after it.
+
+    Args:
+        state: under UNet2DModel's names.
+        config: of the UNet2DModel.
+    """
+    import torch
+
+    found = dict(state)
+    if any(re.search(r"(down|up)samplers\.0\.conv\.", name) for name in found):
+        return found  # it has some: where one is missing, the file is damaged
+    widths = config["block_out_channels"]
+    for way, columns in (("down", widths), ("up", widths[::-1])):
+        for level, width in enumerate(columns[:-1]):
+            stem = f"{way}_blocks.{level}.{way}samplers.0.conv"
+            kernel = torch.zeros(width, width, 3, 3)
+            own = torch.arange(width)
+            if way == "down":
+                kernel[own, own, :2, :2] = 0.25
+            else:
+                kernel[own, own, 1, 1] = 1.0
+            found[f"{stem}.weight"], found[f"{stem}.bias"] = kernel, torch.zeros(width)
+    return found

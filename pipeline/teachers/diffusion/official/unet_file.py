@@ -14,16 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
-from pipeline.teachers.base import Scalar
-from pipeline.teachers.diffusion import schedules
-from pipeline.teachers.diffusion.networks.description import (
-    Description,
-    build,
-    fit_image_size,
-    scheduler_config,
-)
+from pipeline.teachers.base import Flag, Scalar
+from pipeline.teachers.diffusion.networks import process
+from pipeline.teachers.diffusion.networks.accepted import UNET
+from pipeline.teachers.diffusion.networks.description import Description, build, fit_image_size
 from pipeline.teachers.diffusion.networks.unet import UNetNetwork, unet_aliases, unet_taps
-from pipeline.teachers.diffusion.official.ddpm_names import is_original, rename_key
+from pipeline.teachers.diffusion.official.ddpm_names import is_original, rename_key, with_resampling
 
 if TYPE_CHECKING:
     import torch
@@ -31,20 +27,20 @@ if TYPE_CHECKING:
 SETTINGS: Mapping[str, Scalar] = {
     "image_size": None,
     "head_dim": None,
-    "norm_num_groups": 32,
+    "norm_num_groups": None,
     "norm_eps": None,
     "downsample_padding": None,
     "flip_sin_to_cos": None,
     "freq_shift": None,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "num_train_timesteps": 1000,
+    "act_fn": None,
+    **process.SETTINGS,
 }
-"""head_dim: channels per attention head, 0 for one head. The five below it are UNet2DModel's, the
-last three DDPMScheduler's; None is the default of the code that wrote the file."""
+"""head_dim: channels per attention head, 0 for one head. The six below it are UNet2DModel's, the
+rest DDPMScheduler's; None is the default of the code that wrote the file, or asked for."""
 
 DEFAULTS: dict[bool, dict[str, Scalar]] = {
     False: {
+        "norm_num_groups": 32,
         "norm_eps": 1e-5,
         "downsample_padding": 1,
         "flip_sin_to_cos": True,
@@ -52,6 +48,8 @@ DEFAULTS: dict[bool, dict[str, Scalar]] = {
     },
     True: {
         "head_dim": 0,
+        "act_fn": "silu",
+        "norm_num_groups": 32,
         "norm_eps": 1e-6,
         "downsample_padding": 0,
         "flip_sin_to_cos": False,
@@ -69,7 +67,8 @@ def describe(
     """Describe a file of weights from its shapes and the settings."""
     shapes = weights.shapes(path)
     original = is_original(shapes)
-    own = {**DEFAULTS[original], **{k: v for k, v in settings.items() if v is not None}}
+    given = {k: v for k, v in settings.items() if v is not None}
+    own = {**DEFAULTS[original], **given}
     config, problems = _config(_modern(shapes), own, where=str(path))
     depth = len(config["block_out_channels"])
     size, wrong_size = fit_image_size(image_size, own.get("image_size"), 2 ** (depth - 1))
@@ -77,11 +76,11 @@ def describe(
         raise ConfigError([*problems, *wrong_size])
     config["sample_size"] = own.get("image_size") or max(size)
     listed = unet_taps(config)
-    names = ("beta_schedule", "prediction_type", "num_train_timesteps")
-    scheduler = scheduler_config(path.parent) or {name: own[name] for name in names}
+    noise = process.find_process(path.parent, settings, guess=True)
 
     def load(dtype: torch.dtype) -> UNetNetwork:
         state = _modern(weights.read([path]), flatten=True)
+        state = with_resampling(state, config) if original else state
         return UNetNetwork(build("UNet2DModel", config, (path,), dtype, state=state))
 
     return Description(
@@ -89,13 +88,37 @@ def describe(
         image_size=size,
         taps=tuple(listed),
         aliases=unet_aliases(listed),
-        schedule=schedules.from_config(scheduler, where=str(path)),
+        schedule=noise.schedule,
         weights=(path,),
-        architecture={"config": config, "scheduler": scheduler},
+        architecture={"config": config, "scheduler": noise.config},
         space=(3, *size),
         load=load,
         classes=int(config["num_class_embeds"] or 0),
         notes=("architecture read from the shapes of a file without a config",),
+        flags=(*_flags(own, given, config, original=original), *noise.flags),
+    )
+
+
+def _flags(
+    own: Mapping[str, Scalar],
+    given: Mapping[str, Scalar],
+    config: Mapping[str, Any],
+    *,
+    original: bool,
+) -> tuple[Flag, ...]:
+    """Say where what the shapes do not tell comes from."""
+    whose = "the original DDPM's" if original else "UNet2DModel's"
+    names = (
+        [*DEFAULTS[True]]
+        if config["add_attention"]
+        else [n for n in DEFAULTS[True] if n != "head_dim"]
+    )
+    return tuple(
+        Flag(name=name, value=own[name], source="user")
+        if name in given
+        else Flag(name=name, value=own[name], source="default", whose=whose)
+        for name in names
+        if name in own
     )
 
 
@@ -127,7 +150,7 @@ def _config(
             f"{where}: not a UNet2DModel ({type(error).__name__}: {error}). Put its config.json "
             "beside it."
         ) from error
-    problems = []
+    problems = [*_told_problems(own)]
     attends = "mid_block.attentions.0.to_q.weight" in shapes
     head, widths = own.get("head_dim"), config["block_out_channels"]
     if attends and type(head) is not int:
@@ -138,13 +161,26 @@ def _config(
         allowed = f"a divisor of {_attention_widths(config)}, or 0"
         problems.append(Problem("settings.head_dim", str(head), allowed))
     groups = cast(int, own["norm_num_groups"])
-    if groups < 1 or any(width % groups for width in widths):
+    if type(groups) is not int or groups < 1 or any(width % groups for width in widths):
         allowed = f"a divisor of every width in {widths}"
         problems.append(Problem("settings.norm_num_groups", str(groups), allowed))
     names = ("norm_eps", "downsample_padding", "flip_sin_to_cos", "freq_shift", "norm_num_groups")
-    config |= {name: own[name] for name in names}
+    config |= {name: own.get(name) for name in (*names, "act_fn")}
     config |= {"attention_head_dim": head or None, "attn_norm_num_groups": groups}
     return config, problems
+
+
+def _told_problems(own: Mapping[str, Scalar]) -> list[Problem]:
+    """Check what the shapes do not tell by the rules of a UNet2DModel's config."""
+    problems = []
+    for name in ("act_fn", "norm_eps", "downsample_padding", "flip_sin_to_cos", "freq_shift"):
+        got = "nothing" if own.get(name) is None else repr(own[name])
+        if (allowed := UNET[name](own.get(name))) is not None:
+            hint = (
+                "The weights do not tell it. Say it, or put the network's config.json beside them."
+            )
+            problems.append(Problem(f"settings.{name}", got, allowed, hint))
+    return problems
 
 
 def _attention_widths(config: Mapping[str, Any]) -> list[int]:

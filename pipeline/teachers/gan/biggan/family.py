@@ -7,20 +7,20 @@
 
 Taps are the outputs of the blocks by their official numbers, after attention where there is one
 (`blocks.2`; before it, `blocks.2.0`), and the first map, `linear`. BigBiGAN was trained without
-classes: give `settings.class_label: 0`. Flags that the weights do not tell: `flags.py`.
+classes: no labels are drawn or kept. Flags that the weights do not tell: `flags.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import weights
-from pipeline.teachers.base import Scalar
+from pipeline.teachers.base import Flag, Scalar
 from pipeline.teachers.gan.biggan import flags as biggan_flags
 from pipeline.teachers.gan.biggan.layout import BigGANLayout, read_layout
 from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
@@ -55,11 +55,14 @@ def describe(
     """
     file = find_file(path)
     shapes = weights.shapes(file)
-    flags, guesses = biggan_flags.find_flags(file, shapes, settings)
+    flags, sources = biggan_flags.find_flags(file, shapes, settings)
     layout = read_layout(shapes, flags, where=str(file))
     if flags.get("cross_replica") is False:
         layout = dataclasses.replace(layout, additive=False)
     listed = tuple(block_taps(layout))
+    unconditional = bool(flags.get("constant_conditioning")) or (
+        flags.get("class_cond") is False and layout.classes > 0 and not layout.features
+    )
     eps = {name: flags[name] for name in biggan_flags.EPS}
     return GeneratorDescription(
         family="biggan",
@@ -72,11 +75,28 @@ def describe(
         latent_std=flags["z_var"],
         load=lambda dtype: PlainNetwork(load(file, layout, eps, dtype)),
         classes=layout.classes,
-        # ic_gan's unconditional BigGANs are told class 0 at all times.
-        usual_class=0 if flags.get("constant_conditioning") else None,
+        # Unconditional networks of this layout are told class 0 at all times.
+        usual_class=0 if unconditional else None,
+        unconditional=unconditional,
         features=layout.features,
-        guesses=guesses,
+        flags=_decisive(sources, layout, unconditional=unconditional),
     )
+
+
+def _decisive(
+    sources: Sequence[Flag], layout: BigGANLayout, *, unconditional: bool
+) -> tuple[Flag, ...]:
+    """Keep the flags that decide features, and add what the layout leaves to a default."""
+    if not layout.classes:
+        sources = [flag for flag in sources if flag.name != "class_cond"]
+    names = {flag.name for flag in sources}
+    added = {}
+    if layout.classes and not names & {"class_cond", "constant_conditioning"}:
+        added["class_cond"] = not unconditional
+    if layout.additive and "cross_replica" not in names:
+        added["cross_replica"] = True
+    record = next((flag.whose for flag in sources if flag.whose.endswith(".pth")), "")
+    return (*sources, *(biggan_flags.official(n, v, record=record) for n, v in added.items()))
 
 
 def load(

@@ -1,8 +1,10 @@
 """What a BigGAN generator's weights do not tell: flags of the official code, and where they are.
 
 Given as settings they win. Otherwise they are read from the `state_dict*.pth` that the official
-code writes beside the weights. Without one, epsilons are those of the official ImageNet scripts, or
-1e-4 for weights converted from TensorFlow, which keep no log of the spectral norms (`sv0`).
+code writes beside the weights. Without one, what the file shows decides: BigBiGAN in its name or
+its folder's (epsilons 1e-4, no classes), no log of the spectral norms (`sv0`: converted from
+TensorFlow, 1e-4), or a name of the official code's (its ImageNet scripts'). Others are asked about:
+BigBiGAN's tensors have BigGAN's names and shapes.
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
-from pipeline.teachers.base import Scalar
+from pipeline.teachers.base import Flag, Scalar
 
 EPS = {"BN_eps": 1e-5, "SN_eps": 1e-6}
 """Of the official ImageNet scripts."""
@@ -41,35 +43,80 @@ NAME = re.compile(r"G(_ema)?(?P<suffix>(_.*)?)\.[a-z]+$")
 
 def find_flags(
     file: Path, names: Mapping[str, Any], settings: Mapping[str, Scalar]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[dict[str, Any], tuple[Flag, ...]]:
     """Gather the flags of a checkpoint.
 
     Args:
         file: the weights.
         names: those of the tensors in it.
-        settings: as `SETTINGS`.
+        settings: as `SETTINGS`, with the request's class_label.
 
     Returns:
-        BN_eps, SN_eps and z_var, with what else is known, and sentences on what was guessed.
+        BN_eps, SN_eps and z_var, with what else is known, and the source of each.
 
     Raises:
-        ConfigError: settings out of range.
+        ConfigError: settings out of range, or needed and missing.
         TeacherError: a record beside the weights that cannot be used.
     """
     given = _given(settings)
     record = {} if set(EPS) <= set(given) else _record(file)
-    known = {**record, **given}
-    guessed = [name for name in EPS if name not in known]
-    tensorflow = not any(name.endswith(".sv0") for name in names)
-    eps = dict.fromkeys(EPS, TENSORFLOW_EPS) if tensorflow else EPS
-    notes = ()
-    if guessed:
-        whose = (
-            "weights converted from TensorFlow" if tensorflow else "the official ImageNet scripts"
-        )
-        shown = ", ".join(f"{name} {eps[name]:g}" for name in guessed)
-        notes = (f"{shown}: guessed, as those of {whose} (no state_dict*.pth beside the weights)",)
-    return {"z_var": 1.0, **eps, **known}, notes
+    assumed, whose, source = _assumed(file, names)
+    if not record and not assumed and (problems := _asked(file, given, settings)):
+        raise ConfigError(problems)
+    known = {"z_var": 1.0, **assumed, **record, **given}
+    flags = []
+    for name, value in known.items():
+        if name in given:
+            flags.append(Flag(name=name, value=value, source="user"))
+        elif name in record:
+            flags.append(Flag(name=name, value=value, source="file", whose=_beside(file).name))
+        elif name in assumed:
+            flags.append(Flag(name=name, value=value, source=source, whose=whose))
+        else:
+            flags.append(official(name, value, record=_beside(file).name if record else ""))
+    return known, tuple(flags)
+
+
+def official(name: str, value: Scalar, *, record: str) -> Flag:
+    """Say that a flag is the official code's default; it is no guess where its record is there.
+
+    Args:
+        record: name of the file that the official code kept beside the weights, "" for none.
+    """
+    if record:
+        return Flag(name=name, value=value, source="file", whose=f"{record}, which does not say it")
+    return Flag(name=name, value=value, source="default", whose="BigGAN-PyTorch's")
+
+
+def _assumed(
+    file: Path, names: Mapping[str, Any]
+) -> tuple[dict[str, Any], str, Literal["file", "default"]]:
+    """Return flags by what the file itself shows, whose they are, and how sure that is."""
+    tensorflow = dict.fromkeys(EPS, TENSORFLOW_EPS)
+    if any("bigbigan" in part.lower() for part in (file.name, file.parent.name)):
+        return {**tensorflow, "class_cond": False}, "BigBiGAN's, by its name", "file"
+    if not any(name.endswith(".sv0") for name in names):
+        return tensorflow, "weights converted from TensorFlow", "default"
+    if NAME.match(file.name):
+        return dict(EPS), "the official ImageNet scripts'", "default"
+    return {}, "", "default"
+
+
+def _asked(file: Path, given: Mapping[str, Any], settings: Mapping[str, Scalar]) -> list[Problem]:
+    """List what a file of an unknown origin has to be told with."""
+    hint = (
+        f"{file.name} has no state_dict*.pth beside it and no name of an official code's. BigGAN: "
+        "1e-5, 1e-6 and true; BigBiGAN: 1e-4, 1e-4 and false."
+    )
+    problems = [
+        Problem(f"settings.{name}", "nothing", "a number such as 1e-4", hint)
+        for name in EPS
+        if name not in given
+    ]
+    if "class_cond" not in given and settings.get("class_label") is None:
+        allowed = "true | false (whether it was trained with classes)"
+        problems.append(Problem("settings.class_cond", "nothing", allowed, hint))
+    return problems
 
 
 def _given(settings: Mapping[str, Scalar]) -> dict[str, Any]:
@@ -92,11 +139,16 @@ def _given(settings: Mapping[str, Scalar]) -> dict[str, Any]:
     return given
 
 
+def _beside(file: Path) -> Path:
+    """Return where the official code keeps the flags of a file."""
+    match = NAME.match(file.name)
+    return file.with_name(f"state_dict{(match['suffix'] or '') if match else ''}.pth")
+
+
 def _record(file: Path) -> dict[str, Any]:
     """Read the flags that the official code keeps beside the weights; {} if there are none."""
-    match = NAME.match(file.name)
-    beside = file.with_name(f"state_dict{match['suffix']}.pth") if match else None
-    if beside is None or not beside.is_file():
+    beside = _beside(file)
+    if not beside.is_file():
         return {}
     value = weights.read_plain(beside, allowed=_harmless())
     config = value.get("config") if isinstance(value, Mapping) else None

@@ -183,10 +183,17 @@ def _condition(
         and flags.get("hier") in (None, chunked)
         and (not uses_features or flags.get("class_cond") in (None, uses_class))
     ]
+    rest = width - label - into
+    if not fits and not instance and rest > 0:
+        raise ValueError(
+            f"{rest} numbers of an instance told as they are: an IC-GAN trained with G_shared_feat "
+            "false, which is not read; take one trained with --G_shared_feat"
+        )
     if len(fits) != 1:
         raise ValueError(
             f"{len(fits)} readings of a normalisation told {width} numbers ({label} of a class, "
-            f"{instance} of an instance, {into} of z). Give settings.hier and settings.class_cond"
+            f"{instance} of an instance, {into} of z). "
+            + ("Give settings.hier and settings.class_cond" if fits else "Is the file whole?")
         )
     chunked, uses_class, uses_features = fits[0]
     return (into if chunked else 0), uses_class, uses_features

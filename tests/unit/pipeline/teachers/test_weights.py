@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -103,3 +104,67 @@ def test_digest_follows_the_content(tmp_path: Path) -> None:
     before = weights.digest([file])
     save_file({"a": torch.zeros(2)}, file)
     assert weights.digest([file]) != before
+
+
+STEM = "diffusion_pytorch_model"
+
+
+@pytest.mark.parametrize(
+    ("index", "parts"),
+    [
+        (None, [f"{STEM}.fp16.safetensors"]),
+        (None, [f"{STEM}.bf16.safetensors"]),
+        (
+            f"{STEM}.safetensors.index.fp16.json",
+            [f"{STEM}.fp16-00001-of-00002.safetensors", f"{STEM}.fp16-00002-of-00002.safetensors"],
+        ),
+        (f"{STEM}.safetensors.index.json", ["a.safetensors", "b.safetensors"]),
+    ],
+)
+def test_variants_and_their_shards_are_found(
+    tmp_path: Path, index: str | None, parts: list[str]
+) -> None:
+    for number, name in enumerate(parts):
+        save_file({f"w{number}": torch.ones(1).half()}, tmp_path / name)
+    if index:
+        table = {f"w{number}": name for number, name in enumerate(parts)}
+        (tmp_path / index).write_text(json.dumps({"weight_map": table}))
+    found = weights.find_weights(tmp_path)
+    assert [path.name for path in found] == parts
+    assert sorted(weights.read(found)) == [f"w{number}" for number in range(len(parts))]
+
+
+def test_plain_weights_win_and_two_variants_are_asked_about(tmp_path: Path) -> None:
+    for name in ("fp16.safetensors", "non_ema.safetensors"):
+        save_file({"w": torch.ones(1)}, tmp_path / f"{STEM}.{name}")
+    with pytest.raises(TeacherError, match=r"got .*fp16.*non_ema.*allowed one variant"):
+        weights.find_weights(tmp_path)
+    save_file({"w": torch.ones(1)}, tmp_path / f"{STEM}.safetensors")
+    assert weights.find_weights(tmp_path) == (tmp_path / f"{STEM}.safetensors",)
+
+
+@pytest.mark.parametrize("table", [{"a": 1}, {"a": "../x.safetensors"}, {}, [], {"a": "x.py"}])
+def test_an_index_names_files_beside_it_alone(tmp_path: Path, table: object) -> None:
+    path = tmp_path / f"{STEM}.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": table}))
+    with pytest.raises(TeacherError, match="weight_map: got .*allowed names of files"):
+        weights.find_weights(tmp_path)
+
+
+def test_the_hint_lists_what_is_there(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        TeacherError, match=r"no .*safetensors or .bin. Found only model.safetensors"
+    ):
+        weights.find_weights(tmp_path)
+
+
+def test_ddims_list_checkpoints_are_read_averages_first(tmp_path: Path) -> None:
+    last, averaged = {"module.w": torch.zeros(2)}, {"w": torch.ones(2)}
+    torch.save([last, {"state": {}, "param_groups": []}, 3, 100], tmp_path / "ckpt.pth")
+    assert weights.read([tmp_path / "ckpt.pth"])["w"].tolist() == [0, 0]
+    torch.save([last, {"state": {}, "param_groups": []}, 3, 100, averaged], tmp_path / "ckpt.pth")
+    assert weights.read([tmp_path / "ckpt.pth"])["w"].tolist() == [1, 1]
+    torch.save([1, "x"], tmp_path / "ckpt.pth")
+    with pytest.raises(TeacherError, match="holds no state dict"):
+        weights.read([tmp_path / "ckpt.pth"])

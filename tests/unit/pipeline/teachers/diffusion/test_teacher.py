@@ -233,10 +233,11 @@ def test_other_sizes_run_where_the_strides_divide_them(unet_folder: Path) -> Non
     [
         ({"_class_name": "VQModel"}, "VQModel, allowed UNet2DModel"),
         ({"block_out_channels": [8, 16]}, "2, 3 and 3 entries"),
-        ({"block_out_channels": None}, "needs block_out_channels"),
+        ({"block_out_channels": None}, "block_out_channels: got null, allowed a list"),
         ({"norm_num_groups": 3}, "num_channels"),
         ({"layers_per_block": 2}, "keys missing"),
-        ({"time_embedding_type": "fourier"}, "not supported"),
+        ({"time_embedding_type": "fourier"}, "got 'fourier', allowed positional"),
+        ({"some_key": 1}, "some_key: got 1, allowed the keys of UNet2DModel"),
     ],
 )
 def test_configs_that_contradict_the_weights(

@@ -162,18 +162,18 @@ def test_published_block_sizes() -> None:
 
 
 def test_released_networks_need_no_flags() -> None:
-    flags = complete(dict(SETTINGS), layout_of())
+    flags = complete(dict(SETTINGS), layout_of())[0]
     assert flags["image_size"] == 256 and flags["num_head_channels"] == 64
     small = layout_of(
         model_channels=192, widths=(192, 384, 576, 768), num_res_blocks=3, classes=1000,
         attention=(False, True, True, True),
     )  # fmt: skip
-    flags = complete(dict(SETTINGS), small)
+    flags = complete(dict(SETTINGS), small)[0]
     assert flags["use_new_attention_order"] is True and flags["noise_schedule"] == "cosine"
     middle = layout_of(
         widths=(256, 256, 512, 768, 1024), attention=(False, False, True, True, True), classes=1000
     )
-    flags = complete(dict(SETTINGS), middle)
+    flags = complete(dict(SETTINGS), middle)[0]
     assert flags["num_heads"] == 4 and flags["num_head_channels"] is None
     assert len(RELEASED) == 4
 

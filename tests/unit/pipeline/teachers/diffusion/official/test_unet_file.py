@@ -24,7 +24,7 @@ from tests.unit.pipeline.teachers.conftest import (
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ROWS = np.arange(4)
-TOLD: dict[str, Any] = {"image_size": 16, "head_dim": 8, "norm_num_groups": 4}
+TOLD: dict[str, Any] = {"image_size": 16, "head_dim": 8, "norm_num_groups": 4, "act_fn": "silu"}
 
 
 def features(path: Path, **settings: Any) -> dict[str, np.ndarray]:
@@ -80,14 +80,14 @@ def test_what_it_does_not_tell_is_asked_for(tmp_path: Path) -> None:
     folder = save_unet(tmp_path / "unet")
     path = shutil.copy(folder / WEIGHTS, tmp_path / "alone.safetensors")
     with pytest.raises(ConfigError, match="image_size: got nothing"):
-        features(path, head_dim=8, norm_num_groups=4)
+        features(path, head_dim=8, norm_num_groups=4, act_fn="silu")
     with pytest.raises(ConfigError, match=r"settings\.head_dim: got nothing"):
-        features(path, image_size=16, norm_num_groups=4)
+        features(path, image_size=16, norm_num_groups=4, act_fn="silu")
     with pytest.raises(ConfigError, match=r"settings\.norm_num_groups: got 32"):
-        features(path, image_size=16, head_dim=8)
+        features(path, image_size=16, head_dim=8, act_fn="silu")
     with pytest.raises(ConfigError, match=r"settings\.head_dim: got 7, allowed a divisor"):
         features(path, **{**TOLD, "head_dim": 7})
-    with pytest.raises(TeacherError, match="prediction_type"):
+    with pytest.raises(ConfigError, match="prediction_type"):
         features(path, **TOLD, prediction_type="noise")
 
 
@@ -171,5 +171,65 @@ def test_four_channels_are_refused(tmp_path: Path) -> None:
     path = shutil.copy(folder / WEIGHTS, tmp_path / "alone.safetensors")
     with pytest.raises(TeacherError, match="4 input channels, not RGB"):
         features(path, **TOLD)
-    with pytest.raises(ConfigError, match="in_channels 4"):
+    with pytest.raises(TeacherError, match="in_channels: got 4, allowed 3"):
         features(folder)
+
+
+def test_networks_that_resample_without_convolutions_are_read(tmp_path: Path) -> None:
+    from diffusers import UNet2DModel
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Plain(nn.Module):
+        def __init__(self, up: bool) -> None:
+            super().__init__()
+            self.up = up
+
+        def forward(self, x: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+            return F.interpolate(x, scale_factor=2) if self.up else F.avg_pool2d(x, 2)
+
+    folder = save_unet(tmp_path / "unet", **CIFAR10)
+    state = {original_name(name): value for name, value in load_file(folder / WEIGHTS).items()}
+    state = {name: value for name, value in state.items() if "sample.conv" not in name}
+    for name, value in state.items():
+        if re.search(r"attn.*\.(q|k|v|proj_out)\.weight", name):
+            state[name] = value[:, :, None, None]
+    # as DDIM's trainer writes: weights, optimizer, epoch, step, averages
+    torch.save([{}, {"state": {}}, 1, 2, state], tmp_path / "ckpt.pth")
+    module: Any = UNet2DModel.from_pretrained(folder, use_safetensors=True).eval()
+    for level in range(2):
+        module.down_blocks[level].downsamplers[0] = Plain(up=False)
+        module.up_blocks[level].upsamplers[0] = Plain(up=True)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = module(x, 30).sample
+        teacher = open_teacher(tmp_path / "ckpt.pth", image_size=16, norm_num_groups=4)
+        torch.testing.assert_close(teacher.denoise(x, 30), expected, atol=2e-5, rtol=1e-4)
+    state["down.0.downsample.conv.weight"] = torch.zeros(8, 8, 3, 3)
+    torch.save(state, tmp_path / "damaged.pth")
+    with pytest.raises(TeacherError, match="keys missing"):
+        open_teacher(tmp_path / "damaged.pth", image_size=16, norm_num_groups=4)
+
+
+def test_the_activation_of_a_lone_file_is_asked_for(tmp_path: Path) -> None:
+    folder = save_unet(tmp_path / "unet", act_fn="gelu")
+    path = shutil.copy(folder / WEIGHTS, tmp_path / "alone.safetensors")
+    told = {name: value for name, value in TOLD.items() if name != "act_fn"}
+    with pytest.raises(ConfigError, match=r"settings\.act_fn: got nothing, allowed silu \| swish"):
+        features(path, **told)
+    assert same(features(path, **told, act_fn="gelu"), features(folder))
+
+
+def test_classifiers_and_upsamplers_say_what_they_are(tmp_path: Path) -> None:
+    state = {
+        "input_blocks.0.0.weight": torch.zeros(8, 3, 3, 3),
+        "time_embed.0.weight": torch.ones(1),
+    }
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(TeacherError, match="a guided-diffusion classifier, which has no decoder"):
+        open_teacher(tmp_path / "x.pt")
+    state |= {"output_blocks.0.0.x": torch.ones(1)}
+    state["input_blocks.0.0.weight"] = torch.zeros(8, 6, 3, 3)
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(TeacherError, match="an upsampler|a guided-diffusion upsampler"):
+        open_teacher(tmp_path / "x.pt")

@@ -12,7 +12,7 @@ from torch import nn
 
 import dreamshard
 from dreamshard.errors import ConfigError, TeacherError
-from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.base import TeacherConfig, guesses
 from pipeline.teachers.gan.biggan.family import BigGANTeacher
 from pipeline.teachers.inspecting.command import main as inspect_teacher
 from pipeline.teachers.load import describe_teacher, load_teacher
@@ -134,14 +134,14 @@ def test_epsilons_are_found_asked_for_or_usual(tmp_path: Path) -> None:
     path = write(tmp_path, reference)
     found = described(path)
     assert (found.architecture["BN_eps"], found.architecture["SN_eps"]) == (1e-2, 1e-3)
-    assert not found.guesses
+    assert not guesses(found.flags)
     given = described(path, BN_eps=1e-4)
     assert (given.architecture["BN_eps"], given.architecture["SN_eps"]) == (1e-4, 1e-3)
     (tmp_path / "alone").mkdir()
     alone = write(tmp_path / "alone", reference, flags=False)
     usual = described(alone)
     assert (usual.architecture["BN_eps"], usual.architecture["SN_eps"]) == (1e-5, 1e-6)
-    assert "BN_eps 1e-05, SN_eps 1e-06: guessed, as those of the official" in usual.guesses[0]
+    assert "BN_eps 1e-05, SN_eps 1e-06 (the official ImageNet scripts')" in guesses(usual.flags)[0]
     fingerprints = {
         str(describe_teacher(config_of(p), mode="synthesize").fingerprint["architecture"])
         for p in (path, alone)
@@ -424,7 +424,7 @@ def test_it_is_inspected_and_opened_in_one_line(
         "biggan, 16x16 pixels, a generator of latents of 12",
         "class-conditional: 5 classes",
         "conditioned on instances: (N, 20) numbers",
-        "as those of the official ImageNet scripts",
+        "(the official ImageNet scripts')",
         "blocks.0.0",
         "GFLOP per image",
     ):
