@@ -24,6 +24,7 @@ class Proxy(ThreadingHTTPServer):
         self.target = target
         self.choose: Callable[[str, str], Fault] = lambda _method, _path: ""
         self.served: list[tuple[str, str, Fault]] = []
+        self.body_bytes = 0  # sent to clients so far
 
     @property
     def url(self) -> str:
@@ -87,6 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+            self.server.body_bytes += len(data)
 
     do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _serve
 
