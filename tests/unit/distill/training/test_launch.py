@@ -130,7 +130,9 @@ def test_compiling_is_asked_of_the_backbone_alone(monkeypatch: pytest.MonkeyPatc
     )
     accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
     method = SimpleNamespace(
-        student=SimpleNamespace(backbone=torch.nn.Conv2d(3, 4, 3)), to=lambda *a, **k: None
+        student=SimpleNamespace(backbone=torch.nn.Conv2d(3, 4, 3)),
+        to=lambda *a, **k: None,
+        modules=list,
     )
     launch.place(
         method,  # type: ignore[arg-type]
