@@ -1,6 +1,7 @@
 """What every test can rely on: one thread, no network, no colours, Ray tests in one process."""
 
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -14,6 +15,17 @@ os.environ["NO_COLOR"] = "1"
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def onednn() -> Generator[None, None, None]:
+    """Leave oneDNN as it was: a run that turns it off does so for its process."""
+    torch = sys.modules.get("torch")
+    before = torch is None or torch.backends.mkldnn.enabled
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.backends.mkldnn.enabled != before:
+        torch.backends.mkldnn.enabled = before
 
 
 def _has_gpu() -> bool:

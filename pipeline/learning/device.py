@@ -23,14 +23,15 @@ def choose_device(name: str) -> str:
 
 
 FEWEST_CHANNELS = 8
-"""Of a convolution whose gradients oneDNN computes within its memory on AVX2."""
+"""That enter a strided 1 x 1 convolution whose gradients oneDNN computes within its memory."""
 
 
 def avoid_narrow_kernels(module: nn.Module, device: torch.device) -> bool:
     """Turn oneDNN off in this process where it would damage memory; a line on stderr says so.
 
-    The backward pass of strided convolutions with fewer than 8 channels writes past its buffers on
-    CPUs without AVX-512 (seen with torch 2.15: "corrupted double-linked list", wrong numbers).
+    On CPUs without AVX-512 the backward pass of channels-last 1 x 1 convolutions with a stride and
+    fewer than 8 input channels writes past its buffers (torch 2.15, under glibc's MALLOC_CHECK_:
+    every such shape, no other of 1,100 tried); runs abort later, or end with wrong numbers.
 
     Args:
         module: to be trained.
@@ -38,14 +39,17 @@ def avoid_narrow_kernels(module: nn.Module, device: torch.device) -> bool:
     """
     if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512":
         return False
-    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
-    # The three channels of an image are safe: nothing needs gradients with respect to it.
-    narrow = [m.out_channels for m in convolutions if m.out_channels < FEWEST_CHANNELS]
+    narrow = [m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d) and _risky(m)]
     if not narrow or not torch.backends.mkldnn.enabled:
         return False
     torch.backends.mkldnn.enabled = False  # pyright: ignore[reportAttributeAccessIssue]
     sys.stderr.write(
-        f"oneDNN is off (slower): it damages memory for convolutions of {min(narrow)} channels on "
-        f"this CPU; from {FEWEST_CHANNELS} channels on it is used\n"
+        f"oneDNN is off (slower): on this CPU it damages memory where {min(narrow)} channels enter "
+        f"a strided 1 x 1 convolution; students with {FEWEST_CHANNELS} or more there keep it\n"
     )
     return True
+
+
+def _risky(layer: nn.Conv2d) -> bool:
+    pointwise = layer.kernel_size == (1, 1) and max(layer.stride) > 1
+    return pointwise and layer.in_channels // layer.groups < FEWEST_CHANNELS

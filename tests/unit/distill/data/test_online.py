@@ -77,10 +77,10 @@ def train_until(config: TrainConfig, step: int) -> None:
     """Train, and fall over after a checkpoint."""
     from distill.training import runlog
 
-    def fall(self: Any, number: int, **_: object) -> None:
-        if number > step:
+    def fall(self: Any, taken: Any, **_: object) -> None:
+        if taken.step > step:
             raise KeyboardInterrupt
-        note(self, number, **_)  # pyright: ignore[reportArgumentType]
+        note(self, taken, **_)  # pyright: ignore[reportArgumentType]
 
     note = runlog.RunLog.note
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
