@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from distill.tables import load_part
 
     began = time.perf_counter()
-    student, card = load_student(Path(config.student))
+    student, card = load_student(Path(config.student), own=config.own_class)
     size = judged_size(config, student=student, card=card)
     tasks = {
         name: load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from distill.configs.student import OwnClassConfig
 from dreamshard.config import load_config
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import stage
@@ -24,6 +25,8 @@ class PublishConfig:
 
     student: str = "runs/train"
     """Run folder of `dreamshard train`, or the folder of an exported student."""
+    own_class: OwnClassConfig = field(default_factory=OwnClassConfig)
+    """The student's class, where it is one of your own."""
     out: str = "exported"
     """Folder to write; it must not exist yet."""
     formats: list[Literal["timm", "onnx"]] = field(default_factory=lambda: ["timm"])
@@ -58,7 +61,7 @@ def publish(config: PublishConfig) -> Path:
     from distill.students.export import load_student
     from distill.students.onnx import export_onnx
 
-    card, source = read_card(Path(config.student))
+    card, source = read_card(Path(config.student), own=config.own_class)
     out = Path(config.out)
     part = out.with_name(f".{out.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
@@ -71,7 +74,7 @@ def publish(config: PublishConfig) -> Path:
         if "timm" in config.formats:
             shutil.copytree(source, part, dirs_exist_ok=True)
         if "onnx" in config.formats:
-            student, _ = load_student(source)
+            student, _ = load_student(source, own=config.own_class)
             export_onnx(student, part / "model.onnx", image_size=card.size)
         part.rename(out)
     finally:

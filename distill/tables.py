@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Mapping
 
+from dreamshard import trusted
 from dreamshard.errors import Problem
 
 
@@ -28,10 +28,9 @@ def name_problem(name: str, *, table: Mapping[str, str], key: str) -> Problem | 
 
 
 def load_part(name: str, *, table: Mapping[str, str]) -> type:
-    """Import the class behind a name of the table or behind "module:Class".
+    """Import the class behind a name of the table, or behind the user's own "module:Class".
 
     Raises:
         ImportError, AttributeError: the path does not lead to a class.
     """
-    module, _, attribute = table.get(name, name).partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return trusted.find(name, table=table)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from distill.configs.student import OwnClassConfig
 from distill.configs.tasks import (
     TASKS,
     DetectionConfig,
@@ -63,6 +64,8 @@ class EvaluateConfig:
     """Folder of this run: results.json and what made it."""
     student: str = "runs/train"
     """Run folder of `dreamshard train`, or the folder of an exported student."""
+    own_class: OwnClassConfig = field(default_factory=OwnClassConfig)
+    """The student's class, where it is one of your own."""
     tasks: list[str] = field(default_factory=lambda: ["few_label"])
     """What to measure: few_label, linear_probe, knn, finetune, segmentation, detection, or
     module:Class; settings are in the section of that name."""

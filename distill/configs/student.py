@@ -12,6 +12,16 @@ from dreamshard.errors import Problem
 
 
 @dataclass(kw_only=True)
+class OwnClassConfig:
+    """Name the student's class where it is one of your own: no folder's card is trusted to."""
+
+    name: str = ""
+    """module:Class that the student was trained with; empty: a network of timm's or ours."""
+    settings: dict[str, Scalar | list[Scalar]] = field(default_factory=dict)
+    """Its settings, as in the card."""
+
+
+@dataclass(kw_only=True)
 class StudentConfig:
     """Which backbone to train."""
 

@@ -24,7 +24,11 @@ BACKBONES = {
 
 Such a class takes `out_indices` beside its own settings, and has timm's `feature_info`.
 """
-RESERVED = ("features_only", "out_indices", "pretrained", "num_classes")
+RESERVED = (
+    "features_only", "out_indices", "pretrained", "num_classes", "checkpoint_path", "cache_dir",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict",
+)  # fmt: skip
+"""Settings that other settings stand for, or by which timm would read further files."""
 TORCHVISION = "torchvision/"
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from distill.configs.student import StudentConfig
-from dreamshard.errors import DataError
+from distill.configs.student import OwnClassConfig, StudentConfig
+from dreamshard.config.check import check
+from dreamshard.errors import DataError, Problem
+from dreamshard.trusted import is_import_path, plain_name
 
 STUDENT_FOLDER, CARD = "student", "student.json"
 FORMAT_VERSION = 2
+MAX_SIDE, MAX_MAPS = 1 << 14, 64
 
 
 @dataclass(kw_only=True)
@@ -52,23 +55,36 @@ class StudentCard:
             compile="off",
         )
 
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        problems = []
+        if len(self.image_size) != 2 or not all(0 < side <= MAX_SIDE for side in self.image_size):
+            allowed = f"height and width, 1..{MAX_SIDE}"
+            problems.append(Problem("image_size", str(self.image_size)[:80], allowed))
+        if not 0 < len(self.strides) == len(self.channels) <= MAX_MAPS or min(self.strides) < 1:
+            got = f"{str(self.strides)[:80]} with channels {str(self.channels)[:80]}"
+            problems.append(Problem("strides", got, f"1..{MAX_MAPS} of them, as many channels"))
+        return problems
+
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of its training images, in pixels."""
         return self.image_size[0], self.image_size[1]
 
 
-def read_card(path: Path) -> tuple[StudentCard, Path]:
+def read_card(path: Path, *, own: OwnClassConfig | None = None) -> tuple[StudentCard, Path]:
     """Read a student's description.
 
     Args:
         path: the student's folder, or the run folder that holds it.
+        own: the class that its card may name.
 
     Returns:
         The description, and the folder it is in.
 
     Raises:
-        DataError: no student there, or not one this version reads.
+        DataError: no student there, not one this version reads, or one of a class of somebody's
+            own that `own` does not name.
     """
     folder = next((f for f in (path, path / STUDENT_FOLDER) if (f / CARD).exists()), None)
     if folder is None:
@@ -76,11 +92,28 @@ def read_card(path: Path) -> tuple[StudentCard, Path]:
             f"{path}: got no trained student, allowed a run folder of `dreamshard train` or the "
             "folder of an exported student. Is the training finished?"
         )
+    path = folder / CARD
     try:
-        raw = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {raw.get('format_version')}, not {FORMAT_VERSION}")
-        return StudentCard(**raw), folder
-    except (ValueError, TypeError, AttributeError) as error:
-        path = folder / CARD
+        card, problems = check(StudentCard, raw)
+        if card is not None:
+            problems = check(StudentConfig, card.student)[1]
+        if card is None or problems:
+            raise ValueError("; ".join(map(str, problems[:3])))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: got {error}, allowed a student's card.") from error
+    _check_class(card, own or OwnClassConfig(), where=str(path))
+    return card, folder
+
+
+def _check_class(card: StudentCard, own: OwnClassConfig, *, where: str) -> None:
+    """Refuse a class that the user has not named, and settings the user has not given for one."""
+    name, settings = card.student.get("name"), card.student.get("settings") or {}
+    plain_name(name, where=where, key="student.name", flag="--own_class.name", said=own.name)
+    if is_import_path(str(name)) and dict(settings) != dict(own.settings):
+        raise DataError(
+            f"{where}: student.settings: got {settings}, allowed those that you give yourself for "
+            f"a class of your own: --own_class.settings '{json.dumps(settings)}'"
+        )

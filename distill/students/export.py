@@ -32,7 +32,7 @@ from dreamshard.permissions import apply_umask
 from pipeline.learning.tensors import apart
 
 if TYPE_CHECKING:
-    from distill.configs.student import StudentConfig
+    from distill.configs.student import OwnClassConfig, StudentConfig
 
 WEIGHTS, PYRAMID = "model.safetensors", "pyramid.safetensors"
 
@@ -95,16 +95,18 @@ def export_student(
     return folder
 
 
-def load_student(path: Path) -> tuple[Student, StudentCard]:
+def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Student, StudentCard]:
     """Rebuild a trained student, in evaluation mode.
 
     Args:
         path: the student's folder, or the run folder that holds it.
+        own: the class of the user's own that its card may name.
 
     Raises:
-        DataError: no student there, or weights that do not fit its description.
+        DataError: no student there, one of a class that `own` does not name, or weights that do
+            not fit its description.
     """
-    card, folder = read_card(path)
+    card, folder = read_card(path, own=own)
     student = untrained_student(card)
     try:
         weights = load_file(folder / WEIGHTS)

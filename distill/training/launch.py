@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,7 +134,7 @@ def _precision_problem(precision: str, *, kind: str) -> Problem | None:
 
 def _tracker_problems(trackers: Sequence[str]) -> list[Problem]:
     """Say which trackers' packages are missing, before anything runs."""
-    missing = [name for name in trackers if importlib.util.find_spec(name) is None]
+    missing = [name for name in trackers if find_spec(name) is None]
     return [
         Problem(
             "trackers",

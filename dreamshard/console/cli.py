@@ -7,10 +7,10 @@ Nothing is imported before the verb is known, so that `dreamshard --help` answer
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.versions import VERSION
 
@@ -86,8 +86,7 @@ def load_verb(verb: str) -> Callable[[Sequence[str]], int | None]:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"Did you mean `dreamshard {close[0]}`?" if close else "See `dreamshard --help`."
         raise ConfigError(Problem("dreamshard", f"the verb {verb!r}", ", ".join(VERBS), hint))
-    module, _, function = VERBS[verb][0].partition(":")
-    return getattr(importlib.import_module(module), function)
+    return trusted.listed(verb, table={name: target for name, (target, *_) in VERBS.items()})
 
 
 def main(argv: Sequence[str]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import secrets
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.outcomes import one_line
@@ -154,7 +154,7 @@ def _join(address: str, *, key: str) -> None:
 
 def _find(address: str) -> str:
     """Return the address that Ray takes `auto` for."""
-    services = importlib.import_module("ray._private.services")
+    services = trusted.module("ray._private.services")
     return services.canonicalize_bootstrap_address_or_die(address)
 
 
@@ -208,7 +208,7 @@ def _set_environment(config: RayConfig, *, joining: bool, embedded: bool = False
         # user demands a token.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     if "ray" in sys.modules and before != os.environ and not sys.modules["ray"].is_initialized():
-        core = importlib.import_module("ray._raylet")
+        core = trusted.module("ray._raylet")
         core.Config.initialize("")  # as Ray does when it changes the mode itself
         if hasattr(core, "AuthenticationTokenLoader"):
             core.AuthenticationTokenLoader.instance().reset_cache()

@@ -7,11 +7,12 @@ offline, online) and the run's name. Counters add up over processes; gauges are 
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 import threading
 import time
 from typing import Any, Literal
+
+from dreamshard import trusted
 
 Part = Literal["offline", "online"]
 
@@ -31,7 +32,7 @@ GAUGES = {
 @functools.cache
 def _metric(name: str) -> Any:
     """Make a metric once per process; a second one of that name would replace it."""
-    kinds = importlib.import_module("ray.util.metrics")
+    kinds = trusted.module("ray.util.metrics")
     if name in COUNTERS:
         return kinds.Counter(name, description=COUNTERS[name], tag_keys=("part", "run"))
     return kinds.Gauge(name, description=GAUGES[name], tag_keys=("part", "run"))

@@ -6,12 +6,12 @@ extractor and one sample count, never with published FID or KID, which fix an In
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem
 
 Extractor = Callable[[np.ndarray], np.ndarray]
@@ -38,7 +38,7 @@ def open_extractor(name: str) -> Extractor:
     try:
         if kind == "timm" and rest:
             return _timm(*rest.split("@", 1))
-        return getattr(importlib.import_module(kind), rest)()
+        return trusted.find(name, table={})()
     except (ImportError, AttributeError, RuntimeError, ValueError, OSError) as error:
         got = f"{name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         allowed = "pixels | timm:MODEL[@FILE] | module:function"
@@ -107,11 +107,13 @@ def _timm(model: str, file: str = "") -> Extractor:
     import timm
     import torch
 
+    from pipeline.teachers import weights
+
     if file and not Path(file).is_file():
         raise ValueError(f"{file}: not found")
-    network = timm.create_model(
-        model, pretrained=not file, checkpoint_path=file, num_classes=0
-    ).eval()
+    network = timm.create_model(model, pretrained=not file, num_classes=0).eval()
+    if file:
+        network.load_state_dict(weights.read([Path(file)]))
     data = timm.data.resolve_data_config({}, model=network)  # type: ignore[attr-defined]
     mean, std = (torch.tensor(data[key]).reshape(3, 1, 1) for key in ("mean", "std"))
 

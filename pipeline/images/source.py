@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import logging
 import os
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
+from dreamshard import trusted
 from dreamshard.config.reads import OWN, Table, When, unread
 from dreamshard.errors import ConfigError, DataError, DreamshardError, Problem
 from pipeline.images.evidence import sample_bytes, spread
@@ -220,9 +220,8 @@ def open_source(
     meant = HELDOUT.get(kind, part) if part == "heldout" else part
     config = replace(config, split=config.split or meant)
     target = SOURCES.get(kind, kind)
-    module_name, _, class_name = target.partition(":")
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        cls = trusted.find(kind, table=SOURCES)
     except (ImportError, AttributeError) as error:
         hint = "Check the spelling and that the module is on PYTHONPATH."
         problem = Problem(

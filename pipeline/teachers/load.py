@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 from typing import cast
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers.base import Mode, Teacher, TeacherClass, TeacherConfig, TeacherSpec
 from pipeline.teachers.interpreted.teacher import InterpretedTeacher, attach
@@ -23,13 +23,12 @@ TEACHERS: dict[str, str] = {
 def teacher_class(kind: str) -> TeacherClass:
     """Find the class behind a `kind`: a short name of `TEACHERS` or `module:Class`."""
     target = TEACHERS.get(kind, kind)
-    module_name, _, class_name = target.partition(":")
-    if not class_name:
+    if not trusted.is_import_path(target):
         close = difflib.get_close_matches(kind, TEACHERS, n=1)
         hint = f"Did you mean {close[0]}?" if close else "Or give an import path module:Class."
         raise ConfigError(Problem("kind", kind, " | ".join(TEACHERS) + " | module:Class", hint))
     try:
-        return cast(TeacherClass, getattr(importlib.import_module(module_name), class_name))
+        return cast(TeacherClass, trusted.find(kind, table=TEACHERS))
     except (ImportError, AttributeError) as error:
         what = f"{target} ({error})"
         hint = "Check the spelling and that the module is on PYTHONPATH."

@@ -91,6 +91,11 @@ def _load(config: SourceConfig) -> Any:
         hint = "pip install 'dreamshard[hf]'."
         problem = Problem("source.kind", f"hf ({error})", "the datasets library installed", hint)
         raise ConfigError(problem) from error
+    script = os.path.join(config.path, f"{os.path.basename(config.path.rstrip('/'))}.py")
+    if config.path.endswith(".py") or os.path.exists(script):
+        got = f"{config.path}, a dataset made by a script"
+        hint = "Nothing in a folder is run: convert it to Parquet where you trust it."
+        raise ConfigError(Problem("source.path", got, "data without a script", hint))
     try:
         if os.path.exists(os.path.join(config.path, "dataset_dict.json")):
             parts: Any = datasets.load_from_disk(config.path)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem
 from pipeline.images.evidence import sample_files
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import File
 from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
+
+UNSAFE = {"LSUN", "LSUNClass", "VisionDataset", "DatasetFolder"}
+"""Classes that unpickle a file beside the data, or are none by themselves."""
+UNPICKLES = " (it may run code that lies beside the data)"
 
 
 class VisionSource:
@@ -36,14 +42,7 @@ class VisionSource:
                 "source.kind", f"torchvision ({error})", "torchvision installed", hint
             )
             raise ConfigError(problem) from error
-        cls = getattr(torchvision.datasets, config.name, None)
-        if not isinstance(cls, type):
-            hint = "Try --source.name CIFAR10."
-            raise ConfigError(
-                Problem(
-                    "source.name", config.name or "nothing", "a class of torchvision.datasets", hint
-                )
-            )
+        cls = _dataset_class(torchvision.datasets, config.name)
         self._name, self._split = config.name.lower(), config.split
         split = _split_argument(cls, config.split)
         self.rule = f"{config.name} {config.split if split else ''}"
@@ -84,6 +83,22 @@ class VisionSource:
             label = label if isinstance(label, int | np.integer) else -1
             records.append(Record(self.entry(index)[0], np.asarray(image), label=int(label)))
         return labelled(self, indices, records)
+
+
+def _dataset_class(library: ModuleType, name: str) -> type:
+    """Return a class of torchvision.datasets.
+
+    Raises: ConfigError for one that there is not, or that runs code out of its files.
+    """
+    known = {n for n, item in vars(library).items() if isinstance(item, type)} - UNSAFE
+    try:
+        return trusted.attribute(library, name, allowed=known)
+    except AttributeError as error:
+        got = f"{name or 'nothing'}{UNPICKLES if name in UNSAFE else ''}"
+        problem = Problem(
+            "source.name", got, "a class of torchvision.datasets", "Try --source.name CIFAR10."
+        )
+        raise ConfigError(problem) from error
 
 
 def _split_argument(cls: type, split: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
@@ -89,7 +90,7 @@ def save_teacher(
 
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
-    kind = getattr(torch, dtype)
+    kind = trusted.attribute(torch, dtype, allowed=("float32", "bfloat16", "float16"))
     weights = {
         name: tensor.to(kind if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()

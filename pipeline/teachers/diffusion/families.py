@@ -7,11 +7,11 @@ inversion, sampling, pooling, dtypes) is written once, in `diffusion/teacher.py`
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
@@ -28,6 +28,7 @@ FAMILIES: dict[str, str] = {
 }
 """`_class_name` of a diffusers config.json -> the module that describes it."""
 
+MODULES = {name: name for name in (*FAMILIES.values(), *dict(checkpoints.MARKS).values())}
 PARTS = ("unet", "transformer")
 """Subfolders of a pipeline folder that may hold the network."""
 
@@ -89,4 +90,4 @@ def find_family(path: Path) -> tuple[Family, Path]:
 
 
 def _module(name: str) -> Family:
-    return cast(Family, importlib.import_module(name))
+    return cast(Family, trusted.listed(name, table=MODULES))

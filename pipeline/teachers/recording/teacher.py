@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dreamshard import trusted
 from dreamshard.errors import ConfigError, DataError, Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Flag, Mode, Scalar, TeacherConfig, TeacherSpec, guesses
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     Records = dict[str, Tensor] | Outbox
+
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Resolved(Protocol):
@@ -274,7 +278,10 @@ class NetworkTeacher(BaseTeacher):
         self.description = self.request.description
         if pins.threads > 0:
             torch.set_num_threads(pins.threads)
-        self.device, self.dtype = torch.device(pins.device), getattr(torch, pins.compute_dtype)
+        self.device, self.dtype = (
+            torch.device(pins.device),
+            trusted.attribute(torch, pins.compute_dtype, allowed=DTYPES),
+        )
         self.network = self.description.load(self.dtype)
         # torch's own `to`: that of diffusers warns about modules it would keep in float32.
         torch.nn.Module.to(self.network.module, device=self.device)

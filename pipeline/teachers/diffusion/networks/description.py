@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamshard import trusted
 from dreamshard.errors import Problem, TeacherError
 from pipeline.teachers import weights
-from pipeline.teachers.diffusion.networks.accepted import check_size
+from pipeline.teachers.diffusion.networks.accepted import TABLES, check_size
 from pipeline.teachers.diffusion.schedules import Schedule
 from pipeline.teachers.recording.teacher import NetworkDescription
 
@@ -109,7 +110,7 @@ def build(
     check_size(config, sum(value.numel() for value in state.values()), where=str(files[0]))
     try:
         with init_empty_weights():
-            module = getattr(diffusers, name).from_config(dict(config))
+            module = trusted.attribute(diffusers, name, allowed=TABLES).from_config(dict(config))
     # What diffusers raises on a config that contradicts itself depends on where it notices.
     except Exception as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -6,19 +6,50 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamshard import trusted
 from dreamshard.errors import TeacherError
 from dreamshard.permissions import apply_umask
 from pipeline.teachers import weights
+from pipeline.teachers.diffusion import schedulers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "empty_prompt.safetensors"
 SETTING = "prompt_embedding"
+OWN_PROMPT = f"Or make {FILE} where you trust the pipeline, and put it there."
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+)
+CLASSES: dict[object, tuple[str, ...]] = {
+    "diffusers": (
+        "UNet2DConditionModel",
+        "SD3Transformer2DModel",
+        "FluxTransformer2DModel",
+        "AutoencoderKL",
+        *schedulers.KNOWN,
+    ),
+    "transformers": (
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        "CLIPTokenizer",
+        "CLIPTokenizerFast",
+        "T5EncoderModel",
+        "T5Tokenizer",
+        "T5TokenizerFast",
+        "CLIPImageProcessor",
+        "CLIPFeatureExtractor",
+        "CLIPVisionModelWithProjection",
+    ),
+    "stable_diffusion": ("StableDiffusionSafetyChecker",),
+}
+"""Library -> classes that an index may name."""
 
 
 def find_prompt(pipeline: Path, setting: object, *, width: int, pooled: int | None) -> Path:
@@ -56,7 +87,7 @@ def compute_empty_prompt(pipeline: Path, path: Path) -> None:
     Raises: TeacherError if the package transformers is missing or the encoders cannot be loaded.
     """
     try:
-        importlib.import_module("transformers")
+        trusted.module("transformers")
     except ImportError:
         raise TeacherError(
             f"{path}: not there yet, and making it once needs: pip install transformers"
@@ -66,9 +97,12 @@ def compute_empty_prompt(pipeline: Path, path: Path) -> None:
 
     parts: dict[str, Any] = dict.fromkeys(("unet", "transformer", "vae", "safety_checker"))
     index = weights.read_json(pipeline / "model_index.json")
+    _check_names(index, pipeline / "model_index.json")
     absent = {name: None for name in parts if name in index}
     try:
-        pipe: Any = DiffusionPipeline.from_pretrained(pipeline, use_safetensors=True, **absent)
+        pipe: Any = DiffusionPipeline.from_pretrained(
+            pipeline, use_safetensors=True, variant=_variant(pipeline), **absent
+        )
         second = {
             name: "" for name in ("prompt_2", "prompt_3") if f"text_encoder{name[6:]}" in index
         }
@@ -89,6 +123,35 @@ def compute_empty_prompt(pipeline: Path, path: Path) -> None:
     save_file({name: tensor.detach().cpu() for name, tensor in state.items()}, part)
     apply_umask(part)
     part.replace(path)
+
+
+def _variant(pipeline: Path) -> str | None:
+    """Return the variant of the text encoders' weights (fp16), None where they are plain."""
+    folder = pipeline / "text_encoder"
+    if (folder / "model.safetensors").is_file() or list(folder.glob("*.safetensors.index.json")):
+        return None
+    found = {path.name.split(".")[1].split("-")[0] for path in folder.glob("model.*.safetensors")}
+    return found.pop() if len(found) == 1 else None
+
+
+def _check_names(index: dict[str, Any], where: Path) -> None:
+    """Refuse an index that names other code than that of the pipelines known here.
+
+    diffusers imports what an index names, so it may name nothing but what is listed here.
+    """
+    if index.get("_class_name") not in PIPELINES:
+        raise TeacherError(
+            f"{where}: _class_name: got {index.get('_class_name')!r:.80}, allowed "
+            f"{', '.join(PIPELINES)}. {OWN_PROMPT}"
+        )
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list) or not any(value):
+            continue
+        if len(value) != 2 or value[1] not in CLASSES.get(str(value[0]), ()):
+            raise TeacherError(
+                f"{where}: {name}: got {value!r:.80}, allowed classes of diffusers and "
+                f"transformers that such a pipeline has. Nothing else is imported. {OWN_PROMPT}"
+            )
 
 
 class Prompt:
