@@ -38,7 +38,7 @@ from tests.s3_server import Proxy, serve_s3
 
 MEAN_BYTES = 110_000  # of an ImageNet JPEG
 BATCH = 64
-ROWS_PER_GROUP = 100
+ROWS_PER_GROUP = 30
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--files", type=int, default=1_000_000, help="local files (count)")
-    parser.add_argument("--remote_images", type=int, default=1500, help="images on S3 (count)")
+    parser.add_argument("--remote_images", type=int, default=300, help="images on S3 (count)")
     asked = parser.parse_args()
     result: dict[str, object] = {"benchmark": "sources"}
     with tempfile.TemporaryDirectory(prefix="dreamshard-sources-") as folder:

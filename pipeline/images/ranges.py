@@ -10,8 +10,9 @@ from pipeline.images.listing import is_local
 
 GAP = 8 << 10
 """Remote ranges nearer than this are fetched as one: a request costs more than these bytes."""
-AHEAD = 2 << 10
-"""Bytes fetched at least, where headers are read one by one."""
+AHEAD = 2176
+"""Bytes fetched at least, where headers are read one by one: what lies in a tar file between the
+last block of one sample's image and the head of the next, a label's member between them."""
 
 Range = tuple[int, int, int]
 """(file, offset, length)."""
@@ -31,7 +32,7 @@ class HeaderFile:
         local = is_local(filesystem)
         self._file = open(path, "rb", buffering=AHEAD) if local else None  # noqa: SIM115
         self._place, self._start, self._block = 0, 0, b""
-        self.fetched = 0
+        self.fetched, self.closed = 0, False
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset."""
@@ -58,8 +59,23 @@ class HeaderFile:
 
     def close(self) -> None:
         """Close it."""
+        self.closed = True
         if self._file is not None:
             self._file.close()
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def __enter__(self) -> HeaderFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _remote(self, end: int) -> bytes:
         if not self._start <= self._place <= end <= self._start + len(self._block):

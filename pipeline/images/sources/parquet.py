@@ -15,6 +15,7 @@ from dreamshard.errors import ConfigError, DataError, Problem
 from pipeline.images.evidence import sample
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
+from pipeline.images.ranges import HeaderFile
 from pipeline.images.source import Record, SourceConfig, failed, labelled
 from pipeline.images.sources.row_groups import RowGroups, beside
 
@@ -42,10 +43,11 @@ class ParquetSource:
         keys: list[tuple[int, list[str] | None]] = []
         labels: list[Any] = []
         self.has_masks, self.has_labels = False, False
-        for number, path in enumerate(self._paths):
+        for number, (path, file) in enumerate(zip(self._paths, files, strict=True)):
             try:
-                with filesystem.open(path, "rb") as handle:
-                    self._add(pq.ParquetFile(handle), number, keys, labels, filesystem)
+                with HeaderFile(filesystem, path, file.size) as handle:
+                    table = pq.ParquetFile(handle)  # type: ignore[arg-type]
+                    self._add(table, number, keys, labels, filesystem)
             except pa.ArrowException as error:
                 raise DataError(f"{path}: not a Parquet file that can be read: {error}") from error
         self._keys = _unique_keys(keys, [file.name for file in files])

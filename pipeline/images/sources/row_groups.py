@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.images.listing import File, is_local, open_filesystem
+from pipeline.images.ranges import HeaderFile
 from pipeline.images.source import FINAL
 
 KEEP_BYTES = 512 << 20
@@ -76,8 +77,9 @@ class RowGroups:
         return table
 
     def _decode(self, filesystem: Any, number: int, group: int) -> pa.Table:
-        with filesystem.open(self._paths[number], "rb") as handle:
-            return pq.ParquetFile(handle).read_row_group(group, columns=self._columns)
+        with HeaderFile(filesystem, self._paths[number], self._files[number].size) as handle:
+            file = pq.ParquetFile(handle)  # type: ignore[arg-type]
+            return file.read_row_group(group, columns=self._columns)
 
     def _mapped(self, filesystem: Any, number: int, group: int) -> pa.Table:
         """Map a remote row group's copy on this machine, getting it if need be."""

@@ -22,8 +22,9 @@ BLOCK = tarfile.BLOCKSIZE
 MAX_TAIL = 1 << 20
 """Bytes behind the end mark that are looked at; writers pad to 10 KiB, or to a tape block."""
 MAX_LINKS = 16
-HEAD = 1 << 10
-"""Bytes of a member's head that stand for it, with those of its last block."""
+HEAD = 128
+"""Bytes of a member's head that stand for it, with those of its last block: over a network they
+come with the headers beside them, in one request for an image and its label."""
 MAX_LABEL = 4096
 """Bytes of a label's text, at most."""
 

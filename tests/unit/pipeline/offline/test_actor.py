@@ -222,7 +222,7 @@ def test_halving_is_asked_for_and_marked(tmp_path: Path, monkeypatch: pytest.Mon
         list(pool.map(made.make, [0, 1], [32, 32]))
     assert sizes.count(8) == 1 and sizes.count(4) == 16 and len(sizes) == 17
     commits = dataset.committed()
-    assert [commits[unit].extra for unit in (0, 1)] == [{"micro_batch": 4}] * 2
+    assert [commits[unit].extra["micro_batch"] for unit in (0, 1)] == [4, 4]
     other, reference = actor(tmp_path / "reference")
     other.make(0, 32)
     assert reference.committed()[0].digests == commits[0].digests
