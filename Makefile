@@ -2,6 +2,7 @@
 # make test    run the tests
 # make chaos   disturb some hundred runs, and compare with undisturbed ones
 # make mutate  change the product a little, and see whether its tests notice
+# make protocol  play 100,000 schedules of the commit protocol (minutes)
 # make lint    check style and types
 # make clean   remove .venv, caches and builds (never data or runs)
 #
@@ -18,7 +19,7 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-compile
 # Tests start processes by the hundred; in a shell that forbids bytecode each would compile torch.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo test chaos mutate lint clean
+.PHONY: help demo test chaos mutate protocol lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -40,6 +41,11 @@ mutate: $(STAMP)
 	@$(PY) -c 'import cosmic_ray' 2>/dev/null || \
 	  $(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[mutate]"
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/mutate.py $(ARGS)
+
+# SCHEDULES=N plays N of them, SEED=K draws others.
+protocol: $(STAMP)
+	@OMP_NUM_THREADS=1 DREAMSHARD_PROTOCOL=$(or $(SCHEDULES),100000) DREAMSHARD_PROTOCOL_SEED=$(or $(SEED),0) \
+	  $(PY) -m pytest -q -n $(WORKERS) tests/protocol $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

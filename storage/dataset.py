@@ -286,7 +286,19 @@ class Dataset:
 
     def sweep(self) -> int:
         """Remove what dead runs left behind; return how many files that were."""
-        return leases.sweep(self.files, restore=self._restore)
+        return leases.sweep(self.files, restore=self.restore)
+
+    def restore(self, held: Claim) -> int:
+        """Put a unit in order whose files may be nobody's; return how many were removed."""
+        removed, unit = 0, held.unit
+        if self.commit_of(unit) is None:
+            for key in self.store.unit_keys(unit):
+                removed += held.holds() and self.files.remove(key)
+            self.store.prune(unit)
+        commit = self.commit_of(unit)  # looked for again: this process may have been paused
+        if commit is not None and not self.store.holds(commit):
+            self.invalidate(unit, reason="its files were removed or replaced by a paused run")
+        return removed
 
     def tidy(self) -> None:
         """Finish what a run that died at the very end left: its leftovers and its roll-up."""
@@ -369,19 +381,6 @@ class Dataset:
         while self.store.num_samples() != (wanted := self.requested()):
             self.store.resize(wanted, fsync=self.fsync)
         self.files.prune(f"{STAGING}/put")
-
-    def _restore(self, held: Claim) -> int:
-        """Put a unit in order after a run died while it moved the unit's files."""
-        removed, unit = 0, held.unit
-        if self.commit_of(unit) is None:
-            for key in self.store.unit_keys(unit):
-                held.check()
-                removed += self.files.remove(key)
-            self.store.prune(unit)
-        commit = self.commit_of(unit)  # looked for again: this process may have been paused
-        if commit is not None and not self.store.holds(commit):
-            self.invalidate(unit, reason="a run died while it replaced the unit")
-        return removed
 
     def _check_same(self, wanted: Description) -> None:
         differences = self.about.differences(wanted)

@@ -21,6 +21,7 @@ from storage.formats.remote_chunks import RemoteChunks
 from storage.formats.stores import Store
 from storage.fs.local import Files
 from storage.ledger import quarantine
+from storage.ledger.holds import hold_for
 from storage.ledger.labels import LabelVersion
 from storage.ledger.manifest import read_samples, sample_rows
 from storage.ledger.versions import Pinned
@@ -63,7 +64,7 @@ class Snapshot:
         self.num_samples, self.requested = pinned.num_samples, requested
         self.samples_per_unit, self.levels = store.samples_per_unit, tuple(levels)
         self.units, self.counts = self._table.unit, self._table.count
-        self.holes = self._find_holes()
+        self.holes, self._held = self._find_holes(), False
 
     def __len__(self) -> int:
         return self.num_samples
@@ -101,6 +102,9 @@ class Snapshot:
 
     def open_chunks(self, names: Sequence[str], *, access: Access, max_open: int) -> Chunks:
         """Return what copies rows of some arrays; `storage.rows.chunks.open_chunks` calls it."""
+        if not self._held:  # from the first look at its rows until this object goes
+            hold_for(self, self._files)
+            self._held = True
         stored = [name for name in names if name != LABEL or self._relabelled is None]
         chunks = self._store.open_chunks(self, stored, access=access, max_open=max_open)
         if len(stored) == len(names):

@@ -53,6 +53,11 @@ class TarLayout:
         """List the files of a unit."""
         return [self.array_key("", unit), self.index_key(unit)]
 
+    def unit_of(self, key: str) -> int | None:
+        """Return the unit whose file a key names, None if it is no unit's."""
+        stem = key.rpartition("/")[2].partition(".")[0]
+        return int(stem) if stem.isdecimal() else None
+
     def read_index(self, unit: int) -> np.ndarray:
         """Read a shard's index, int64 (2, arrays + 1, samples)."""
         return read_index(

@@ -48,6 +48,11 @@ class ZarrStore:
         """List the files of a unit."""
         return [self.array_key(name, unit) for name in self.arrays]
 
+    def unit_of(self, key: str) -> int | None:
+        """Return the unit whose file a key names, None if it is no unit's."""
+        parts = key.split("/")
+        return int(parts[3]) if len(parts) > 3 and parts[3].isdecimal() else None
+
     def file_bytes(self, name: str) -> int:
         """Return the size every one of an array's files must have."""
         return self.arrays[name].row_bytes * self.samples_per_unit

@@ -110,6 +110,9 @@ class LocalFiles:
     remote = False
     """Whether files are objects of a store elsewhere, so that readers need local copies."""
 
+    renames = True
+    """Whether a file that others see can be renamed in one step, by whichever process is first."""
+
     poll_s = 0.01
     """Seconds between two looks at what other runs do."""
 

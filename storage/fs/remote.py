@@ -33,7 +33,7 @@ class RemoteFiles(LocalFiles):
         url: folder, such as `s3://bucket/features/name`.
     """
 
-    remote = True
+    remote, renames = True, False
 
     def __init__(self, url: str) -> None:
         self.objects = Objects(url)

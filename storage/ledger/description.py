@@ -18,6 +18,8 @@ from storage.schema import FORMAT_VERSION, Level, Pins, Recipe
 
 KEY = "dataset.json"
 MAX_BYTES = 16 << 20
+REMOVED = "dreamshard-removed"
+"""Format of what stands in its place while its folder is being removed."""
 UPGRADES: dict[int, Callable[[dict], dict]] = {}
 """By format version: what makes of such a description one of the next version. The recipe and its
 keys stay as they were written, so that a dataset keeps its name; the file itself is not changed."""
@@ -95,6 +97,11 @@ class Description:
         """
         try:
             value = json.loads(data)
+            if value == {"format": REMOVED}:
+                raise DataError(
+                    f"{where}: got a dataset that `dreamshard gc` was removing, allowed a whole "
+                    "one. Run `dreamshard gc ROOT --yes` to finish that."
+                )
             if not isinstance(value, dict) or value.get("format") != "dreamshard":
                 raise ValueError("no dreamshard dataset")
             written = _check_version(value.get("format_version"), where)

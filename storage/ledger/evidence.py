@@ -78,9 +78,10 @@ def watch_of(files: Files) -> Watch:
     return _watches.setdefault(files.url, Watch())
 
 
-@contextlib.contextmanager
-def beating(beat: Callable[[], object], *, every_s: float, name: str) -> Iterator[None]:
-    """Call something again and again while the context lasts, from a thread of its own."""
+def start_beating(
+    beat: Callable[[], object], *, every_s: float, name: str
+) -> Callable[[], threading.Thread]:
+    """Call something again and again from a thread of its own; return what ends that."""
     stop = threading.Event()
 
     def run() -> None:
@@ -89,11 +90,22 @@ def beating(beat: Callable[[], object], *, every_s: float, name: str) -> Iterato
 
     thread = threading.Thread(target=run, daemon=True, name=name)
     thread.start()
+
+    def end() -> threading.Thread:
+        stop.set()
+        return thread
+
+    return end
+
+
+@contextlib.contextmanager
+def beating(beat: Callable[[], object], *, every_s: float, name: str) -> Iterator[None]:
+    """Call something again and again while the context lasts, and not after it."""
+    end = start_beating(beat, every_s=every_s, name=name)
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
+        end().join()
 
 
 def sleep(seconds: float) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dreamshard.errors import DataError
 from storage.fs.local import STAGING, Files
 from storage.fs.owners import owner
-from storage.ledger import evidence
+from storage.ledger import evidence, holds
 from storage.ledger.publish import (
     CLAIMS,
     DEAD,
@@ -68,6 +68,7 @@ class Lease:
                 self._sweep()
             else:
                 evidence.sleep(self._files.poll_s)
+        holds.check_kept(self._files, own=self._key)
         self._beating.enter_context(evidence.beating(self._beat, every_s=BEAT_S, name="lease"))
         return self
 
@@ -104,14 +105,14 @@ def has_live_run(files: Files) -> bool:
 
 
 def watch_until_known(datasets: Sequence[Files]) -> None:
-    """Watch the leases and claims of other hosts until it is known which are dead.
+    """Watch the leases, claims and readers of other hosts until it is known which are dead.
 
     Takes LEASE_TTL_S where there are dead ones, no time where there are none of other hosts.
     """
 
     def unknown(files: Files) -> bool:
         found = [_state(files, lease) == UNKNOWN for lease in _leases(files)]
-        return unknown_claims(files) or any(found)
+        return any((*found, unknown_claims(files), holds.unknown(files)))  # each is looked at
 
     watched = [files for files in datasets if unknown(files)]
     if watched:
@@ -132,10 +133,10 @@ def sweep(files: Files, *, restore: Callable[[Claim], int]) -> int:
     Returns:
         How many files were removed.
     """
-    entries = set(files.names(STAGING))
+    removed, entries = holds.sweep(files), set(files.names(STAGING))
     if not entries:
-        return 0
-    removed = sum(_recover(files, key, unit, restore) for key, unit in dead_claims(files))
+        return removed
+    removed += sum(_recover(files, key, unit, restore) for key, unit in dead_claims(files))
     runs = {name.removesuffix(_ENDING) for name in entries} - set(_SHARED)
     for run in runs:
         lease = f"{STAGING}/{run}{_ENDING}"

@@ -238,13 +238,13 @@ def _move(held: Claim, staged: Mapping[str, Staged], *, fsync: bool) -> None:
 def _take_back(
     files: Files, staged: Mapping[str, Staged], unit: int, is_whole: Callable[[Commit], bool]
 ) -> None:
-    """Remove what was moved before a failure; void the unit's record if it lies about the rest."""
+    """Remove what was moved before a failure; void a record whose files that took away."""
     moved = [i.final for i in staged.values() if files.identity(i.final) == i.identity]
-    version, holds = latest_version(files, unit)
-    if not holds:
+    if not latest_version(files, unit)[1]:
         for key in moved:
             files.remove(key)
-    elif moved and not is_whole(read_commit(files, unit, version)):
+    version, holds = latest_version(files, unit)  # again: this process may have been paused
+    if holds and moved and not is_whole(read_commit(files, unit, version)):
         withdraw(files, unit, version, reason="a run that failed had overwritten its files")
 
 
@@ -274,4 +274,5 @@ def dead_claims(files: Files) -> list[tuple[str, int]]:
 
 def unknown_claims(files: Files) -> bool:
     """Say whether there are claims that were not watched for long enough to tell."""
-    return any(state_of(files, key) == UNKNOWN for key, _ in _claims(files))
+    states = [state_of(files, key) for key, _ in _claims(files)]
+    return UNKNOWN in states

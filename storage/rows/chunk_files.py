@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MethodType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -199,7 +201,11 @@ class OpenUnits(Generic[_Opened]):
     """
 
     def __init__(self, open_unit: Callable[[int], _Opened], limit: int) -> None:
-        self._open_unit, self._limit = open_unit, limit
+        # The owner of this object opens the units: a circle would keep both, with the snapshot
+        # that they read and its hold on the dataset, until the collector comes round.
+        method = isinstance(open_unit, MethodType)
+        self._open_unit = weakref.WeakMethod(open_unit) if method else lambda: open_unit
+        self._limit = limit
         self._units: OrderedDict[int, _Opened] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -210,12 +216,17 @@ class OpenUnits(Generic[_Opened]):
             for unit in units:
                 opened = self._units.get(unit)
                 if opened is None:
-                    opened = self._units[unit] = self._open_unit(unit)
+                    opened = self._units[unit] = self._opener()(unit)
                 self._units.move_to_end(unit)
                 used.append(opened)
             while len(self._units) > self._limit:
                 self._units.popitem(last=False)
         return used
+
+    def _opener(self) -> Callable[[int], _Opened]:
+        opener = self._open_unit()
+        assert opener is not None  # its owner is what asks
+        return opener
 
     def clear(self) -> None:
         """Close all that nobody uses."""

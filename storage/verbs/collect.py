@@ -1,16 +1,16 @@
 """Garbage collection: what may go under a root, and why; nothing goes unless it is asked for.
 
-Never collected: a dataset that is pinned, or that a run is at work on. Removed first is the file
-that makes a folder a dataset, so that what is half removed is seen as remains, not as a dataset.
+Never collected: a dataset that is pinned, that somebody reads, or that a run is at work on; all of
+this is looked for again after the removal was announced (`storage.ledger.holds`). Removed first is
+the file that makes a folder a dataset, so that what is half removed is seen as remains.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from storage.catalog import list_datasets
@@ -19,10 +19,11 @@ from storage.fs.local import STAGING, Files
 from storage.fs.open import open_files
 from storage.ledger import description
 from storage.ledger.book import Ledger, read_ledger
-from storage.ledger.leases import has_live_run
-from storage.schema import check_name, covers_levels
+from storage.ledger.holds import is_gone, make_final, pins, readers, removal
+from storage.ledger.leases import has_live_run, watch_until_known
+from storage.ledger.publish import claim
+from storage.schema import covers_levels
 
-PINS = "pins"
 _FOLDER = re.compile(r".+-[0-9a-f]{12}-[0-9a-f]{6}")
 
 
@@ -50,8 +51,9 @@ class Garbage:
 class _Entry:
     dataset: Dataset
     book: Ledger
+    holders: tuple[str, ...]
+    """What keeps all of it, for people."""
     busy: bool
-    pinned: bool
 
     @property
     def samples(self) -> int:
@@ -60,28 +62,6 @@ class _Entry:
     @property
     def bytes(self) -> int:
         return int(self.book.current.bytes[self.book.holds].sum())
-
-
-def pin(url: str, *, name: str, reason: str) -> bool:
-    """Keep a dataset from being collected until the pin of that name is taken off.
-
-    Returns:
-        Whether there was no pin of that name.
-    """
-    dataset = Dataset.open(url)
-    record = {"reason": reason, "time": time.time()}
-    return dataset.files.write(_pin_key(name), json.dumps(record).encode(), if_absent=True)
-
-
-def unpin(url: str, *, name: str) -> bool:
-    """Take a pin off; say whether there was one."""
-    return Dataset.open(url).files.remove(_pin_key(name))
-
-
-def pins(files: Files) -> list[str]:
-    """Return the names of a dataset's pins."""
-    names = files.names(PINS)
-    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
 
 def plan(
@@ -102,7 +82,7 @@ def plan(
         remove: names (or folders) of datasets to list whatever else holds.
 
     Raises:
-        ConfigError: if a dataset named is not there, is pinned, or a run is at work on it.
+        ConfigError: if a dataset named is not there, is pinned or read, or a run is at work on it.
         DataError: if there is no such root.
     """
     if keep_latest is not None and keep_latest < 1:
@@ -111,7 +91,7 @@ def plan(
     loose = [item for entry in entries if not entry.busy for item in _loose(entry)]
     loose += _remains(root)
     reasons = _named(entries, remove)
-    free = [entry for entry in entries if not entry.busy and not entry.pinned]
+    free = [entry for entry in entries if not entry.holders]
     if keep_latest is not None:
         reasons = {**_older(entries, free, keep_latest), **reasons}
     if superseded:
@@ -129,7 +109,7 @@ def plan(
 def collect(garbage: Sequence[Garbage]) -> int:
     """Remove what a plan listed; return how many files that were.
 
-    What was pinned, or taken up by a run, since the plan was made stays.
+    What was pinned, opened by a reader or taken up by a run since the plan was made stays.
     """
     return sum(map(_remove, garbage))
 
@@ -138,27 +118,50 @@ def _remove(item: Garbage) -> int:
     files = open_files(item.url)
     if item.kind == "leftovers":
         return Dataset.open(item.url).sweep()
-    if has_live_run(files) or (item.kind == "dataset" and pins(files)):
-        return 0
     if item.kind == "strays":
-        done = set(read_ledger(files).done.tolist())
-        still = set(_stray_keys(Dataset.open(item.url), done))
-        return sum(files.remove(key) for key in item.keys if key in still)
+        return 0 if _holders(files) else _remove_strays(Dataset.open(item.url), item.keys)
+    with removal(files) as announced:
+        if _holders(files, pinned=item.kind == "dataset"):
+            return 0
+        if not is_gone(files) and not make_final(files, announced):
+            return 0
     removed = files.remove(description.KEY)
     return removed + files.remove_tree("")
 
 
+def _remove_strays(dataset: Dataset, keys: Sequence[str]) -> int:
+    """Remove files of units that are not done; a run that starts meanwhile may be moving some."""
+    files, done = dataset.files, set(read_ledger(dataset.files).done.tolist())
+    still = [key for key in _stray_keys(dataset, done) if key in set(keys)]
+    units = {dataset.store.unit_of(key) for key in still}
+    removed = sum(files.remove(key) for key in still if dataset.store.unit_of(key) is None)
+    for unit in units - {None}:
+        with claim(files, cast("int", unit)) as held:
+            removed += dataset.restore(held)
+    return removed
+
+
+def _holders(files: Files, *, pinned: bool = True) -> tuple[str, ...]:
+    """Say what keeps a dataset from being removed."""
+    found = [f"pinned ({', '.join(names)})"] if pinned and (names := pins(files)) else []
+    found += [f"read by {', '.join(names)}"] if (names := readers(files)) else []
+    return (*found, *["a run is at work on it"] * has_live_run(files))
+
+
 def _entries(root: str) -> Iterator[_Entry]:
     """Open the datasets under a root; pass over damaged ones, which nobody may judge."""
-    for url, about in list_datasets(root):
-        if isinstance(about, DataError):
-            continue
+    listed = [
+        (url, about) for url, about in list_datasets(root) if not isinstance(about, DataError)
+    ]
+    watch_until_known([open_files(url) for url, _ in listed])
+    for url, about in listed:
         try:
             dataset = Dataset(url, about)
             book = read_ledger(dataset.files)
         except DataError:
             continue
-        yield _Entry(dataset, book, has_live_run(dataset.files), bool(pins(dataset.files)))
+        files = dataset.files
+        yield _Entry(dataset, book, _holders(files), bool(readers(files)) or has_live_run(files))
 
 
 def _loose(entry: _Entry) -> Iterator[Garbage]:
@@ -184,10 +187,10 @@ def _remains(root: str) -> Iterator[Garbage]:
     files = open_files(root)
     for name in sorted(files.names("")):
         inner = open_files(f"{files.url}/{name}")
-        if not _FOLDER.fullmatch(name) or inner.size(description.KEY) is not None:
+        if not _FOLDER.fullmatch(name) or not is_gone(inner):
             continue
-        if inner.names("commits") or inner.names("requests"):
-            yield Garbage(inner.url, "remains", f"it has no {description.KEY}")
+        if inner.names("commits") or inner.names("requests") or inner.size(description.KEY):
+            yield Garbage(inner.url, "remains", f"it has no {description.KEY} any more")
 
 
 def _named(entries: Sequence[_Entry], names: Sequence[str]) -> dict[str, str]:
@@ -199,10 +202,9 @@ def _named(entries: Sequence[_Entry], names: Sequence[str]) -> dict[str, str]:
             known = ", ".join(sorted({e.dataset.recipe.name for e in entries})) or "none"
             problems.append(Problem("--remove", repr(name), f"a dataset's name: {known:.300}"))
         for entry in fits:
-            if entry.pinned or entry.busy:
-                why = f"pinned ({', '.join(pins(entry.dataset.files))})"
-                got = f"{entry.dataset.url}, {why if entry.pinned else 'a run is at work on it'}"
-                problems.append(Problem("--remove", got, "a dataset that is neither"))
+            if entry.holders:
+                got = f"{entry.dataset.url}, {'; '.join(entry.holders)}"
+                problems.append(Problem("--remove", got, "a dataset that nothing holds"))
             reasons[entry.dataset.url] = "asked for by name"
     if problems:
         raise ConfigError(problems)
@@ -251,12 +253,3 @@ def _has_all(other: _Entry, entry: _Entry) -> bool:
         return False
     snapshot = other.dataset.snapshot()
     return not snapshot.holes and snapshot.num_samples >= entry.dataset.snapshot().num_samples
-
-
-def check_pin_name(name: str) -> str:
-    """Return the name of a pin if it may be one."""
-    return check_name(name, what="pin")
-
-
-def _pin_key(name: str) -> str:
-    return f"{PINS}/{check_pin_name(name)}.json"

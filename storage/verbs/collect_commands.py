@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dreamshard.errors import ConfigError, Problem
 from storage.catalog import find_dataset
+from storage.ledger import holds
 from storage.verbs import collect
 from storage.verbs.commands import format_bytes, verb_parser
 
@@ -17,7 +18,7 @@ def gc(argv: Sequence[str]) -> int:
         "gc",
         "List what may be removed under a folder of datasets: what dead runs left, files of units "
         "that are not done, and datasets by the rules given. Nothing is removed without --yes; "
-        "pinned datasets and those a run is at work on stay.",
+        "pinned datasets, those somebody reads and those a run is at work on stay.",
     )
     parser.add_argument("root", help="folder of datasets, a path or URL")
     parser.add_argument(
@@ -60,11 +61,11 @@ def pin(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     dataset = find_dataset(options.dataset)
     if options.remove:
-        was = collect.unpin(dataset.url, name=options.name)
+        was = holds.unpin(dataset.files, name=options.name)
         print(f"{dataset.url}: {'taken off' if was else 'there was no such pin'}.")
     else:
-        collect.pin(dataset.url, name=options.name, reason=options.reason)
-    left = ", ".join(collect.pins(dataset.files))
+        holds.pin(dataset.files, name=options.name, reason=options.reason)
+    left = ", ".join(holds.pins(dataset.files))
     print(f"{dataset.url}: {f'pinned ({left})' if left else 'not pinned'}.")
     return 0
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from dreamshard.console.cli import load_verb
-from dreamshard.errors import ConfigError
+from dreamshard.errors import ConfigError, DataError
+from storage.batches.reader import BatchReader
 from storage.catalog import list_datasets
 from storage.dataset import Dataset
-from storage.verbs.collect import Garbage, collect, pin, pins, plan, unpin
-from tests.feature_store import LEVELS, all_keys, expected_keys, fill, make_dataset, make_recipe
+from storage.ledger import holds
+from storage.ledger.holds import pins
+from storage.rows.pick import read_rows
+from storage.verbs import collect as collect_module
+from storage.verbs.collect import Garbage, collect, plan
+from tests.feature_store import (
+    LEVELS,
+    all_keys,
+    expected_keys,
+    fill,
+    make_dataset,
+    make_recipe,
+    write_unit,
+)
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -89,7 +107,7 @@ def test_of_two_alike_one_stays(root: str) -> None:
     first, second = made(root), made(root, name="b")
     found = plan(root, superseded=True)
     assert [item.url for item in found] == [second.url]
-    pin(second.url, name="paper", reason="cited")
+    holds.pin(second.files, name="paper", reason="cited")
     assert [item.url for item in plan(root, superseded=True)] == [first.url]
 
 
@@ -97,14 +115,13 @@ def test_pinned_datasets_stay(root: str) -> None:
     old = made(root)
     made(root, unit=4)
     found = plan(root, keep_latest=1)
-    assert pin(old.url, name="run-7", reason="checkpoint") and not pin(
-        old.url, name="run-7", reason="again"
-    )
+    assert holds.pin(old.files, name="run-7", reason="checkpoint")
+    assert not holds.pin(old.files, name="run-7", reason="again")
     assert plan(root, keep_latest=1) == []
     assert collect(found) == 0 and old.recipe.folder in names(root)  # pinned since the plan
     with pytest.raises(ConfigError, match=r"pinned \(run-7\)"):
         plan(root, remove=[old.recipe.folder])
-    assert unpin(old.url, name="run-7") and not unpin(old.url, name="run-7")
+    assert holds.unpin(old.files, name="run-7") and not holds.unpin(old.files, name="run-7")
     assert pins(old.files) == [] and len(plan(root, keep_latest=1)) == 1
 
 
@@ -137,6 +154,125 @@ def test_what_a_run_took_up_since_the_plan_stays(root: str) -> None:
     assert collect(strays) == len(dataset.arrays) and collect(found) > 10
 
 
+def test_what_is_read_stays(root: str) -> None:
+    dataset = made(root)
+    made(root, unit=4)
+    dataset.invalidate(1)
+    whole, strays = plan(root, keep_latest=1), plan(root)
+    snapshot = dataset.snapshot()
+    assert collect([]) == 0 and holds.readers(dataset.files) == []  # a look alone holds nothing
+    read_rows(snapshot, "emb", range(3))
+    assert holds.readers(dataset.files) == ["reader"]
+    before = all_keys(dataset)
+    assert collect(whole) == collect(strays) == 0 and all_keys(dataset) == before
+    assert plan(root, keep_latest=1) == []
+    with pytest.raises(ConfigError, match="read by reader"):
+        plan(root, remove=[dataset.recipe.folder])
+    del snapshot
+    gc.collect()
+    assert holds.readers(dataset.files) == []
+    assert collect(strays) == len(dataset.arrays) and collect(whole) > 10
+
+
+def test_a_training_run_holds_what_it_reads(root: str) -> None:
+    dataset = made(root)
+    with BatchReader(dataset.snapshot(), levels=["emb"], batch_size=4, max_open=1) as reader:
+        reader.next()
+        with pytest.raises(ConfigError, match="read by"):
+            plan(root, remove=["a"])
+        assert len([reader.next() for _ in range(20)]) == 20
+    del reader
+    gc.collect()
+    assert len(plan(root, remove=["a"])) == 1
+
+
+@pytest.mark.parametrize("who", ["pin", "lease", "reader"])
+def test_whoever_comes_while_a_removal_looks_is_seen_by_it(
+    root: str, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """Put first, then look: the one that comes later sees the other, and the removal gives way."""
+    dataset, stack = made(root), ExitStack()
+    found, removals, seen = plan(root, remove=["a"]), holds.removal, []
+
+    def come() -> None:
+        if who == "pin":
+            holds.pin(dataset.files, name="x", reason="")
+        elif who == "lease":
+            stack.enter_context(dataset.lease("alive"))
+        else:
+            seen.append(dataset.snapshot())
+            read_rows(seen[0], "emb", range(3))
+
+    @contextmanager
+    def announced(files) -> Iterator[str]:
+        with removals(files) as key:
+            thread = threading.Thread(target=come)
+            thread.start()
+            folder = {"pin": "pins", "lease": "staging", "reader": holds.READERS}[who]
+            ends = time.monotonic() + 10
+            while not set(files.names(folder)) - {"readers", "removals", "put"}:
+                assert time.monotonic() < ends
+                time.sleep(0.001)
+            yield key
+        thread.join(10)
+        assert not thread.is_alive()
+
+    monkeypatch.setattr(collect_module, "removal", announced)
+    assert collect(found) == 0
+    assert dataset.snapshot().holes == () and dataset.files.names(holds.REMOVALS) == []
+    stack.close()
+
+
+def test_a_removal_that_slept_is_stopped_for_good(root: str, monkeypatch) -> None:
+    """Its announcement was taken for dead and taken away: it cannot become final any more."""
+    dataset = made(root)
+    found, holders = plan(root, remove=["a"]), collect_module._holders
+
+    def sleep(files, *, pinned: bool) -> tuple[str, ...]:
+        assert holders(files, pinned=pinned) == ()
+        for name in files.names(holds.REMOVALS):
+            files.remove(f"{holds.REMOVALS}/{name}")
+        assert holds.pin(dataset.files, name="x", reason="")
+        return ()
+
+    monkeypatch.setattr(collect_module, "_holders", sleep)
+    assert collect(found) == 0
+    assert dataset.snapshot().holes == () and pins(dataset.files) == ["x"]
+
+
+def test_what_a_removal_left_in_the_middle_is_remains(root: str) -> None:
+    dataset = made(root)
+    made(root, name="b")
+    with holds.removal(dataset.files) as announced:
+        assert holds.make_final(dataset.files, announced)
+    with pytest.raises(DataError, match="was removing"):
+        Dataset.open(dataset.url)
+    with pytest.raises(DataError, match="has removed or is removing"):
+        dataset.lease("late").__enter__()
+    with pytest.raises(DataError, match="has removed or is removing"):
+        holds.pin(dataset.files, name="late", reason="")
+    found = plan(root)
+    assert short(found) == [("remains", dataset.recipe.folder)]
+    assert collect(found) > 10 and plan(root) == []
+
+
+def test_strays_go_only_while_no_run_is_at_work_on_their_unit(root: str, monkeypatch) -> None:
+    dataset = made(root)
+    dataset.invalidate(1)
+    strays, claims = plan(root), collect_module.claim
+
+    @contextmanager
+    def late(files, unit: int) -> Iterator[object]:
+        if dataset.commit_of(unit) is None:  # a run comes between the look and the removal
+            write_unit(dataset, unit, num_samples=12, run_id="other")
+        with claims(files, unit) as held:
+            yield held
+
+    monkeypatch.setattr(collect_module, "claim", late)
+    assert collect(strays) == 0
+    assert all_keys(dataset) == expected_keys(dataset) and dataset.snapshot().holes == ()
+
+
 def test_what_is_half_removed_is_seen_and_goes(root: str) -> None:
     dataset = made(root)
     made(root, name="b")
@@ -156,12 +292,12 @@ def test_only_names_that_are_there_can_be_removed(root: str) -> None:
 
 def test_commands(root: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     dataset = made(root)
-    gc, hold, drop = load_verb("gc"), load_verb("pin"), load_verb("drop")
-    assert gc([root]) == 0 and "nothing to remove" in capsys.readouterr().out
+    clear, hold, drop = load_verb("gc"), load_verb("pin"), load_verb("drop")
+    assert clear([root]) == 0 and "nothing to remove" in capsys.readouterr().out
     assert hold([dataset.url, "--reason", "cited"]) == 0
     assert "pinned (kept)" in capsys.readouterr().out
     with pytest.raises(ConfigError):
-        gc([root, "--remove", "a"])
+        clear([root, "--remove", "a"])
     assert hold([f"{root}/a", "--remove"]) == 0 and "not pinned" in capsys.readouterr().out
     (tmp_path / "keys").write_text("key/4\n\nkey/5\n")
     assert drop([dataset.url, "key/3", "--from-file", f"{tmp_path}/keys", "--reason", "x"]) == 0
@@ -171,7 +307,7 @@ def test_commands(root: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
         drop([dataset.url, "--reason", "x"])
     with pytest.raises(ConfigError, match="from-file"):
         drop([dataset.url, "--from-file", f"{tmp_path}/none", "--reason", "x"])
-    assert gc([root, "--remove", "a"]) == 0 and "nothing was removed" in capsys.readouterr().out
+    assert clear([root, "--remove", "a"]) == 0 and "nothing was removed" in capsys.readouterr().out
     assert len(names(root)) == 1
-    assert gc([root, "--remove", "a", "--yes"]) == 0 and "removed" in capsys.readouterr().out
-    assert gc([str(tmp_path)]) == 0
+    assert clear([root, "--remove", "a", "--yes"]) == 0 and "removed" in capsys.readouterr().out
+    assert clear([str(tmp_path)]) == 0

@@ -1,0 +1,59 @@
+"""The commit protocol under schedules: who does what when, dies, sleeps, has a bad clock.
+
+Every single event at every step, and drawn schedules of two to four events: 5000 in all, or as many
+as DREAMSHARD_PROTOCOL says (`make protocol`). A failure prints the schedule, which plays the same
+again:
+
+    pytest tests/protocol -k kept   # after adding it to kept.py
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.protocol.kept import KEPT
+from tests.protocol.play import model, parse, play, schedules
+from tests.protocol.scenarios import SCENARIOS
+
+SCHEDULES = int(os.environ.get("DREAMSHARD_PROTOCOL", "5000"))
+SEED = int(os.environ.get("DREAMSHARD_PROTOCOL_SEED", "0"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _model() -> Iterator[None]:
+    with model():
+        yield
+
+
+def broken(texts: Iterator[str] | tuple[str, ...]) -> tuple[int, list[str]]:
+    """Play schedules; return how many, and what went wrong in the first few that did."""
+    count, wrong = 0, []
+    for text in texts:
+        name, plan = parse(text)
+        world = play(SCENARIOS[name], plan)
+        count += 1
+        if world.violations:
+            wrong.append(f"{text}: {'; '.join(world.violations)}")
+            if len(wrong) == 5:
+                break
+    return count, wrong
+
+
+def test_kept_schedules() -> None:
+    assert broken(KEPT)[1] == []
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_schedules(name: str, record_property) -> None:
+    steps = play(SCENARIOS[name], {}).steps
+    share = -(-SCHEDULES // len(SCENARIOS))
+    drawn = max(0, share - 6 * steps)
+    every = schedules(name, steps, count=drawn, seed=SEED)
+    step = 1 if share >= 6 * steps else -(-6 * steps // share)
+    count, wrong = broken(itertools.islice(every, SEED % step, None, step))
+    record_property("schedules", count)
+    assert wrong == []
