@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.configs.evaluate import EvaluateConfig
-from dreamshard.config import load_config
+from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder, write_text
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Measure what a student has learned, beside pixels, its teacher and itself untrained."
 RESULTS = "results.json"
+FREE = ("run_dir", "device", "micro_batch")
+"""Settings that two evaluations in one folder may differ in."""
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -70,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     extractors = choose_extractors(
         config, student=student, card=card, device=device, image_size=size
     )
-    record = RunFolder(config.run_dir, config=config)
+    record = RunFolder(config.run_dir, config=config, of=whose(config))
     bench = StudentBench(
         student=student,
         card=card,
@@ -100,6 +102,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     record.stats(seconds=time.perf_counter() - began)
     record.finish("dreamshard report")
     return results
+
+
+def whose(config: EvaluateConfig) -> dict[str, object]:
+    """Say what an evaluation is of: all settings but those that decide no figure."""
+    from distill.training.state import flatten
+
+    settings = flatten(to_dict(config))
+    return {key: value for key, value in settings.items() if key not in FREE}
 
 
 def judged_size(config: EvaluateConfig, *, student: Student, card: StudentCard) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from distill.configs.train import TrainConfig
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import run_main
 from dreamshard.progress import stage
-from dreamshard.runfolder import RunFolder
+from dreamshard.runfolder import RunFolder, trim_metrics
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -214,13 +214,12 @@ def open_log(
     accelerator: Accelerator, *, config: TrainConfig, training_set: TrainingSet, start: int
 ) -> RunLog:
     """Open the run's record, without the lines of steps that are taken again, and its trackers."""
-    from distill.training.checkpoint import trim_metrics
     from distill.training.runlog import RunLog, open_trackers
 
     record = None
     if accelerator.is_main_process:
-        trim_metrics(Path(config.run_dir) / "metrics.jsonl", step=start)
-        record = RunFolder(config.run_dir, config=config)
+        record = RunFolder(config.run_dir, config=config, replace=config.restart)
+        trim_metrics(record.path / "metrics.jsonl", step=start)
     open_trackers(accelerator, config.trackers, to_dict(config))
     return RunLog(
         record,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import sys
 import traceback
@@ -16,6 +17,14 @@ OPTIONAL_MODULES = frozenset(
     "webdataset".split()
 )
 """Modules that only some commands need; the base installation goes without them."""
+
+OF_THE_MACHINE = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENODEV),
+    )
+)
+"""What a disk, a quota, permissions or limits refuse: the user's to mend, not a fault of ours."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,12 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
         # elsewhere, or the interpreter complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        hint = "What was finished stays; mend that, and the same command goes on."
+        return _fail(f"error: {place}{error.strerror}. {hint}", DataError.exit_code, argv)
 
 
 def _fail(text: str, exit_code: int, argv: Sequence[str]) -> int:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import platform
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dreamshard.config import dump_yaml, to_dict
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.owner import claim
 from dreamshard.redact import redact, redact_command, redact_line
 from dreamshard.versions import all_versions
 
 FILES = {
+    "owner.json": "whose folder this is: no other run writes into it",
     "command.txt": "the command of every start of this run, newest last",
     "config.resolved.yaml": "the whole configuration; give it back with --config",
     "environment.json": "machine, versions and environment variables (secrets left out)",
@@ -25,6 +29,8 @@ FILES = {
     "stats.json": "the run's figures as a whole",
     "report.html": "the report, for a browser",
 }
+log = logging.getLogger(__name__)
+
 ENVIRONMENT = frozenset(
     """
     DREAMSHARD_HOME DREAMSHARD_CACHE DREAMSHARD_CACHE_BYTES
@@ -53,11 +59,33 @@ ENVIRONMENT = frozenset(
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that nobody ever sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:  # of a full disk, nothing is left lying about
+        part.unlink(missing_ok=True)
+
+
+def trim_metrics(path: Path, *, step: int) -> None:
+    """Drop the lines of metrics.jsonl after a step, which a resumed run writes again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line).get("step", 0) <= step:
+                kept.append(line)
+        except ValueError:
+            continue  # the half line of a killed process
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def command_of(config: object) -> str:
+    """Return the command that a configuration is of: `encode` of an EncodeConfig."""
+    return type(config).__name__.removesuffix("Config").lower()
 
 
 def environment() -> dict[str, object]:
@@ -92,33 +120,43 @@ class RunFolder:
     """Keep the record of one run; make it in one process only (rank 0, the driver).
 
     Args:
-        path: folder of the run, made if missing; a rerun into it adds to its history.
-        config: the run's configuration dataclass.
+        path: folder of the run, made if missing; another start of the same run adds to its history.
+        config: the run's configuration dataclass; its class names the command.
         command: the command line, `sys.argv` if None.
+        of: what makes it another run, by name, JSON's values; None for nothing but the command.
+        replace: throw another run of the same command out.
 
     Raises:
-        ConfigError: the folder cannot be made or written.
+        ConfigError: the folder cannot be made or written, or is another run's.
     """
 
     def __init__(
-        self, path: str | Path, *, config: object, command: Sequence[str] | None = None
+        self,
+        path: str | Path,
+        *,
+        config: object,
+        command: Sequence[str] | None = None,
+        of: Mapping[str, object] | None = None,
+        replace: bool = False,
     ) -> None:
         self.path = Path(path)
+        self._warned = False
         line = redact_command(sys.argv if command is None else command)
         history = self.path / "command.txt"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            claim(self.path, command_of(config), of or {}, replace=replace)
             before = history.read_text(encoding="utf-8") if history.exists() else ""
             stamp = time.strftime("# %Y-%m-%d %H:%M:%S")
             write_text(history, f"{before}{stamp}\n{line}\n")
+            write_text(self.path / "config.resolved.yaml", dump_yaml(redact(to_dict(config))))
+            write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
-            hint = "Choose another folder for the run, or change its permissions."
+            hint = "Choose another folder for the run with --run_dir, make room, or grant access."
             problem = Problem(
                 str(self.path), error.strerror or str(error), "a folder to write to", hint
             )
             raise ConfigError(problem) from error
-        write_text(self.path / "config.resolved.yaml", dump_yaml(redact(to_dict(config))))
-        write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
     def log(self, **metrics: float | str) -> None:
         """Append one line to metrics.jsonl, with the `time` in seconds since 1970.
@@ -128,15 +166,16 @@ class RunFolder:
         line = {"time": round(time.time(), 3)} | {
             key: redact(_plain(value)) for key, value in metrics.items()
         }
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._record(), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def stats(self, **values: object) -> None:
         """Merge figures into stats.json; a name given again is replaced."""
         file = self.path / "stats.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        merged = known | {key: redact(_plain(value), name=key) for key, value in values.items()}
-        write_text(file, json.dumps(merged, indent=2) + "\n")
+        plain = {key: redact(_plain(value), name=key) for key, value in values.items()}
+        with self._record():
+            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            write_text(file, json.dumps(known | plain, indent=2) + "\n")
 
     def finish(self, next_command: str) -> None:
         """Write README.txt: what each file is, and the command to type next."""
@@ -145,4 +184,20 @@ class RunFolder:
         lines = [f"{name:<{width}}  {FILES.get(name, '')}".rstrip() for name in names]
         listing = "\n".join(line for line in lines if not line.startswith("README.txt"))
         text = f"Next:\n  {redact_line(next_command)}\n\nIn this folder:\n{listing}\n"
-        write_text(self.path / "README.txt", text)
+        with self._record():
+            write_text(self.path / "README.txt", text)
+
+    @contextlib.contextmanager
+    def _record(self) -> Iterator[None]:
+        """Go on where the record cannot be written: what the run makes is kept elsewhere."""
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "%s: the run's record cannot be written (%s) and is incomplete; the run goes "
+                    "on. Make room or grant access.",
+                    self.path,
+                    error.strerror or error,
+                )

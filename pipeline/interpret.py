@@ -72,7 +72,7 @@ def interpret(config: InterpretConfig) -> Path:
     """
     import torch
 
-    from dreamshard.runfolder import RunFolder
+    from dreamshard.runfolder import RunFolder, trim_metrics
     from pipeline.images.source import fingerprint, open_source
     from pipeline.learning.interpreting.examples import judge
     from pipeline.teachers.base import say
@@ -90,7 +90,13 @@ def interpret(config: InterpretConfig) -> Path:
     say(spec.notes)
     train, rest = read_sets(config, source, size=spec.image_size)
     card.training["labelled"] = train.keys
-    record = RunFolder(config.run_dir or folder / "run", config=config)
+    record = RunFolder(
+        config.run_dir or folder / "run",
+        config=config,
+        of={"recipe": card.training["recipe_key"]},
+        replace=config.overwrite,
+    )
+    trim_metrics(record.path / "metrics.jsonl", step=0)
     if config.threads:
         torch.set_num_threads(config.threads)
     total = len(source)

@@ -24,7 +24,7 @@ from dreamshard import rng
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, stage
-from dreamshard.runfolder import RunFolder
+from dreamshard.runfolder import RunFolder, trim_metrics
 from pipeline.learning.pretraining.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -121,6 +121,12 @@ class _Run:
         self.folder = Path(config.run_dir or Path(config.out) / "run")
         self._distance: ProxyDistance | None = None
 
+    def _record(self) -> RunFolder:
+        """Open the record of the run; another teacher's goes where this one replaces it."""
+        config = self.config
+        of = {"recipe": self.key}
+        return RunFolder(self.folder, config=config, of=of, replace=config.overwrite)
+
     def go(self) -> None:
         """Train from the last checkpoint to the end, then write the teacher."""
         from pipeline.learning.checkpoint import load_checkpoint, parts_of
@@ -133,8 +139,9 @@ class _Run:
         if checkpoint is not None:
             load_checkpoint(checkpoint, parts_of(self.learner))
         chief = self.accelerator.is_main_process
-        record = RunFolder(self.folder, config=config) if chief else None
-        if chief:
+        record = self._record() if chief else None
+        if record is not None:
+            trim_metrics(record.path / "metrics.jsonl", step=first)
             size = sum(weight.numel() for weight in self.learner.module.parameters())
             kind = "bfloat16" if self.half else "float32"
             begun = f", going on at step {first}" if first else ""

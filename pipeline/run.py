@@ -18,6 +18,7 @@ from pipeline.cluster.join import cluster, describe
 from pipeline.offline.actor import Job
 from pipeline.offline.books import Books, counts
 from pipeline.offline.driver import Driver, Outcome, Task
+from pipeline.offline.folder import own_folder, whose
 from pipeline.offline.signals import StopSignal
 from pipeline.offline.summary import already_there, announce, summarise
 from pipeline.request.config import OfflineConfig
@@ -42,17 +43,16 @@ def run(config: OfflineConfig, *, command: Sequence[str]) -> int:
         ConfigError, DataError, TeacherError: see `dreamshard.errors`; DataError also where units
             were left out.
     """
-    config = config.settled()
+    named, config = bool(config.run_dir), config.settled()
     request = resolve(config.request())
     existing = look_up(request)
     checked = settle(existing.dataset, request.input) if existing else []
     if existing is None or not existing.complete:
         for line in checked:
             stage(line)
+        config = own_folder(config, request, existing, named=named)
         return _run(config, request, existing, command)
-    return already_there(
-        existing, checked, wanted=request.wanted, max_invalid_share=config.max_invalid_share
-    )
+    return already_there(existing, request, checked, max_share=config.max_invalid_share)
 
 
 def _run(
@@ -68,7 +68,8 @@ def _run(
         config = replace(config, micro_batch=request.pins.micro_batch)
     dataset = existing.dataset if existing else create(request)
     check_pins(request, dataset, num_gpus=config.gpus_per_actor)
-    folder = RunFolder(config.run_dir, config=config, command=command)
+    of = whose(dataset.url)
+    folder = RunFolder(config.run_dir, config=config, command=command, of=of)
     folder.finish(shlex.join(command))  # what to type if this run ends early
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{token_hex(3)}"
     with dataset.lease(run_id):  # sweeps up after runs that died
@@ -76,8 +77,7 @@ def _run(
         missing = dataset.missing(request.plan.num_samples)
         if not len(missing):  # since we looked, another run has made them
             first = Existing(dataset, True, True, "another run was first")
-            share = config.max_invalid_share
-            return already_there(first, [], wanted=request.wanted, max_invalid_share=share)
+            return already_there(first, request, [], max_share=config.max_invalid_share)
         job = Job(
             url=dataset.url,
             run_id=run_id,

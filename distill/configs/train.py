@@ -42,7 +42,7 @@ class DataConfig:
         Table(
             "kind",
             {
-                "shards": "dataset join allow_holes threads",
+                "shards": "dataset join allow_holes threads access",
                 "stream": f"stream {SERVED}",
                 "live": "stream",
             },
@@ -80,6 +80,9 @@ class DataConfig:
     empty: the whole. Multiples of the largest stride."""
     allow_holes: bool = False
     """Train although work units are missing from the dataset."""
+    access: Literal["map", "pread"] = "map"
+    """Kind shards: how local files are read. map: mapped, fastest on local disks; pread: read row
+    by row, for network disks, where a mapped file that goes away ends the process."""
     threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that gather batches, per process."""
     prefetch: Annotated[int, Field(ge=1, le=64)] = 2

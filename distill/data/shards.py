@@ -105,6 +105,7 @@ class ShardSource:
             depth=1,  # a batch is copied before the next one is asked for
             prefetch=config.prefetch,
             threads=config.threads,
+            access=config.access,
             start=share.start,
             allow_holes=config.allow_holes,
         )

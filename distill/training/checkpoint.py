@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pipeline.learning.checkpoint import checkpoints, damaged, read_state
 # batch norm's statistics (checkpointed activations update them twice).
 FREE = (
     *("run_dir", "restart", "keep", "save_every", "trackers"),
-    *("data.threads", "data.prefetch", "data.dataset"),
+    *("data.threads", "data.access", "data.prefetch", "data.dataset"),
     *("accumulate", "student.grad_checkpointing", "student.compile"),
 )
 # What of data.stream decides the features is in the recipe, whose key is compared.
@@ -77,19 +76,3 @@ def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None
             f"{''.join(differing)}\nTake another folder with --run_dir, or throw its checkpoints "
             "away with --restart true."
         )
-
-
-def trim_metrics(path: Path, *, step: int) -> None:
-    """Drop the lines of metrics.jsonl after a step, which a resumed run writes again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line).get("step", 0) <= step:
-                kept.append(line)
-        except ValueError:
-            continue  # the half line of a killed process
-    part = path.with_name(f".{path.name}.partial")
-    part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    part.replace(path)

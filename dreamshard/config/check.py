@@ -36,6 +36,8 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
         The configuration and no problems, or None and the problems. Nested configurations that are
         sound by themselves are asked for their `problems()` even if others are not.
     """
+    if problems := list(_unreadable(raw)):
+        return None, problems
     try:
         # JSON is pydantic's strict input in which a list may become a tuple, a dict a dataclass.
         (config,) = allowed.adapter(cls).validate_json(json.dumps([raw], default=str))
@@ -53,6 +55,18 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
             key = f"{name}.{problem.key}"
             found.setdefault(key, dataclasses.replace(problem, key=key))
     return None, list(found.values())
+
+
+def _unreadable(value: Any, key: str = "") -> Iterator[Problem]:
+    """Yield the texts that are not UTF-8, as names of files from an older system may be."""
+    inside = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list | tuple):
+        inside = enumerate(value)
+    for name, item in inside:
+        yield from _unreadable(item, f"{key}.{name}".lstrip("."))
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        hint = "Rename the file or folder, or reach it by a link with such a name."
+        yield Problem(key, ascii(value), "a name that is UTF-8", hint)
 
 
 def _ask(config: object, prefix: str = "", default: object = None) -> Iterator[Problem]:

@@ -23,8 +23,8 @@ REFUSED_S = 5.0
 """As long a host may refuse: a cluster that is just starting does."""
 SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket on Linux."""
-SOCKET_BELOW = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-"""What Ray adds to its folder for its sockets, process number at its longest."""
+SOCKET_BELOW = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+"""What Ray adds to its folder for its sockets."""
 ROOM_BYTES = 32 << 20
 """Least room for Ray's logs."""
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dreamshard import permissions
 from dreamshard.errors import TeacherError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def num_cpus() -> int:
 
 
 def worker_env(threads: int) -> dict[str, str]:
-    """Return the environment of an actor process: pinned threads, and where our code is."""
+    """Return the environment of an actor process: pinned threads, the umask, where our code is."""
     path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
     count = str(threads)
     return {
@@ -58,6 +59,7 @@ def worker_env(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
+        permissions.VARIABLE: f"{permissions.umask():03o}",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may sum in another order each time
     }
 

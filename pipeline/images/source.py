@@ -235,9 +235,8 @@ def open_source(
         raise
     except Exception as error:  # stores and libraries raise what they like
         raise DataError(
-            f"source: got {type(error).__name__} while listing {config.path or kind}: "
-            f"{str(error).strip() or 'no reason given'}. Check --source.path, credentials and "
-            "network."
+            f"{key}: got {type(error).__name__} while listing {config.path or kind}: "
+            f"{str(error).strip() or 'no reason given'}. {_advice(error, key)}"
         ) from error
     passed = passed_over(source)
     if len(source) == 0:
@@ -248,6 +247,35 @@ def open_source(
     for line in passed:
         log.warning("source: passed over %s", line)
     return source
+
+
+ADVICE = (
+    (
+        ("credential", "token", "unauthorized", "401", "not signed"),
+        "Give credentials the way the store's library reads them (AWS_ACCESS_KEY_ID or ~/.aws, "
+        "GOOGLE_APPLICATION_CREDENTIALS, `hf auth login`), on every node.",
+    ),
+    (
+        ("permission", "forbidden", "accessdenied", "access denied", "403"),
+        "These credentials may not list it: grant list and read on the bucket.",
+    ),
+    (
+        ("nosuchbucket", "no such bucket", "notfound", "filenotfound", "404"),
+        "Check the bucket's and the folder's name in --{key}.path.",
+    ),
+    (
+        ("connect", "endpoint", "timeout", "timed out", "resolve", "unreachable", "ssl"),
+        "Check the network, the endpoint (AWS_ENDPOINT_URL) and proxies, then run it again.",
+    ),
+)
+"""Words in an error's type or text, and what to do about it."""
+
+
+def _advice(error: Exception, key: str) -> str:
+    """Say what to do about a listing that failed."""
+    text = f"{type(error).__name__} {error}".lower()
+    found = next((advice for words, advice in ADVICE if any(word in text for word in words)), "")
+    return (found or "Check --{key}.path, credentials and network.").format(key=key)
 
 
 def infer_kind(path: str, *, key: str = "source") -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dreamshard.errors import DataError
+from dreamshard.permissions import apply_umask
 from pipeline.learning.loop import Learner
 from pipeline.learning.tensors import apart
 
@@ -55,26 +56,43 @@ def save_checkpoint(
         parts: by name; "state" is taken.
         state: JSON's values, the "step" among them.
         keep: how many checkpoints to leave.
+
+    Raises:
+        DataError: it cannot be written; nothing of it is left.
     """
     final = run_dir / f"{PREFIX}{state['step']:06d}"
     partial = run_dir / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, part in parts.items():
-        tensors, rest = _taken_apart(part)
-        if tensors is not None:
-            save_file(tensors, partial / f"{name}.safetensors")
-        if rest is not None:
-            _write_json(partial / f"{name}.json", rest)
-    _write_json(partial / STATE, {"format": FORMAT, **state})
-    for path in [*partial.iterdir(), partial]:
-        flush(path)
+    try:
+        _write(partial, parts, state)
+    except (OSError, SafetensorError) as error:  # safetensors words a full disk in its own way
+        shutil.rmtree(partial, ignore_errors=True)
+        there = checkpoints(run_dir)
+        begin = there[-1].name if there else "step 0"
+        raise DataError(
+            f"{final}: got {error} while writing a checkpoint, allowed a disk with room for it. "
+            f"Make room; the same command goes on from {begin}."
+        ) from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     flush(run_dir)
     for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _write(partial: Path, parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, part in parts.items():
+        tensors, rest = _taken_apart(part)
+        if tensors is not None:
+            save_file(tensors, partial / f"{name}.safetensors")
+            apply_umask(partial / f"{name}.safetensors")
+        if rest is not None:
+            _write_json(partial / f"{name}.json", rest)
+    _write_json(partial / STATE, {"format": FORMAT, **state})
+    for path in [*partial.iterdir(), partial]:
+        flush(path)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dreamshard.errors import DataError, DreamshardError
+from dreamshard.permissions import adopt_umask
 from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
@@ -58,6 +59,7 @@ class ShardActor:
     """Make units: the class behind Ray's actors, usable without Ray."""
 
     def __init__(self, job: Job, source: Input, name: str = "teacher") -> None:
+        adopt_umask()
         self._job, self._input, self._name = job, source, name
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="teacher")
         self._metrics = Metrics("offline", job.run_id)
@@ -143,6 +145,7 @@ class ShardActor:
         return {
             "unit": unit,
             "count": count,
+            "ours": commit.run_id == self._job.run_id,
             "invalid": tally.invalid,
             "bytes": commit.bytes,
             "seconds": time.perf_counter() - started,

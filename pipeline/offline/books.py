@@ -52,10 +52,11 @@ class Books:
         """
         record = event.value
         count, invalid = cast(int, record["count"]), cast(int, record["invalid"])
-        self.samples += count
-        self.made += count
+        self.samples = min(self.samples + count, self.plan.num_samples)
         self.invalid += invalid
-        self.bytes += cast(int, record["bytes"])
+        if record["ours"]:  # of two runs at once, one commits a unit
+            self.made += count
+            self.bytes += cast(int, record["bytes"])
         self.teacher_s += cast(float, record["teacher_s"])
         self.write_wait_s += cast(float, record["write_wait_s"])
         self.examples = (self.examples + cast("list[str]", record["errors"]))[:MAX_EXAMPLES]
@@ -87,6 +88,7 @@ class Books:
     def stats(self) -> dict[str, float | int | str]:
         """Return this run's figures."""
         seconds = time.monotonic() - self.started
+        self.samples, self.invalid = counts(self.dataset)  # another run may have made some, too
         return {
             "dataset": self.dataset.url,
             "samples": self.samples,

@@ -32,7 +32,7 @@ def announce(request: ResolvedRequest, dataset: Dataset, *, num_missing: int) ->
 
 
 def already_there(
-    existing: Existing, checked: Sequence[str], *, wanted: int, max_invalid_share: float
+    existing: Existing, request: ResolvedRequest, checked: Sequence[str], *, max_share: float
 ) -> int:
     """Say that there is nothing to make, and what was checked; return the exit code.
 
@@ -40,13 +40,12 @@ def already_there(
         DataError: too many of its images are invalid.
     """
     dataset = existing.dataset
-    dataset.tidy()
+    if request.unwritable is None:
+        dataset.tidy()
     committed, invalid = counts(dataset)
-    check_invalid(
-        invalid, num_samples=committed, max_share=max_invalid_share, examples=[], url=dataset.url
-    )
+    check_invalid(invalid, num_samples=committed, max_share=max_share, examples=[], url=dataset.url)
     lines = [
-        f"already there: {committed:,} samples ({wanted:,} asked for), nothing to make",
+        f"already there: {committed:,} samples ({request.wanted:,} asked for), nothing to make",
         *(f"  {line}" for line in (existing.reason, *checked)),
         f"next: dreamshard inspect {shlex.quote(dataset.url)}",
     ]

@@ -76,6 +76,10 @@ def _misfits(level: Level, name: str) -> list[Problem]:
     codec = find_codec(name)
     if codec is None:
         return []  # reported by `setting_problems`
+    if name.partition("+")[0] == "float32" and level.dtype == "float16":
+        hint = "It would take twice the bytes for the same digits: try --codec float16."
+        allowed = "float16 or less: this level is recorded as float16"
+        return [Problem(f"codec ({level.name})", repr(name), allowed, hint)]
     try:
         codec.arrays(level)
     except DataError as error:

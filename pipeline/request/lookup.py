@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError, DataError, Problem
 from pipeline.request.resolve import ResolvedRequest
 from storage import catalog
 from storage.dataset import Dataset
@@ -31,9 +31,16 @@ def look_up(request: ResolvedRequest) -> Existing | None:
 
     One with more levels, or in another layout, serves if it has all samples wanted; it is never
     added to.
+
+    Raises:
+        ConfigError, DataError: a root that cannot be read.
     """
     root, prefix_digest = request.asked.root, request.input.prefix_digest
-    match = catalog.find(root, request.recipe, prefix_digest=prefix_digest)
+    try:
+        match = catalog.find(root, request.recipe, prefix_digest=prefix_digest)
+    except DataError:
+        request.check_writable()  # the same reason, by the setting's name
+        raise
     if match is None:
         return None
     dataset = Dataset.open(match.url, fsync=request.asked.fsync)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +52,13 @@ class ResolvedRequest:
     """Samples asked for, before rounding up to whole units."""
     plan: Plan
     pins: Pins
+    unwritable: ConfigError | None = None
+    """Why nothing can be made at the root; what is there already can be had all the same."""
+
+    def check_writable(self) -> None:
+        """Raise ConfigError if nothing can be made at the root."""
+        if self.unwritable is not None:
+            raise self.unwritable
 
 
 def resolve(
@@ -61,11 +68,12 @@ def resolve(
 
     Args:
         asked: its settings, paths absolute.
-        writing: whether its root must be a place to write to.
+        writing: whether to find out if its root is a place to write to; see `check_writable`.
         assume: what may stand in for a teacher or images that are not there; None for nothing.
 
     Raises:
-        ConfigError: everything that is wrong with teacher, source and root, in one go.
+        ConfigError: everything that is wrong with teacher, source and root, in one go; of the root
+            alone, what is returned says it.
         DataError: the source is there, but empty or damaged.
     """
     problems: list[Problem | str] = []
@@ -84,10 +92,9 @@ def resolve(
         source = attempt(lambda: open_source(settings))
     if spec is not None:
         attempt(lambda: choose_codecs(spec.levels, asked.codec))
-    if writing:
-        attempt(lambda: check_root(asked.root))
+    unwritable = _unwritable(asked.root) if writing else None
     if problems or spec is None:
-        raise ConfigError(problems)
+        raise ConfigError([*problems, *(unwritable.problems if unwritable else ())])
     inputs: Input
     if assume is not None and imagined:
         inputs = AssumedImages(assume, image_size=spec.image_size, views=asked.image.views)
@@ -95,7 +102,15 @@ def resolve(
         inputs = ImageInput(source, config=asked.image, image_size=spec.image_size, seed=asked.seed)
     else:
         inputs = LatentInput(image_size=spec.image_size, has_labels=spec.has_labels)
-    return _resolved(asked, spec, inputs)
+    return replace(_resolved(asked, spec, inputs), unwritable=unwritable)
+
+
+def _unwritable(root: str) -> ConfigError | None:
+    try:
+        check_root(root)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def check_root(root: str) -> None:

@@ -17,6 +17,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from dreamshard.errors import ConfigError, DreamshardError
+from dreamshard.permissions import adopt_umask
 from pipeline.cluster.outcomes import Done, Failed, Lost, Returned, unwrap
 from pipeline.cluster.worker import ActorSize
 from pipeline.streaming.config import StreamRequest
@@ -44,6 +45,7 @@ class StreamActor:
     """
 
     def __init__(self, asked: StreamRequest) -> None:
+        adopt_umask()
         stream = resolve_stream(asked)
         self._identity = stream.identity
         self._name = stream.name

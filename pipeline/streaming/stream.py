@@ -142,6 +142,7 @@ def resolve_stream(asked: StreamRequest, *, prefix: str = "") -> Stream:
     if problems:
         raise ConfigError(problems).under(prefix)
     if asked.keep and kept is not None:
+        kept.check_writable()
         parts[0] = _kept(parts[0], kept)
     return Stream(asked.name, tuple(parts), _identity(parts))
 

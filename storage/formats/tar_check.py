@@ -72,7 +72,7 @@ class _Check:
             front = header(key + extension(spec), size + len(prefix)) + prefix
             body = self._member(file, front, size, row, number, name)
             self._check_values(spec, body, row)
-        text = layout.json_of(commit, row)
+        text = layout.json_of(commit, row, size=int(self._table[1, -1, row]))
         front = header(key + ".json", len(text))
         body = self._member(file, front, int(self._table[1, -1, row]), row, -1, "json")
         if body != text:

@@ -103,7 +103,20 @@ def npy_front(spec: ArraySpec) -> bytes:
 def json_member(
     *, index: int, key: str, label: int | None, valid: bool, error: str | None
 ) -> bytes:
-    """Return a sample's JSON: index, the source's own key, label (null = none), and usability."""
+    """Return a sample's JSON: index, the source's own key, label, usability and what is wrong.
+
+    Every sample of a dataset has the same fields of the same types, as Hugging Face's builder takes
+    its columns from the first ones: the label of an unlabelled sample is -1 where others have one,
+    null where the dataset has none; the error of a usable one is "".
+    """
+    value = {"index": index, "key": key, "label": label, "valid": valid, "error": error or ""}
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def older_json_member(
+    *, index: int, key: str, label: int | None, valid: bool, error: str | None
+) -> bytes:
+    """Return a sample's JSON as version 0.1.0 wrote it at first: null for -1, no error for none."""
     known = None if label == -1 else label
     value: dict[str, object] = {"index": index, "key": key, "label": known, "valid": valid}
     if error is not None:

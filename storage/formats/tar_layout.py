@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dreamshard.errors import DataError
 from storage.codecs.base import ArraySpec
-from storage.formats.tar_format import MAX_NAME, extension, json_member, member_key
+from storage.formats.tar_format import (
+    MAX_NAME,
+    extension,
+    json_member,
+    member_key,
+    older_json_member,
+)
 from storage.formats.tar_index import read_index
 from storage.fs.local import Files
 from storage.ledger.commits import Commit
@@ -71,12 +78,14 @@ class TarLayout:
         """Return the WebDataset key of a sample, from its number and the source's name of it."""
         return member_key(index, key, room=self._key_room)
 
-    def json_of(self, commit: Commit, row: int) -> bytes:
-        """Return the JSON member of one of a unit's samples."""
-        return json_member(
-            index=commit.first + row,
-            key=commit.keys[row],
-            label=None if commit.labels is None else commit.labels[row],
-            valid=row not in commit.invalid,
-            error=commit.errors.get(row),
-        )
+    def json_of(self, commit: Commit, row: int, *, size: int) -> bytes:
+        """Return the JSON member of one of a unit's samples: in the form that has so many bytes."""
+        told: dict[str, Any] = {
+            "index": commit.first + row,
+            "key": commit.keys[row],
+            "label": None if commit.labels is None else commit.labels[row],
+            "valid": row not in commit.invalid,
+            "error": commit.errors.get(row),
+        }
+        text, older = json_member(**told), older_json_member(**told)
+        return older if len(older) == size else text

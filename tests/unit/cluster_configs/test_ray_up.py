@@ -36,6 +36,13 @@ def test_authentication_is_on_and_the_dashboard_on_loopback(config: dict[str, An
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"]
 
 
+def test_ray_and_its_jobs_find_the_environments_python(config: dict[str, Any]) -> None:
+    """A job's `python` is looked up on the PATH that `ray start` had."""
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (line,) = [line for line in config[key] if "ray start" in line]
+        assert "PATH=$HOME/venv/bin:$PATH " in line.partition("ray start")[0]
+
+
 def test_workers_are_spot_and_come_by_demand(config: dict[str, Any]) -> None:
     types = config["available_node_types"]
     assert config["head_node_type"] == "head" and set(types) == {"head", "teacher"}

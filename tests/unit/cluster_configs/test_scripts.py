@@ -106,6 +106,18 @@ def test_outside_of_slurm_it_says_so() -> None:
     assert result.returncode != 0 and "run this with sbatch" in result.stderr
 
 
+TEXTS = [ROOT / "README.md", *(p for p in CONFIGS.rglob("*") if p.is_file())]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_example_starts_ray_without_authentication(path: Path) -> None:
+    """Nor on loopback alone in words: 127.0.0.1 takes the switch that keeps it (e2e reads `ss`)."""
+    text = path.read_text(encoding="utf-8")
+    assert "disabled" not in "".join(line for line in text.splitlines() if "RAY_AUTH_MODE" in line)
+    if "--node-ip-address 127.0.0.1" in text:
+        assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0" in text and "RAY_AUTH_MODE=token" in text
+
+
 def test_the_local_cluster_is_authenticated_and_on_loopback() -> None:
     text = (CONFIGS / "ray" / "local.sh").read_text(encoding="utf-8")
     assert "RAY_AUTH_MODE=token" in text and "umask 077" in text

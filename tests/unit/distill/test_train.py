@@ -28,6 +28,7 @@ from distill.methods.build import build_method, method_class
 from distill.students.export import load_student
 from distill.train import join_ranks, train
 from dreamshard.errors import ConfigError, DataError, DreamshardError
+from pipeline.images.source import SourceConfig
 from pipeline.learning.loop import add_gradients
 from storage.batches.filler import Share
 from storage.dataset import Dataset
@@ -231,7 +232,10 @@ def test_the_monitor_looks_every_so_many_steps_and_changes_nothing(
     configure, tmp_path: Path
 ) -> None:
     train(configure(run_dir=str(tmp_path / "plain")))
-    monitor = MonitorConfig(every=2, samples=60, neighbours=3)
+    digits = SourceConfig(kind="digits")
+    monitor = MonitorConfig(
+        every=2, samples=60, neighbours=3, train_images=digits, heldout_images=digits
+    )
     train(configure(run_dir=str(tmp_path / "watched"), monitor=monitor))
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "watched"))
     looks = [line for line in metrics(tmp_path / "watched") if "monitor_knn" in line]

@@ -27,6 +27,7 @@ def tiny(out: Path, **changes: object) -> PretrainConfig:
     """A run of under a second."""
     values: dict[str, object] = {
         "out": str(out),
+        "source": SourceConfig(kind="digits"),
         "image": ImageConfig(size=16, views=2, flip="random"),
         "unet": UNetConfig(block_out_channels=[8, 8], norm_num_groups=4),
         "steps": 4,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.training.checkpoint import resume_point, trim_metrics
+from distill.training.checkpoint import resume_point
 from distill.training.state import TrainState, flatten
 from dreamshard.errors import ConfigError, DataError
+from dreamshard.runfolder import trim_metrics
 from pipeline.learning.checkpoint import save_checkpoint
 
 FRESH = TrainState(config={"seed": 0, "optimizer": {"lr": 0.1}, "keep": 2}, content_key="a")

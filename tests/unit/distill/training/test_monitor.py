@@ -21,9 +21,11 @@ def test_it_judges_digits_and_leaves_the_student_as_it_was(kind: str) -> None:
         seed=0,
     ).train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    monitor = Monitor(
-        MonitorConfig(every=1, kind=kind, samples=150, neighbours=5), image_size=(16, 16), seed=0
-    )
+    digits = SourceConfig(kind="digits")
+    config = MonitorConfig(
+        every=1, kind=kind, samples=150, neighbours=5, train_images=digits, heldout_images=digits
+    )  # type: ignore[arg-type]
+    monitor = Monitor(config, image_size=(16, 16), seed=0)
     assert monitor.train[0].shape == (150, 16, 16, 3)
     (figure,) = monitor(student).items()
     assert figure[0] == f"monitor_{kind}" and 20 < figure[1] <= 100, "far better than chance"

@@ -150,10 +150,11 @@ def enter(
     monkeypatch.setitem(cluster.sys.modules, "ray", ray)
     monkeypatch.setitem(cluster.sys.modules, "ray.exceptions", ray.exceptions)
     monkeypatch.setattr(cluster, "_set_environment", lambda *_, **__: None)
+    monkeypatch.setattr(cluster, "check_answers", lambda address, *, key: None)
     sizes: dict = {"num_cpus": 1, "num_gpus": 0, **given}
-    ended = ray.ended
     with cluster.cluster(RayConfig(address=address), **sizes) as joined:
-        assert ray.ended == ended
+        inside = ray.ended
+    assert ray.ended == inside + (not ray.running), "ended where we began it, and not before"
     return joined
 
 
@@ -192,8 +193,53 @@ def test_nobody_at_the_address_is_a_matter_of_the_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for error in (ConnectionError("refused"), RuntimeError("token"), ConnectionRefusedError("x")):
-        with pytest.raises(ConfigError, match="ray.address: got 10.0.0.1:6379 .*Start one with"):
+        with pytest.raises(
+            ConfigError, match=r"ray\.address: got 10\.0\.0\.1:6379 .*Start one with"
+        ):
             enter(monkeypatch, FakeRay(refuses=error), "10.0.0.1:6379")
+
+
+class SlowRay(FakeRay):
+    """Time out at its first starts, as Ray does on a loaded machine."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    def init(self, **options: object) -> None:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise Exception("The current node timed out during startup.")
+        super().init(**options)
+
+
+def test_a_start_that_times_out_is_tried_once_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    slow = SlowRay(1)
+    assert enter(monkeypatch, slow).where == EMBEDDED
+    assert len(slow.told) == 1 and "tried once more" in caplog.text
+    with pytest.raises(ConfigError, match=r"ray: got .*timed out during startup.*2 times.*load is"):
+        enter(monkeypatch, SlowRay(2))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("AF_UNIX path length cannot exceed 107 bytes"),
+        Exception("The current node timed out during startup"),
+        ValueError("Invalid address format: x"),
+        TimeoutError("deadline"),
+    ],
+)
+def test_whatever_ray_raises_is_an_error_of_ours(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for address in (None, "10.0.0.1:6379"):
+        with pytest.raises(ConfigError, match=type(error).__name__):
+            enter(monkeypatch, FakeRay(refuses=error), address)
 
 
 def test_a_token_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,5 +177,6 @@ def test_a_root_on_an_object_store_is_tried_and_not_made_here(
     monkeypatch.chdir(tmp_path)
     assert resolve(config(tmp_path, root="memory://resolve/data").request()).wanted == 1297
     assert list(tmp_path.iterdir()) == []
+    request = resolve(config(tmp_path, root="ftp://there/data").request())
     with pytest.raises(ConfigError, match="root: got ftp://there"):
-        resolve(config(tmp_path, root="ftp://there/data").request())
+        request.check_writable()
