@@ -58,8 +58,7 @@ SIZES: dict[str, dict[str, list[str]]] = {
                      "--unet.block_out_channels", "[8,8,8,8,8]"],
         "encode": ["--image.views", "1", "--samples", "64", "--samples_per_unit", "64"],
         "interpret": ["--epochs", "1", "--noisings", "1", "--mirror", "false", "--width", "8"],
-        "train": ["--steps", "4", "--batch_size", "8", "--log_every", "2", "--save_every", "4",
-                  "--dreamteacher.width", "8", "--dreamteacher.head_width", "8"],
+        "train": ["--steps", "4", "--batch_size", "8", "--log_every", "2", "--save_every", "4"],
         "evaluate": ["--segmentation.steps", "2", "--segmentation.width", "8"],
     },
     "short": {

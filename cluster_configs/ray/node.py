@@ -31,7 +31,7 @@ def main(address: str, cpus: str) -> None:
         max_worker_port=0,
         node_manager_port=0,
         dashboard_agent_listen_port=0,
-        include_log_monitor=False,
+        include_log_monitor=False,  # type: ignore[arg-type]  # as ray.cluster_utils does
     )
     node = Node(parameters, head=False, shutdown_at_exit=True, spawn_reaper=True)
     while node.remaining_processes_alive():

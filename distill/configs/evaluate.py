@@ -57,6 +57,7 @@ class EvaluateConfig:
             "by few_label, knn and protocol lbfgs of linear_probe",
             "pool micro_batch",
             lambda config: config.extracts,
+            "tasks",
         ),
     )
 

@@ -100,7 +100,7 @@ class AugmentConfig:
     """Random views of a batch's images, drawn per sample on the training device."""
 
     reads: ClassVar = (
-        When("with jitter above 0", "jitter_chance", lambda augment: any(augment.jitter)),
+        When("with jitter above 0", "jitter_chance", lambda augment: any(augment.jitter), "jitter"),
     )
 
     crop_scale: list[Share] = field(default_factory=lambda: [0.2, 1.0])
@@ -146,7 +146,9 @@ class SimSiamConfig:
 class VICRegConfig:
     """VICReg on the dataset's images (a baseline without a teacher)."""
 
-    reads: ClassVar = (When("with layers above 1", "hidden", lambda method: method.layers > 1),)
+    reads: ClassVar = (
+        When("with layers above 1", "hidden", lambda method: method.layers > 1, "layers"),
+    )
 
     width: Width = 2048
     """Width of the expander's output (features)."""

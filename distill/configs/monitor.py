@@ -22,6 +22,7 @@ class MonitorConfig:
             "with every above 0",
             "kind train_images heldout_images samples neighbours",
             lambda monitor: monitor.every > 0,
+            "every",
         ),
         Table("kind", {"knn": "neighbours"}),
     )

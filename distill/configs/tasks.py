@@ -177,11 +177,12 @@ class SegmentationConfig:
 
     reads: ClassVar = (
         Table("head", {"upernet": "width", "distilled": "width"}),
-        When("with shots above 0", "draw", lambda task: any(task.shots)),
+        When("with shots above 0", "draw", lambda task: any(task.shots), "shots"),
         When(
             "where the backbone is trained: frozen false",
             "optimizer.layer_decay",
             lambda task: not task.frozen,
+            "frozen",
         ),
     )
 

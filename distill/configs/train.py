@@ -48,7 +48,12 @@ class DataConfig:
             },
         ),
         When("by `dreamshard serve`", "stream.run_dir"),
-        When("with shuffle block", "stream.window_units", lambda data: data.shuffle == "block"),
+        When(
+            "with shuffle block",
+            "stream.window_units",
+            lambda data: data.shuffle == "block",
+            "shuffle",
+        ),
     )
 
     kind: Literal["shards", "stream", "live"] = "shards"

@@ -5,6 +5,7 @@ Shapes: N training and M held-out images, D pooled features.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -40,20 +41,15 @@ class Monitor:
 
     def __init__(self, config: MonitorConfig, *, image_size: tuple[int, int], seed: int) -> None:
         self.config = config
-        self.train, self.heldout = (
-            read_labelled(
-                source,
-                ImageConfig(),
-                image_size=image_size,
-                seed=seed,
-                samples=config.samples,
-                part=part,
-            )
-            for source, part in (
-                (config.train_images, "train"),
-                (config.heldout_images, "heldout"),
-            )
+        read = partial(
+            read_labelled,
+            image=ImageConfig(),
+            image_size=image_size,
+            seed=seed,
+            samples=config.samples,
         )
+        self.train = read(config.train_images, part="train")
+        self.heldout = read(config.heldout_images, part="heldout")
 
     def __call__(self, student: Student) -> dict[str, float]:
         """Return the share of held-out images whose class is found, in per cent.

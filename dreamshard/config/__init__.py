@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 from dreamshard.config.allowed import schema_of
 from dreamshard.config.check import NOTHING, check
 from dreamshard.config.help import format_config, format_help
-from dreamshard.config.sources import read_sources
+from dreamshard.config.sources import leave_out, read_sources, typed_keys
 from dreamshard.config.yaml12 import dump_yaml
 from dreamshard.errors import ConfigError
 
@@ -53,6 +53,8 @@ def load_config(cls: type[T], argv: Sequence[str], *, prog: str, description: st
         raise SystemExit(0)
     raw, problems, flags = read_sources(schema_of(cls), argv)
     config, wrong = check(cls, raw)
+    if config is None and leave_out(schema_of(cls), raw, wrong, typed=typed_keys(argv)):
+        config, wrong = check(cls, raw)
     problems += wrong
     if "print_config" in flags:
         problems = [problem for problem in problems if problem.got != NOTHING]

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from dreamshard.config import allowed
 from dreamshard.config.allowed import Schema
-from dreamshard.config.reads import default_of, rules_of, unread
+from dreamshard.config.reads import Unread, default_of, rules_of, unread
 from dreamshard.errors import Problem
 
 T = TypeVar("T")
@@ -85,6 +85,9 @@ def _ask(config: object, prefix: str = "", default: object = None) -> Iterator[P
         if rules_of(type(config)):
             found += [problem for problem in unread(config, default) if problem.key not in known]
         for problem in found:
+            if isinstance(problem, Unread):
+                choice = prefix + problem.choice
+                problem = dataclasses.replace(problem, choice=choice)
             yield dataclasses.replace(problem, key=prefix + problem.key)
         children = vars(config)
     for name, child in children.items():

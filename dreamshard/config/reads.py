@@ -61,11 +61,13 @@ class When:
         words: the condition, as it follows "it is read".
         names: the settings, as in a table's row.
         test: the condition, of the configuration; None where these are never read here.
+        choice: name of the setting that decides it, if it is one of the same configuration.
     """
 
     words: str
     names: str
     test: Callable[[Any], bool] | None = None
+    choice: str = ""
 
     @property
     def governed(self) -> list[str]:
@@ -84,12 +86,19 @@ class When:
 Rule = Table | When
 
 
+@dataclass(frozen=True)
+class Unread(Problem):
+    """Describe a setting that was given and that nothing reads; `choice` is what decides that."""
+
+    choice: str = ""
+
+
 def rules_of(cls: type) -> list[Rule]:
     """Return what a configuration and those it inherits from declare."""
     return [rule for base in cls.__mro__ for rule in base.__dict__.get("reads", ())]
 
 
-def unread(config: object, default: object = None) -> Iterator[Problem]:
+def unread(config: object, default: object = None) -> Iterator[Unread]:
     """Yield the settings that were given and that nothing reads.
 
     Args:
@@ -107,7 +116,7 @@ def unread(config: object, default: object = None) -> Iterator[Problem]:
                     chosen, readers = rule.why(config, name)
                     hint = f"It is read {_with(readers)}: leave it out, or set that."
                     allowed = f"{_show(usual)} {chosen}, which does not read it"
-                    yield Problem(key, _show(got), allowed, hint)
+                    yield Unread(key, _show(got), allowed, hint, choice=rule.choice)
 
 
 def default_of(cls: type) -> Any:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
 from dreamshard.config.allowed import Schema, at, defaults, describe, parts, settings
+from dreamshard.config.reads import Unread
 from dreamshard.config.yaml12 import parse_yaml, read_yaml
 from dreamshard.errors import Problem
+
+log = logging.getLogger(__name__)
 
 
 def read_sources(schema: Schema, argv: Sequence[str]) -> tuple[dict[str, Any], list[Problem], set]:
@@ -39,6 +44,44 @@ def read_sources(schema: Schema, argv: Sequence[str]) -> tuple[dict[str, Any], l
             continue
         raw = lay(schema, raw, value, path, append=bool(append))
     return raw, problems, flags
+
+
+def typed_keys(argv: Sequence[str]) -> set[str]:
+    """Return the dotted keys that arguments set, those of files left out."""
+    return {name.partition("+")[0] for name, _ in _split(argv)[0]} - {"config"}
+
+
+def leave_out(
+    schema: Schema, raw: dict[str, Any], problems: Sequence[Problem], *, typed: set[str]
+) -> bool:
+    """Give up what a file set for a choice that an argument changed; return whether there was any.
+
+    `--method simsiam` over a file for another method means it. What is left out is logged.
+
+    Args:
+        schema: of the configuration.
+        raw: merged settings; what is left out gets its default.
+        problems: what is wrong with them.
+        typed: dotted keys that arguments set.
+    """
+    usual, changed = defaults(schema), False
+    for problem in problems:
+        if not isinstance(problem, Unread) or problem.choice not in typed:
+            continue
+        path = problem.key.split(".")
+        if any(".".join(path[:end]) in typed for end in range(1, len(path) + 1)):
+            continue
+        inside, known = raw, usual
+        for name in path[:-1]:
+            inside = inside[int(name)] if isinstance(inside, list) else inside[name]
+            known = known.get(name, {}) if isinstance(known, dict) else {}
+        if path[-1] in known:
+            inside[path[-1]] = copy.deepcopy(known[path[-1]])
+            log.warning(
+                "%s: %s of the file is left out: %s", problem.key, problem.got, problem.hint
+            )
+            changed = True
+    return changed
 
 
 def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:

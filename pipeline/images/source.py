@@ -114,7 +114,7 @@ class ImageConfig:
     """How images are brought to the teacher's size; part of the recipe."""
 
     reads: ClassVar = (
-        When("with views above 1", "shift scale rotate", lambda image: image.views > 1),
+        When("with views above 1", "shift scale rotate", lambda image: image.views > 1, "views"),
     )
 
     size: Annotated[int, Field(ge=0, le=8192)] = 0

@@ -22,24 +22,10 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: the recipe, or the source that it names.
         DataError: no such dataset.
     """
-    parser = argparse.ArgumentParser(
-        prog="dreamshard verify",
-        description="Compare every sample of a dataset with the bytes that its source holds now.",
+    options = _parser().parse_args(argv)
+    config = load_config(
+        EncodeConfig, ["--config", options.source], prog="dreamshard verify", description=""
     )
-    parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
-    parser.add_argument(
-        "--source",
-        required=True,
-        metavar="RECIPE",
-        help="the YAML file it was encoded with; its sections source and image are read",
-    )
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="withdraw the units of changed images, so that encoding again makes them anew",
-    )
-    options = parser.parse_args(argv)
-    config = load_config(EncodeConfig, ["--config", options.source], prog="dreamshard verify")
     from pipeline.images.inputs import ImageInput
     from pipeline.images.source import open_source
     from pipeline.request.same_source import full_check
@@ -72,3 +58,23 @@ def main(argv: Sequence[str]) -> int:
     else:
         sys.stdout.write("with --repair their units are withdrawn, and made anew by encode\n")
     return DataError.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dreamshard verify",
+        description="Compare every sample of a dataset with the bytes that its source holds now.",
+    )
+    parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
+    parser.add_argument(
+        "--source",
+        required=True,
+        metavar="RECIPE",
+        help="the YAML file it was encoded with; its sections source and image are read",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="withdraw the units of changed images, so that encoding again makes them anew",
+    )
+    return parser

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
 import json
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -294,5 +292,34 @@ def test_a_default_of_its_place_is_no_setting(tmp_path: Path) -> None:
 
 def test_a_module_of_the_users_own_reads_everything() -> None:
     source = SourceConfig(kind="my:Source", path="p", split="s", class_folders=True)
-    assert not list(unread(source)) and typing.get_type_hints(SourceConfig)
-    assert importlib.util.find_spec("my") is None
+    assert not list(unread(source))
+    teacher = TeacherConfig(kind="my:Teacher", path="p", timesteps=[3], draws=2)
+    assert not list(unread(teacher))
+
+
+def load(cls: type, file: Path, *argv: str) -> Any:
+    return load_config(cls, ["--config", str(file), *argv], prog="x", description="")
+
+
+def test_a_choice_typed_over_a_file_leaves_its_other_settings_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`--image.views 1` over a recipe with views means it; what is dropped is said."""
+    file = ROOT / "recipes" / "digits" / "encode.yaml"
+    config = load(EncodeConfig, file, "--image.views", "1")
+    assert config.image.shift == 0.0625 and "image.shift: 0.125 of the file" in caplog.text
+    file = ROOT / "recipes" / "digits" / "train.yaml"
+    config = load(TrainConfig, file, "--method", "simsiam", "--simsiam.width", "64")
+    assert config.dreamteacher == DreamTeacherConfig() and config.simsiam.width == 64
+    file = ROOT / "recipes" / "cifar10" / "evaluate.yaml"
+    assert load(EvaluateConfig, file, "--tasks", "[knn]").knn.k == [1, 20, 200]
+
+
+def test_what_is_typed_itself_is_refused_all_the_same(tmp_path: Path) -> None:
+    file = ROOT / "recipes" / "digits" / "encode.yaml"
+    with pytest.raises(ConfigError, match=r"image\.shift: got 0\.2"):
+        load(EncodeConfig, file, "--image.views", "1", "--image.shift", "0.2")
+    own = tmp_path / "x.yaml"
+    own.write_text("image: {views: 1, shift: 0.2}\n")
+    with pytest.raises(ConfigError, match=r"image\.shift: got 0\.2"):
+        load(EncodeConfig, own, "--image.size", "32")

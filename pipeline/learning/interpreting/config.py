@@ -36,6 +36,7 @@ class InterpretConfig:
             "with labelled or validation above 0",
             "draw",
             lambda config: bool(config.labelled or config.validation),
+            "labelled",
         ),
     )
 

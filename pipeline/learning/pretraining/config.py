@@ -28,6 +28,7 @@ class UNetConfig:
             "block_out_channels layers_per_block attention_levels attention_head_dim "
             "norm_num_groups time_scale_shift resampling dropout",
             lambda unet: not unet.config,
+            "config",
         ),
     )
 
@@ -107,6 +108,7 @@ class PretrainConfig:
             "with distance_every above 0",
             "distance_samples distance_extractor",
             lambda config: config.distance_every > 0,
+            "distance_every",
         ),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from dreamshard.errors import (
+    OF_THE_MACHINE,
     ConfigError,
     DataError,
     DreamshardError,
@@ -93,3 +94,23 @@ sys.exit(run_main(main, []))
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("number", sorted(OF_THE_MACHINE))
+def test_what_the_machine_refuses_is_a_sentence(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: object) -> int:
+        raise OSError(number, os.strerror(number), "runs/x/results.json")
+
+    assert run_main(main, []) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: runs/x/results.json: {os.strerror(number)}. ")
+
+
+def test_other_errors_of_the_system_are_ours_to_mend() -> None:
+    def main(_: object) -> int:
+        raise FileNotFoundError(2, "No such file", "x")
+
+    with pytest.raises(FileNotFoundError):
+        run_main(main, [])

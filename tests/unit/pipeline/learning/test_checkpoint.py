@@ -267,3 +267,30 @@ def test_tied_weights_are_saved_under_every_name_and_stay_tied(tmp_path: Path) -
     back = tied(0.0)
     load_checkpoint(path, {"model": back})
     assert back[0].weight is back[1].weight and float(back[1].weight.sum()) == 12.0
+
+
+@pytest.mark.parametrize("name", ["safetensors", "json"])
+def test_a_full_disk_is_said_and_leaves_the_one_before(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    ours = trained()
+    before = save_checkpoint(tmp_path, parts_of(ours), state={"step": 3}, keep=2)
+
+    def full(*_: object, **__: object) -> None:
+        if name == "json":
+            raise OSError(28, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file" if name == "safetensors" else "_write_json", full)
+    with pytest.raises(DataError, match=r"No space left.*goes on from checkpoint-000003"):
+        save_checkpoint(tmp_path, parts_of(ours), state={"step": 4}, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == [before.name]
+
+
+def test_its_files_follow_the_umask(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, parts_of(trained()), state={"step": 3}, keep=2)
+    (tmp_path / "opened").write_text("x")
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert modes == {(tmp_path / "opened").stat().st_mode}
