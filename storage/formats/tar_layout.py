@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dreamshard.errors import DataError
+from storage.codecs.arrays import LABEL
 from storage.codecs.base import ArraySpec
 from storage.formats.tar_format import (
     MAX_NAME,
@@ -80,10 +81,11 @@ class TarLayout:
 
     def json_of(self, commit: Commit, row: int, *, size: int) -> bytes:
         """Return the JSON member of one of a unit's samples: in the form that has so many bytes."""
+        none = -1 if LABEL in self.arrays else None
         told: dict[str, Any] = {
             "index": commit.first + row,
             "key": commit.keys[row],
-            "label": None if commit.labels is None else commit.labels[row],
+            "label": none if commit.labels is None else commit.labels[row],
             "valid": row not in commit.invalid,
             "error": commit.errors.get(row),
         }

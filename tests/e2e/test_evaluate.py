@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill.configs.evaluate import EvaluateConfig
-from distill.configs.tasks import FewLabelConfig
+from distill.configs.tasks import FewLabelConfig, KnnConfig
 from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
@@ -83,6 +83,8 @@ def settings(trained: Path, **changes: Any) -> EvaluateConfig:
         "student": str(trained),
         "teacher": TEACHER,
         "image": ImageConfig(size=16),
+        "train_images": SourceConfig(kind="digits"),
+        "heldout_images": SourceConfig(kind="digits"),
         "micro_batch": 128,
         "few_label": FewLabelConfig(shots=[1, 5], draws=3, selection_draws=1, strengths=[10.0]),
     }
@@ -118,6 +120,16 @@ def test_another_teacher_is_refused(run_dir: Path) -> None:
         evaluate(settings(run_dir, teacher=fewer))
 
 
+def test_results_are_not_replaced_by_another_evaluation(run_dir: Path, tmp_path: Path) -> None:
+    own = {"baselines": [], "run_dir": str(tmp_path / "evaluate"), "tasks": ["knn"]}
+    evaluate(settings(run_dir, knn=KnnConfig(k=[1]), **own))
+    before = (tmp_path / "evaluate" / "results.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"run_dir: got .*tasks \[\"knn\"\] there"):
+        evaluate(settings(run_dir, **(own | {"tasks": ["few_label"]})))
+    assert (tmp_path / "evaluate" / "results.json").read_bytes() == before
+    evaluate(settings(run_dir, knn=KnnConfig(k=[1]), **own))
+
+
 def test_no_student_is_refused_before_anything_is_made(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no trained student"):
         evaluate(settings(run_dir, student=str(tmp_path), run_dir=str(tmp_path / "evaluate")))
@@ -130,7 +142,8 @@ def test_images_without_labels_are_refused(run_dir: Path, tmp_path: Path) -> Non
     Image.new("RGB", (16, 16)).save(tmp_path / "one.png")
     unlabelled = SourceConfig(kind="folder", path=str(tmp_path))
     with pytest.raises(DataError, match="without labels"):
-        evaluate(settings(run_dir, heldout_images=unlabelled, baselines=[]))
+        own = str(tmp_path / "evaluate")
+        evaluate(settings(run_dir, heldout_images=unlabelled, baselines=[], run_dir=own))
 
 
 def test_images_of_another_size_are_judged_where_the_student_takes_them(
@@ -138,6 +151,6 @@ def test_images_of_another_size_are_judged_where_the_student_takes_them(
 ) -> None:
     larger = ImageConfig(size=24)
     changes = {"image": larger, "baselines": [], "run_dir": str(tmp_path / "evaluate")}
-    whole = evaluate(settings(run_dir, baselines=[]))
+    whole = evaluate(settings(run_dir, baselines=[], run_dir=str(tmp_path / "whole")))
     results = evaluate(settings(run_dir, **changes))
     assert results["few_label"]["rows"] != whole["few_label"]["rows"]

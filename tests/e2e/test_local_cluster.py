@@ -95,7 +95,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int
 
 
 @needs_ss
-@pytest.mark.timeout(600)
 def test_every_port_is_on_loopback(cluster: tuple[int, int]) -> None:
     root, port = cluster
     found = listeners(family(root))

@@ -27,6 +27,14 @@ def test_one_codec_is_for_all_levels_of_floats() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["float32", "float32+zstd"])
+def test_wider_than_what_is_recorded_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"twice the bytes for the same digits: try --codec"):
+        choose_codecs(LEVELS, name)
+    wide = dataclasses.replace(FINE, dtype="float32")
+    assert choose_codecs([wide], name) == {"up.2.t100": name}
+
+
 def test_the_most_exact_key_counts() -> None:
     setting = {"default": "int4", "s4": "int8", "up.2.t300": "dct16"}
     chosen = choose_codecs(LEVELS, setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -17,7 +18,7 @@ from storage.dataset import Dataset
 from storage.formats.tar_format import decode_png, encode_png, header, member_key
 from storage.rows.pick import read_rows
 from storage.verbs.verify import verify_dataset
-from tests.feature_store import fill, make_batch, make_dataset, make_recipe
+from tests.feature_store import LEVELS, PINS, fill, make_batch, make_dataset, make_recipe
 
 N = 20
 
@@ -89,6 +90,77 @@ def test_hugging_face_datasets_reads_the_shards(dataset: Dataset, tmp_path: Path
     wanted = make_batch(3, 1)
     assert np.array_equal(np.asarray(row["emb.npy"], np.float16), wanted.levels["emb"][0])
     assert row["json"]["key"] == "key/3"
+
+
+def unlike(root: Path, *, labelled: bool = True) -> Dataset:
+    """A dataset whose first samples have no label, and whose first error comes late."""
+    dataset = Dataset.create(
+        str(root),
+        make_recipe(layout_format="tar"),
+        levels=LEVELS,
+        image_size=(4, 4),
+        pins=PINS,
+        labels=labelled,
+        masks=False,
+        fsync=False,
+    )
+    dataset.grow(N)
+    for unit in dataset.missing(N).tolist():
+        start = unit * dataset.samples_per_unit
+        count = min(dataset.samples_per_unit, N - start)
+        batch = make_batch(start, count, invalid=(17,))
+        if batch.label is not None:
+            batch.label[batch.index < 12] = -1
+        label = batch.label if labelled else None
+        batch = dataclasses.replace(batch, label=label, mask=None)
+        with dataset.unit_writer(unit, count=count, run_id="run") as writer:
+            writer.write(0, batch)
+            writer.commit()
+    dataset.roll_up(final=True)
+    return dataset
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_every_sample_has_the_fields_of_the_first(tmp_path: Path, labelled: bool) -> None:
+    """Hugging Face's builder takes its columns and their types from the first samples."""
+    dataset = unlike(tmp_path / "d", labelled=labelled)
+    assert not verify_dataset(dataset).findings
+    kinds = set()
+    for path in shards(dataset):
+        with tarfile.open(path) as shard:
+            for member in shard.getmembers():
+                if member.name.endswith(".json"):
+                    file = shard.extractfile(member)
+                    assert file is not None
+                    about = json.load(file)
+                    kinds.add(tuple((name, type(value)) for name, value in about.items()))
+    assert len(kinds) == 1, kinds
+    datasets = pytest.importorskip("datasets")
+    files = {"train": shards(dataset)}
+    found = datasets.load_dataset(
+        "webdataset", data_files=files, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    labels = [row["label"] for row in found["json"]]
+    assert labels == ([-1] * 12 + [n % 7 for n in range(12, N)] if labelled else [None] * N)
+    assert found[17]["json"]["error"] == "truncated" and found[3]["json"]["error"] == ""
+
+
+def test_shards_of_the_first_version_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wrote null for no label, and no error where there was none."""
+    from storage.formats import tar_unit
+    from storage.formats.tar_format import older_json_member
+
+    with monkeypatch.context() as before:
+        before.setattr(tar_unit, "json_member", older_json_member)
+        dataset = unlike(tmp_path)
+    assert not verify_dataset(dataset).findings
+    path = Path(shards(dataset)[0])
+    data = path.read_bytes()
+    assert b'"label":null' in data
+    path.write_bytes(data.replace(b'"label":null', b'"label":1234', 1))
+    assert verify_dataset(dataset).findings
 
 
 @pytest.mark.parametrize("images", ["png", "npy"])
