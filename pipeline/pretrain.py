@@ -24,6 +24,7 @@ from dreamshard import rng
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, stage
+from dreamshard.redact import redact
 from dreamshard.runfolder import RunFolder, trim_metrics
 from pipeline.learning.pretraining.config import PretrainConfig
 
@@ -239,7 +240,7 @@ class _Run:
             "images_seen": config.steps * config.batch_size,
             "steps": config.steps,
             "seed": config.seed,
-            "settings": to_dict(config),
+            "settings": redact(to_dict(config)),
         }
         if config.distance_every:
             told = {"samples": config.distance_samples, "extractor": config.distance_extractor}

@@ -8,6 +8,7 @@ from pathlib import Path
 from distill.training.state import TrainState, flatten
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError
+from dreamshard.redact import redact
 from pipeline.learning.checkpoint import checkpoints, damaged, read_state
 
 # Settings that a run may go on with others of. All but the third line decide neither weights nor
@@ -60,7 +61,7 @@ def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None
     from distill.configs.train import TrainConfig
 
     usual = flatten(to_dict(TrainConfig()))
-    before, after = usual | flatten(state.config), usual | flatten(now.config)
+    before, after = usual | flatten(redact(state.config)), usual | flatten(redact(now.config))
     differing = [
         f"\n  {key}: {before.get(key)!r} there, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from distill.students.card import STUDENT_FOLDER
 from distill.students.export import export_student
+from dreamshard.redact import redact
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
@@ -45,7 +46,7 @@ def keep_student(
         seed=training_set.seed,
         provenance={
             **summary,
-            "dataset": source.url,
+            "dataset": redact(source.url),
             "content_key": source.recipe.content_key,
             "snapshot": source.version,
             "samples": source.num_valid,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dreamshard.redact import redact
+
 if TYPE_CHECKING:
     from distill.data.sets import TrainingSet
 
@@ -16,10 +18,10 @@ class TrainState:
     Args:
         step: steps done.
         position: samples of the endless stream consumed, over all ranks.
-        dataset: URL of the dataset.
+        dataset: URL of the dataset, without secrets.
         content_key, layout_key: its recipe's.
         snapshot: version of its snapshot, which the run keeps to its end.
-        config: the whole configuration, as plain values.
+        config: the whole configuration, as plain values, without secrets.
         processes: how many ranks trained.
     """
 
@@ -39,11 +41,11 @@ def first_state(
     """Return the state of a run before its first step; `settings` are all of its configuration."""
     recipe = training_set.source.recipe
     return TrainState(
-        dataset=training_set.source.url,
+        dataset=str(redact(training_set.source.url)),
         content_key=recipe.content_key,
         layout_key=recipe.layout_key,
         snapshot=training_set.source.version,
-        config=settings,
+        config={name: redact(value, name=name) for name, value in settings.items()},
         processes=processes,
     )
 

@@ -71,7 +71,8 @@ def leave_out(
         path = problem.key.split(".")
         if any(".".join(path[:end]) in typed for end in range(1, len(path) + 1)):
             continue
-        inside, known = raw, usual
+        inside: Any = raw
+        known: Any = usual
         for name in path[:-1]:
             inside = inside[int(name)] if isinstance(inside, list) else inside[name]
             known = known.get(name, {}) if isinstance(known, dict) else {}

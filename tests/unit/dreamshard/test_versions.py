@@ -14,7 +14,7 @@ def _plain(name: str) -> str:
 
 
 BY_NAME = {"bench", "mlflow", "mutate", "onnx", "tensorboard", "wandb"}
-"""Extras that are asked for by name alone: trackers, one export format, rivals in benchmarks, mutants."""
+"""Extras asked for by name alone: trackers, one export format, rivals in benchmarks, mutants."""
 
 
 def test_the_lists_agree_with_pyproject(repo_root: Path) -> None:

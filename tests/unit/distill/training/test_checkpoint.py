@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.training.checkpoint import resume_point
+from distill.training.checkpoint import check_same_run, resume_point
 from distill.training.state import TrainState, flatten
 from dreamshard.errors import ConfigError, DataError
 from dreamshard.runfolder import trim_metrics
@@ -89,3 +89,20 @@ def test_a_state_of_other_fields_is_damage(tmp_path: Path) -> None:
 def test_settings_are_flattened_to_dotted_keys() -> None:
     settings = {"a": 1, "b": {"c": [2], "d": {"e": None}}, "f": {}}
     assert flatten(settings) == {"a": 1, "b.c": [2], "b.d.e": None}
+
+
+def test_a_state_holds_no_secrets_and_is_still_that_of_its_run(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from distill.training.state import first_state
+
+    recipe = SimpleNamespace(content_key="a", layout_key="b")
+    source = SimpleNamespace(recipe=recipe, url="s3://u:S3CR3T@b/x", version="1")
+    settings = {"data": {"dataset": source.url, "stream": {"teacher": {"hf_token": "S3CR3T"}}}}
+    state = first_state(
+        cast(Any, settings), training_set=cast(Any, SimpleNamespace(source=source)), processes=1
+    )
+    assert "S3CR3T" not in json.dumps(vars(state)) and settings["data"]["dataset"] == source.url
+    again = replace(state, config=settings)  # as an older version kept it
+    check_same_run(again, now=state, run_dir=tmp_path)
