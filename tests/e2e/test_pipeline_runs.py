@@ -217,7 +217,7 @@ def test_more_samples_extend_and_the_same_again_starts_nothing(
 
 
 def test_the_end_of_a_source_is_a_partial_unit(tmp_path: Path) -> None:
-    source = SourceConfig(split="heldout")
+    source = SourceConfig(kind="digits", split="heldout")
     dataset = make(
         encode_config(tmp_path / "data", source=source, samples=None, samples_per_unit=64)
     )
@@ -286,23 +286,32 @@ def test_too_many_corrupt_images_fail_the_run(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_cannot_be_made_is_left_out_and_listed(tmp_path: Path) -> None:
+    flag = tmp_path / "disk is gone"
+    flag.touch()
+    source = SourceConfig(kind="tests.gone_source:GoneSource", path=str(flag), split="train")
+    config = encode_config(tmp_path / "data", source=source, samples=3 * PER_UNIT, max_attempts=2)
+    with pytest.raises(DataError, match=r"1 units could not be made.*\n  1: .*disk went away"):
+        run(config, command=["test"])
+    dataset = dataset_under(config.root)
+    assert list(dataset.quarantined()) == [1] and "disk went away" in dataset.quarantined()[1]
+    flag.unlink()
+    check_whole(make(config), 3 * PER_UNIT)
+
+
+def test_a_sample_that_is_gone_costs_itself(tmp_path: Path) -> None:
     files = tmp_path / "images"
     files.mkdir()
-    for number in range(3 * PER_UNIT):
+    for number in range(2 * PER_UNIT):
         Image.new("L", (16, 16), number).save(files / f"{number:03d}.png")
     source = SourceConfig(kind="folder", path=str(files))
-    config = encode_config(tmp_path / "data", source=source, samples=None, max_attempts=2)
+    config = encode_config(tmp_path / "data", source=source, samples=None, max_invalid_share=0.1)
     request = main_path.resolve(config.request())
-    # Listed, then gone: storage fails, which is no statement about the image.
-    (files / "020.png").rename(files / "away")
+    (files / "020.png").unlink()  # listed, then gone
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main_path, "resolve", lambda config: request)
-        with pytest.raises(DataError, match=r"1 units could not be made.*\n  1: .*020.png"):
-            run(config, command=["test"])
-    dataset = dataset_under(config.root)
-    assert list(dataset.quarantined()) == [1] and "020.png" in dataset.quarantined()[1]
-    (files / "away").rename(files / "020.png")
-    check_whole(make(config), 3 * PER_UNIT)
+        dataset = make(config)
+    snapshot = dataset.snapshot()
+    assert np.flatnonzero(~snapshot.valid).tolist() == [20] and "020.png" in snapshot.errors[20]
 
 
 def test_views_are_samples_of_their_own(tmp_path: Path) -> None:
