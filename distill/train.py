@@ -96,8 +96,10 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.data.open import open_training_set
     from distill.methods.build import method_class
     from distill.students.card import STUDENT_FOLDER
+    from distill.training.holding import name_run, pin_for_checkpoints, unpin
     from distill.training.keep import keep_student
 
+    name_run(config.run_dir)
     run_dir, chief = Path(config.run_dir), accelerator.is_main_process
     kind, settings = method_class(config.method), config.method_settings()
     training_set = open_training_set(config.data, needs=kind.needs(settings), seed=config.seed)
@@ -106,8 +108,11 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     if state.step >= config.steps and student_folder.exists():
         if chief:
             stage(f"train: {run_dir} is finished ({state.step} steps), its student is reused")
+            unpin(training_set.source, run_dir)
         return student_folder
     training_set = training_set.at(state.snapshot)
+    if chief:
+        pin_for_checkpoints(training_set.source, run_dir)
     method, learner = build(
         accelerator, config=config, training_set=training_set, checkpoint=checkpoint
     )
@@ -128,6 +133,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
             training_set=training_set,
             log=log,
         )
+        unpin(training_set.source, run_dir)
     accelerator.wait_for_everyone()
     return student_folder
 

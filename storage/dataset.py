@@ -17,6 +17,8 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from secrets import token_hex
 
 import numpy as np
 
@@ -111,7 +113,8 @@ class Dataset:
         Raises:
             DataError: if another dataset is in that folder, or the root cannot be written.
         """
-        rest = dict(extra or {})
+        rest, url = dict(extra or {}), f"{open_files(root).url}/{recipe.folder}"
+        files = open_files(url)
         wanted = Description(
             recipe=recipe,
             levels=tuple(levels),
@@ -123,8 +126,8 @@ class Dataset:
             licence=str(rest.pop("licence", "unknown")),
             extra=rest,
             libraries=library_versions(),
+            conditional_put=files.proof() if files.remote else "",
         )
-        url = f"{open_files(root).url}/{recipe.folder}"
         dataset = cls(url, wanted, fsync=fsync)
         made = dataset.files.write(description.KEY, wanted.to_json(), if_absent=True, fsync=fsync)
         dataset.files.prune(STAGING)
@@ -337,12 +340,14 @@ class Dataset:
         Raises:
             DataError: if a key is no sample's; then nothing is dropped.
         """
-        snapshot = self.snapshot()
-        wanted = drops.find_samples(snapshot.keys, keys, where=self.url)
-        before = {index for drop in snapshot.drops for index in drop.samples}
-        fresh = {index: key for index, key in wanted.items() if index not in before}
-        if fresh:
-            drops.add_drop(self.files, fresh, reason=reason, fsync=self.fsync)
+        alone = self.lease(f"drop-{token_hex(4)}") if self.files.remote else nullcontext()
+        with alone:  # a store may not say which of two records was first
+            snapshot = self.snapshot()
+            wanted = drops.find_samples(snapshot.keys, keys, where=self.url)
+            before = {index for drop in snapshot.drops for index in drop.samples}
+            fresh = {index: key for index, key in wanted.items() if index not in before}
+            if fresh:
+                drops.add_drop(self.files, fresh, reason=reason, fsync=self.fsync)
         return len(fresh)
 
     def snapshot(self, version: str | None = None) -> Snapshot:

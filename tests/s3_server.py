@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Fault = str  # "503", "slow", "cut", "short", "lost answer"
+Fault = str
+"""503, slow, cut, short, lost answer; of conditional puts alone: unconditional, 412, 501."""
 _HOP = {"connection", "transfer-encoding", "keep-alive", "host", "content-length"}
 _SLOW_S = 3.0
 
@@ -46,6 +47,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "503":
             text = b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>"
             return self._answer(503, [("Content-Type", "application/xml")], text)
+        conditional = self.headers.get("If-None-Match") is not None
+        if fault in ("412", "501") and conditional:
+            code = {"412": b"PreconditionFailed", "501": b"NotImplemented"}[fault]
+            text = b"<Error><Code>" + code + b"</Code><Message>no</Message></Error>"
+            return self._answer(int(fault), [("Content-Type", "application/xml")], text)
         if fault == "slow":
             time.sleep(_SLOW_S)
         if fault == "cut":
@@ -53,6 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         upstream = http.client.HTTPConnection(*proxy.target, timeout=30)
         headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
+        if fault == "unconditional":
+            headers.pop("If-None-Match", None)
         headers["Host"] = self.headers["Host"]
         upstream.request(self.command, self.path, body, headers)
         answer = upstream.getresponse()

@@ -42,7 +42,7 @@ class ShardSource:
     def __init__(
         self, config: DataConfig, datasets: tuple[Dataset, ...], *, version: str | None = None
     ) -> None:
-        self._config, self._datasets, self._version = config, datasets, version
+        self._config, self.datasets, self._version = config, datasets, version
         first = datasets[0]
         self.url, self.recipe, self.image_size = first.url, first.recipe, first.image_size
         self.licence, self.labelled = first.about.licence, first.about.labels
@@ -55,9 +55,9 @@ class ShardSource:
         Raises:
             ConfigError: datasets that are not of the same samples.
         """
-        if len(self._datasets) == 1:
-            return self._datasets[0].snapshot(version=self._version)
-        return join(self._datasets, version=self._version)
+        if len(self.datasets) == 1:
+            return self.datasets[0].snapshot(version=self._version)
+        return join(self.datasets, version=self._version)
 
     @property
     def version(self) -> str:
@@ -71,7 +71,7 @@ class ShardSource:
 
     def at(self, version: str) -> ShardSource:
         """Return the same datasets at another version."""
-        return ShardSource(self._config, self._datasets, version=version)
+        return ShardSource(self._config, self.datasets, version=version)
 
     def codec(self, level: str) -> Codec:
         """Return a level's codec; a learned one with its basis."""

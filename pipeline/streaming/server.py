@@ -31,6 +31,7 @@ from pipeline.teachers.base import Teacher
 from pipeline.teachers.load import load_teacher
 from storage.codecs.arrays import codec_for
 from storage.codecs.base import Codec
+from storage.ledger.holds import as_name, name_readers
 from storage.schema import FeatureBatch
 
 CALLS = 3
@@ -75,6 +76,7 @@ class Server:
     def __init__(
         self, parts: Sequence[ServedPart | None], *, name: str, settle: bool = True
     ) -> None:
+        name_readers(as_name(f"stream-{name}"))
         self._parts, self._settle = list(parts), settle
         self._compute = ThreadPoolExecutor(1, thread_name_prefix="teacher")
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")

@@ -20,6 +20,7 @@ from typing import TypeAlias, TypeVar
 
 from dreamshard.errors import DataError
 from storage.fs.owners import owner
+from storage.fs.proof import Proof
 from storage.fs.reserve import reserve
 
 STAGING = "staging"  # everything that is not final: temporary files, claims, leases
@@ -296,6 +297,10 @@ class LocalFiles:
                 if error.errno not in _NO_LINKS:
                     raise
             return self._put_locked(source, target)
+
+    def proof(self, *, again: bool = False) -> Proof:
+        """Say whether a second file of one key is refused; file systems do."""
+        return "proved"
 
     def sync_folders(self, keys: Iterable[str]) -> None:
         """Make the names of files durable: flush their folders, up to the dataset's own."""

@@ -24,16 +24,19 @@ from typing import Any, TypeVar
 import xxhash
 
 from dreamshard.errors import DataError
+from storage.fs.proof import Proof, prove
 
 SCHEMES = ("memory", "s3", "s3a", "gs", "gcs", "az", "abfs")
 ATTEMPTS = 6
 BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 _PIPE_BYTES = 64 << 20  # larger files are sent in parts, not read into memory
+_SMALL_BYTES = 256 << 20  # no record comes near it
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
 _FINAL_ERRNO = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG}
 _NETWORK = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "http", "requests", "urllib3"}
 _NEVER = {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError"}
+_proofs: dict[str, Proof] = {}
 _MEMORY_LOCK = threading.Lock()  # fsspec's memory store checks and creates in two steps
 
 _T = TypeVar("_T")
@@ -192,25 +195,53 @@ class Objects:
 
         return self._put(key, attempt)
 
-    def put_new(self, key: str, data: bytes) -> bool:
+    def proof(self, folder: str, *, again: bool = False) -> Proof:
+        """Say whether the store refuses a second put of a key; tried once by each process.
+
+        Args:
+            folder: where to try.
+            again: try now, whatever was found before.
+        """
+        if again or self.url not in _proofs:
+            _proofs[self.url] = prove(
+                folder,
+                create=lambda key, data: self._put(key, lambda fs: self._create(fs, key, data)),
+                put=self.put,
+                get=self._look,
+                remove=self.remove,
+            )
+        return _proofs[self.url]
+
+    def put_new(self, key: str, data: bytes, *, folder: str) -> bool:
         """Put an object whole where there is none.
 
-        A put whose answer was lost may find itself: equal bytes count as put by this call.
+        A put whose answer was lost may find itself: equal bytes count as put by this call. Where
+        the store has no conditional put that works, the last of two writers at once stays.
+
+        Args:
+            key: where to put it.
+            data: what it is to hold.
+            folder: where to try whether the store can.
 
         Returns:
             Whether these are the bytes that are there now.
         """
         if self.info(key) is None:
             try:
-                self._put(key, lambda fs: self._create(fs, key, data))
-                return True
-            except FileExistsError:
-                pass
-            except NotImplementedError:  # the store has no conditional put: the last writer stays
+                if self.proof(folder) == "proved":
+                    self._put(key, lambda fs: self._create(fs, key, data))
+                    return True
                 self.put(key, data)
-        with contextlib.suppress(FileNotFoundError, DataError):
-            return self.get(key, limit=len(data)) == data
-        return False
+            except FileExistsError:
+                if self._look(key) is None:  # it cannot be there and not be there
+                    self.proof(folder, again=True)
+                    return self.put_new(key, data, folder=folder)
+        return self._look(key) == data
+
+    def _look(self, key: str) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError):
+            return self.get(key, limit=_SMALL_BYTES)
+        return None
 
     def _create(self, fs: Any, key: str, data: bytes) -> None:
         guard = _MEMORY_LOCK if self.scheme == "memory" else contextlib.nullcontext()

@@ -21,8 +21,10 @@ from dreamshard.errors import DataError
 from storage.fs.local import MAX_RECORD_BYTES, STAGING, LocalFiles
 from storage.fs.objects import Objects
 from storage.fs.owners import is_dead, owner
+from storage.fs.proof import Proof
 
 _NOTED = 4096  # uploads remembered, so that a run knows its own files again
+_PUT = f"{STAGING}/put"
 _made: dict[int, str] = {}  # this process's staging folder, by process number
 
 
@@ -125,7 +127,7 @@ class RemoteFiles(LocalFiles):
         """Put a small object whole, replacing what is there or only where nothing is."""
         self.step("put", key)
         if if_absent:
-            return self.objects.put_new(key, data)
+            return self.objects.put_new(key, data, folder=_PUT)
         self.objects.put(key, data)
         return True
 
@@ -145,8 +147,13 @@ class RemoteFiles(LocalFiles):
         """Put a local file, or the content of an object, whole where nothing has the key yet."""
         self.step("put", target)
         if source in self._staged:
-            return self.objects.put_new(target, Path(self._local(source)).read_bytes())
-        return self.objects.put_new(target, self.read(source))
+            data = Path(self._local(source)).read_bytes()
+            return self.objects.put_new(target, data, folder=_PUT)
+        return self.objects.put_new(target, self.read(source), folder=_PUT)
+
+    def proof(self, *, again: bool = False) -> Proof:
+        """Say whether the store refuses a second put of a key; tried once by each process."""
+        return self.objects.proof(_PUT, again=again)
 
     def sync_folders(self, keys: Iterable[str]) -> None:
         """Do nothing: an object that was put is durable."""

@@ -42,6 +42,8 @@ class Description:
     extra: Mapping[str, object] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     created: float = field(default_factory=time.time)
+    conditional_put: str = ""
+    """What a store said when the dataset was made to a second put of one key; "" for folders."""
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -82,6 +84,7 @@ class Description:
             "extra": dict(self.extra),
             "libraries": dict(self.libraries),
             "created": self.created,
+            **({"conditional_put": self.conditional_put} if self.conditional_put else {}),
         }
         try:
             return json.dumps(value, indent=1, allow_nan=False).encode()
@@ -144,6 +147,7 @@ class Description:
             extra=dict(value["extra"]),
             libraries=dict(value["libraries"]),
             created=float(value["created"]),
+            conditional_put=str(value.get("conditional_put", "")),
         )
         _ = description.arrays, recipe.samples_per_unit  # raise on codecs and sizes not allowed
         return description

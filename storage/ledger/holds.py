@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -40,6 +41,11 @@ TOMBSTONE = json.dumps({"format": REMOVED}).encode()
 log = logging.getLogger(__name__)
 _counter = itertools.count()
 _run = ["reader"]
+
+
+def as_name(text: str) -> str:
+    """Return a text with all that a name may not have replaced by `-`."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip(".")[:80] or "run"
 
 
 def name_readers(run: str) -> None:

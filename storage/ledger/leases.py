@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dreamshard.errors import DataError
 from storage.fs.local import STAGING, Files
 from storage.fs.owners import owner
+from storage.fs.proof import MEANING, Proof, explain
 from storage.ledger import evidence, holds
 from storage.ledger.publish import (
     CLAIMS,
@@ -54,9 +55,11 @@ class Lease:
         self._files, self._sweep = files, sweep
         self._key = f"{STAGING}/{run_id}{_ENDING}"
         self._beating = contextlib.ExitStack()
+        self._proof: Proof = "proved"
 
     def __enter__(self) -> Lease:
         self._sweep()
+        self._proof = self._files.proof(again=True)  # settings of a store change
         while not self._put(if_absent=True):
             state = _state(self._files, self._key)
             if state == "alive":
@@ -69,6 +72,7 @@ class Lease:
             else:
                 evidence.sleep(self._files.poll_s)
         holds.check_kept(self._files, own=self._key)
+        self._check_alone()
         self._beating.enter_context(evidence.beating(self._beat, every_s=BEAT_S, name="lease"))
         return self
 
@@ -78,8 +82,32 @@ class Lease:
         self._sweep()
 
     def _put(self, *, if_absent: bool) -> bool:
-        record = json.dumps({"owner": owner(), "started": time.time()}).encode()
+        alone = self._proof != "proved"
+        record = json.dumps({"owner": owner(), "started": time.time(), "alone": alone}).encode()
         return self._files.write(self._key, record, if_absent=if_absent, fsync=False)
+
+    def _check_alone(self) -> None:
+        """Where the store does not say who was first, let one run write at a time.
+
+        Raises:
+            DataError: if there is another one; of two that start at once both may be refused.
+        """
+        others = [key for key in _leases(self._files) if key != self._key]
+        alone = self._proof != "proved"
+        if alone:
+            log.warning(
+                "%s: conditional put is not proved (%s): one run at a time may write there",
+                self._files.url,
+                MEANING[self._proof],
+            )
+        for key in others:
+            if not alone and not _record(self._files, key).get("alone"):
+                continue
+            while _state(self._files, key) == UNKNOWN:
+                evidence.sleep(self._files.poll_s)
+            if _state(self._files, key) != DEAD:
+                self._files.remove(self._key)
+                raise explain(self._files.url, self._proof if alone else "ignored")
 
     def _beat(self) -> None:
         try:
@@ -161,8 +189,13 @@ def _leases(files: Files) -> list[str]:
     return [f"{STAGING}/{name}" for name in files.names(STAGING) if name.endswith(_ENDING)]
 
 
+def _record(files: Files, lease: str) -> dict[str, object]:
+    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
+        value = json.loads(files.read(lease, limit=1 << 16))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
 def _state(files: Files, lease: str) -> evidence.State:
-    owned = ""
-    with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
-        owned = str(json.loads(files.read(lease, limit=1 << 16)).get("owner", ""))
+    owned = str(_record(files, lease).get("owner", ""))
     return evidence.watch_of(files).state(files, lease, ttl_s=LEASE_TTL_S, owner=owned)

@@ -22,6 +22,7 @@ from storage.codecs.arrays import IMAGE, MASK, codec_for
 from storage.codecs.bases import FIT_SAMPLES
 from storage.dataset import Dataset
 from storage.formats.stores import STORES
+from storage.ledger.holds import name_readers
 from storage.rows.pick import read_rows
 from storage.schema import FeatureBatch, Level, Recipe
 from storage.snapshot import Snapshot
@@ -52,6 +53,7 @@ class Copy:
 def main(argv: Sequence[str]) -> int:
     """Run `dreamshard export`; exit code 0 when the copy is whole."""
     options = _parser().parse_args(argv)
+    name_readers("export")
     copy = plan_copy(
         find_dataset(options.source),
         layout_format=options.format,

@@ -189,6 +189,7 @@ class Scenario:
         removable: the dataset itself may be gone at the end.
         withdraws: units may be withdrawn though nobody died or slept.
         roll_up: manifest parts are made.
+        alone: nobody else is there, so that nothing may fail however long it takes.
         again: the command that is run again at the end, `drive` if not given.
     """
 
@@ -200,6 +201,7 @@ class Scenario:
     removable: bool = False
     withdraws: bool = False
     roll_up: bool = False
+    alone: bool = False
     again: Callable[[], object] | None = None
     disk: dict[str, Node] = field(default_factory=dict)
 
@@ -227,8 +229,10 @@ def play(scenario: Scenario, plan: dict[int, str], *, log: bool = False) -> Worl
     try:
         processes = world.run(scenario.actions)
         calm = not set("cf") & {what for at, what in plan.items() if at <= world.steps}
-        strict = calm and not scenario.removable
+        died = "c" in {what for at, what in plan.items() if at <= world.steps}
+        strict = not died if scenario.alone else calm and not scenario.removable
         world.violations += [f"p{p.number}: {t}" for p in processes for t in _wrong(p, strict)]
+        world.violations += _told(processes)
         world.violations += scenario.check(world, processes)
         world.plan = {}
         if not scenario.removable or not is_gone(dataset().files):
@@ -244,6 +248,19 @@ def _wrong(process: Process, strict: bool) -> Iterator[str]:
         return
     if not isinstance(error, DreamshardError) or strict:
         yield f"{type(error).__name__}: {error!s:.200}"
+
+
+def _told(processes: list[Process]) -> Iterator[str]:
+    """Compare what writers were told is committed with the records: void ones are made again."""
+    files = dataset().files
+    void = set(list_records(files, "commits/withdrawn"))
+    for process in processes:
+        told = process.result if isinstance(process.result, list) else []
+        for commit in told:
+            if (commit.unit, commit.version) in void or is_gone(files):
+                continue
+            if read_commit(files, commit.unit, commit.version).digests != commit.digests:
+                yield f"p{process.number} was told that its unit {commit.unit} is the committed one"
 
 
 def _finish(world: World, scenario: Scenario, calm: bool) -> Iterator[str]:

@@ -92,6 +92,7 @@ def _dropped(_world: World, processes: list[Process]) -> Iterable[str]:
 
 
 SCENARIOS = {
+    "alone": Scenario([lambda: drive(4)], [0], before=lambda: dataset().grow(4), alone=True),
     "two": Scenario(
         [lambda: drive(4, noise=1), lambda: drive(4, noise=2)],
         [0, 1],

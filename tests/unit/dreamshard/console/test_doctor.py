@@ -6,6 +6,7 @@ import pytest
 
 from dreamshard.console import doctor
 from dreamshard.console.doctor import Check
+from storage.fs import objects
 
 
 def test_json_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,16 +73,24 @@ def test_other_random_streams_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_root_on_an_object_store_is_measured_too() -> None:
-    storage, clock = doctor.check_root("memory://doctor/data")
+    storage, clock, put = doctor.check_root("memory://doctor/data")
     assert storage.status == clock.status == "ok" and "MB/s" in storage.value
     (refused,) = doctor.check_root("ftp://there/data")
     assert refused.status == "fail" and "writable" in refused.advice
+    assert put.status == "ok" and "a second put of one key was refused" in put.value
 
 
-def test_a_clock_that_is_off_must_be_set() -> None:
+def test_a_store_that_takes_a_second_put_is_noted(monkeypatch) -> None:
+    monkeypatch.setattr(objects, "prove", lambda *_a, **_k: "ignored")
+    check = doctor._conditional_put("memory://doctor/data")
+    assert check.status == "note" and "ignores the condition" in check.value
+    assert "One run at a time" in check.advice
+
+
+def test_a_clock_that_is_off_is_said() -> None:
     assert doctor._clock(0.4).status == "ok"
     off = doctor._clock(-60.0)
-    assert off.status == "fail" and "60.0 s ahead of the root's" in off.value and off.advice
+    assert off.status == "note" and "60.0 s ahead of the root's" in off.value and off.advice
 
 
 def test_a_cluster_that_is_named_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,11 @@ def test_objects_come_and_go(store: Objects, tmp_path: Path) -> None:
 
 
 def test_the_first_put_stays(store: Objects) -> None:
-    assert store.put_new("k", b"one")
-    assert not store.put_new("k", b"two")
-    assert store.put_new("k", b"one")  # these bytes are there, whoever's request brought them
+    assert store.put_new("k", b"one", folder="t")
+    assert not store.put_new("k", b"two", folder="t")
+    assert store.put_new(
+        "k", b"one", folder="t"
+    )  # these bytes are there, whoever's request brought them
     assert store.get("k", limit=9) == b"one"
 
 
@@ -72,7 +74,7 @@ def test_a_put_whose_answer_was_lost_finds_itself(store: Objects, monkeypatch) -
         raise TimeoutError
 
     monkeypatch.setattr(type(fs), "pipe_file", put_and_lose)
-    assert store.put_new("k", b"mine")
+    assert store.put_new("k", b"mine", folder="t")
 
 
 def test_a_store_without_conditional_puts_is_looked_at_before_and_after(
@@ -86,8 +88,8 @@ def test_a_store_without_conditional_puts_is_looked_at_before_and_after(
         real(self, path, value)
 
     monkeypatch.setattr(type(store._open()), "pipe_file", refuse)
-    assert store.put_new("k", b"one")
-    assert not store.put_new("k", b"two")
+    assert store.put_new("k", b"one", folder="t")
+    assert not store.put_new("k", b"two", folder="t")
 
 
 def test_what_the_network_does_is_tried_again(store: Objects, monkeypatch) -> None:
