@@ -12,7 +12,9 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: import our packages, not the files beside this script
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder, write_text
+from storage.schema import canonical_json
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +37,8 @@ DESCRIPTION = "Measure what a student has learned, beside pixels, its teacher an
 RESULTS = "results.json"
 FREE = ("run_dir", "device", "micro_batch")
 """Settings that two evaluations in one folder may differ in."""
+READ_OUTS = "read-outs"
+"""What is kept of trained read-outs until the evaluation is whole, under its folder."""
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -54,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a teacher that is not the student's, or images it cannot be probed on.
         DataError: no trained student, or images that cannot be read.
     """
-    from distill.bench.bench import StudentBench
+    from distill.bench.bench import ReadOuts, StudentBench
     from distill.bench.layout import print_tables
     from distill.configs.tasks import TASKS
     from distill.modules.heads import head_folder
@@ -73,6 +78,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         config, student=student, card=card, device=device, image_size=size
     )
     record = RunFolder(config.run_dir, config=config, of=whose(config))
+    unfinished = record.path / READ_OUTS
     bench = StudentBench(
         student=student,
         card=card,
@@ -86,6 +92,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         folder=record.path,
         device=device,
         head=head_folder(Path(config.student)),
+        read_outs=ReadOuts(unfinished, evaluation_key(config, student)),
     )
     results: dict[str, Any] = {
         "student": config.student,
@@ -99,6 +106,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         print_tables(task.tables(results[name]))
         write_text(record.path / RESULTS, json.dumps(results | bench.facts(), indent=2) + "\n")
     results |= bench.facts()
+    shutil.rmtree(unfinished, ignore_errors=True)
     record.stats(seconds=time.perf_counter() - began)
     record.finish("dreamshard report")
     return results
@@ -110,6 +118,15 @@ def whose(config: EvaluateConfig) -> dict[str, object]:
 
     settings = flatten(to_dict(config))
     return {key: value for key, value in settings.items() if key not in FREE}
+
+
+def evaluation_key(config: EvaluateConfig, student: Student) -> str:
+    """Return what evaluations share that train the same read-outs: settings and the weights."""
+    digest = hashlib.sha256()
+    digest.update(canonical_json(whose(config)).encode())
+    for name, value in student.state_dict().items():
+        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def judged_size(config: EvaluateConfig, *, student: Student, card: StudentCard) -> tuple[int, int]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from distill.configs.train import TrainConfig
 from dreamshard.config import load_config, to_dict
-from dreamshard.errors import run_main
+from dreamshard.errors import ConfigError, run_main
 from dreamshard.progress import stage
 from dreamshard.runfolder import RunFolder, trim_metrics
 
@@ -59,15 +59,23 @@ def train(config: TrainConfig) -> Path:
         The folder of the trained student.
 
     Raises:
-        ConfigError: settings that do not fit the dataset, the student, the ranks or the run folder.
-        DataError: a dataset or checkpoint that cannot be read, or features that are not finite.
+        ConfigError: settings that do not fit the dataset, the student, the ranks, the launcher, the
+            memory or the run folder.
+        DataError: a dataset or checkpoint that cannot be read or written, or features that are not
+            finite.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
         DreamshardError: a loss that is not finite although the features are.
     """
     from distill.training.launch import stop_accelerator
+    from distill.training.memory import memory_problem
 
     accelerator = join_ranks(config)
     try:
         return train_on(accelerator, config=config)
+    except (RuntimeError, MemoryError) as error:
+        if (problem := memory_problem(error, config)) is None:
+            raise
+        raise ConfigError(problem) from error
     finally:
         stop_accelerator(accelerator)
 
@@ -98,44 +106,48 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     from distill.students.card import STUDENT_FOLDER
     from distill.training.holding import name_run, pin_for_checkpoints, unpin
     from distill.training.keep import keep_student
+    from distill.training.start import check_ranks, find_start, tell_start
+    from pipeline.learning.ranks import decided_by_chief, together
 
     name_run(config.run_dir)
-    run_dir, chief = Path(config.run_dir), accelerator.is_main_process
-    kind, settings = method_class(config.method), config.method_settings()
-    training_set = open_training_set(config.data, needs=kind.needs(settings), seed=config.seed)
-    state, checkpoint = find_start(accelerator, config=config, training_set=training_set)
-    student_folder = run_dir / STUDENT_FOLDER
-    if state.step >= config.steps and student_folder.exists():
-        if chief:
-            stage(f"train: {run_dir} is finished ({state.step} steps), its student is reused")
-            unpin(training_set.source, run_dir)
-        return student_folder
-    training_set = training_set.at(state.snapshot)
-    if chief:
-        pin_for_checkpoints(training_set.source, run_dir)
-    method, learner = build(
-        accelerator, config=config, training_set=training_set, checkpoint=checkpoint
+    run_dir, settings = Path(config.run_dir), config.method_settings()
+    needs = method_class(config.method).needs(settings)
+    check_ranks(config)
+    training_set = together(lambda: open_training_set(config.data, needs=needs, seed=config.seed))
+    start = find_start(config, training_set)
+    tell_start(start, config)
+    if start.finished:
+        decided_by_chief(lambda: unpin(training_set.source, run_dir))
+        return run_dir / STUDENT_FOLDER
+    training_set = together(lambda: training_set.at(start.state.snapshot))
+    decided_by_chief(lambda: pin_for_checkpoints(training_set.source, run_dir))
+    method, learner = together(
+        lambda: build(
+            accelerator, config=config, training_set=training_set, checkpoint=start.checkpoint
+        )
     )
     log = train_steps(
-        state,
+        start.state,
         config=config,
         accelerator=accelerator,
         training_set=training_set,
         student=method.student,
         learner=learner,
     )
-    if chief:
+
+    def keep() -> None:
         method.keep(run_dir)
         keep_student(
             learner.kept,
             config=config.student,
-            summary=config.summary(views=method.views),
+            summary=config.summary(views=method.views, extended=start.state.extended),
             training_set=training_set,
             log=log,
         )
         unpin(training_set.source, run_dir)
-    accelerator.wait_for_everyone()
-    return student_folder
+
+    decided_by_chief(keep)
+    return run_dir / STUDENT_FOLDER
 
 
 def build(
@@ -147,7 +159,9 @@ def build(
 ) -> tuple[Method, Learner]:
     """Build the method, its optimiser and average on their devices, as a checkpoint has them."""
     from distill.methods.build import build_method, method_class
+    from distill.training.batch_norm import partial_statistics
     from distill.training.learner import build_learner
+    from distill.training.rehearsal import rehearse
     from pipeline.learning.checkpoint import load_checkpoint, parts_of
 
     method = build_method(
@@ -157,6 +171,12 @@ def build(
         training_set=training_set,
         seed=config.seed,
     )
+    ranks, device = accelerator.num_processes, accelerator.device.type
+    lines = rehearse(method, config=config, training_set=training_set, ranks=ranks)
+    lines += partial_statistics(method, config=config, ranks=ranks, device=device)
+    for line in lines:
+        if accelerator.is_main_process:
+            stage(f"train: {line}")
     learner = build_learner(
         method,
         accelerator,
@@ -171,23 +191,6 @@ def build(
     if checkpoint is not None:
         load_checkpoint(checkpoint, parts_of(learner))
     return method, learner
-
-
-def find_start(
-    accelerator: Accelerator, *, config: TrainConfig, training_set: TrainingSet
-) -> tuple[TrainState, Path | None]:
-    """Return where the run folder's last checkpoint stands, and its folder; or step 0 and None."""
-    from distill.training.checkpoint import resume_point
-    from distill.training.state import first_state
-    from pipeline.learning.checkpoint import forget
-
-    if config.restart and accelerator.is_main_process:
-        forget(Path(config.run_dir))
-    accelerator.wait_for_everyone()
-    first = first_state(
-        to_dict(config), training_set=training_set, processes=accelerator.num_processes
-    )
-    return resume_point(Path(config.run_dir), fresh=first)
 
 
 def open_batches(
@@ -250,20 +253,26 @@ def train_steps(
 
     Raises:
         DataError, DreamshardError: the loss or the gradient was not finite.
+        Interrupted: asked to stop; a checkpoint was saved.
     """
     from distill.training.launch import seed_step
-    from distill.training.monitor import Monitor
-    from pipeline.learning.checkpoint import parts_of, save_checkpoint
     from pipeline.learning.loop import take_steps
+    from pipeline.learning.ranks import together
+    from pipeline.learning.stopping import StopAfterStep
 
-    batches = open_batches(
-        training_set, config=config, accelerator=accelerator, student=student, start=state.position
+    batches = together(
+        lambda: open_batches(
+            training_set,
+            config=config,
+            accelerator=accelerator,
+            student=student,
+            start=state.position,
+        )
     )
-    log = open_log(accelerator, config=config, training_set=training_set, start=state.step)
+    log = together(
+        lambda: open_log(accelerator, config=config, training_set=training_set, start=state.step)
+    )
     log.headline(config.student.name, student, parts=config.accumulate)
-    chief, size, monitor = accelerator.is_main_process, training_set.image_size, None
-    if chief and config.monitor.every:
-        monitor = Monitor(config.monitor, image_size=size, seed=config.seed)
     index: list[np.ndarray] = []
 
     def forward(model: Callable[..., Mapping[str, Tensor]], step: int, part: int):
@@ -274,21 +283,58 @@ def train_steps(
         index.append(batch.index)
         return model(batch.images, batch.targets)
 
-    with closing(batches), log:
+    with closing(batches), log, StopAfterStep("train") as stopping:
+        look, save = after_step(state, config, training_set, learner, log=log, batches=batches)
         for taken in take_steps(
             learner, forward, done=state.step, parts=config.accumulate, engine=accelerator
         ):
             log.note(taken, index=np.concatenate(index))
             if taken.due(config.log_every):
                 log.line(rate=taken.rate, waited_s=batches.waited_s)
-            if monitor is not None and taken.due(config.monitor.every):
-                log.look(monitor(learner.kept))
-            if chief and taken.due(config.save_every):
-                now = asdict(replace(state, step=taken.step, position=batches.position))
-                save_checkpoint(
-                    Path(config.run_dir), parts_of(learner), state=now, keep=config.keep
-                )
+            if config.monitor.every and taken.due(config.monitor.every):
+                look()
+            stop = stopping.now(taken, every=config.log_every)
+            if stop or taken.due(config.save_every):
+                save(taken.step)
+            if stop:
+                stopping.leave(taken.step, config.steps)
     return log
+
+
+def after_step(
+    state: TrainState,
+    config: TrainConfig,
+    training_set: TrainingSet,
+    learner: Learner,
+    *,
+    log: RunLog,
+    batches: Batches,
+) -> tuple[Callable[[], None], Callable[[int], None]]:
+    """Return what looks at the student and what saves a checkpoint; rank zero does, all wait."""
+    from distill.training.monitor import Monitor
+    from pipeline.learning.checkpoint import parts_of, save_checkpoint
+    from pipeline.learning.ranks import decided_by_chief, this_rank
+
+    size, monitor = training_set.image_size, None
+
+    def open_monitor() -> None:
+        nonlocal monitor
+        monitor = Monitor(config.monitor, image_size=size, seed=config.seed)
+
+    if config.monitor.every:
+        decided_by_chief(open_monitor)
+
+    def look() -> None:
+        decided_by_chief(lambda: log.look(monitor(learner.kept)) if monitor else None)
+
+    def save(step: int) -> None:
+        now = asdict(replace(state, step=step, position=batches.position))
+        parts = {} if this_rank() else parts_of(learner)
+        decided_by_chief(
+            lambda: save_checkpoint(Path(config.run_dir), parts, state=now, keep=config.keep)
+        )
+
+    return look, save
 
 
 if __name__ == "__main__":

@@ -102,6 +102,12 @@ class TeacherError(DreamshardError):
     exit_code = 4
 
 
+class Interrupted(DreamshardError):
+    """Report a run that was asked to stop and kept what it had; say how it goes on."""
+
+    exit_code = INTERRUPTED
+
+
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Run a script's main and turn its errors into exit codes.
 
@@ -115,6 +121,8 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
     """
     try:
         return main(argv) or 0
+    except Interrupted as error:
+        return _fail(f"interrupted: {error}", INTERRUPTED, argv)
     except DreamshardError as error:
         return _fail(f"error: {error}", error.exit_code, argv)
     except ModuleNotFoundError as error:

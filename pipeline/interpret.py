@@ -69,11 +69,13 @@ def interpret(config: InterpretConfig) -> Path:
             interpreter in `out`.
         DataError: images without labels, classes beyond those named, or nothing to learn from.
         TeacherError: a teacher that cannot be loaded.
+        Interrupted: Ctrl-C or SIGTERM in the fit; what was learnt is saved.
     """
     import torch
 
     from dreamshard.runfolder import RunFolder, trim_metrics
     from pipeline.images.source import fingerprint, open_source
+    from pipeline.learning.checkpoint import forget
     from pipeline.learning.interpreting.examples import judge
     from pipeline.teachers.base import say
     from pipeline.teachers.interpreted.interpreter import save_interpreter
@@ -109,6 +111,7 @@ def interpret(config: InterpretConfig) -> Path:
         shown = ", ".join(f"{name} {value:.1f} %" for name, value in scores.items())
         stage(f"interpret: {shown} on {len(rest)} images kept out")
     save_interpreter(folder, interpreter, card=card)
+    forget(record.path)
     record.stats(seconds=time.perf_counter() - began, interpreter=str(folder))
     record.finish(f"dreamshard encode --config FILE --teacher.interpreter {folder}")
     return folder
@@ -235,7 +238,9 @@ def _fit(
     from pipeline.learning.figures import Figures
     from pipeline.learning.interpreting.loss import interpreter_loss
     from pipeline.learning.loop import Learner, take_steps
+    from pipeline.learning.resume import load_stopped, save_stopped
     from pipeline.learning.schedule import WarmupCosine
+    from pipeline.learning.stopping import StopAfterStep
     from pipeline.teachers.interpreted.interpreter import build_interpreter
 
     device = torch.device(choose_device(config.device))
@@ -253,6 +258,7 @@ def _fit(
     with (
         torch.random.fork_rng(devices=[]),
         Progress("interpret", total=steps, unit="step") as progress,
+        StopAfterStep("interpret") as stopping,
     ):
         torch.manual_seed(config.seed)
         interpreter = build_interpreter(card).to(device).train()
@@ -264,13 +270,20 @@ def _fit(
             optimizer=torch.optim.AdamW([group], betas=betas, weight_decay=decay),
             schedule=WarmupCosine(peak=1.0, steps=steps, warmup=warmup, lag=1),
         )
-        figures = Figures(_diverged)
-        for taken in take_steps(learner, forward):
+        figures, key = Figures(_diverged), card.training["recipe_key"]
+        done = load_stopped(record.path, learner, key=key)
+        for _ in range(done):
+            next(order)
+        progress.update(done)
+        for taken in take_steps(learner, forward, done=done):
             figures.note(taken.step, taken.terms)
             means = figures.means()
             progress.update(1, **means)
             if taken.step % per_epoch == 0:
                 record.log(step=taken.step, lr=config.lr * taken.rate, **means)
+            if stopping.now(taken, every=1):
+                save_stopped(record.path, learner, step=taken.step, key=key)
+                stopping.leave(taken.step, steps)
     return interpreter.eval()
 
 

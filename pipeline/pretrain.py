@@ -18,6 +18,7 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dreamshard import rng
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from pipeline.learning.schedule import WarmupCosine
 
 DESCRIPTION = "Train a diffusion teacher (a UNet2DModel) on a set of images."
+OF_A_RANK = ("out", "run_dir", "threads", "device", "licence", "source")
+"""Settings that ranks may have of their own; of the source its content counts."""
 LOG_EVERY = 10
 """Steps between lines of metrics.jsonl."""
 
@@ -59,17 +62,26 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     from pipeline.images.source import fingerprint, open_source
     from pipeline.learning.pretraining import state
+    from pipeline.learning.ranks import check_same, check_shared, decided_by_chief, together
 
-    source, folder = open_source(config.source), Path(config.out)
-    identity = fingerprint(source)
+    accelerator, folder = _join_ranks(config), Path(config.out)
+    source = together(lambda: open_source(config.source))
+    identity = together(lambda: fingerprint(source))
     if config.class_conditional and not source.has_labels:
         hint = "Use a source with labels."
         raise ConfigError(Problem("class_conditional", "true without labels", "false", hint))
     key = state.recipe_key(to_dict(config), identity)
-    if not config.overwrite and (card := state.find_teacher(folder, key)) is not None:
-        stage(f"teacher {folder} is already trained ({card.get('steps')} steps): reused")
+    told = {name: v for name, v in to_dict(config).items() if name not in OF_A_RANK}
+    check_same({**told, "source": identity})
+    check_shared(Path(config.run_dir or folder / "run"), key="run_dir")
+    card = None
+    if not config.overwrite:
+        card = decided_by_chief(lambda: state.find_teacher(folder, key))
+    if card is not None:
+        if accelerator.is_main_process:
+            stage(f"teacher {folder} is already trained ({card.get('steps')} steps): reused")
         return folder
-    _Run(config, source, identity, key).go()
+    _Run(config, accelerator, source, identity, key).go()
     return folder
 
 
@@ -77,7 +89,12 @@ class _Run:
     """One training run: what is built once, and the loop over it."""
 
     def __init__(
-        self, config: PretrainConfig, source: ImageSource, identity: dict[str, object], key: str
+        self,
+        config: PretrainConfig,
+        accelerator: Accelerator,
+        source: ImageSource,
+        identity: dict[str, object],
+        key: str,
     ) -> None:
         import torch
 
@@ -87,7 +104,7 @@ class _Run:
         from pipeline.learning.pretraining.watch import Sampler
 
         self.config, self.identity, self.key = config, identity, key
-        self.accelerator = _join_ranks(config)
+        self.accelerator = accelerator
         self.device = self.accelerator.device
         self.half = network.uses_bfloat16(config.precision, self.device.type)
         seed, window = config.seed, config.crop
@@ -134,11 +151,13 @@ class _Run:
         from pipeline.learning.figures import Figures
         from pipeline.learning.loop import take_steps
         from pipeline.learning.pretraining import state
+        from pipeline.learning.ranks import decided_by_chief, together
+        from pipeline.learning.stopping import StopAfterStep
 
         config = self.config
-        first, checkpoint = state.resume_point(self.folder, self.key)
+        first, checkpoint = decided_by_chief(lambda: state.resume_point(self.folder, self.key))
         if checkpoint is not None:
-            load_checkpoint(checkpoint, parts_of(self.learner))
+            together(lambda: load_checkpoint(checkpoint, parts_of(self.learner)))
         chief = self.accelerator.is_main_process
         record = self._record() if chief else None
         if record is not None:
@@ -150,7 +169,10 @@ class _Run:
         total, done = config.steps * config.batch_size, first * config.batch_size
         started, figures = time.monotonic(), Figures(_diverged, gather=self.accelerator.gather)
         batches = self.batches.between(first, config.steps)
-        with Progress("pretrain", total=total, initial=done, quiet=not chief) as progress:
+        with (
+            Progress("pretrain", total=total, initial=done, quiet=not chief) as progress,
+            StopAfterStep("pretrain") as stopping,
+        ):
             for taken in take_steps(
                 self.learner,
                 lambda model, step, _: self._forward(model, step, next(batches)),
@@ -164,14 +186,16 @@ class _Run:
                     if record is not None:
                         record.log(step=taken.step, **means, lr=taken.rate, img_per_s=progress.rate)
                 progress.update(config.batch_size)
-                if record is not None:
-                    self._keep_and_show(taken, record)
-        if record is not None:
-            spent = time.monotonic() - started
-            made = (config.steps - first) * config.batch_size
-            self._finish(record, seconds=spent, img_per_s=made / max(spent, 1e-9))
+                stop = stopping.now(taken, every=LOG_EVERY)
+                if stop or self._is_due(taken):
+                    decided_by_chief(partial(self._keep_and_show, taken, record, stop=stop))
+                if stop:
+                    stopping.leave(taken.step, config.steps)
+        spent = time.monotonic() - started
+        made = (config.steps - first) * config.batch_size
+        speed = {"seconds": spent, "img_per_s": made / max(spent, 1e-9)}
+        decided_by_chief(lambda: self._finish(record, **speed))
         self.images.close()
-        self.accelerator.wait_for_everyone()
 
     def _forward(self, model: nn.Module, step: int, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of this rank's share of a step's batch."""
@@ -193,13 +217,19 @@ class _Run:
             output = model(x, example.time, class_labels=batch.labels, return_dict=False)[0]
         return {"loss": objective.loss_of(output, example)}
 
-    def _keep_and_show(self, taken: Taken, record: RunFolder) -> None:
+    def _is_due(self, taken: Taken) -> bool:
+        """Tell whether rank zero has something to keep or show, for which all ranks wait."""
+        every = (self.config.checkpoint_every, self.config.sample_every, self.config.distance_every)
+        return any(number and taken.due(number) for number in every)
+
+    def _keep_and_show(self, taken: Taken, record: RunFolder | None, *, stop: bool) -> None:
         """Write a checkpoint, draw samples and measure them when they are due."""
         from pipeline.learning.checkpoint import parts_of, save_checkpoint
         from pipeline.learning.pretraining import watch
 
+        assert record is not None, "rank zero has one"
         config, step = self.config, taken.step
-        if taken.due(config.checkpoint_every):
+        if stop or taken.due(config.checkpoint_every):
             now = {"step": step, "key": self.key}
             save_checkpoint(self.folder, parts_of(self.learner), state=now, keep=1)
         if taken.last:  # the finished teacher's are drawn with it
@@ -226,11 +256,12 @@ class _Run:
         stage(f"step {step}: proxy Fréchet distance {figures['proxy_fd']:.4g}")
         return figures
 
-    def _finish(self, record: RunFolder, **speed: float) -> None:
+    def _finish(self, record: RunFolder | None, **speed: float) -> None:
         """Write the teacher and its last pictures; `speed` is that of this part of the run."""
         from pipeline.learning.checkpoint import forget
         from pipeline.learning.pretraining import state, watch
 
+        assert record is not None, "rank zero has one"
         config, folder = self.config, Path(self.config.out)
         card = {
             "kind": "dreamshard diffusion teacher",
@@ -259,13 +290,21 @@ class _Run:
 
 def _join_ranks(config: PretrainConfig) -> Accelerator:
     import torch
-    from accelerate import Accelerator
 
+    from pipeline.learning import launcher
     from pipeline.learning.device import choose_device
+    from pipeline.learning.pretraining.network import uses_bfloat16
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    accelerator = Accelerator(cpu=choose_device(config.device) == "cpu")
+    device = choose_device(config.device)
+    half = uses_bfloat16(config.precision, device)
+    accelerator = launcher.start(  # without a format of its own: the loop has an autocast
+        device=device,
+        precision="bfloat16" if half else "float32",
+        names={"bf16": "bfloat16"},
+        instead={},
+    )
     if config.batch_size % accelerator.num_processes:
         allowed = f"a multiple of the {accelerator.num_processes} processes"
         raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))

@@ -13,13 +13,13 @@ from secrets import token_hex
 
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder
+from dreamshard.signals import StopSignal
 from pipeline.cluster.deadline import Deadline
 from pipeline.cluster.join import cluster, describe
 from pipeline.offline.actor import Job
 from pipeline.offline.books import Books, counts
 from pipeline.offline.driver import Driver, Outcome, Task
 from pipeline.offline.folder import own_folder, whose
-from pipeline.offline.signals import StopSignal
 from pipeline.offline.summary import already_there, announce, summarise
 from pipeline.request.config import OfflineConfig
 from pipeline.request.fit_batch import settle_micro_batch

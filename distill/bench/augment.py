@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill.data.views import crop_grid
+from pipeline.learning.precise import in_float32
 
 
+@in_float32
 def crop_and_flip(
     images: Tensor,
     masks: Tensor | None = None,

@@ -54,6 +54,23 @@ class FeatureSets:
     heldout_labels: np.ndarray
 
 
+class ReadOuts:
+    """Number the read-outs that are trained, in the order in which every run trains them.
+
+    Args:
+        folder: for what is kept of them; None: nothing is.
+        key: of the evaluation, which another one's read-outs are told from.
+    """
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.key, self._folder, self._count = key, folder, 0
+
+    def next(self) -> Path | None:
+        """Return the folder of the next read-out."""
+        self._count += 1
+        return self._folder and self._folder / f"{self._count:03d}"
+
+
 class Bench(Protocol):
     """What a task may ask for."""
 
@@ -66,6 +83,8 @@ class Bench(Protocol):
     """How the student was built."""
     folder: Path
     """Where pictures go."""
+    read_outs: ReadOuts
+    """Where read-outs are kept until the evaluation is whole."""
     head: Path | None
     """Folder of the student's head of label distillation, if it has one."""
 
@@ -100,6 +119,7 @@ class StudentBench:
         folder: of the run.
         device: where networks run.
         head: folder with the student's logit head, if it has one.
+        read_outs: where read-outs are kept until the evaluation is whole; None: they are not.
     """
 
     def __init__(
@@ -117,11 +137,13 @@ class StudentBench:
         folder: Path,
         device: torch.device,
         head: Path | None = None,
+        read_outs: ReadOuts | None = None,
     ) -> None:
         self.names, self.device, self.seed = list(extractors), device, seed
         self.image_size, self._image, self._micro_batch = image_size, image, micro_batch
         self.folder, self.head, self.student_config = folder, head, card.config
         self._student, self._card, self._random = student, card, random
+        self.read_outs = read_outs or ReadOuts(None, "")
         self._extractors, self._from = extractors, sources
         self._images: dict[Split, LabelledImages | LazyImages] = {}
 

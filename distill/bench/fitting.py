@@ -1,4 +1,4 @@
-"""Training as the tasks share it: a loss per step, averaged weights, no checkpoints."""
+"""Training as the tasks share it: a loss per step, averaged weights; stopped, it goes on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dreamshard.errors import DreamshardError
 from pipeline.learning.average import build_average
 from pipeline.learning.figures import Figures
 from pipeline.learning.loop import Learner, take_steps
+from pipeline.learning.resume import load_stopped, save_stopped
+from pipeline.learning.stopping import StopAfterStep
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench
@@ -35,8 +37,11 @@ def fit(
     ema: float = 0.0,
     precision: Literal["fp32", "bf16"] = "fp32",
     report: Callable[[], None] = lambda: None,
+    skip: Callable[[], object] = lambda: None,
 ) -> nn.Module:
     """Train a module in place and return what is to be judged.
+
+    Stopped by Ctrl-C or SIGTERM it saves what it has, and the same evaluation goes on from there.
 
     Args:
         module: in training mode, on its device.
@@ -49,12 +54,15 @@ def fit(
         ema: decay of averaged weights, warmed up; 0: none.
         precision: bf16 runs next_loss under autocast; the weights stay float32.
         report: called after each step.
+        skip: passes over the next batch, for each step that was taken before.
 
     Returns:
         The module, or its average, in evaluation mode.
 
     Raises:
-        ConfigError: layer decay for a backbone whose layers timm does not know.
+        ConfigError: layer decay for a backbone whose layers timm does not know; what was saved is
+            of another evaluation.
+        Interrupted: asked to stop.
         DreamshardError: a loss that is not finite.
     """
     depths = layer_depths(
@@ -71,7 +79,17 @@ def fit(
         clip=config.clip,
         average=build_average(module, decay=ema),
     )
-    return take_all(learner, next_loss, precision=precision, report=report)
+    kept = bench.read_outs.next()
+    done = load_stopped(kept, learner, key=bench.read_outs.key) if kept is not None else 0
+    for _ in range(done):
+        skip()
+        report()
+
+    def save(step: int) -> None:
+        if kept is not None:
+            save_stopped(kept, learner, step=step, key=bench.read_outs.key)
+
+    return take_all(learner, next_loss, precision=precision, report=report, done=done, save=save)
 
 
 def take_all(
@@ -80,8 +98,17 @@ def take_all(
     *,
     precision: Literal["fp32", "bf16"] = "fp32",
     report: Callable[[], None] = lambda: None,
+    done: int = 0,
+    save: Callable[[int], None] = lambda step: None,
 ) -> nn.Module:
-    """Take all of a learner's steps; arguments, result and errors as those of `fit`."""
+    """Take a learner's steps that are left; result and errors as those of `fit`.
+
+    Args:
+        learner: in the state after `done` steps.
+        next_loss, precision, report: as in `fit`.
+        done: steps taken before.
+        save: called with the step after the last one, and before a stop that was asked for.
+    """
     device, half = next(learner.module.parameters()).device.type, precision == "bf16"
 
     def forward(*_: object) -> Mapping[str, Tensor]:
@@ -89,11 +116,17 @@ def take_all(
             return {"loss": next_loss()}
 
     figures = Figures(_diverged)
-    for taken in take_steps(learner, forward):
-        figures.note(taken.step, taken.terms, taken.rate)
-        if taken.due(CHECK_EVERY):
-            figures.means()
-        report()
+    with StopAfterStep("evaluate") as stopping:
+        for taken in take_steps(learner, forward, done=done):
+            figures.note(taken.step, taken.terms, taken.rate)
+            if taken.due(CHECK_EVERY):
+                figures.means()
+            report()
+            stop = stopping.now(taken, every=1)
+            if stop or taken.last:
+                save(taken.step)
+            if stop:
+                stopping.leave(taken.step, learner.schedule.steps)
     return learner.kept.eval()
 
 

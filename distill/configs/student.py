@@ -34,6 +34,10 @@ class StudentConfig:
     """Strides of the maps to use, ascending (pixels per cell); empty: those of the levels."""
     pretrained: bool = False
     """Start from timm's published weights instead of from scratch (downloads them)."""
+    weights: str = ""
+    """Start from weights of your own: a run folder or student of `dreamshard train`, timm's folder
+    (local-dir:FOLDER) or a .safetensors file of the whole network under timm's names; empty: none.
+    They are read again where a run goes on."""
     frozen_stages: Annotated[int, Field(ge=0, le=64)] = 0
     """Leading parts that are not trained (count): 1 is the stem, 2 the stem and the first stage
     (of a plain transformer: block), and so on."""
@@ -43,6 +47,8 @@ class StudentConfig:
     """Compute activations again in the backward pass: less memory, about a third more time."""
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     """Compile the backbone with torch.compile in that mode; the first step then takes minutes."""
+    onnx: bool = False
+    """Try before the first step whether the student can be exported to ONNX in the end."""
     mean: list[float] = field(default_factory=list)
     """Mean of the images per channel, pixels in 0..1; empty: the weights' own, else 0.5."""
     std: list[float] = field(default_factory=list)
@@ -54,6 +60,9 @@ class StudentConfig:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (0, 3) or (key == "std" and not all(v > 0 for v in values)):
                 problems.append(Problem(key, str(values), "three numbers (std above 0) or none"))
+        if self.weights and self.pretrained:
+            hint = "Take one of them."
+            problems.append(Problem("weights", repr(self.weights), "none with pretrained", hint))
         if self.strides != sorted(set(self.strides)):
             problems.append(Problem("strides", str(self.strides), "every stride once, ascending"))
         return problems

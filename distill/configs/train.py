@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -145,7 +146,8 @@ class TrainConfig:
     seed: Seed = 0
     """Seed of the initial weights, the order of the samples and dropout."""
     steps: Count = 1000
-    """Optimiser steps in all."""
+    """Optimiser steps in all. A rerun with more extends the run: from its last checkpoint on, with
+    the learning rate that a run of so many steps has there."""
     batch_size: Count = 256
     """Samples per step over all processes; a multiple of their number times accumulate."""
     accumulate: Count = 1
@@ -208,11 +210,12 @@ class TrainConfig:
         }
         return sections.get(self.method)
 
-    def summary(self, *, views: int) -> dict[str, object]:
+    def summary(self, *, views: int, extended: Sequence[Sequence[int]] = ()) -> dict[str, object]:
         """Say how a student was trained, for its card.
 
         Args:
             views: forward passes of the student per sample and step.
+            extended: [steps before, step it was at] of every time the run was extended.
         """
         settings, optimizer = self.method_settings(), self.optimizer
         return {
@@ -224,7 +227,7 @@ class TrainConfig:
             "batch_size": self.batch_size,
             "student_images": self.steps * self.batch_size * views,
             "ema": self.ema,
-        }
+        } | ({"extended": [list(pair) for pair in extended]} if extended else {})
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

@@ -12,8 +12,11 @@ from torch import Tensor
 from distill.data.dequantise import Dequantiser
 from distill.data.paired import open_pairs
 from distill.data.sets import TrainingSet
+from distill.data.upload import Uploader
 from distill.students.normalise import Normaliser
 from storage.batches.filler import Share
+
+IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Batches:
             labels=training_set.needs.labels,
             kept=training_set.kept,
         )
+        self._upload = Uploader(device, pin=getattr(self._reader, "reuses_memory", False))
 
     @property
     def position(self) -> int:
@@ -76,15 +80,17 @@ class Batches:
 
     @property
     def waited_s(self) -> float:
-        """Seconds spent waiting for data so far."""
-        return self._reader.wait_s
+        """Seconds spent waiting for data so far: to be read, and to be on its way to the device."""
+        return self._reader.wait_s + self._upload.wait_s
 
     def next(self) -> Batch:
         """Wait for the next batch, bring it to the device and normalise it there."""
+        self._upload.settle()  # the reader fills the buffers again that it gave out before
         rows = self._reader.next()
         assert rows.image is not None
-        images = self._normalise(rows.image)
-        targets = {name: _in_order(decode(rows.levels)) for name, decode in self._decoders.items()}
+        found = self._upload({IMAGE: rows.image, **rows.levels})
+        images = self._normalise(found.pop(IMAGE))
+        targets = {name: _in_order(decode(found)) for name, decode in self._decoders.items()}
         if self._pairs is not None:
             images, targets = self._pairs(images, targets, position=rows.position)
         if rows.label is not None:
@@ -93,6 +99,7 @@ class Batches:
 
     def close(self) -> None:
         """Stop reading ahead."""
+        self._upload.close()
         self._reader.close()
 
 

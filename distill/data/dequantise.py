@@ -46,18 +46,19 @@ class Dequantiser:
         if isinstance(self._codec, DctCodec):
             self._transform = _Transform(level, self._codec, device=self.device)
 
-    def __call__(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
+    def __call__(self, arrays: Mapping[str, np.ndarray | Tensor]) -> Tensor:
         """Return the values, float32 (B, *level.shape) on the device.
 
         Args:
-            arrays: rows of the level's arrays by their full names, such as `up.1.t100.scale`.
+            arrays: rows of the level's arrays by their full names, such as `up.1.t100.scale`;
+                tensors are on the device already.
         """
         coefficients = self._decode(arrays)
         if self._basis is None or self._mean is None:
             return coefficients
         return _expand(coefficients, self._basis, self._mean)
 
-    def _decode(self, arrays: Mapping[str, np.ndarray]) -> Tensor:
+    def _decode(self, arrays: Mapping[str, np.ndarray | Tensor]) -> Tensor:
         """Return what the inner codec stores, float32 (B, *inner shape)."""
         codes = self._to_device(arrays[self.level.name])
         if self._transform is not None:
@@ -73,11 +74,13 @@ class Dequantiser:
             return codes.view(torch.bfloat16).float()
         return codes.to(torch.float32, copy=True)
 
-    def _per_group(self, arrays: Mapping[str, np.ndarray], part: str) -> Tensor:
+    def _per_group(self, arrays: Mapping[str, np.ndarray | Tensor], part: str) -> Tensor:
         values = self._to_device(arrays[f"{self.level.name}.{part}"]).float()
         return values.reshape(*values.shape, *[1] * (len(self._shape) - 1))
 
-    def _to_device(self, rows: np.ndarray) -> Tensor:
+    def _to_device(self, rows: np.ndarray | Tensor) -> Tensor:
+        if isinstance(rows, Tensor):  # there already, see distill.data.upload
+            return rows
         if rows.dtype == np.uint16:  # torch knows few operations on it
             rows = rows.view(np.int16)
         return torch.from_numpy(rows).to(self.device)

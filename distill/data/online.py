@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import stage
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.join import Cluster, cluster
+from pipeline.learning.ranks import decided_by_chief
 from pipeline.streaming.client import Share, StreamReader
 from pipeline.streaming.config import StreamConfig
 from pipeline.streaming.live import LiveTransport
@@ -165,11 +166,11 @@ def _join(
 ) -> Cluster:
     """Join the cluster, all ranks the same one; rank zero starts one if there is none."""
     address = settings.ray.address or os.environ.get("RAY_ADDRESS")
-    own = None
-    if address or share.rank == 0:
-        size = settings.actor_size()
+    size = settings.actor_size()
+
+    def enter() -> Cluster:
         actors = size.count(settings.actors)
-        own = stack.enter_context(
+        return stack.enter_context(
             cluster(
                 settings.ray,
                 num_cpus=actors * size.threads,
@@ -177,20 +178,22 @@ def _join(
                 object_store_bytes=store_bytes,
             )
         )
-        if address or share.world_size == 1:
-            return own
-    facts: list[Any] = ["", "", "", ""]
-    if own is not None:
+
+    if address or share.world_size == 1:
+        return enter()
+    own: list[Cluster] = []
+
+    def start() -> list[str]:
         import ray
 
+        own.append(enter())
         token = os.environ.get("RAY_AUTH_TOKEN", "")
         mode = os.environ.get("RAY_AUTH_MODE", "")
-        facts = [ray.get_runtime_context().gcs_address, mode, token, socket.gethostname()]
-    from accelerate.utils import broadcast_object_list
+        return [ray.get_runtime_context().gcs_address, mode, token, socket.gethostname()]
 
-    address, mode, token, host = broadcast_object_list(facts)
-    if own is not None:
-        return own
+    address, mode, token, host = decided_by_chief(start)  # where it fails, all ranks are told
+    if own:
+        return own[0]
     if host != socket.gethostname():
         hint = "Start a cluster with `ray start --head` and `ray start`, then set RAY_ADDRESS."
         allowed = f"a cluster's address, as ranks run on {host} and {socket.gethostname()}"

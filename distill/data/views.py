@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.learning.precise import in_float32
+
 if TYPE_CHECKING:
     from distill.configs.methods import AugmentConfig
 
@@ -22,6 +24,7 @@ LUMA = (0.299, 0.587, 0.114)
 RGB_TO_YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
+@in_float32
 def random_view(
     images: Tensor, config: AugmentConfig, *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
@@ -50,6 +53,7 @@ def random_view(
     return (jitter(pixels, config).clamp(0, 1) - shift) / scale
 
 
+@in_float32
 def crop_and_mirror(images: Tensor, *, scale: tuple[float, float], mirror: float) -> Tensor:
     """Resize a random part of each image back to the image's size; mirror some.
 
@@ -65,6 +69,7 @@ def crop_and_mirror(images: Tensor, *, scale: tuple[float, float], mirror: float
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 
 
+@in_float32
 def crop_grid(
     images: Tensor,
     *,
@@ -103,6 +108,7 @@ def crop_grid(
     return F.affine_grid(theta.to(images.device), shape, align_corners=False)
 
 
+@in_float32
 def jitter(pixels: Tensor, config: AugmentConfig) -> Tensor:
     """Change brightness, contrast, saturation and hue of some images; make some gray.
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.learning.precise import in_float32
+
 WhitenAxes = Literal["c", "chw"]
 AttentionForm = Literal["norm", "squared", "mean"]
 
@@ -19,6 +21,7 @@ AttentionForm = Literal["norm", "squared", "mean"]
 WHITEN_EPS = 1e-6
 
 
+@in_float32
 def whiten(features: Tensor, *, axes: WhitenAxes = "c") -> Tensor:
     """Normalise a teacher's map to zero mean and unit variance, without parameters.
 
@@ -41,6 +44,7 @@ def whiten(features: Tensor, *, axes: WhitenAxes = "c") -> Tensor:
     return F.layer_norm(per_position, per_position.shape[-1:], eps=WHITEN_EPS).permute(0, 3, 1, 2)
 
 
+@in_float32
 def whitened_mse(student: Tensor, teacher: Tensor, *, axes: WhitenAxes = "c") -> Tensor:
     """Return the mean squared error between a student's map and the whitened teacher's.
 
@@ -61,6 +65,7 @@ def whitened_mse(student: Tensor, teacher: Tensor, *, axes: WhitenAxes = "c") ->
     return F.mse_loss(student.float(), whiten(teacher.detach(), axes=axes))
 
 
+@in_float32
 def attention_map(features: Tensor, *, power: float = 2.0) -> Tensor:
     """Return where in the map the energy is, as one unit vector per sample.
 
@@ -80,6 +85,7 @@ def attention_map(features: Tensor, *, power: float = 2.0) -> Tensor:
     return F.normalize(energy.sum(dim=1).flatten(1), dim=1)
 
 
+@in_float32
 def attention_transfer(
     student: Tensor, teacher: Tensor, *, power: float = 2.0, form: AttentionForm = "norm"
 ) -> Tensor:
@@ -110,6 +116,7 @@ def attention_transfer(
     return squares.sum(dim=1).mean() if form == "squared" else squares.mean()
 
 
+@in_float32
 def feature_loss(
     student: Mapping[str, Tensor],
     teacher: Mapping[str, Tensor],

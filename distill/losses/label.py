@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.learning.precise import in_float32
 
+
+@in_float32
 def soft_cross_entropy(
     student: Tensor, teacher: Tensor, *, temperature: float = 4.0, scaled: bool = False
 ) -> Tensor:
@@ -36,6 +39,7 @@ def soft_cross_entropy(
     return loss * temperature**2 if scaled else loss
 
 
+@in_float32
 def from_top_k(logits: Tensor, classes: Tensor, *, num_classes: int) -> Tensor:
     """Spread pairs of logit and class over all classes; the others get -inf.
 
@@ -54,6 +58,7 @@ def from_top_k(logits: Tensor, classes: Tensor, *, num_classes: int) -> Tensor:
     return whole.scatter_(1, classes.long(), logits.float())
 
 
+@in_float32
 def resized_logits(logits: Tensor, *, size: tuple[int, ...]) -> Tensor:
     """Bring logits (B, K, h, w) to another resolution, bilinear; without cells, as they are."""
     if logits.dim() < 4 or tuple(logits.shape[-2:]) == tuple(size):

@@ -8,7 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.learning.precise import in_float32
 
+
+@in_float32
 def simsiam_loss(
     first_prediction: Tensor,
     second_prediction: Tensor,

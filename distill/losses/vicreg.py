@@ -8,9 +8,12 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.learning.precise import in_float32
+
 EPS = 1e-4  # inside the square root; a collapsed embedding then has a hinge of 1 - 0.01
 
 
+@in_float32
 def variance(z: Tensor) -> Tensor:
     """Return the hinge that keeps every dimension's standard deviation at 1 or above.
 
@@ -27,6 +30,7 @@ def variance(z: Tensor) -> Tensor:
     return F.relu(1 - (z.float().var(dim=0) + EPS).sqrt()).mean()
 
 
+@in_float32
 def covariance(z: Tensor) -> Tensor:
     """Return how much the dimensions repeat one another.
 
@@ -47,6 +51,7 @@ def covariance(z: Tensor) -> Tensor:
     return (squares.sum() - squares.diagonal().sum()) / z.shape[1]
 
 
+@in_float32
 def vicreg_loss(
     first: Tensor,
     second: Tensor,

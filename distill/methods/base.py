@@ -31,6 +31,8 @@ class Method(nn.Module):
 
     views: ClassVar[int] = 1
     """Forward passes of the student per sample and step, for comparisons at equal compute."""
+    over_batch: ClassVar[str] = ""
+    """Terms of the loss that are statistics of a batch; gather it over ranks (`gathered_rows`)."""
     fixed_rate: tuple[str, ...] = ()
     """Beginnings of the names of parameters whose learning rate stays at its peak."""
 

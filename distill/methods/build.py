@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.configs.methods import METHODS, SupervisedConfig
 from distill.students.student import build_student, nearest_strides, student_strides
+from distill.students.trial import check_takes
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
 
@@ -48,7 +49,8 @@ def build_method(
         seed: of the student's initial weights; the method's own come from the number after it.
 
     Raises:
-        ConfigError: a student without the levels' strides or resolutions, listing both sides.
+        ConfigError: a student without the levels' strides or resolutions, listing both sides; one
+            that does not take the images.
     """
     if isinstance(settings, SupervisedConfig) and not settings.classes:
         settings = replace(settings, classes=training_set.num_classes)
@@ -56,9 +58,11 @@ def build_method(
         student, training_set, bridged=getattr(settings, "bridge", "none") != "none"
     )
     image_size = training_set.image_size
+    network = build_student(student, strides=strides, seed=seed, image_size=image_size)
+    check_takes(network, name=student.name, image_size=image_size)
     return method(
         settings,
-        student=build_student(student, strides=strides, seed=seed, image_size=image_size),
+        student=network,
         levels=training_set.levels,
         image_size=image_size,
         seed=seed + 1,

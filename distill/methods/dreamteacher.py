@@ -16,6 +16,7 @@ from distill.methods.label_branch import LabelBranch
 from distill.modules.regressor import FeatureRegressor
 from distill.students.student import nearest_strides, output_shapes
 from dreamshard.errors import ConfigError, Problem
+from pipeline.learning.precise import in_float32
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class DreamTeacher(Method):
         )
 
 
+@in_float32
 def resize(features: Tensor, *, size: tuple[int, ...]) -> Tensor:
     """Bridge two resolutions: bring a prediction to its level's, bilinear and without aliasing.
 

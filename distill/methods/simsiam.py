@@ -11,6 +11,7 @@ from distill.data.sets import Needs
 from distill.losses.simsiam import simsiam_loss
 from distill.methods.base import Method
 from distill.modules.projector import hidden_layers
+from pipeline.learning.ranks import gathered_rows
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -57,5 +58,6 @@ class SimSiam(Method):
             self.projector(self.pooled_view(images, self.config.augment)) for _ in range(self.views)
         ]
         predictions = [self.predictor(projection) for projection in projections]
-        unit = nn.functional.normalize(projections[0].detach().float(), dim=1)
+        whole = gathered_rows(projections[0].detach().float())
+        unit = nn.functional.normalize(whole, dim=1)
         return {"loss": simsiam_loss(*predictions, *projections), "std": unit.std(dim=0).mean()}

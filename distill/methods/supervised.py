@@ -39,5 +39,5 @@ class Supervised(Method):
         """
         logits = self.classifier(self.pooled_view(images, self.config.augment)).float()
         labels = targets["label"]
-        loss = F.cross_entropy(logits, labels)
+        loss = F.cross_entropy(logits, labels)  # in float32 inside autocast as well
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}

@@ -11,6 +11,7 @@ from distill.data.sets import Needs
 from distill.losses.vicreg import vicreg_loss
 from distill.methods.base import Method
 from distill.modules.projector import hidden_layers
+from pipeline.learning.ranks import gathered_rows
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class VICReg(Method):
 
     config: VICRegConfig
     views = 2
+    over_batch = "variance and covariance"
 
     @classmethod
     def needs(cls, config: VICRegConfig) -> Needs:
@@ -41,7 +43,7 @@ class VICReg(Method):
         )
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss", "invariance", "variance" and "covariance".
+        """Return "loss", "invariance", "variance" and "covariance", of the batch over all ranks.
 
         Args:
             images: (B, 3, H, W), normalised.
@@ -49,7 +51,8 @@ class VICReg(Method):
         """
         config = self.config
         first, second = (
-            self.expander(self.pooled_view(images, self.config.augment)) for _ in range(self.views)
+            gathered_rows(self.expander(self.pooled_view(images, self.config.augment)))
+            for _ in range(self.views)
         )
         return vicreg_loss(
             first,

@@ -91,7 +91,7 @@ class PooledHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K)."""
-        return self.classify(maps[-1].mean(dim=(2, 3)))
+        return self.classify(maps[-1].float().mean(dim=(2, 3)))
 
 
 def save_head(head: UperHead, folder: Path, *, num_classes: int, width: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +27,8 @@ BACKBONES = {
 Such a class takes `out_indices` beside its own settings, and has timm's `feature_info`.
 """
 RESERVED = (
-    "features_only", "out_indices", "pretrained", "num_classes", "checkpoint_path", "cache_dir",
-    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict",
+    "features_only", "out_indices", "pretrained", "num_classes", "in_chans", "checkpoint_path",
+    "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict",
 )  # fmt: skip
 """Settings that other settings stand for, or by which timm would read further files."""
 TORCHVISION = "torchvision/"
@@ -109,10 +111,13 @@ def construct(
     reserved = [key for key in RESERVED if key in settings]
     if reserved:
         key, hint = reserved[0], "student.strides chooses maps, student.pretrained weights."
+        if key == "in_chans":
+            hint = "Images have three channels here; grey ones have three alike."
         allowed = "settings of the network itself"
         raise ConfigError(Problem(f"student.settings.{key}", repr(settings[key]), allowed, hint))
     if config.drop_path:
         settings["drop_path_rate"] = config.drop_path
+    _check_no_address(config.name)
     try:
         if is_ours(config.name):
             return load_part(config.name, table=BACKBONES)(out_indices=out_indices, **settings)
@@ -131,6 +136,35 @@ def construct(
     except (ImportError, AttributeError) as error:
         what = f"{config.name!r} ({error})"
         raise ConfigError(Problem("student.name", what, "module:Class to import")) from error
+
+
+def _check_no_address(name: str) -> None:
+    """Refuse addresses of weights: a name says which network, another setting which weights.
+
+    Raises:
+        ConfigError: with the two settings.
+    """
+    kind, colon, where = name.partition(":")
+    hub = "hf-hub" if kind == "hf_hub" else kind
+    if colon and hub == "local-dir":
+        hint = f"Set --student.weights {name} and --student.name {_architecture(where)}."
+    elif (colon and hub == "hf-hub") or (not colon and name.startswith("timm/")):
+        owner, _, model = (where or name).partition("/")
+        hint = f"Set --student.name {model} and --student.pretrained true."
+        if owner != "timm":
+            hint = "Download it and set --student.weights FOLDER and --student.name NETWORK."
+    else:
+        return
+    raise ConfigError(Problem("student.name", repr(name), "the name of a network", hint))
+
+
+def _architecture(folder: str) -> str:
+    """Return the network that a folder's config.json names."""
+    try:
+        text = (Path(folder) / "config.json").read_text(encoding="utf-8")
+        return str(json.loads(text)["architecture"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "NETWORK"
 
 
 def _check_name(name: str) -> None:

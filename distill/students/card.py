@@ -50,6 +50,7 @@ class StudentCard:
         return replace(
             StudentConfig(**self.student),
             pretrained=False,
+            weights="",
             frozen_stages=0,
             grad_checkpointing=False,
             compile="off",

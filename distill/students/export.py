@@ -29,6 +29,7 @@ from distill.students.student import Student, build_student
 from distill.students.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
 from dreamshard.permissions import apply_umask
+from pipeline.learning.checkpoint import reason_of
 from pipeline.learning.tensors import apart
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def export_student(
         seed: of its initial weights.
         provenance: whatever tells where it came from, fit for JSON.
         metrics: figures for the model card, fit for JSON.
+
+    Raises:
+        DataError: it could not be written, for want of room, say.
     """
     settings = asdict(config) | {"mean": list(student.mean), "std": list(student.std)}
     card = StudentCard(
@@ -73,6 +77,22 @@ def export_student(
     )
     part = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        _write(student, part, card=card)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise DataError(
+            f"{folder}: got {reason_of(error)}, allowed a disk that takes a student. Make room and "
+            "run the same command again: what was trained is in the last checkpoint."
+        ) from error
+    return folder
+
+
+def _write(student: Student, part: Path, *, card: StudentCard) -> None:
+    """Write the files of a student's folder."""
+    config, image_size, seed = card.config, card.size, card.seed
     part.mkdir(parents=True)
     weights = _weights(student.backbone)
     if not is_ours(config.name):
@@ -80,7 +100,9 @@ def export_student(
             torch.manual_seed(seed)  # parts that the student has not are the same every time
             network = whole_network(card.config, image_size=image_size, device="cpu")
         weights, card.untrained = _whole_weights(weights, network)
-        _write_timm_config(network, part / "config.json", card=card)
+        write_timm_config(
+            network, part / "config.json", size=image_size, mean=student.mean, std=student.std
+        )
     save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
     if student.neck is not None:
         save_file(_weights(student.neck), part / PYRAMID, metadata={"format": "pt"})
@@ -90,9 +112,6 @@ def export_student(
         apply_umask(path)
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-    return folder
 
 
 def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Student, StudentCard]:
@@ -148,19 +167,33 @@ def _whole_weights(
     whole = _weights(network)
     names = full_names(weights, whole)
     missing = [name for name in weights if name not in names]
-    assert not missing, f"not in timm's network: {missing[:4]}"
+    assert not missing, f"not in timm's network: {missing[:4]}"  # see distill.students.trial
     trained = {full: weights[name] for name, full in names.items()}
     filled = {name: value for name, value in whole.items() if name not in trained}
     return trained | filled, sorted(filled)
 
 
-def _write_timm_config(network: nn.Module, path: Path, *, card: StudentCard) -> None:
+def write_timm_config(
+    network: nn.Module,
+    path: Path,
+    *,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Write timm's description of a network that was trained here.
+
+    Args:
+        network: whole, without a classifier.
+        path: of config.json.
+        size: (H, W) of its images, in pixels.
+        mean, std: per channel, of pixels in 0..1.
+    """
     from timm.models._hub import save_config_for_hf
 
     save_config_for_hf(network, str(path))  # timm 1.0.31 would take the rest, 1.0.29 not yet
     description = json.loads(path.read_text(encoding="utf-8"))
-    data = {"input_size": [3, *card.size], "mean": list(card.student["mean"])}
-    data |= {"std": list(card.student["std"]), "crop_pct": 1.0}
+    data = {"input_size": [3, *size], "mean": list(mean), "std": list(std), "crop_pct": 1.0}
     description["pretrained_cfg"] |= data
     for key in ("tag", "license", "origin_url", "paper_ids"):
         # These are of the published weights that timm lists under this name; ours are others.

@@ -26,9 +26,9 @@ class Normaliser:
             for values in (mean, std)
         )
 
-    def __call__(self, images: np.ndarray) -> Tensor:
+    def __call__(self, images: np.ndarray | Tensor) -> Tensor:
         """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W), channels last."""
-        pixels = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2)
+        pixels = torch.as_tensor(images).to(self._device).permute(0, 3, 1, 2)
         # Seen so, they are channels_last already: one pass makes them float.
         floats = pixels.to(torch.float32, memory_format=torch.channels_last)
         return floats.sub_(self._shift).div_(self._scale)

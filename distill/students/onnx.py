@@ -42,7 +42,8 @@ def export_onnx(student: Student, path: Path, *, image_size: tuple[int, int]) ->
         image_size: (H, W) in pixels.
 
     Raises:
-        ConfigError: the packages that PyTorch's exporter needs are missing.
+        ConfigError: the packages that PyTorch's exporter needs are missing, or it cannot export
+            this network.
     """
     try:
         import onnx  # noqa: F401
@@ -57,16 +58,21 @@ def export_onnx(student: Student, path: Path, *, image_size: tuple[int, int]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own imports
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=names,
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            opset_version=OPSET,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=names,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as error:  # torch has one kind per stage, and no common one
+            reason = next(filter(None, str(error.__cause__ or error).splitlines()), "no reason")
+            got = f"onnx, which torch cannot make of this network ({reason.strip()[:160]})"
+            raise ConfigError(Problem("formats", got, "timm for this network")) from error
     assert program is not None
     program.save(str(part), external_data=False)
     part.replace(path)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.students.backbones import MapInfo, available_maps, construct, is_plain
 from distill.students.timm_names import exempt_names, freeze
 from distill.students.vit_pyramid import SimpleFeaturePyramid, pyramid_strides
+from distill.students.weights import load_weights, read_weights
 from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Student(nn.Module):
         return self._exempt
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, 3, H, W) to their deepest map's mean over space, (B, C)."""
-        return self(images)[-1].mean(dim=(2, 3))
+        """Map normalised images (B, 3, H, W) to their deepest map's mean, float32 (B, C)."""
+        return self(images)[-1].float().mean(dim=(2, 3))
 
     def train(self, mode: bool = True) -> Student:
         """Set training mode; frozen parts keep their statistics and stay in evaluation mode."""
@@ -97,7 +98,8 @@ def build_student(
             the network's own.
 
     Raises:
-        ConfigError: unknown name, settings the network does not take, or a stride it has not.
+        ConfigError: unknown name, settings the network does not take, a stride it has not, or
+            weights to start from that are not its own.
     """
     available = available_maps(config, image_size=image_size)
     plain = is_plain(available)
@@ -118,8 +120,12 @@ def build_student(
         _checkpoint_gradients(backbone, name=config.name)
     frozen = freeze(backbone, config, image_size=image_size) if config.frozen_stages else []
     pretrained_cfg: Mapping[str, Any] = _pretrained_cfg(backbone) if config.pretrained else {}
-    mean = config.mean or pretrained_cfg.get("mean") or HALF
-    std = config.std or pretrained_cfg.get("std") or HALF
+    own_mean, own_std = pretrained_cfg.get("mean"), pretrained_cfg.get("std")
+    if config.weights:
+        given = read_weights(config.weights)
+        load_weights(given, backbone, neck, config=config, image_size=image_size)
+        own_mean, own_std = given.mean, given.std
+    mean, std = config.mean or own_mean or HALF, config.std or own_std or HALF
     return Student(
         backbone,
         maps=maps,

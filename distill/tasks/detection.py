@@ -126,6 +126,7 @@ class Detection:
                 student=student,
                 bench=bench,
                 report=report,
+                skip=lambda: next(batches),
             )
 
     def _judge(

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) to float32 logits (B, K)."""
-        return self.classify(self.student(images)[-1].mean(dim=(2, 3))).float()
+        return self.classify(self.student.pooled(images)).float()
 
 
 class Finetune:
@@ -144,6 +144,7 @@ class Finetune:
             ema=config.ema,
             precision=config.precision,
             report=report,
+            skip=lambda: next(order),
         )
 
     def _mixup(self, num_classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

@@ -226,6 +226,7 @@ class Segmentation:
             bench=bench,
             precision=config.precision,
             report=report,
+            skip=lambda: next(order),
         )
 
     def _judge(self, network: Segmenter, images: Images) -> Judged:

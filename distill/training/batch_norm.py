@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dreamshard.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from distill.configs.train import TrainConfig
+    from distill.methods.base import Method
 
 CONVERTIBLE = (_BatchNorm.forward, BatchNormAct2d.forward, nn.SyncBatchNorm.forward)
 """What layers compute that timm's converter knows."""
@@ -36,3 +42,39 @@ def share_batch_norm(module: nn.Module) -> None:
         if layer is not (old := before[name]):
             for hooks in HOOKS:
                 setattr(layer, hooks, getattr(old, hooks))
+
+
+def shares_statistics(sync_batchnorm: str, *, ranks: int, device: str) -> bool:
+    """Tell whether batch norm's statistics are shared; arguments as a run has them."""
+    return ranks > 1 and device == "cuda" and sync_batchnorm != "off"
+
+
+def partial_statistics(
+    method: Method, *, config: TrainConfig, ranks: int, device: str
+) -> list[str]:
+    """Say which statistics are of a part of the batch, and so depend on its division.
+
+    Args:
+        method: with or without batch norm.
+        config: batch size, parts, whether batch norm is shared.
+        ranks: processes that share a batch.
+        device: "cpu" or "cuda".
+
+    Returns:
+        Lines for the user.
+    """
+    lines, part = [], config.part_size
+    if method.over_batch and config.accumulate > 1:
+        lines.append(
+            f"{method.over_batch} are of {part} samples, a part of the batch (accumulate), not of "
+            f"{config.batch_size}: the loss is another one than that of the whole batch"
+        )
+    shared = shares_statistics(config.sync_batchnorm, ranks=ranks, device=device)
+    norms = any(isinstance(layer, _BatchNorm) for layer in method.modules())
+    seen = part if shared else part // ranks
+    if norms and seen < config.batch_size:
+        lines.append(
+            f"batch norm's statistics are of {seen} samples at a time, not of the batch's "
+            f"{config.batch_size}"
+        )
+    return lines

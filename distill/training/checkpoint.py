@@ -17,7 +17,7 @@ from pipeline.learning.checkpoint import checkpoints, damaged, read_state
 FREE = (
     *("run_dir", "restart", "keep", "save_every", "trackers"),
     *("data.threads", "data.access", "data.prefetch", "data.dataset"),
-    *("accumulate", "student.grad_checkpointing", "student.compile"),
+    *("accumulate", "student.grad_checkpointing", "student.compile", "student.onnx"),
 )
 # What of data.stream decides the features is in the recipe, whose key is compared.
 FREE_SECTIONS = ("monitor.", "data.stream.")
@@ -46,14 +46,25 @@ def resume_point(run_dir: Path, *, fresh: TrainState) -> tuple[TrainState, Path 
     except TypeError as error:
         raise damaged(last, error) from error
     check_same_run(state, now=fresh, run_dir=run_dir)
-    state = replace(fresh, step=state.step, position=state.position, snapshot=state.snapshot)
+    extended = list(state.extended)
+    before = int(str(state.config.get("steps", 0)))
+    if before and before != fresh.config.get("steps"):
+        extended.append([before, state.step])
+    state = replace(
+        fresh,
+        step=state.step,
+        position=state.position,
+        snapshot=state.snapshot,
+        extended=extended,
+    )
     return state, last
 
 
 def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None:
     """Refuse to go on with a run under settings that would have made it another.
 
-    A setting that did not exist when the run began had what is its default now.
+    A setting that did not exist when the run began had what is its default now. More steps than
+    before extend the run.
 
     Raises:
         ConfigError: naming every key that differs, and the two ways out.
@@ -66,6 +77,7 @@ def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None
         f"\n  {key}: {before.get(key)!r} there, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())
         if key not in FREE
+        and not (key == "steps" and state.step <= int(before[key]) < int(after[key]))
         and not key.startswith(FREE_SECTIONS)
         and before.get(key) != after.get(key)
     ]

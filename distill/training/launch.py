@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from distill.training.batch_norm import share_batch_norm
+from distill.training.batch_norm import share_batch_norm, shares_statistics
 from dreamshard.errors import ConfigError, Problem
 from pipeline.learning.device import avoid_narrow_kernels, choose_device
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from distill.methods.base import Method
+
+INSTEAD = {
+    "accumulate": "Unset it; --accumulate {} works on a step's batch in parts.",
+    "clip": "Unset it; --optimizer.clip is the largest norm of the gradient.",
+    "compile": "Unset it; --student.compile compiles the backbone.",
+}
+"""Settings that stand here for what a launcher may be told."""
 
 
 def start_accelerator(
@@ -41,11 +48,12 @@ def start_accelerator(
         sync_batchnorm: auto, on or off.
 
     Raises:
-        ConfigError: a device or format this machine has not, a batch the ranks cannot share, or
-            batch norm that this device cannot synchronise; all at once.
+        ConfigError: a device or format this machine has not, a batch the ranks cannot share,
+            batch norm that this device cannot synchronise, or a launcher that says otherwise.
     """
-    from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+
+    from pipeline.learning import launcher
 
     # Whatever ran in this process before (another stage of a demo) may have chosen otherwise.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -53,8 +61,11 @@ def start_accelerator(
     before = [_precision_problem(precision, kind=kind), *_tracker_problems(trackers)]
     if any(before):  # Accelerate would say it in words of its own
         raise ConfigError([problem for problem in before if problem is not None])
-    accelerator = Accelerator(
-        cpu=device == "cpu",
+    accelerator = launcher.start(
+        device=kind,
+        precision=precision,
+        names={"bf16": "bf16", "fp16": "fp16"},
+        instead=INSTEAD,
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(trackers) or None,
         project_dir=run_dir,
@@ -91,8 +102,8 @@ def place(
         sync_batchnorm: auto, on or off.
         compile_mode: of torch.compile for the student's backbone; off: it is not compiled.
     """
-    several_gpus = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
-    if several_gpus and sync_batchnorm != "off":
+    ranks, device = accelerator.num_processes, accelerator.device.type
+    if shares_statistics(sync_batchnorm, ranks=ranks, device=device):
         share_batch_norm(method)
     avoid_narrow_kernels(method, accelerator.device)
     method.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -23,6 +23,7 @@ class TrainState:
         snapshot: version of its snapshot, which the run keeps to its end.
         config: the whole configuration, as plain values, without secrets.
         processes: how many ranks trained.
+        extended: [steps of the whole run before, step it was at] of every time it was extended.
     """
 
     step: int = 0
@@ -33,6 +34,7 @@ class TrainState:
     snapshot: str = ""
     config: dict[str, object] = field(default_factory=dict)
     processes: int = 1
+    extended: list[list[int]] = field(default_factory=list)
 
 
 def first_state(

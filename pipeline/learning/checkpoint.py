@@ -80,6 +80,13 @@ def save_checkpoint(
     return final
 
 
+def reason_of(error: BaseException) -> str:
+    """Say why a file could not be written; safetensors wraps the words of the system."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def _write(partial: Path, parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

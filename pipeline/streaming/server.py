@@ -22,7 +22,7 @@ import numpy as np
 
 from dreamshard.errors import DataError, DreamshardError
 from pipeline.cluster.metrics import Metrics
-from pipeline.cluster.worker import explain_memory, settle_torch
+from pipeline.cluster.worker import explain_memory, same_device, settle_torch
 from pipeline.images.inputs import Work
 from pipeline.request.resolve import ResolvedRequest
 from pipeline.streaming.keeper import Keeper
@@ -78,7 +78,9 @@ class Server:
     ) -> None:
         name_readers(as_name(f"stream-{name}"))
         self._parts, self._settle = list(parts), settle
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="teacher")
+        self._compute = ThreadPoolExecutor(
+            1, thread_name_prefix="teacher", initializer=same_device()
+        )
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._reading, self._lock = threading.Lock(), threading.Lock()
         self._idle = threading.Condition()

@@ -101,7 +101,7 @@ class BatchReader:
         self.levels, self.batch_size, self.position = tuple(levels), batch_size, start
         self.components = _components(snapshot, levels)
         self.arrays = tuple(dict.fromkeys(part for c in self.components.values() for part in c))
-        self._images, self._labels = images, labels
+        self._images, self._labels, self._reuses = images, labels, not copy
         names = list(dict.fromkeys([*self.arrays, *["image"] * images, *["label"] * labels]))
         self._chunks = open_chunks(snapshot, names, access=access, max_open=max_open)
         self.stream = PositionStream(
@@ -123,6 +123,11 @@ class BatchReader:
             ),
         )
         self._stopper = weakref.finalize(self, _stop, self._prefetcher, filler)
+
+    @property
+    def reuses_memory(self) -> bool:
+        """Whether batches lie in the same few buffers, one after another."""
+        return self._reuses
 
     @property
     def epoch_size(self) -> int:

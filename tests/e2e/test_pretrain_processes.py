@@ -16,6 +16,7 @@ from pipeline.pretrain import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
+source: {kind: digits}
 image: {size: 16}
 unet: {block_out_channels: [8, 8], norm_num_groups: 4}
 steps: 3

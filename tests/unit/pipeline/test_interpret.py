@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from dreamshard.errors import ConfigError, DataError, TeacherError
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.interpret import interpret
 from pipeline.learning.interpreting.config import InterpretConfig
 from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.interpreted.interpreter import WEIGHTS
 from pipeline.teachers.load import describe_teacher, load_teacher
 from storage.schema import Pins
 from tests.unit.pipeline.masked_shapes import SIDE, VOID, write_shapes, write_teacher
@@ -253,3 +255,21 @@ def test_images_without_a_label_are_left_out(here: Path, tmp_path: Path) -> None
     )
     card = json.loads((folder / "interpreter.json").read_text("utf-8"))
     assert card["training"]["labelled"] == [f"shape-{row}" for row in range(1, 16, 2)]
+
+
+def test_a_stopped_fit_goes_on_exactly(
+    here: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dreamshard.errors import Interrupted
+    from pipeline.learning.stopping import StopAfterStep
+
+    config = settings(here, out=str(tmp_path / "again"))
+    with monkeypatch.context() as patched:
+        patched.setattr(StopAfterStep, "now", lambda self, taken, every: taken.step == 7)
+        with pytest.raises(Interrupted, match="interpret: stopped after step 7 of"):
+            interpret(config)
+    assert (tmp_path / "again" / "run" / "checkpoint-000007").is_dir()
+    interpret(config)
+    one, other = (load_file(folder / WEIGHTS) for folder in (trained, tmp_path / "again"))
+    assert all((one[name] == other[name]).all() for name in one)
+    assert not list((tmp_path / "again" / "run").glob("checkpoint-*")), "nothing is left behind"

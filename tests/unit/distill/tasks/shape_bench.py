@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.bench.bench import SUBJECT, UNTRAINED, Features, FeatureSets, Split
+from distill.bench.bench import SUBJECT, UNTRAINED, Features, FeatureSets, ReadOuts, Split
 from distill.bench.representations import pixels, student_extractor
 from distill.configs.train import StudentConfig
 from distill.students.student import Student, build_student
@@ -40,6 +40,7 @@ class ShapeBench:
         self.seed, self.student_config = 0, STUDENT
         self.image_size, self.folder = (16, 16), folder
         self.head: Path | None = None
+        self.read_outs = ReadOuts(None, "")
         self._images = {"train": labelled(train, seed=1), "heldout": labelled(heldout, seed=2)}
         self.student: Student = build_student(STUDENT, strides=[1, 2, 4], seed=0)
 

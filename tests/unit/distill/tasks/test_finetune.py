@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from distill.bench.bench import SUBJECT, UNTRAINED
+from distill.bench.bench import SUBJECT, UNTRAINED, ReadOuts
 from distill.bench.fitting import fit
 from distill.configs.tasks import FinetuneConfig
 from distill.configs.train import OptimizerConfig, StudentConfig
 from distill.students.student import build_student
 from distill.tasks.finetune import Classifier, Finetune, dropping
 from distill.training.optim import layer_depths
-from dreamshard.errors import ConfigError, DreamshardError
+from dreamshard.errors import ConfigError, DreamshardError, Interrupted
+from pipeline.learning.stopping import StopAfterStep
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 
 
@@ -122,3 +123,27 @@ def test_branches_are_dropped_of_the_same_weights() -> None:
     other = build_student(bench.student_config, strides=[1, 8], seed=0)
     with pytest.raises(ConfigError, match=r"finetune\.drop_path: got 0\.5, allowed 0, as"):
         dropping(other, rate=0.5, bench=bench)
+
+
+def test_stopped_it_goes_on_exactly_and_trains_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FinetuneConfig(fractions=[0.25, 1.0], steps=4, batch_size=8, mixup=0.5, ema=0.9)
+
+    def run(*, stop_at: int = 0) -> tuple[dict[str, Any], int]:
+        bench, taken = ShapeBench(tmp_path), []
+        bench.read_outs = ReadOuts(tmp_path / "read-outs", "key")
+
+        def now(self: object, step: object, *, every: int) -> bool:
+            taken.append(step)
+            return len(taken) == stop_at
+
+        with monkeypatch.context() as patched:
+            patched.setattr(StopAfterStep, "now", now)
+            return Finetune(config, seed=0).run(bench)["rows"], len(taken)
+
+    with pytest.raises(Interrupted, match="evaluate: stopped after step 2 of 4"):
+        run(stop_at=10)  # in the middle of the third of four
+    rows, taken = run()
+    assert taken == 6, "the rest of the third, and the fourth"
+    assert rows == Finetune(config, seed=0).run(ShapeBench(tmp_path))["rows"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from dreamshard.errors import TeacherError
-from pipeline.cluster.worker import explain_memory, settle_torch
+from pipeline.cluster.worker import explain_memory, same_device, settle_torch
 
 torch = pytest.importorskip("torch")
 
@@ -19,7 +19,9 @@ def as_it_was() -> Iterator[None]:
     before = (torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic)
     tf32 = (cudnn.allow_tf32, matmul.allow_tf32)
     strict = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled
     torch.set_num_threads(before[0])
     cudnn.benchmark, cudnn.deterministic = before[1:]
     cudnn.allow_tf32, matmul.allow_tf32 = tf32
@@ -37,6 +39,7 @@ def test_torch_computes_the_same_bytes_every_time() -> None:
     assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory, "no NaN into every buffer"
 
 
 def test_a_lack_of_memory_is_explained_and_nothing_else() -> None:
@@ -45,3 +48,16 @@ def test_a_lack_of_memory_is_explained_and_nothing_else() -> None:
     explained = explain_memory(MemoryError(), 8)
     assert isinstance(explained, TeacherError)
     assert "micro_batch: got 8" in str(explained) and "--halve_on_oom" in str(explained)
+
+
+def test_a_teachers_thread_uses_its_ranks_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    same_device()()
+    assert used == [3]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    same_device()()
+    assert used == [3], "nothing to choose without a GPU"

@@ -1,0 +1,208 @@
+"""What ranks agree on: rank zero decides, all are told, and where one fails none goes on.
+
+Without a process group there is one rank, and nothing here talks to anybody.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from dreamshard.errors import ConfigError, DreamshardError, Problem
+
+T = TypeVar("T")
+PATIENCE_S = 5.0
+"""How long a shared folder may take to show on one machine what another has written (seconds)."""
+
+
+def rank_count() -> int:
+    """Return how many ranks there are."""
+    several = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if several else 1
+
+
+def this_rank() -> int:
+    """Return this process's number among them, 0 for the chief."""
+    return distributed.get_rank() if rank_count() > 1 else 0
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do something on every rank; where it fails on one, it fails on all.
+
+    Otherwise the others would wait in their next exchange for one that is gone.
+
+    Raises:
+        DreamshardError: on the ranks that did not fail, naming the first one that did.
+    """
+    result, error = _try(work)
+    for rank, told in enumerate(_everyone(_word(error))):
+        if told is not None and error is None:
+            raise _elsewhere(rank, told)
+    return _settle(result, error)
+
+
+def decided_by_chief(work: Callable[[], T]) -> T:
+    """Do something on rank zero and tell all ranks what came of it, a value or an error.
+
+    Args:
+        work: returns what can be pickled.
+    """
+    result, error = (None, None) if this_rank() else _try(work)
+    if rank_count() > 1:
+        facts: list[Any] = [result, _word(error)]
+        distributed.broadcast_object_list(facts, src=0)
+        if this_rank() and facts[1] is not None:
+            raise _elsewhere(0, facts[1])
+        result = facts[0] if this_rank() else result
+    return _settle(result, error)
+
+
+def any_rank(flag: bool) -> bool:
+    """Tell whether something holds on any rank."""
+    return any(_everyone(flag))
+
+
+def check_same(facts: Mapping[str, object]) -> None:
+    """Refuse ranks that were not told the same.
+
+    Args:
+        facts: by dotted key; rank zero's are right.
+
+    Raises:
+        ConfigError: on every rank, with every key of which another rank has another value.
+    """
+    first, *others = _everyone(dict(facts))
+    problems = []
+    for rank, theirs in enumerate(others, 1):
+        for key in sorted(first.keys() | theirs.keys()):
+            if first.get(key) != theirs.get(key):
+                got = f"{theirs.get(key)!r} on rank {rank}"
+                allowed = f"what rank 0 has: {first.get(key)!r}"
+                hint = "Start all ranks with the same settings, on storage that all of them share."
+                problems.append(Problem(key, got, allowed, hint))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_shared(folder: Path, *, key: str) -> None:
+    """Refuse a folder that is not one and the same for all ranks.
+
+    Checkpoints lie there, which rank zero writes and all ranks read.
+
+    Args:
+        folder: made if it is not there.
+        key: dotted key of the setting that names it.
+
+    Raises:
+        ConfigError: on every rank, naming those that do not see what rank zero wrote.
+    """
+    if rank_count() == 1:
+        return
+    token = decided_by_chief(lambda: _leave_token(folder))
+    seen = _everyone((socket.gethostname(), _is_there(folder / token)))
+    (folder / token).unlink(missing_ok=True)
+    blind = [f"rank {rank} on {host}" for rank, (host, there) in enumerate(seen) if not there]
+    if blind:
+        got = f"{folder} ({folder.absolute()} on {seen[0][0]}), which is not that of "
+        hint = f"Give a path on storage that all machines share: --{key} /SHARED/RUN."
+        allowed = "one folder for all ranks, as each goes on from the checkpoints in it"
+        raise ConfigError(Problem(key, got + ", ".join(blind), allowed, hint))
+
+
+def _leave_token(folder: Path) -> str:
+    name = f".ranks-{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    except OSError as error:
+        hint = "Choose another folder, or change its permissions."
+        problem = Problem(str(folder), error.strerror or str(error), "a folder to write to", hint)
+        raise ConfigError(problem) from error
+    return name
+
+
+def _is_there(path: Path) -> bool:
+    ends = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        if time.monotonic() > ends:
+            return False
+        if path.parent.is_dir():
+            os.listdir(path.parent)  # a network file system looks again
+        time.sleep(0.1)
+    return True
+
+
+def _try(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        if rank_count() == 1:
+            raise
+        return None, error
+
+
+def _settle(result: Any, error: BaseException | None) -> Any:
+    if error is not None:
+        raise error
+    return result
+
+
+def _word(error: BaseException | None) -> tuple[str, int] | None:
+    """Say an error so that it can be sent: its text and exit code."""
+    if error is None:
+        return None
+    if isinstance(error, DreamshardError):
+        return str(error), error.exit_code
+    return f"{type(error).__name__}: {error}", 1
+
+
+def _elsewhere(rank: int, told: tuple[str, int]) -> DreamshardError:
+    error = DreamshardError(f"rank {rank} could not go on: {told[0]}")
+    error.exit_code = told[1]
+    return error
+
+
+def _everyone(value: T) -> list[T]:
+    """Return every rank's value, by rank."""
+    if rank_count() == 1:
+        return [value]
+    found: list[Any] = [None] * rank_count()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def gathered_rows(values: torch.Tensor) -> torch.Tensor:
+    """Stack a batch (B, ...) of every rank to (ranks x B, ...), with gradients; see `_Rows`."""
+    if rank_count() == 1 or values.device.type == "meta":
+        return values
+    return _Rows.apply(values)  # pyright: ignore[reportReturnType]
+
+
+class _Rows(torch.autograd.Function):
+    """Gather rows; the gradient of a rank's rows is the sum of what all ranks have for them.
+
+    Every rank computes the same loss of all rows. The gradients of the weights, which the trainer
+    averages over ranks, are then those of one process with the whole batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(values) for _ in range(rank_count())]
+        distributed.all_gather(parts, values.contiguous())
+        ctx.rows = len(values)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        whole = grads[0].clone(memory_format=torch.contiguous_format)  # autograd may share it
+        distributed.all_reduce(whole)
+        start = this_rank() * ctx.rows
+        return whole[start : start + ctx.rows]

@@ -1,0 +1,116 @@
+"""Students, methods and losses on two processes: the same weights, and the loss of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.configs.methods import SimSiamConfig, SupervisedConfig, VICRegConfig
+from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig, TrainConfig
+from distill.data.open import open_training_set
+from distill.losses.vicreg import vicreg_loss
+from distill.methods.base import Method
+from distill.methods.build import build_method, method_class
+from distill.training.rehearsal import rehearse
+from pipeline.learning.ranks import gathered_rows
+from tests.two_ranks import on_two_ranks
+from tests.unit.distill.small_data import make_dataset
+
+SMALL = {"name": "cifar_resnet", "settings": {"depths": [1, 1, 1], "widths": [8, 8, 8]}}
+RUNS: dict[str, dict[str, Any]] = {
+    "dreamteacher": {"student": SMALL},
+    "simsiam": {"student": SMALL, "method": "simsiam"},
+    "supervised": {"student": SMALL, "method": "supervised"},
+    "a pyramid whose branches no loss looks at": {
+        "student": {"name": "test_vit", "strides": [4, 8, 16]},
+        "method": "vicreg",
+    },
+    "a network with a dead end": {"student": {"name": "mobilenetv3_small_050"}},
+}
+
+
+def configured(folder: Path, *, student: dict[str, Any], method: str = "dreamteacher"):
+    return TrainConfig(
+        run_dir=str(folder / "run"),
+        batch_size=8,
+        device="cpu",
+        data=DataConfig(dataset=str(folder / "data" / "boxes")),
+        student=StudentConfig(**student),
+        method=method,
+        dreamteacher=DreamTeacherConfig(width=8),
+        vicreg=VICRegConfig(width=8, hidden=8),
+        simsiam=SimSiamConfig(width=8, predictor_width=8),
+        supervised=SupervisedConfig(classes=3),
+    )
+
+
+def _targets(method_set: Any, count: int) -> dict[str, torch.Tensor]:
+    targets = {level.name: torch.randn(count, *level.shape) for level in method_set.levels}
+    return targets | {"label": torch.arange(count) % 3}
+
+
+def _three_steps(config: TrainConfig) -> Method:
+    kind, settings = method_class(config.method), config.method_settings()
+    training_set = open_training_set(config.data, needs=kind.needs(settings))
+    method = build_method(kind, settings, student=config.student, training_set=training_set, seed=0)
+    rehearse(method, config=config, training_set=training_set, ranks=2)
+    model = DistributedDataParallel(method)
+    learning = [weight for weight in method.parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        size = training_set.image_size
+        model(torch.randn(4, 3, *size), _targets(training_set, 4))["loss"].backward()
+        optimizer.step()
+    assert all(weight.grad is not None for weight in learning)
+    return method
+
+
+def _weights_stay_the_same(rank: int, folder: Path) -> None:
+    for what, changes in RUNS.items():
+        torch.manual_seed(rank)  # every rank sees other images
+        method = _three_steps(configured(folder, **changes))
+        for name, weight in method.named_parameters():
+            chief = weight.detach().clone()
+            torch.distributed.broadcast(chief, src=0)
+            assert torch.equal(chief, weight), (what, name)
+
+
+def _vicreg_is_that_of_one_process(rank: int, folder: Path) -> None:
+    del folder
+    torch.manual_seed(0)
+    network, images = nn.Linear(12, 32), torch.randn(2, 16, 12)
+    whole = vicreg_loss(network(images[0]), network(images[1]))
+    (gradient,) = torch.autograd.grad(whole["loss"], network.weight)
+
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> dict[str, torch.Tensor]:
+            return vicreg_loss(*(gathered_rows(self.network(x)) for x in (first, second)))
+
+    mine = images[:, rank * 8 : rank * 8 + 8]
+    model = DistributedDataParallel(Loss())  # kept: it shares the gradients
+    terms = model(mine[0], mine[1])
+    terms["loss"].backward()
+    for name, value in terms.items():
+        torch.testing.assert_close(value, whole[name])
+    torch.testing.assert_close(network.weight.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def _all(rank: int, folder: Path) -> None:
+    _vicreg_is_that_of_one_process(rank, folder)
+    _weights_stay_the_same(rank, folder)
+
+
+@pytest.mark.slow
+def test_every_method_and_odd_students_train_on_two_processes(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", labels=True)
+    on_two_ranks(_all, tmp_path)
