@@ -78,7 +78,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         config, student=student, card=card, device=device, image_size=size
     )
     record = RunFolder(config.run_dir, config=config, of=whose(config))
-    unfinished = record.path / READ_OUTS
     bench = StudentBench(
         student=student,
         card=card,
@@ -92,13 +91,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         folder=record.path,
         device=device,
         head=head_folder(Path(config.student)),
-        read_outs=ReadOuts(unfinished, evaluation_key(config, student)),
+        read_outs=ReadOuts(record.path / READ_OUTS, evaluation_key(config, student)),
     )
-    results: dict[str, Any] = {
-        "student": config.student,
-        "levels": card.levels,
-        "seed": config.seed,
-    }
+    results: dict[str, Any] = {"student": config.student, "levels": card.levels}
+    results["seed"] = config.seed
     for name, task in tasks.items():
         stage(f"evaluate: {task.describe()}")
         with Progress(name, total=task.count(bench), unit="step") as progress:
@@ -106,7 +102,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         print_tables(task.tables(results[name]))
         write_text(record.path / RESULTS, json.dumps(results | bench.facts(), indent=2) + "\n")
     results |= bench.facts()
-    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(record.path / READ_OUTS, ignore_errors=True)
     record.stats(seconds=time.perf_counter() - began)
     record.finish("dreamshard report")
     return results

@@ -255,7 +255,6 @@ def train_steps(
         DataError, DreamshardError: the loss or the gradient was not finite.
         Interrupted: asked to stop; a checkpoint was saved.
     """
-    from distill.training.launch import seed_step
     from pipeline.learning.loop import take_steps
     from pipeline.learning.ranks import together
     from pipeline.learning.stopping import StopAfterStep
@@ -273,16 +272,7 @@ def train_steps(
         lambda: open_log(accelerator, config=config, training_set=training_set, start=state.step)
     )
     log.headline(config.student.name, student, parts=config.accumulate)
-    index: list[np.ndarray] = []
-
-    def forward(model: Callable[..., Mapping[str, Tensor]], step: int, part: int):
-        if part == 0:
-            seed_step(config.seed, step=step, rank=accelerator.process_index)
-            index.clear()
-        batch = batches.next()
-        index.append(batch.index)
-        return model(batch.images, batch.targets)
-
+    forward, index = passes(batches, seed=config.seed, rank=accelerator.process_index)
     with closing(batches), log, StopAfterStep("train") as stopping:
         look, save = after_step(state, config, training_set, learner, log=log, batches=batches)
         for taken in take_steps(
@@ -299,6 +289,25 @@ def train_steps(
             if stop:
                 stopping.leave(taken.step, config.steps)
     return log
+
+
+def passes(
+    batches: Batches, *, seed: int, rank: int
+) -> tuple[Callable[..., Mapping[str, Tensor]], list[np.ndarray]]:
+    """Return the forward pass of a part of a step, and the sample numbers of the step's parts."""
+    from distill.training.launch import seed_step
+
+    index: list[np.ndarray] = []
+
+    def forward(model: Callable[..., Mapping[str, Tensor]], step: int, part: int):
+        if part == 0:
+            seed_step(seed, step=step, rank=rank)
+            index.clear()
+        batch = batches.next()
+        index.append(batch.index)
+        return model(batch.images, batch.targets)
+
+    return forward, index
 
 
 def after_step(

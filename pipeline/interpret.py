@@ -37,12 +37,14 @@ from pipeline.teachers.interpreted.card import (
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from dreamshard.runfolder import RunFolder
     from pipeline.images.labelled import LabelledImages
     from pipeline.images.source import ImageSource
     from pipeline.learning.interpreting.examples import Examples
+    from pipeline.learning.loop import Learner
     from pipeline.teachers.base import TeacherSpec
     from pipeline.teachers.interpreted.interpreter import Interpreter
 
@@ -231,22 +233,19 @@ def _examples(
 def _fit(
     config: InterpretConfig, card: InterpreterCard, *, examples: Examples, record: RunFolder
 ) -> Interpreter:
-    """Fit the interpreter: AdamW, warm-up and cosine, a random view of each image per epoch."""
+    """Fit the interpreter: a random view of each image per epoch; stopped, it goes on."""
     import torch
 
     from pipeline.learning.device import choose_device
     from pipeline.learning.figures import Figures
     from pipeline.learning.interpreting.loss import interpreter_loss
-    from pipeline.learning.loop import Learner, take_steps
+    from pipeline.learning.loop import take_steps
     from pipeline.learning.resume import load_stopped, save_stopped
-    from pipeline.learning.schedule import WarmupCosine
     from pipeline.learning.stopping import StopAfterStep
-    from pipeline.teachers.interpreted.interpreter import build_interpreter
 
-    device = torch.device(choose_device(config.device))
+    device, key = torch.device(choose_device(config.device)), card.training["recipe_key"]
     per_epoch = -(-len(examples.targets) // config.batch_size)
     steps = config.epochs * per_epoch
-    warmup = max(1, round(config.warmup * steps))
     order = examples.order(epochs=config.epochs, batch_size=config.batch_size, seed=config.seed)
 
     def forward(interpreter: Any, step: int, part: int) -> Mapping[str, Tensor]:
@@ -261,20 +260,11 @@ def _fit(
         StopAfterStep("interpret") as stopping,
     ):
         torch.manual_seed(config.seed)
-        interpreter = build_interpreter(card).to(device).train()
-        # The peak scales the share of it that a step has, not the reverse: other roundings.
-        group = {"params": list(interpreter.parameters()), "lr_scale": config.lr}
-        betas, decay = (config.betas[0], config.betas[1]), config.weight_decay
-        learner = Learner(
-            module=interpreter,
-            optimizer=torch.optim.AdamW([group], betas=betas, weight_decay=decay),
-            schedule=WarmupCosine(peak=1.0, steps=steps, warmup=warmup, lag=1),
-        )
-        figures, key = Figures(_diverged), card.training["recipe_key"]
+        learner, figures = _learner(config, card, device=device, steps=steps), Figures(_diverged)
         done = load_stopped(record.path, learner, key=key)
         for _ in range(done):
             next(order)
-        progress.update(done)
+            progress.update(1)
         for taken in take_steps(learner, forward, done=done):
             figures.note(taken.step, taken.terms)
             means = figures.means()
@@ -284,7 +274,29 @@ def _fit(
             if stopping.now(taken, every=1):
                 save_stopped(record.path, learner, step=taken.step, key=key)
                 stopping.leave(taken.step, steps)
-    return interpreter.eval()
+    return learner.kept.eval()
+
+
+def _learner(
+    config: InterpretConfig, card: InterpreterCard, *, device: torch.device, steps: int
+) -> Learner:
+    """Build an interpreter with AdamW, warm-up and cosine."""
+    from torch.optim import AdamW
+
+    from pipeline.learning.loop import Learner
+    from pipeline.learning.schedule import WarmupCosine
+    from pipeline.teachers.interpreted.interpreter import build_interpreter
+
+    interpreter = build_interpreter(card).to(device).train()
+    # The peak scales the share of it that a step has, not the reverse: other roundings.
+    group = {"params": list(interpreter.parameters()), "lr_scale": config.lr}
+    betas, decay = (config.betas[0], config.betas[1]), config.weight_decay
+    warmup = max(1, round(config.warmup * steps))
+    return Learner(
+        module=interpreter,
+        optimizer=AdamW([group], betas=betas, weight_decay=decay),
+        schedule=WarmupCosine(peak=1.0, steps=steps, warmup=warmup, lag=1),
+    )
 
 
 def _diverged(step: int, figures: Mapping[str, float], _: object) -> DreamshardError:

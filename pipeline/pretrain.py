@@ -159,7 +159,7 @@ class _Run:
         if checkpoint is not None:
             together(lambda: load_checkpoint(checkpoint, parts_of(self.learner)))
         chief = self.accelerator.is_main_process
-        record = self._record() if chief else None
+        record = together(lambda: self._record() if chief else None)
         if record is not None:
             trim_metrics(record.path / "metrics.jsonl", step=first)
             size = sum(weight.numel() for weight in self.learner.module.parameters())

@@ -13,9 +13,9 @@ from secrets import token_hex
 
 from dreamshard.progress import Progress, stage
 from dreamshard.runfolder import RunFolder
-from dreamshard.signals import StopSignal
 from pipeline.cluster.deadline import Deadline
 from pipeline.cluster.join import cluster, describe
+from pipeline.learning.signals import StopSignal
 from pipeline.offline.actor import Job
 from pipeline.offline.books import Books, counts
 from pipeline.offline.driver import Driver, Outcome, Task

@@ -22,8 +22,8 @@ from dreamshard.config import load_config
 from dreamshard.errors import run_main
 from dreamshard.progress import is_interactive, stage
 from dreamshard.runfolder import RunFolder
-from dreamshard.signals import StopSignal
 from pipeline.cluster.join import EMBEDDED, Cluster, cluster
+from pipeline.learning.signals import StopSignal
 from pipeline.streaming.config import ServeConfig
 
 if TYPE_CHECKING:

@@ -218,7 +218,7 @@ class TrainConfig:
             extended: [steps before, step it was at] of every time the run was extended.
         """
         settings, optimizer = self.method_settings(), self.optimizer
-        return {
+        told: dict[str, object] = {
             "method": self.method,
             "settings": settings.summary() if isinstance(settings, DreamTeacherConfig) else "",
             "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay "
@@ -227,7 +227,10 @@ class TrainConfig:
             "batch_size": self.batch_size,
             "student_images": self.steps * self.batch_size * views,
             "ema": self.ema,
-        } | ({"extended": [list(pair) for pair in extended]} if extended else {})
+        }
+        if extended:
+            told["extended"] = [list(pair) for pair in extended]
+        return told
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

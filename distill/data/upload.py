@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Uploader:
     def __init__(self, device: torch.device, *, pin: bool) -> None:
         self._device, self._pin = device, pin
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._runtime: Any = torch.cuda.cudart() if self._stream is not None else None
         self._pinned: set[int] = set()
         self.wait_s = 0.0
         """Seconds that the host has spent on copies so far."""
@@ -69,13 +71,13 @@ class Uploader:
         """Let the buffers go; before their memory is given back."""
         self.settle()
         while self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._pinned.pop())
+            self._runtime.cudaHostUnregister(self._pinned.pop())
 
     def _register(self, rows: np.ndarray) -> None:
         address = rows.ctypes.data
         if address in self._pinned or not rows.nbytes:
             return
-        code = torch.cuda.cudart().cudaHostRegister(address, rows.nbytes, 0)
+        code = self._runtime.cudaHostRegister(address, rows.nbytes, 0)
         if int(code) != 0:
             size = f"{rows.nbytes / 1e6:.0f} MB"
             got = f"batches of which {size} cannot be pinned (CUDA error {code})"

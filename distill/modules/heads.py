@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.permissions import apply_umask
-from pipeline.learning.tensors import apart
+from pipeline.learning.checkpoint import apart
 
 DROPOUT = 0.1
 WEIGHTS, CARD = "logit_head.safetensors", "logit_head.json"

@@ -29,8 +29,7 @@ from distill.students.student import Student, build_student
 from distill.students.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
 from dreamshard.permissions import apply_umask
-from pipeline.learning.checkpoint import reason_of
-from pipeline.learning.tensors import apart
+from pipeline.learning.checkpoint import apart, reason_of
 
 if TYPE_CHECKING:
     from distill.configs.student import OwnClassConfig, StudentConfig

@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 from dreamshard.errors import DataError
 from dreamshard.permissions import apply_umask
 from pipeline.learning.loop import Learner
-from pipeline.learning.tensors import apart
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -78,6 +77,31 @@ def save_checkpoint(
     for old in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def apart(
+    values: Mapping[str, Tensor], *, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """Return tensors that safetensors writes: contiguous, and none in another's memory.
+
+    Tied weights (CoaT's) are written once per name, so that whoever reads the file finds every name
+    and no reader has to know what was tied.
+
+    Args:
+        values: by name, such as a module's state.
+        device: where to bring them first; None: they stay.
+    """
+    found: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, value in values.items():
+        tensor = value if device is None else value.to(device)
+        tensor = tensor.contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        if place and place in memory:
+            tensor = tensor.clone()
+        memory.add(place)
+        found[name] = tensor
+    return found
 
 
 def reason_of(error: BaseException) -> str:

@@ -32,7 +32,7 @@ def in_float32(function: Callable[P, R]) -> Callable[P, R]:
             for kind in KINDS:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
-            return function(*given, **named)
+            return function(*given, **named)  # pyright: ignore[reportCallIssue]
 
     return precise
 

@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from dreamshard.errors import Interrupted
 from dreamshard.redact import redact_command
-from dreamshard.signals import StopSignal
 from pipeline.learning.loop import Taken
 from pipeline.learning.ranks import any_rank, rank_count, this_rank
+from pipeline.learning.signals import StopSignal
 
 
 class StopAfterStep:
