@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from dreamshard import trusted
 from dreamshard.errors import Problem
+from dreamshard.foreign import trusted
 
 
 def name_problem(name: str, *, table: Mapping[str, str], key: str) -> Problem | None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from secrets import token_hex
 
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign.files import read_bytes
+from dreamshard.foreign.text import parse_json
 from dreamshard.redact import redact
 
 OWNER = "owner.json"
@@ -42,7 +44,7 @@ def check_owner(
     if theirs != command:
         got = f"{folder}, which holds a run of `dreamshard {theirs}`"
         raise ConfigError(Problem(key, got, f"a folder of this `dreamshard {command}` alone", hint))
-    mine = json.loads(json.dumps(redact(of), default=str))
+    mine = parse_json(json.dumps(redact(of), default=str), where="settings", infinite=True)
     if told is None or told == mine:
         return
     names = [name for name in {**told, **mine} if told.get(name) != mine.get(name)]
@@ -101,7 +103,8 @@ def _is_another(folder: Path, command: str, of: Mapping[str, object], key: str) 
 def _owner(folder: Path) -> tuple[str, dict[str, object] | None] | None:
     """Return a folder's command, and what of; None where nobody owns it."""
     try:
-        found = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        data = read_bytes(folder / OWNER)
+        found = parse_json(data, where=str(folder / OWNER), infinite=True)
         return str(found["command"]), dict(found["of"])
     except FileNotFoundError:
         command = _recorded(folder)

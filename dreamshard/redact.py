@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from dreamshard.foreign.text import parse_yaml
+
 REDACTED = "<redacted>"
 # A name is secret if one of its words is: `hf_token`, `s3.secretAccessKey`, but not `tokenizer`.
 _NAME = re.compile(
@@ -100,7 +102,7 @@ def _text(text: str) -> str:
     """Redact a text: as the structure that it spells, else piece by piece."""
     if text.lstrip()[:1] in ("{", "[") or re.match(r"[\w.-]+:\s", text):
         try:
-            parsed = yaml.safe_load(text)
+            parsed = parse_yaml(text, yaml.SafeLoader)
         except (yaml.YAMLError, ValueError, RecursionError):
             parsed = None
         if isinstance(parsed, dict | list):

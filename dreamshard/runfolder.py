@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dreamshard.config import dump_yaml, to_dict
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign.text import parse_json, read_json
 from dreamshard.owner import claim
 from dreamshard.redact import redact, redact_command, redact_line
 from dreamshard.versions import all_versions
@@ -76,9 +77,9 @@ def trim_metrics(path: Path, *, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line).get("step", 0) <= step:
+            if parse_json(line, where=str(path), infinite=True).get("step", 0) <= step:
                 kept.append(line)
-        except ValueError:
+        except (ValueError, TypeError, AttributeError):
             continue  # the half line of a killed process
     write_text(path, "".join(f"{line}\n" for line in kept))
 
@@ -174,7 +175,7 @@ class RunFolder:
         file = self.path / "stats.json"
         plain = {key: redact(_plain(value), name=key) for key, value in values.items()}
         with self._record():
-            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            known = read_json(file, infinite=True) if file.exists() else {}
             write_text(file, json.dumps(known | plain, indent=2) + "\n")
 
     def finish(self, next_command: str) -> None:

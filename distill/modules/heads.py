@@ -15,6 +15,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign.arrays import read_safetensors
+from dreamshard.foreign.text import read_json
 from dreamshard.permissions import apply_umask
 from pipeline.learning.checkpoint import apart
 
@@ -116,13 +118,11 @@ def load_head(head: nn.Module, folder: Path | None, *, num_classes: int) -> None
     Raises:
         ConfigError: the student has no such head, or it is of another width or other maps.
     """
-    from safetensors.torch import load_file
-
     if folder is None or not (folder / CARD).exists():
         hint = "Train with dreamteacher.mode label or mix, or choose --segmentation.head upernet."
         raise ConfigError(Problem("segmentation.head", "distilled", "a student with one", hint))
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    weights = load_file(folder / WEIGHTS)
+    card = read_json(folder / CARD)
+    weights = read_safetensors(folder / WEIGHTS)
     if card["num_classes"] != num_classes:
         weights = {k: v for k, v in weights.items() if not k.startswith("classify.")}
     own = head.state_dict()

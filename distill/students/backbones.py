@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 
 from distill.tables import load_part
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.foreign.text import read_json
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
@@ -161,9 +161,8 @@ def _check_no_address(name: str) -> None:
 def _architecture(folder: str) -> str:
     """Return the network that a folder's config.json names."""
     try:
-        text = (Path(folder) / "config.json").read_text(encoding="utf-8")
-        return str(json.loads(text)["architecture"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(Path(folder) / "config.json")["architecture"])
+    except (DataError, KeyError, TypeError):
         return "NETWORK"
 
 

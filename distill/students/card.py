@@ -10,7 +10,8 @@ from typing import Any
 from distill.configs.student import OwnClassConfig, StudentConfig
 from dreamshard.config.check import check
 from dreamshard.errors import DataError, Problem
-from dreamshard.trusted import is_import_path, plain_name
+from dreamshard.foreign.text import read_json
+from dreamshard.foreign.trusted import is_import_path, plain_name
 
 STUDENT_FOLDER, CARD = "student", "student.json"
 FORMAT_VERSION = 2
@@ -95,7 +96,7 @@ def read_card(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Student
         )
     path = folder / CARD
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, infinite=True)
         if raw.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {raw.get('format_version')}, not {FORMAT_VERSION}")
         card, problems = check(StudentCard, raw)

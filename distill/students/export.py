@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from distill.students.backbones import is_ours
@@ -28,6 +28,9 @@ from distill.students.model_card import model_card
 from distill.students.student import Student, build_student
 from distill.students.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
+from dreamshard.foreign.arrays import read_safetensors
+from dreamshard.foreign.guard import UnreadableError
+from dreamshard.foreign.text import read_json
 from dreamshard.permissions import apply_umask
 from pipeline.learning.checkpoint import apart, reason_of
 
@@ -127,14 +130,14 @@ def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Stud
     card, folder = read_card(path, own=own)
     student = untrained_student(card)
     try:
-        weights = load_file(folder / WEIGHTS)
+        weights = read_safetensors(folder / WEIGHTS)
         if not is_ours(card.config.name):
             names = full_names(student.backbone.state_dict(), weights)
             weights = {name: weights[full] for name, full in names.items()}
         student.backbone.load_state_dict(weights)
         if student.neck is not None:
-            student.neck.load_state_dict(load_file(folder / PYRAMID))
-    except (OSError, SafetensorError, RuntimeError) as error:
+            student.neck.load_state_dict(read_safetensors(folder / PYRAMID))
+    except (UnreadableError, OSError, RuntimeError) as error:
         raise DataError(
             f"{folder / WEIGHTS}: got weights that do not fit {CARD} ({error})."
         ) from error
@@ -191,7 +194,7 @@ def write_timm_config(
     from timm.models._hub import save_config_for_hf
 
     save_config_for_hf(network, str(path))  # timm 1.0.31 would take the rest, 1.0.29 not yet
-    description = json.loads(path.read_text(encoding="utf-8"))
+    description = read_json(path)
     data = {"input_size": [3, *size], "mean": list(mean), "std": list(std), "crop_pct": 1.0}
     description["pretrained_cfg"] |= data
     for key in ("tag", "license", "origin_url", "paper_ids"):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.students.backbones import is_ours, timm_name
 from distill.students.card import CARD, STUDENT_FOLDER
 from distill.students.timm_names import full_names, whole_network
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.foreign.arrays import read_safetensors
+from dreamshard.foreign.text import read_json
+from dreamshard.foreign.trusted import is_import_path
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
@@ -68,11 +68,11 @@ def read_weights(where: str) -> StartWeights:
         pyramid = path / PYRAMID
         return StartWeights(
             path=file,
-            tensors=load_file(file),
-            pyramid=load_file(pyramid) if path.is_dir() and pyramid.exists() else {},
+            tensors=read_safetensors(file),
+            pyramid=read_safetensors(pyramid) if path.is_dir() and pyramid.exists() else {},
             **about,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         got = f"{where!r}, which cannot be read ({error})"
         raise ConfigError(Problem(KEY, got, "whole files")) from error
 
@@ -101,7 +101,8 @@ def load_weights(
     """
     ours, asked = is_ours(config.name), timm_name(config.name).partition(".")[0]
     if given.name and asked != timm_name(given.name).partition(".")[0]:
-        hint = f"Set --student.name {given.name}."
+        # A file may name any code: only what cannot be any is worth copying from it.
+        hint = "" if is_import_path(given.name) else f"Set --student.name {given.name}."
         raise ConfigError(Problem(KEY, f"those of {given.name!r}", f"those of {asked!r}", hint))
     mine = backbone.state_dict()
     whole = backbone if ours else whole_network(config, image_size=image_size)
@@ -146,15 +147,15 @@ def _classifiers(network: nn.Module) -> tuple[str, ...]:
 def _about(folder: Path) -> dict[str, Any]:
     """Return name, mean and std as our card or timm's config.json has them."""
     if (folder / CARD).exists():
-        student = json.loads((folder / CARD).read_text(encoding="utf-8"))["student"]
+        student = read_json(folder / CARD, infinite=True)["student"]
         return {
-            "name": student["name"],
+            "name": str(student["name"]),
             "mean": tuple(student["mean"]),
             "std": tuple(student["std"]),
         }
     if not (folder / "config.json").exists():
         return {}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     cfg = config.get("pretrained_cfg", config)
     return {
         "name": str(config.get("architecture", "")),

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from dreamshard.errors import Problem
+from dreamshard.foreign import text as text_reader
+from dreamshard.foreign.files import read_bytes
 
 _FLOAT = (
     r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
@@ -56,8 +58,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML with the scalars of YAML 1.2; raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    """Parse YAML with the scalars of YAML 1.2; raises yaml.YAMLError or ValueError."""
+    return text_reader.parse_yaml(text, _Loader)
 
 
 def dump_yaml(value: object, *, one_line: bool = False) -> str:
@@ -80,7 +82,7 @@ def read_yaml(name: str) -> tuple[dict[str, Any], Problem | None]:
     """Read one configuration file into a dict, or say why it cannot be read."""
     hint = "Correct the file."
     try:
-        content = parse_yaml(find_file(name).read_text(encoding="utf-8"))
+        content = parse_yaml(read_bytes(find_file(name)).decode("utf-8"))
     except OSError as error:
         got, hint = error.strerror or str(error), "Give an existing file to --config."
     except (yaml.YAMLError, ValueError) as error:

@@ -10,8 +10,8 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem, run_main
+from dreamshard.foreign import trusted
 from dreamshard.versions import VERSION
 
 VERBS: dict[str, tuple[str, str]] = {

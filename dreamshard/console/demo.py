@@ -265,7 +265,7 @@ class Demo:
     def say_goodbye(self, seconds: float, *, path: Sequence[str]) -> None:
         """Print the probe table, where the report is, and what to try next."""
         results = self.out / self.index["runs"]["evaluate"] / RESULTS
-        result = json.loads(results.read_text(encoding="utf-8"))
+        result = read_json(results)
         recipe = shown(RECIPES / "synthesize.yaml")
         words = ["dreamshard", "synthesize", "--config", recipe, *path]
         following = shlex.join([*words, "--root", self.options.root])

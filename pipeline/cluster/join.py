@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign import trusted
 from pipeline.cluster.config import RayConfig
 from pipeline.cluster.outcomes import one_line
 from pipeline.cluster.reach import check_answers, check_folder

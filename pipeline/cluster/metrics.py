@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Literal
 
-from dreamshard import trusted
+from dreamshard.foreign import trusted
 
 Part = Literal["offline", "online"]
 

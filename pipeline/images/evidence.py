@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from dreamshard.errors import DataError
+from dreamshard.foreign.arrays import read_npy
 from pipeline.images.listing import File
 
 WHOLE = 16 << 10
@@ -124,8 +126,8 @@ class _Cache:
         result = np.zeros(len(files), np.uint64)
         marks = _marks(files)
         try:
-            table = np.load(self._path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            table = read_npy(self._path)
+        except DataError:
             return result, np.arange(len(files))
         if table.dtype != np.uint64 or table.ndim != 2 or table.shape[1] != 2 or not len(table):
             return result, np.arange(len(files))

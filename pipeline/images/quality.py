@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign import trusted
 
 Extractor = Callable[[np.ndarray], np.ndarray]
 """uint8 images (N, H, W, 3) -> features, float (N, D)."""

@@ -19,9 +19,9 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
-from dreamshard import trusted
 from dreamshard.config.reads import OWN, Table, When, unread
 from dreamshard.errors import ConfigError, DataError, DreamshardError, Problem
+from dreamshard.foreign import trusted
 from pipeline.images.evidence import sample_bytes, spread
 from pipeline.images.labels import Labels
 from pipeline.images.listing import File, Passed

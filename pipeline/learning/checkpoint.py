@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.arrays import read_safetensors
+from dreamshard.foreign.text import read_json
 from dreamshard.permissions import apply_umask
 from pipeline.learning.loop import Learner
 
@@ -145,12 +147,12 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         DataError: the file is missing, is not ours, or is of an older version.
     """
     try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = read_json(checkpoint / STATE, infinite=True)
         if state.pop("format", 1) != FORMAT:
             raise ValueError("of an older version of dreamshard")
         if not isinstance(state["step"], int):
             raise ValueError("a step that is no number")
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, DataError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(checkpoint, error) from error
     return state
 
@@ -168,7 +170,7 @@ def load_checkpoint(checkpoint: Path, parts: Mapping[str, Part]) -> None:
     try:
         for name, part in parts.items():
             _put_back(part, checkpoint / f"{name}.safetensors", checkpoint / f"{name}.json")
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (OSError, DataError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise damaged(checkpoint, error) from error
 
 
@@ -212,11 +214,11 @@ def _taken_apart(part: Part) -> tuple[dict[str, Tensor] | None, Any]:
 
 def _put_back(part: Part, tensors: Path, rest: Path) -> None:
     if isinstance(part, nn.Module):
-        part.load_state_dict(load_file(tensors, device=str(next(part.parameters()).device)))
+        part.load_state_dict(read_safetensors(tensors, device=str(next(part.parameters()).device)))
         return
-    values = json.loads(rest.read_text(encoding="utf-8"))
+    values = read_json(rest, infinite=True)
     if isinstance(part, Optimizer):
-        _put_back_optimizer(part, values, load_file(tensors))
+        _put_back_optimizer(part, values, read_safetensors(tensors))
     else:
         part.load_state_dict(values)
 

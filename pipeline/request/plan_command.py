@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import yaml
 from pydantic import Field
 
 from dreamshard.config import load_config
 from dreamshard.config.reads import When
+from dreamshard.config.yaml12 import read_yaml
 from pipeline.request.config import EncodeConfig, SynthesizeConfig
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def _files(argv: Sequence[str]) -> Iterator[list[str]]:
         name, _, value = word.partition("=")
         if name == "--config":
             try:
-                content = yaml.safe_load(Path(value or after).read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError, UnicodeDecodeError):
+                content, _ = read_yaml(value or after)
+            except OSError:
                 continue
             yield [str(key) for key in content] if isinstance(content, dict) else []

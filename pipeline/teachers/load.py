@@ -6,8 +6,8 @@ import difflib
 import functools
 from typing import cast
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem, TeacherError
+from dreamshard.foreign import trusted
 from pipeline.teachers.base import Mode, Teacher, TeacherClass, TeacherConfig, TeacherSpec
 from pipeline.teachers.interpreted.teacher import InterpretedTeacher, attach
 from storage.schema import Pins

@@ -6,14 +6,14 @@ import argparse
 import functools
 import glob
 import hashlib
-import json
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
+from dreamshard.foreign import text
+from dreamshard.foreign.arrays import read_safetensors, read_torch, safetensors_shapes
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
@@ -36,12 +36,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises: TeacherError if the file is missing or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TeacherError(f"{path}: not found. Give a folder saved by save_pretrained.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TeacherError(f"{path}: not readable as JSON ({error}). Fetch it again.") from error
+    if not path.exists():
+        raise TeacherError(f"{path}: not found. Give a folder saved by save_pretrained.")
+    # diffusers writes Infinity into the configs of some schedulers.
+    value = text.read_json(path, error=TeacherError, infinite=True, hint="Fetch it again.")
     if not isinstance(value, dict):
         raise TeacherError(f"{path}: got a JSON {type(value).__name__}, allowed an object.")
     return value
@@ -119,11 +117,11 @@ def identity(
     family: str, files: Sequence[Path], architecture: Mapping[str, Any]
 ) -> dict[str, object]:
     """Return what identifies a network: its family, digests of weights and architecture."""
-    text = canonical_json(dict(architecture))
+    told = canonical_json(dict(architecture))
     return {
         "kind": family,
         "weights": digest(files),
-        "architecture": hashlib.sha256(text.encode()).hexdigest(),
+        "architecture": hashlib.sha256(told.encode()).hexdigest(),
     }
 
 
@@ -149,7 +147,11 @@ def read(files: Iterable[Path]) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for path in files:
-        state.update(_read_safetensors(path) if path.suffix in SAFE else _read_pickled(path))
+        state.update(
+            read_safetensors(path, error=TeacherError)
+            if path.suffix in SAFE
+            else _read_pickled(path)
+        )
     return state
 
 
@@ -166,27 +168,7 @@ def _shapes(path: Path, _size: int, _mtime: int) -> dict[str, tuple[int, ...]]:
     if path.suffix not in SAFE:
         state = _read_pickled(path, device="meta")
         return {name: tuple(tensor.shape) for name, tensor in state.items()}
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: BaseException) -> TeacherError:
-    return TeacherError(f"{path}: damaged or truncated ({_first_line(error)}). Fetch it again.")
+    return safetensors_shapes(path, error=TeacherError)
 
 
 def _read_pickled(path: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -205,22 +187,9 @@ def read_plain(path: Path, *, allowed: Sequence[Any] = (), device: str = "cpu") 
 
     Raises: TeacherError for a file that is missing, damaged, or would execute code on loading.
     """
-    import torch
-
-    try:
-        with torch.serialization.safe_globals(list(allowed)):
-            return torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise TeacherError(f"{path}: not found.") from None
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)|class (?:`)?([\w.]+)", str(error))
-        wants = f" (it asks for {name[1] or name[2]})" if name else ""
-        raise TeacherError(
-            f"{path}: refused: loading it would run code{wants}, or it is not a file of plain "
-            "tensors. Nothing was run. Convert it to safetensors where you trust it."
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from error
+    if not path.exists():
+        raise TeacherError(f"{path}: not found.")
+    return read_torch(path, allowed=allowed, device=device, error=TeacherError)
 
 
 def plain_state(value: object, *, where: str) -> dict[str, Tensor]:

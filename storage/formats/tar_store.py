@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import parse_json
 from storage.formats.tar_check import content_problem, size_problem
 from storage.formats.tar_chunks import TarChunks
 from storage.formats.tar_format import extension
@@ -46,7 +47,7 @@ class TarStore(TarLayout):
     def num_samples(self) -> int | None:
         """Return the number of samples that was written down last, None if there is none."""
         try:
-            return int(json.loads(self.files.read(_ABOUT))["num_samples"])
+            return int(parse_json(self.files.read(_ABOUT), where=_ABOUT)["num_samples"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 

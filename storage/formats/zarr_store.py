@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import parse_json
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
 from storage.formats.unit_files import UnitFiles
@@ -96,7 +97,7 @@ class ZarrStore:
     def num_samples(self) -> int | None:
         """Return the number of samples the metadata is for, None where it is not whole."""
         try:
-            nodes = [json.loads(self.files.read(key)) for key in self.metadata_keys()]
+            nodes = [parse_json(self.files.read(key), where=key) for key in self.metadata_keys()]
             sizes = {int(node["shape"][0]) for node in nodes[1:]}
             sizes.add(int(nodes[0]["attributes"]["num_samples"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import parse_json
 from storage.fs.local import Files
 from storage.schema import MAX_UNIT_SAMPLES
 
@@ -104,14 +105,14 @@ class Commit:
             DataError: if it is not a whole and consistent record.
         """
         try:
-            value = json.loads(data)
+            value = parse_json(data, where=where)
             digest = value.pop("digest")
             value["errors"] = {int(row): str(text) for row, text in value["errors"].items()}
             commit = cls(**value)
             commit._check()
             if commit.digest != digest:
                 raise ValueError("digest does not match digests")
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except Exception as error:  # of whatever is in there
             raise DataError(
                 f"{where}: got a damaged commit record ({error!s:.120}), allowed one as written. "
                 "Remove the file and rerun: its unit is made again."

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import parse_json
 from storage.codecs.arrays import array_specs
 from storage.codecs.base import ArraySpec
 from storage.fs.local import Files
@@ -99,7 +100,7 @@ class Description:
             DataError: if it is not one, is damaged, or of a newer format.
         """
         try:
-            value = json.loads(data)
+            value = parse_json(data, where=where)
             if value == {"format": REMOVED}:
                 raise DataError(
                     f"{where}: got a dataset that `dreamshard gc` was removing, allowed a whole "
@@ -116,7 +117,7 @@ class Description:
         except DataError as error:
             text = str(error)
             raise DataError(text if where in text else f"{where}: {text}") from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except Exception as error:  # of whatever is in there
             raise DataError(
                 f"{where}: got a damaged description ({error!s:.200}), allowed one as "
                 "`dreamshard encode` or `synthesize` wrote it."

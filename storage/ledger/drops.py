@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import parse_json
 from storage.fs.local import Files
 from storage.ledger.commits import MAX_ERROR_CHARS, MAX_INDEX
 
@@ -116,14 +117,16 @@ def find_samples(keys: Sequence[str], wanted: Sequence[str], *, where: str) -> d
 def _read(files: Files, number: int) -> Drop:
     key = record_key(number)
     try:
-        value = json.loads(files.read(key))
+        value = parse_json(files.read(key), where=files.path(key))
         samples = {int(index): str(name) for index, name in value["samples"].items()}
         if not all(0 <= index <= MAX_INDEX for index in samples):
             raise ValueError("an index out of range")
         return Drop(samples, str(value["reason"])[:MAX_ERROR_CHARS], float(value["time"]))
     except FileNotFoundError:
         raise DataError(f"{files.url}/{key}: got no such record, though it is listed.") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of whatever is in there
         raise DataError(
             f"{files.url}/{key}: got a damaged record of dropped samples ({error!s:.120}). Put "
             "back a good copy: without it dropped samples would be read again."

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.tables import open_parquet
+from dreamshard.foreign.text import parse_json
 from storage.fs.local import Files
 
 FOLDER = "labels"
@@ -101,17 +103,19 @@ def read_version(files: Files, number: int) -> LabelVersion | None:
     key = version_key(number)
     try:
         data = pa.BufferReader(files.read(key, limit=MAX_BYTES))
-        parquet = pq.ParquetFile(data)
+        parquet = open_parquet(data, where=files.path(key), max_rows=MAX_SAMPLES)
         if not 0 <= parquet.metadata.num_rows <= MAX_SAMPLES or parquet.metadata.num_columns != 1:
             raise ValueError(f"{parquet.metadata.num_rows} rows")
         table = parquet.read()
         metadata = table.schema.metadata or {}
-        classes = tuple(map(str, json.loads(metadata[b"classes"])))
+        classes = tuple(map(str, parse_json(metadata[b"classes"], where=key)))
         numbers = table.column("label").to_numpy().astype(np.int64, casting="safe")
         version = LabelVersion(numbers, classes)
         if len(classes) > MAX_CLASSES or metadata[b"digest"].decode() != version.digest:
             raise ValueError("another digest than its own")
-    except (pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # of whatever is in there
         raise DataError(
             f"{files.url}/{key}: got damaged labels ({error!s:.120}), allowed those written. "
             "Remove the file if it is the last; encoding again writes the source's labels."

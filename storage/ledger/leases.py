@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import parse_json
 from storage.fs.local import STAGING, Files
 from storage.fs.owners import owner
 from storage.fs.proof import MEANING, Proof, explain
@@ -191,7 +192,7 @@ def _leases(files: Files) -> list[str]:
 
 def _record(files: Files, lease: str) -> dict[str, object]:
     with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
-        value = json.loads(files.read(lease, limit=1 << 16))
+        value = parse_json(files.read(lease, limit=1 << 16), where=files.path(lease))
         return value if isinstance(value, dict) else {}
     return {}
 

@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
+from dreamshard.foreign.tables import open_parquet
 from storage.fs.local import Files, Sink
 from storage.ledger.commits import Commit, read_commit
 
@@ -113,6 +115,10 @@ def read_samples(files: Files, *, columns: Sequence[str], parts: int) -> Iterato
             yield read_parquet(files, key, schema=SAMPLE_SCHEMA, columns=columns)
 
 
+MIN_UNPACKED, MAX_RATIO = 64 << 20, 512
+"""What a part may become in memory: bytes whatever it is, and bytes per byte of the file."""
+
+
 def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence[str]) -> pa.Table:
     """Read some columns of one of our Parquet files, whoever wrote it.
 
@@ -122,12 +128,15 @@ def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence
     wanted = pa.schema([schema.field(name) for name in columns])
     try:
         source = pa.BufferReader(files.read(key)) if files.remote else files.path(key)
-        with pq.ParquetFile(source, memory_map=False) as file:
+        most = MIN_UNPACKED + MAX_RATIO * (files.size(key) or 0)
+        with open_parquet(source, where=files.path(key), max_bytes=most) as file:
             table = file.read(columns=list(columns), use_threads=False)
         table = table.select(list(columns)).cast(wanted)
         table.validate(full=True)  # texts that are none, too
         return table
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except CannotReadError:
+        raise
+    except Exception as error:  # of whatever is in there
         raise DataError(
             f"{files.path(key)}: got a damaged manifest part ({error!s:.200}). Remove the manifest "
             "folder and rerun: it is made again from the commit records."

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dreamshard.foreign.text import parse_json
 from storage.fs.local import Files
 
 FOLDER = "manifest/_quarantine"
@@ -46,7 +47,7 @@ def errors(files: Files, missing: np.ndarray) -> dict[int, str]:
         if unit in wanted:
             reasons[unit] = "unknown"
             with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
-                record = json.loads(files.read(key, limit=_MAX_BYTES))
+                record = parse_json(files.read(key, limit=_MAX_BYTES), where=key)
                 reasons[unit] = str(record.get("error", "unknown"))[:MAX_ERROR_CHARS]
     return reasons
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dreamshard.config.yaml12 import parse_yaml
+from dreamshard.errors import DataError
+from dreamshard.foreign import text
+from dreamshard.foreign.text import parse_json
 
 VERBS = ("pretrain", "encode", "synthesize", "train", "evaluate")
 _VERB = re.compile(rf"(?:^|[\s/])({'|'.join(VERBS)})(?:\.py)?(?:\s|$)")
@@ -34,8 +38,8 @@ class Run:
             return
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
+                values = parse_json(line, where=str(file), infinite=True)
+            except ValueError:
                 continue
             if isinstance(values, dict):
                 yield values
@@ -55,8 +59,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Return the configuration as plain values; empty if there is none to read."""
         try:
-            value = yaml.safe_load(self.config)
-        except yaml.YAMLError:
+            value = parse_yaml(self.config)
+        except (yaml.YAMLError, ValueError):
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -83,8 +87,8 @@ def read_run(path: Path) -> Run | None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if there is no file, or no object in it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        value = text.read_json(path, infinite=True)
+    except DataError:
         return {}
     return value if isinstance(value, dict) else {}
 

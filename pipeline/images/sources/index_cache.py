@@ -13,6 +13,7 @@ from pathlib import Path
 
 import xxhash
 
+from dreamshard.foreign.text import parse_json
 from pipeline.images.listing import File, Passed
 from pipeline.images.sources.tar_index import Member
 
@@ -42,7 +43,7 @@ class IndexCache:
         try:
             unpacker = zlib.decompressobj()
             text = unpacker.decompress(self._path.read_bytes(), MAX_BYTES)
-            rows, counts, examples = json.loads(text)
+            rows, counts, examples = parse_json(text, where=str(self._path), limit=MAX_BYTES)
             members = [
                 Member(
                     name,

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.foreign.tables import open_parquet
 from pipeline.images.evidence import sample
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
@@ -46,7 +47,7 @@ class ParquetSource:
         for number, (path, file) in enumerate(zip(self._paths, files, strict=True)):
             try:
                 with HeaderFile(filesystem, path, file.size) as handle:
-                    table = pq.ParquetFile(handle)  # type: ignore[arg-type]
+                    table = open_parquet(handle, where=path)
                     self._add(table, number, keys, labels, filesystem)
             except pa.ArrowException as error:
                 raise DataError(f"{path}: not a Parquet file that can be read: {error}") from error

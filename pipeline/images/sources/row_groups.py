@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from dreamshard.foreign.guard import reading
+from dreamshard.foreign.tables import MAX_BYTES, open_parquet, row_group_bytes
 from pipeline.images.listing import File, is_local, open_filesystem
 from pipeline.images.ranges import HeaderFile
 from pipeline.images.source import FINAL
@@ -78,8 +79,11 @@ class RowGroups:
 
     def _decode(self, filesystem: Any, number: int, group: int) -> pa.Table:
         with HeaderFile(filesystem, self._paths[number], self._files[number].size) as handle:
-            file = pq.ParquetFile(handle)  # type: ignore[arg-type]
-            return file.read_row_group(group, columns=self._columns)
+            table = open_parquet(handle, where=self._paths[number])
+            with reading(self._paths[number], "Parquet"):
+                if (size := row_group_bytes(table, group)) > MAX_BYTES:
+                    raise ValueError(f"a row group of {size:,} bytes, more than {MAX_BYTES:,}")
+                return table.read_row_group(group, columns=self._columns)
 
     def _mapped(self, filesystem: Any, number: int, group: int) -> pa.Table:
         """Map a remote row group's copy on this machine, getting it if need be."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.archives import open_tar
 from pipeline.images.listing import Passed, is_hidden
 from pipeline.images.ranges import HeaderFile
 
@@ -134,18 +135,15 @@ def _resolve(
 
 def _headers(file: HeaderFile, path: str, size: int) -> Iterator[tarfile.TarInfo]:
     """Yield the headers, and make sure that the archive ends where they do."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[arg-type]
-            for info in archive:
-                if info.offset_data + _stored(info) > size:
-                    raise DataError(
-                        f"{path}: got member {info.name!r} at offset {info.offset}, which goes on "
-                        f"beyond the file's end ({size}). The archive was cut: get it again."
-                    )
-                yield info
-            end = archive.offset
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: not a tar file that can be read: {error}") from error
+    with open_tar(file, where=path) as archive:
+        for info in archive:
+            if info.offset_data + _stored(info) > size:
+                raise DataError(
+                    f"{path}: got member {info.name!r} at offset {info.offset}, which goes on "
+                    f"beyond the file's end ({size}). The archive was cut: get it again."
+                )
+            yield info
+        end = archive.offset
     _check_end(file, path, end, size)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign import trusted
 from pipeline.images.evidence import sample_files
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import File

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.foreign import trusted
+from dreamshard.foreign.guard import CannotReadError
+from dreamshard.foreign.text import read_json
 from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
@@ -44,7 +46,7 @@ def recipe_key(settings: Mapping[str, Any], source: Mapping[str, object]) -> str
     if not settings["image"]["width"]:
         settings["image"] = {k: v for k, v in settings["image"].items() if k != "width"}
     if path := settings["unet"]["config"]:  # the file counts, not its name
-        settings["unet"] = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings["unet"] = read_json(Path(path))
     text = canonical_json({"algorithm": ALGORITHM, **settings, "source": dict(source)})
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -56,8 +58,10 @@ def find_teacher(folder: Path, key: str) -> dict[str, Any] | None:
         ConfigError: another teacher is there.
     """
     try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        card = read_json(folder / CARD, infinite=True)
+        if not isinstance(card, dict):
+            raise ValueError("no object")
+    except (CannotReadError, ValueError):
         if (folder / WEIGHTS).exists():
             raise _occupied(folder, "weights without a card") from None
         return None

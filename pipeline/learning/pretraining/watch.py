@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dreamshard import rng
+from dreamshard.foreign.text import parse_json
 from dreamshard.pictures import image_grid
 from pipeline.images import quality
 from pipeline.teachers.diffusion import sampling
@@ -118,7 +118,7 @@ def draw_loss_curve(folder: Path) -> None:
     """Write `loss.png` from a run's metrics.jsonl; nothing where matplotlib is not installed."""
     points, file = [], folder / "metrics.jsonl"
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        entry = json.loads(line)
+        entry = parse_json(line, where=str(file), infinite=True)
         if "loss" in entry:
             points.append((entry["step"], entry["loss"]))
     try:

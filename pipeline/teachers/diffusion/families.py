@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, Problem, TeacherError
+from dreamshard.foreign import trusted
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import checkpoints

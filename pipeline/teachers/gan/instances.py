@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamshard.errors import Problem, TeacherError
+from dreamshard.foreign.arrays import read_npy, read_npz
 from pipeline.teachers import weights
 
 KEY = "settings.instance_features"
@@ -118,9 +119,5 @@ def _arrays(path: str) -> dict[str, np.ndarray]:
             for name, tensor in state.items()
         }
     if path.endswith(".npy"):  # mapped: a header cannot ask for more memory than the file has
-        return {FEATURES: np.load(path, mmap_mode="r", allow_pickle=False)}
-    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as value:
-        size = sum(part.file_size for part in value.zip.infolist())
-        if size > MAX_BYTES:
-            raise ValueError(f"{size:,} bytes unpacked")
-        return {name: value[name] for name in value.files if name in (FEATURES, LABELS)}
+        return {FEATURES: read_npy(Path(path))}
+    return read_npz(Path(path), (FEATURES, LABELS), limit=MAX_BYTES)

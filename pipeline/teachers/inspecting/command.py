@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import yaml
-
+from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Scalar, guesses
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
@@ -65,7 +64,7 @@ def _settings(words: Sequence[str]) -> dict[str, Scalar]:
             raise ConfigError(Problem("settings", " ".join(words), "--name value pairs", EXAMPLE))
         key = name.removeprefix("--").removeprefix("settings.")
         # Lists such as channel_mult stay text, as in the official command lines.
-        settings[key] = value if "," in value else yaml.safe_load(value)
+        settings[key] = value if "," in value else parse_yaml(value)
     return settings
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dreamshard import trusted
 from dreamshard.errors import ConfigError, DataError, Problem, TeacherError
+from dreamshard.foreign import trusted
 from pipeline.teachers import weights
 from pipeline.teachers.base import Flag, Mode, Scalar, TeacherConfig, TeacherSpec, guesses
 from pipeline.teachers.recording.outbox import Outbox, as_recorded

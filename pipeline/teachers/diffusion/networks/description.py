@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard import trusted
 from dreamshard.errors import Problem, TeacherError
+from dreamshard.foreign import trusted
 from pipeline.teachers import weights
 from pipeline.teachers.diffusion.networks.accepted import TABLES, check_size
 from pipeline.teachers.diffusion.schedules import Schedule

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard import trusted
 from dreamshard.errors import TeacherError
+from dreamshard.foreign import trusted
 from dreamshard.permissions import apply_umask
 from pipeline.teachers import weights
 from pipeline.teachers.diffusion import schedulers

@@ -100,7 +100,7 @@ def whole(tmp_path: Path) -> bytes:
         (lambda data: data[: 512 + 40], "beyond the file's end"),
         (lambda data: data.rstrip(b"\0"), "end"),
         (lambda data: data + data, "bytes behind the end-of-archive mark"),
-        (lambda data: b"\x1f\x8b" + data[2:], "not a tar file"),
+        (lambda data: b"\x1f\x8b" + data[2:], "not readable as a tar archive"),
     ],
 )
 def test_what_a_lenient_reader_takes_for_the_end_is_an_error(

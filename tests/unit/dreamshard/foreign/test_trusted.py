@@ -1,4 +1,4 @@
-"""No second door: nothing but `dreamshard.trusted` turns a name into code."""
+"""No second door: nothing but `dreamshard.foreign.trusted` turns a name into code."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dreamshard import trusted
 from dreamshard.errors import DataError
+from dreamshard.foreign import trusted
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 FILES = [
     path
     for package in ("dreamshard", "storage", "pipeline", "distill")
     for path in sorted((ROOT / package).rglob("*.py"))
 ]
-DOOR = ROOT / "dreamshard" / "trusted.py"
+DOOR = ROOT / "dreamshard" / "foreign" / "trusted.py"
 IMPORTERS = {
     "importlib", "imp", "runpy", "pkgutil", "zipimport", "code", "codeop", "marshal", "shelve",
     "dill", "cloudpickle", "joblib",

@@ -1,0 +1,54 @@
+"""Read local files whole within a bound; what is no file never blocks."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from dreamshard.errors import DreamshardError
+from dreamshard.foreign.guard import UnreadableError
+
+MAX_BYTES = 64 << 20
+
+
+def read_bytes(
+    path: Path,
+    *,
+    limit: int = MAX_BYTES,
+    error: type[DreamshardError] = UnreadableError,
+) -> bytes:
+    """Read a regular file.
+
+    Args:
+        limit: the most it may hold (bytes).
+        error: class to raise.
+
+    Raises: `error` for a device, a pipe, a folder, or more bytes than the limit. What the system
+        refuses (missing, no permission) is an OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path}: got no regular file (a pipe, a device or a folder).")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with open(descriptor, "rb") as file:
+        data = b"" if status.st_size > limit else file.read(limit + 1)
+    if status.st_size > limit or len(data) > limit:
+        size = max(status.st_size, len(data))
+        raise error(f"{path}: got {size:,} bytes or more, allowed {limit:,}.")
+    return data
+
+
+def check_regular(path: Path, *, error: type[DreamshardError] = UnreadableError) -> int:
+    """Return the size of a regular file in bytes; refuse a device, a pipe or a folder.
+
+    Raises: `error`; OSError for what the system refuses.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{path}: got no regular file (a pipe, a device or a folder).")
+    return status.st_size

@@ -1,0 +1,246 @@
+"""The one reader of foreign text: within bounds, or one sentence with the file's name."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from dreamshard.config.yaml12 import parse_yaml, read_yaml
+from dreamshard.errors import DataError, TeacherError
+from dreamshard.foreign import arrays, files, guard, tables
+from dreamshard.foreign.text import MAX_DEPTH, parse_json, read_json
+
+ROOT = Path(__file__).resolve().parents[4]
+FILES = [
+    path
+    for package in ("dreamshard", "storage", "pipeline", "distill")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "foreign" not in path.parts
+]
+PARSERS = {
+    "json.load", "json.loads", "json.JSONDecoder", "yaml.load", "yaml.safe_load",
+    "yaml.safe_load_all", "yaml.load_all", "np.load", "numpy.load", "np.loadtxt", "np.genfromtxt",
+    "pq.ParquetFile", "pq.read_table", "pq.read_metadata", "pq.read_schema", "pq.ParquetDataset",
+    "safe_open", "load_file", "torch.load", "zipfile.ZipFile", "ZipFile", "tarfile.open",
+    "tarfile.TarFile", "pickle.load", "pickle.loads", "tomllib.load", "tomllib.loads",
+    "csv.reader", "np.lib.format.read_array",
+}  # fmt: skip
+
+
+def parsers(text: str) -> list[str]:
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    names = [ast.unparse(call.func) for call in calls]
+    return [name for name in names if name in PARSERS]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_else_parses(path: Path) -> None:
+    assert parsers(path.read_text(encoding="utf-8")) == []
+
+
+def test_the_test_sees_parsers() -> None:
+    assert parsers("import json\njson.loads(x)") == ["json.loads"]
+    assert parsers("with safe_open(path) as file: pass") == ["safe_open"]
+
+
+BAD_JSON = {
+    "deep": "[" * 5000 + "]" * 5000,
+    "just too deep": "[" * (MAX_DEPTH + 2) + "]" * (MAX_DEPTH + 2),
+    "deep objects": '{"a":' * 900 + "1" + "}" * 900,
+    "digits": '{"a": ' + "9" * 5000 + "}",
+    "beyond 64 bits": str(1 << 70),
+    "below 64 bits": str(-(1 << 70)),
+    "infinite": "1e999",
+    "minus infinite": "[-1e999]",
+    "nan": "NaN",
+    "Infinity": "[Infinity]",
+    "surrogate": '"\\ud800"',
+    "surrogate key": '{"\\udfff": 1}',
+    "empty": "",
+    "cut": '{"a": ',
+    "binary": "\x00\x01",
+    "many": "[" + "[]," * 5_000_000 + "1]",
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+@pytest.mark.parametrize("error", [guard.UnreadableError, TeacherError])
+def test_bad_json_is_one_sentence(tmp_path: Path, name: str, error: Any) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(BAD_JSON[name])
+    with pytest.raises(error, match=r"x\.json: not readable as JSON \(.*\)\. Do this\.") as caught:
+        read_json(path, error=error, hint="Do this.")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_good_json_is_read(tmp_path: Path) -> None:
+    value = {
+        "digest": "1234567890" * 8, "big": (1 << 64) - 1, "low": -(1 << 63), "float": 1e300,
+        "text": "ß€\U0001f600", "emoji": "\U0001f600", "none": None, "yes": True,
+    }  # fmt: skip
+    for ascii_only in (True, False):
+        data = json.dumps(value, ensure_ascii=ascii_only)
+        assert parse_json(data, where="x") == value
+    assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH, where="x")
+    assert parse_json("[-Infinity]", where="x", infinite=True) == [float("-inf")]
+    with pytest.raises(DataError, match="more than 3"):
+        parse_json("[1, 2]", where="x", limit=3)
+    with pytest.raises(DataError, match="not readable as JSON"):
+        parse_json(b"\xff", where="x")
+    with pytest.raises(ValueError, match="not readable as JSON"):  # to those who go on without
+        parse_json(b"\xff", where="x")
+
+
+def test_what_is_no_file_never_blocks(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, what in (
+        ("fifo", "no regular file"), ("zero", "no regular file"), (".", "no regular file"),
+        ("loop", "cannot be read"), ("missing", "cannot be read"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=what):
+            read_json(tmp_path / name)
+        if name != "missing":
+            _, problem = read_yaml(str(tmp_path / name))
+            assert problem is not None
+    (tmp_path / "large").write_bytes(b" " * 100)
+    with pytest.raises(DataError, match="got 100 bytes or more, allowed 10"):
+        files.read_bytes(tmp_path / "large", limit=10)
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(14)
+)
+BAD_YAML = {
+    "alias bomb": BOMB,
+    "itself": "a: &a [*a]",
+    "itself, a map": "a: &a {b: *a}",
+    "root": "&r {run_dir: x, student: *r}",
+    "deep": "a: " + "[" * 3000 + "]" * 3000,
+    "deep block": "\n".join("  " * i + "a:" for i in range(500)),
+    "timestamp": "a: !!timestamp x",
+    "bool": "a: !!bool x",
+    "int": "a: !!int ''",
+    "float": "a: !!float x",
+    "digits": "a: " + "9" * 5000,
+    "python": "a: !!python/object/apply:os.system ['true']",
+    "binary": "\x00\x01",
+    "two documents": "a: 1\n---\nb: 2",
+    "undefined": "a: *x",
+}
+
+
+@pytest.mark.parametrize("name", BAD_YAML)
+def test_bad_yaml_is_a_problem(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(BAD_YAML[name])
+    with pytest.raises((yaml.YAMLError, ValueError)):
+        parse_yaml(BAD_YAML[name])
+    layer, problem = read_yaml(str(path))
+    assert problem is not None and layer == {}
+
+
+def test_aliases_within_bounds_are_read() -> None:
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a") == {
+        "a": {"x": 1},
+        "b": {"x": 1, "y": 2},
+        "c": {"x": 1},
+    }
+
+
+def test_parquet_bombs_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"a": pa.array(np.zeros(5_000_000, np.int64))})
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd")
+    assert (tmp_path / "x.parquet").stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"x\.parquet: not readable as Parquet \(.* unpacked"):
+        tables.open_parquet(tmp_path / "x.parquet", where="x.parquet", max_bytes=1 << 20)
+    with pytest.raises(DataError, match="5,000,000 rows, more than 10"):
+        tables.open_parquet(tmp_path / "x.parquet", where="x", max_rows=10)
+    assert tables.open_parquet(tmp_path / "x.parquet", where="x").metadata.num_rows == 5_000_000
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="not readable as Parquet"):
+        tables.open_parquet(tmp_path / "x.parquet", where="x")
+
+
+def npy(header: str, body: bytes = b"") -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + body
+
+
+HUGE = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 4)}")
+OBJECT = npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", pickle.dumps(1))
+
+
+@pytest.mark.parametrize("data", [HUGE, OBJECT, b"", b"x" * 100, npy("{1: 2}"), npy("__import__")])
+def test_arrays_that_ask_for_more_than_they_are(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.npy").write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.npy: not readable as a file of plain numbers"):
+        arrays.read_npy(tmp_path / "x.npy")
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", data)
+    with pytest.raises(DataError, match=r"x\.npz: not readable as an archive of plain arrays"):
+        arrays.read_npz(tmp_path / "x.npz", ["a"], limit=1 << 20)
+
+
+def test_plain_arrays_are_read(tmp_path: Path) -> None:
+    value = np.arange(12.0).reshape(3, 4)
+    np.savez(tmp_path / "x.npz", a=value, b=np.asfortranarray(value), c=value)
+    found = arrays.read_npz(tmp_path / "x.npz", ["a", "b", "z"], limit=1 << 20)
+    assert found.keys() == {"a", "b"} and all((each == value).all() for each in found.values())
+    with pytest.raises(DataError, match="more than 100 bytes unpacked"):
+        arrays.read_npz(tmp_path / "x.npz", ["a", "b"], limit=100)
+    np.save(tmp_path / "x.npy", value)
+    assert (arrays.read_npy(tmp_path / "x.npy") == value).all()
+
+
+def test_torch_archives_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
+    import torch
+
+    plain, path = io.BytesIO(), tmp_path / "x.pt"
+    torch.save({"a": torch.zeros(100_000)}, plain)
+    path.write_bytes(plain.getvalue())
+    assert arrays.read_torch(path)["a"].shape == (100_000,)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.namelist():
+            new.writestr(member, old.read(member))
+    with pytest.raises(DataError, match=r"x\.pt: .*unpacks to more than its own size"):
+        arrays.read_torch(path)
+    torch.save({"a": torch.zeros(1).expand(1 << 40)}, path)
+    with pytest.raises(DataError, match=r"x\.pt: .*larger than the file"):
+        arrays.read_torch(path)
+    path.write_bytes(plain.getvalue()[:-50])
+    with pytest.raises(DataError, match=r"x\.pt: .*damaged or truncated"):
+        arrays.read_torch(path)
+
+
+def test_any_exception_is_one_sentence() -> None:
+    for error in (
+        OverflowError("x"), RecursionError(), MemoryError(), AttributeError("y"), KeyError("k"),
+        ZeroDivisionError(), UnicodeDecodeError("utf-8", b"x", 0, 1, "z\x1b[2J"),
+        RuntimeError("a\nb"), OSError("pyarrow's way to say damaged"),
+    ):  # fmt: skip
+        with (
+            pytest.raises(DataError, match=r"^f: not readable as X \(.+\)\. Try\.") as caught,
+            guard.reading("f", "X", hint="Try."),
+        ):
+            raise error
+        assert not any(ord(letter) < 32 for letter in str(caught.value))
+    refused = pytest.raises(guard.CannotReadError, match=r"f: cannot be read \(No space")
+    with refused, guard.reading("f", "X"):
+        raise OSError(28, "No space left on device")
+    assert not issubclass(guard.CannotReadError, ValueError), "unreadable is not damaged"
+    with pytest.raises(KeyboardInterrupt), guard.reading("f", "X"):
+        raise KeyboardInterrupt
