@@ -24,6 +24,7 @@ STREAM = """
 name: served
 teacher: {kind: noise, levels: [s2, s4], settings: {channels: 4}}
 image: {size: 16}
+source: {kind: digits}
 samples: 64
 samples_per_unit: 32
 micro_batch: 8
@@ -37,7 +38,7 @@ device: cpu
 student: {name: cifar_resnet, settings: {depths: [1, 1, 1], widths: [8, 8, 8]}}
 dreamteacher: {width: 8}
 data: {kind: stream, stream: {name: served, micro_batch: 8, samples: 64, samples_per_unit: 32,
-  image: {size: 16}, teacher: {kind: noise, levels: [s2, s4], settings: {channels: 4}}}}
+  image: {size: 16}, source: {kind: digits}, teacher: {kind: noise, levels: [s2, s4], settings: {channels: 4}}}}
 """
 
 
@@ -132,7 +133,7 @@ def test_two_ranks_without_a_service_start_one_and_learn_what_live_learns(tmp_pa
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     for kind in ("live", "stream"):
         words = ("--config", "train.yaml", "--run_dir", kind, "--data.kind", kind)
-        more = ("--data.stream.actors", "2")
+        more = ("--data.stream.actors", "2") if kind == "stream" else ()
         finish(start(tmp_path, plain, "distill/train.py", *words, *more, launcher=launcher))
     but = (*TIMES, "memory_gb")
     assert results(tmp_path / "stream", but=but) == results(tmp_path / "live", but=but)
