@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,22 @@ REFUSALS = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
 
 def without_values(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return a module's parameters and buffers as tensors without values, and the former alone."""
-    leaves: dict[str, Tensor] = {
-        name: torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
-        for name, value in module.named_parameters()
-    }
-    buffers = {n: torch.empty_like(b, device="meta") for n, b in module.named_buffers()}
-    return leaves | buffers, leaves
+    places: dict[str, Tensor] = {}
+    empty: dict[int, Tensor] = {}
+    for prefix, part in module.named_modules():  # a module used twice comes once
+        for name, value in (*part._parameters.items(), *part._buffers.items()):
+            if value is not None:
+                if id(value) not in empty:  # tied weights stay tied
+                    shape = torch.empty_like(value, device="meta")
+                    empty[id(value)] = shape.requires_grad_(value.requires_grad)
+                places[f"{prefix}.{name}" if prefix else name] = empty[id(value)]
+    return places, {name: empty[id(value)] for name, value in module.named_parameters()}
+
+
+def call_without_values(module: nn.Module, places: Mapping[str, Tensor], *inputs: object) -> Any:
+    """Run a module's forward pass on what `without_values` made of its tensors."""
+    # Told to tie weights, PyTorch leaves empty tensors behind in modules that are used twice.
+    return functional_call(module, dict(places), inputs, tie_weights=False)
 
 
 def reason_of(error: BaseException) -> str:
@@ -61,7 +71,7 @@ def check_takes(student: Student, *, name: str, image_size: tuple[int, int]) -> 
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             try:
                 places, _ = without_values(student)
-                functional_call(student, places, (torch.zeros(*shape, device="meta"),))
+                call_without_values(student, places, torch.zeros(*shape, device="meta"))
             except Exception:  # also that of a network that computes with values
                 copy.deepcopy(student)(torch.zeros(*shape))
     except REFUSALS as error:

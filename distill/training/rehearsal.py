@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from distill.methods.build import build_method, method_class
 from distill.students.backbones import is_ours
 from distill.students.student import student_strides
 from distill.students.trial import (
     REFUSALS,
+    call_without_values,
     check_kept,
     reason_of,
     untrained_share,
@@ -105,7 +105,7 @@ def _step(method: Method, training_set: TrainingSet, *, count: int, device: str)
         targets["label"] = torch.zeros(count, dtype=torch.int64, device=device)
     if device == "meta":
         places, leaves = without_values(method)
-        terms: Mapping[str, Tensor] = functional_call(method, places, (images, targets))
+        terms: Mapping[str, Tensor] = call_without_values(method, places, images, targets)
     else:
         leaves = dict(method.named_parameters())
         terms = method(images, targets)

@@ -107,14 +107,15 @@ def check_shared(folder: Path, *, key: str) -> None:
     if rank_count() == 1:
         return
     token = decided_by_chief(lambda: _leave_token(folder))
-    seen = _everyone((socket.gethostname(), _is_there(folder / token)))
+    there = _is_there(folder / token)
+    seen = _everyone((f"{folder.absolute()} on {socket.gethostname()}", there))
     (folder / token).unlink(missing_ok=True)
-    blind = [f"rank {rank} on {host}" for rank, (host, there) in enumerate(seen) if not there]
+    blind = [f"{where} for rank {rank}" for rank, (where, there) in enumerate(seen) if not there]
     if blind:
-        got = f"{folder} ({folder.absolute()} on {seen[0][0]}), which is not that of "
+        got = f"{seen[0][0]} for rank 0, but another folder, {', '.join(blind)}"
         hint = f"Give a path on storage that all machines share: --{key} /SHARED/RUN."
         allowed = "one folder for all ranks, as each goes on from the checkpoints in it"
-        raise ConfigError(Problem(key, got + ", ".join(blind), allowed, hint))
+        raise ConfigError(Problem(key, got, allowed, hint))
 
 
 def _leave_token(folder: Path) -> str:

@@ -106,6 +106,44 @@ def test_killed_and_resumed_ends_as_if_undisturbed(
     assert results(tmp_path) == results(undisturbed)
 
 
+def test_asked_to_stop_it_saves_first_and_goes_on_by_the_same_command(
+    recipe: Path, repo_root: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    script = str(repo_root / "distill" / "train.py")
+    arguments = ("--config", str(recipe), "--steps", "200", "--run_dir", str(tmp_path))
+    process = start(repo_root, script, *arguments)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "checkpoint-000020").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, output
+    assert "interrupted: train: stopped after step" in output and "a checkpoint is saved" in output
+    assert f"train.py {' '.join(arguments)}" in output, "the command that goes on"
+    finish(start(repo_root, script, *arguments))
+    assert results(tmp_path)[1] == results(undisturbed)[1]
+
+
+def test_two_ranks_stop_together_and_have_one_folder(
+    recipe: Path, repo_root: Path, tmp_path: Path
+) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    script = str(repo_root / "distill" / "train.py")
+    arguments = (script, "--config", str(recipe), "--steps", "2000", "--run_dir", str(tmp_path))
+    process = start(repo_root, *torchrun, *arguments)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (tmp_path / "checkpoint-000020").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)  # to torchrun, which asks its processes
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert "interrupted: train: stopped after step" in output, output
+    last = max(path.name for path in tmp_path.glob("checkpoint-*"))
+    step = int(last.removeprefix("checkpoint-"))
+    assert f"after step {step:,} of 2,000" in output and step % 5 == 0, "where ranks meet"
+
+
 def test_two_ranks_train_and_resume_exactly(recipe: Path, repo_root: Path, tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     script = str(repo_root / "distill" / "train.py")

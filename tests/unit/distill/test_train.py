@@ -292,3 +292,42 @@ def test_baselines_train_on_the_datasets_images_and_count_their_passes(
 def test_without_levels_and_strides_the_deepest_map_is_taken(configure) -> None:
     config = configure(method="vicreg", steps=1, vicreg=VICRegConfig(width=16, hidden=16))
     assert load_student(train(config))[1].strides == [4]
+
+
+def test_more_steps_extend_a_run_and_say_what_becomes_of_the_rate(
+    configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = configure(steps=2)
+    before = weights(train(first).parent)
+    capsys.readouterr()
+    folder = train(configure(steps=4))
+    told = capsys.readouterr().err
+    assert "extended from 2 to 4 steps. From step 3 on the learning rate is that of a run" in told
+    assert not same(before, weights(folder.parent)), "it is another student"
+    assert [line["step"] for line in metrics(folder.parent)] == [1, 2, 3, 4]
+    _, card = load_student(folder)
+    assert card.provenance["steps"] == 4 and card.provenance["extended"] == [[2, 2]]
+    with pytest.raises(ConfigError, match="steps: 4 there, 3 asked for"):
+        train(configure(steps=3))
+
+
+def test_a_launcher_that_says_otherwise_is_refused(
+    configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ConfigError, match="2 problems") as caught:
+        train(configure())
+    assert "--accumulate 4" in str(caught.value) and "--precision bf16" in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_a_setting(
+    configure, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.learning.loop.add_gradients", full)
+    with pytest.raises(ConfigError, match=r"batch_size: got 8, .*--accumulate 2.*grad_check"):
+        train(configure())
