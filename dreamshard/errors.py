@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dreamshard.foreign.shown import plain, plain_streams
+
 INTERRUPTED = 130  # 128 + SIGINT, the shell's own convention
 OPTIONAL_MODULES = frozenset(
     "PIL accelerate datasets diffusers gcsfs huggingface_hub jinja2 matplotlib pycocotools ray "
@@ -53,6 +55,9 @@ class DreamshardError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return plain(super().__str__())
+
 
 class ConfigError(DreamshardError):
     """Report everything that is wrong with a configuration, in one go.
@@ -71,10 +76,10 @@ class ConfigError(DreamshardError):
 
     def __str__(self) -> str:
         if len(self.problems) == 1:
-            return str(self.problems[0])
+            return plain(str(self.problems[0]))
         lines = [f"{len(self.problems)} problems in the configuration:"]
         lines += [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
-        return "\n".join(lines)
+        return plain("\n".join(lines))
 
     def under(self, prefix: str) -> ConfigError:
         """Return the same problems with their keys below another; "" leaves them as they are."""
@@ -120,7 +125,8 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
         130 interrupted). Errors that are not the user's keep their traceback: they are raised.
     """
     try:
-        return main(argv) or 0
+        with plain_streams():  # whatever a file holds, the terminal shows it
+            return main(argv) or 0
     except Interrupted as error:
         return _fail(f"interrupted: {error}", INTERRUPTED, argv)
     except DreamshardError as error:

@@ -18,6 +18,8 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from dreamshard.foreign.shown import drawable, plain
+
 PLAIN_INTERVAL_S = 5.0
 _WINDOW_S = 30.0  # the rate is that of the last half minute, so that the ETA follows a change
 
@@ -32,9 +34,14 @@ def is_interactive() -> bool:
 def stage(title: str) -> None:
     """Print one header line, such as "[2/5] encode"."""
     if is_interactive():
-        Console(stderr=True, highlight=False).print(Text(title, style="bold"))
+        _terminal().print(Text(plain(title), style="bold"))
     else:
-        print(title, file=sys.stderr, flush=True)
+        print(plain(title), file=sys.stderr, flush=True)
+
+
+def _terminal() -> Console:
+    """Return what draws on standard error with escapes of its own."""
+    return Console(file=drawable(sys.stderr), highlight=False, markup=False, emoji=False)
 
 
 def format_duration(seconds: float) -> str:
@@ -75,7 +82,7 @@ class Progress:
                 BarColumn(),
                 TextColumn("{task.fields[text]}", markup=False),
             )
-            self._bar = RichProgress(*columns, console=Console(stderr=True))
+            self._bar = RichProgress(*columns, console=_terminal())
             self._task = self._bar.add_task(
                 self.title, total=self.total, completed=self.done, text=""
             )
@@ -145,6 +152,7 @@ class Progress:
         )
 
     def _show(self, text: str) -> None:
+        text = plain(text)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, text=text)
             return

@@ -34,10 +34,11 @@ def print_tables(tables: Iterable[TextTable]) -> None:
         shown = Table(*table.header, title=table.title, title_justify="left")
         for line in table.lines:
             shown.add_row(*line)
-        console = Console()
+        console = Console(markup=False, emoji=False, color_system=None)
         wide = console.options.update(max_width=10_000)
         need = max(Measurement.get(console, wide, shown).maximum, len(table.title))
-        Console(width=max(console.width, need)).print(shown)
+        plain = {"markup": False, "emoji": False, "color_system": None}
+        Console(width=max(console.width, need), **plain).print(shown)
 
 
 def accuracy_lines(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distill.students.backbones import is_ours, timm_name
+from dreamshard.foreign.shown import plain
 
 if TYPE_CHECKING:
     from distill.students.card import StudentCard
@@ -45,8 +48,14 @@ def _header(card: StudentCard) -> str:
     library = "pytorch" if is_ours(card.config.name) else "timm"
     tags = ["image-feature-extraction", "knowledge-distillation", "dreamshard"]
     lines = [f"library_name: {library}", "license: other", "pipeline_tag: image-feature-extraction"]
-    lines += [f"license_name: {_text(card.provenance.get('licence', 'unknown'))}"]
+    lines += [f"license_name: {_scalar(card.provenance.get('licence', 'unknown'))}"]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _scalar(value: object) -> str:
+    """Return a text as one scalar of YAML, quoted where it could be anything else."""
+    text = plain(_text(value))
+    return text if re.fullmatch(r"[A-Za-z][\w.+ -]*", text) else json.dumps(text)
 
 
 def _usage(card: StudentCard) -> str:
@@ -98,8 +107,13 @@ def _facts(card: StudentCard) -> dict[str, str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(text: str) -> str:
+    """Return a text for a cell of Markdown, in which no HTML of a file's counts as any."""
+    return plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _text(value: object) -> str:

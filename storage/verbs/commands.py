@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -143,9 +144,15 @@ def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+PLAIN: dict[str, Any] = {
+    "highlight": False, "markup": False, "emoji": False, "color_system": None
+}  # fmt: skip
+"""Names are data: no markup, no emoji, no escapes."""
+
+
 def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    console = Console(**PLAIN, soft_wrap=True)
+    return console if console.is_terminal else Console(**PLAIN, width=200)
 
 
 def _state(summary: Summary) -> str:
