@@ -121,6 +121,10 @@ def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConf
 
 def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
     """Train and judge one arm with one seed; reuse what is there already."""
+    import torch
+
+    from distill.bench.bench import MEASURED
+    from distill.bench.representations import measure_statistics
     from distill.students.export import load_student
     from distill.students.student import build_student
     from distill.train import train
@@ -131,7 +135,10 @@ def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, An
     config = arm_config(arm, options, seed=seed)
     result: dict[str, Any] = {"arm": arm, "seed": seed, "student_images": 0, "seconds": 0.0}
     if arm == "random":
-        student = build_student(config.student, strides=STRIDES, seed=seed).eval()
+        student = build_student(config.student, strides=STRIDES, seed=seed)
+        seen = images(options)[0][0]
+        rows = np.random.default_rng(seed).permutation(len(seen))[:MEASURED]
+        student = measure_statistics(student, seen[rows], device=torch.device("cpu"))
     else:
         student, card = load_student(train(config))
         stats = json.loads((Path(config.run_dir) / "stats.json").read_text(encoding="utf-8"))
@@ -163,37 +170,43 @@ def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[s
 
 
 def linear(train: np.ndarray, labels: np.ndarray, held: np.ndarray, truth: np.ndarray) -> float:
-    """Fit a logistic regression whose penalty is chosen on a fifth of the training images."""
-    from distill.probes.logistic import probe_accuracy, standardise
+    """Fit a logistic regression; a fifth of the training images choose its scaling and penalty."""
+    from distill.probes.logistic import probe_accuracy
+    from distill.probes.scaling import SCALINGS, scaled
 
-    fitted, judged = standardise(train, train, held)
-    order = np.random.default_rng(0).permutation(len(fitted))
+    order = np.random.default_rng(0).permutation(len(train))
     cut = min(SELECTION, len(order) // 5)
     chosen, rest = order[:cut], order[cut:]
-    scores = [
-        probe_accuracy(fitted[rest], labels[rest], fitted[chosen], labels[chosen], strength=c)
+    pairs = {each: scaled(each, train, train, held) for each in SCALINGS}
+    scores = {
+        (each, c): probe_accuracy(
+            fitted[rest], labels[rest], fitted[chosen], labels[chosen], strength=c
+        )
+        for each, (fitted, _) in pairs.items()
         for c in STRENGTHS
-    ]
-    best = STRENGTHS[int(np.argmax(scores))]
-    return probe_accuracy(fitted, labels, judged, truth, strength=best)
+    }
+    scaling, strength = max(scores, key=lambda pair: scores[pair])
+    fitted, judged = pairs[scaling]
+    return probe_accuracy(fitted, labels, judged, truth, strength=strength)
 
 
-def images(options: argparse.Namespace) -> list[tuple[np.ndarray, np.ndarray]]:
+def images(
+    options: argparse.Namespace,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Read the labelled images of both splits once."""
-    from distill.training.monitor import read_labelled
+    from distill.training.monitor import read_pair
     from pipeline.images.source import ImageConfig, SourceConfig
 
     if not hasattr(options, "loaded"):
-        options.loaded = [
-            read_labelled(
-                SourceConfig(kind="parquet", path=path),
-                ImageConfig(size=32),
-                image_size=(32, 32),
-                seed=0,
-                samples=options.probe_images or None,
-            )
-            for path in (options.train, options.val)
-        ]
+        sources = [SourceConfig(kind="parquet", path=path) for path in (options.train, options.val)]
+        options.loaded = read_pair(
+            *sources,
+            ImageConfig(size=32),
+            image_size=(32, 32),
+            seed=0,
+            samples=options.probe_images or None,
+            prefix="",
+        )
     return options.loaded
 
 

@@ -29,7 +29,8 @@ import numpy as np
 
 from benchmarks.charts import level_curves
 from distill.probes.knn import knn_classes
-from distill.probes.logistic import probe_accuracy, standardise
+from distill.probes.logistic import probe_accuracy
+from distill.probes.scaling import standardise
 from dreamshard.charts import LIGHT
 from dreamshard.progress import Progress
 from dreamshard.rng import generator

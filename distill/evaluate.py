@@ -74,17 +74,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         for name in config.tasks
     }
     device = choose_device(config)
-    extractors = choose_extractors(
-        config, student=student, card=card, device=device, image_size=size
-    )
+    baselines = choose_baselines(config, card=card, device=device, image_size=size)
     record = RunFolder(config.run_dir, config=config, of=whose(config))
     bench = StudentBench(
         student=student,
         card=card,
-        extractors=extractors,
+        baselines=baselines,
         sources={"train": config.train_images, "heldout": config.heldout_images},
+        classes=config.classifies,
         image=config.image,
         random="random" in config.baselines,
+        pool=config.pool,
         seed=config.seed,
         micro_batch=config.micro_batch,
         image_size=size,
@@ -157,15 +157,14 @@ def choose_device(config: EvaluateConfig) -> torch.device:
     return torch.device("cuda" if there else "cpu")
 
 
-def choose_extractors(
+def choose_baselines(
     config: EvaluateConfig,
     *,
-    student: Student,
     card: StudentCard,
     device: torch.device,
     image_size: tuple[int, int],
 ) -> dict[str, Extractor]:
-    """Build what turns images into the representations asked for; the student's comes last.
+    """Build what turns images into the representations to compare students with.
 
     Raises:
         ConfigError, TeacherError: a teacher that cannot be loaded or is not the student's.
@@ -173,8 +172,6 @@ def choose_extractors(
     import torch
 
     from distill.bench import representations as kinds
-    from distill.bench.bench import SUBJECT, UNTRAINED
-    from distill.students.export import untrained_student
     from pipeline.teachers.base import say
     from pipeline.teachers.load import describe_teacher, load_teacher
     from storage.schema import Pins
@@ -194,11 +191,6 @@ def choose_extractors(
         )
         say(describe_teacher(config.teacher, mode="encode", image_size=image_size).notes)
         chosen["teacher"] = kinds.teacher_extractor(teacher, card=card)
-    if "random" in config.baselines:
-        chosen[UNTRAINED] = kinds.student_extractor(
-            untrained_student(card), device=device, pool=config.pool
-        )
-    chosen[SUBJECT] = kinds.student_extractor(student, device=device, pool=config.pool)
     return chosen
 
 

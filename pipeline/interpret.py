@@ -17,6 +17,7 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from pipeline.learning.loop import Learner
     from pipeline.teachers.base import TeacherSpec
     from pipeline.teachers.interpreted.interpreter import Interpreter
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = "Train a feature interpreter on a frozen teacher's features of a few labelled images."
 ALGORITHM = 1
@@ -135,6 +138,8 @@ def read_sets(
         column = "source.mask_column" if masks else "source.label_column"
         hint = f"Set {column}, or target to {'label' if masks else 'mask'}."
         raise ConfigError(Problem("source", f"images without {config.target}s", "labelled", hint))
+    if not masks:
+        _require_order(config, source)
     count = config.labelled or len(source) - config.validation
     if count < 1 or count + config.validation > len(source):
         allowed = f"at most {len(source)} together, the images of the source, one to train on"
@@ -158,7 +163,35 @@ def read_sets(
             keys=data.keys,
         )
         sets.append(data)
+    _require_classes(config, _targets(config, sets[0]))
     return sets[0], sets[1]
+
+
+def _require_classes(config: InterpretConfig, values: np.ndarray) -> None:
+    """Refuse examples of fewer than two classes; name those that have none."""
+    from pipeline.images.labelled import count_classes, require_classes
+
+    counts = count_classes(values[values != config.ignore], num_classes=len(config.classes))
+    ignored = int((values == config.ignore).sum())
+    missing = require_classes(
+        counts, ignored, classes=config.classes, ignore=config.ignore, key="source"
+    )
+    if missing:
+        log.warning("source: no labelled image has class %s", ", ".join(missing))
+
+
+def _require_order(config: InterpretConfig, source: ImageSource) -> None:
+    """Refuse names in another order than that in which the source numbers its classes.
+
+    Raises: ConfigError.
+    """
+    from pipeline.images.source import labels_of
+
+    labels = labels_of(source)
+    own = list(labels.classes) if labels else []
+    if own and own != config.classes and not all(name.isdecimal() for name in own):
+        hint = "A class's number is its place in the source's own list: give that."
+        raise ConfigError(Problem("classes", str(config.classes), str(own), hint))
 
 
 def _card(

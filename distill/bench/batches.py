@@ -13,6 +13,7 @@ from distill.students.normalise import Normaliser
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
 from pipeline.images.labelled import LabelledImages, LazyImages
+from pipeline.images.pair import compact
 from pipeline.learning.device import avoid_narrow_kernels
 
 if TYPE_CHECKING:
@@ -55,19 +56,24 @@ def endless_rows(rows: np.ndarray, *, batch_size: int, seed: int) -> Iterator[np
         waiting = waiting[batch_size:]
 
 
-def labels_of(images: Images, *, split: str) -> np.ndarray:
-    """Return the labels of all images, int64 (N,).
+def class_labels(train: Images, heldout: Images) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the labels of both splits as classes 0..K-1, int64 (N,) and (M,), and K.
 
     Raises:
-        DataError: images without labels.
+        DataError: images without labels, one class alone, held-out classes that no training image
+            has.
     """
-    labels = images.labels
-    if labels is None or (labels < 0).any():
-        raise DataError(
-            f"{split}_images: got images without labels, allowed labelled ones. Set source's "
-            "label_column or class_folders."
-        )
-    return labels
+    found = []
+    for split, images in (("train", train), ("heldout", heldout)):
+        labels = images.labels
+        if labels is None or (labels < 0).any():
+            raise DataError(
+                f"{split}_images: got images without labels, allowed labelled ones. Set "
+                f"{split}_images.label_column or {split}_images.class_folders."
+            )
+        found.append(labels)
+    known, judged, classes = compact(*found, keys=("train_images", "heldout_images"))
+    return known, judged, len(classes)
 
 
 def ordered_rows(total: int, *, batch_size: int) -> Iterator[np.ndarray]:

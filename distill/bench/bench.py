@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "heldout"]
 SUBJECT, UNTRAINED = "distilled student", "random student"
+MEASURED = 2048
+"""Training images that give the untrained student its batch statistics, at most (count)."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,15 @@ class FeatureSets:
 
     Args:
         representations: by name; the subject of the evaluation comes last.
-        train_labels: int64 (N,).
-        heldout_labels: int64 (M,).
+        train_labels: int64 (N,), classes 0..K-1, all of which are there.
+        heldout_labels: int64 (M,), of the same classes.
+        classes: their K names, for messages.
     """
 
     representations: Mapping[str, Features]
     train_labels: np.ndarray
     heldout_labels: np.ndarray
+    classes: Sequence[str] = ()
 
 
 class ReadOuts:
@@ -109,10 +113,12 @@ class StudentBench:
     Args:
         student: trained.
         card: its description.
-        extractors: representation -> what computes it.
+        baselines: representation -> what computes it; the students' come after them.
         sources: where the images of both splits come from.
+        classes: whether a task reads their labels, so that both must have the same classes.
         image: how they are brought to size.
-        random: compare with the student before training, too.
+        random: compare with the student before training, too, its batch statistics measured.
+        pool: a student's pooled features: of all its maps, or of the deepest alone.
         seed: of label draws, read-outs and the teacher's noise.
         micro_batch: images per forward pass (count).
         image_size: (H, W) of the images that judge, in pixels.
@@ -127,10 +133,12 @@ class StudentBench:
         *,
         student: Student,
         card: StudentCard,
-        extractors: Mapping[str, Extractor],
+        baselines: Mapping[str, Extractor],
         sources: Mapping[Split, SourceConfig],
+        classes: bool,
         image: ImageConfig,
         random: bool,
+        pool: Literal["all", "last"],
         seed: int,
         micro_batch: int,
         image_size: tuple[int, int],
@@ -139,19 +147,29 @@ class StudentBench:
         head: Path | None = None,
         read_outs: ReadOuts | None = None,
     ) -> None:
-        self.names, self.device, self.seed = list(extractors), device, seed
+        students = [UNTRAINED, SUBJECT] if random else [SUBJECT]
+        self.names, self.device, self.seed = [*baselines, *students], device, seed
         self.image_size, self._image, self._micro_batch = image_size, image, micro_batch
         self.folder, self.head, self.student_config = folder, head, card.config
         self._student, self._card, self._random = student, card, random
         self.read_outs = read_outs or ReadOuts(None, "")
-        self._extractors, self._from = extractors, sources
+        self._baselines, self._from, self._classes = baselines, sources, classes
+        self._pool: Literal["all", "last"] = pool
         self._images: dict[Split, LabelledImages | LazyImages] = {}
 
     @cached_property
     def features(self) -> FeatureSets:
         """Every representation of all labelled images, extracted once."""
-        from distill.bench.representations import extract_all
+        from distill.bench.representations import extract_all, student_extractor
         from pipeline.images.inputs import ImageInput
+        from pipeline.images.labels import Labels
+        from pipeline.images.pair import compact
+        from pipeline.images.source import labels_of
+
+        extractors = dict(self._baselines)
+        for name in self.names[len(extractors) :]:
+            network = self._untrained if name == UNTRAINED else self._student
+            extractors[name] = student_extractor(network, device=self.device, pool=self._pool)
 
         inputs = [
             ImageInput(
@@ -167,26 +185,30 @@ class StudentBench:
             (train, train_labels), (heldout, heldout_labels) = (
                 extract_all(
                     source,
-                    extractors=self._extractors,
+                    extractors=extractors,
+                    key=f"{split}_images",
                     micro_batch=self._micro_batch,
                     first_index=first,  # no two images get the same noise from the teacher
                     progress=progress,
                 )
-                for source, first in zip(inputs, (0, counts[0]), strict=True)
+                for split, source, first in zip(
+                    ("train", "heldout"), inputs, (0, counts[0]), strict=True
+                )
             )
-        both = {name: Features(train[name], heldout[name]) for name in self._extractors}
-        return FeatureSets(both, train_labels, heldout_labels)
+        both = {name: Features(train[name], heldout[name]) for name in extractors}
+        keys = ("train_images", "heldout_images")
+        known, judged, numbers = compact(train_labels, heldout_labels, keys=keys)
+        listed = labels_of(self._sources["train"]) or Labels(train_labels)
+        return FeatureSets(both, known, judged, [listed.name(int(n)) for n in numbers])
 
     @cached_property
     def networks(self) -> Mapping[str, Callable[[], Student]]:
         """Name -> what builds a fresh copy of a student, in training mode; the subject last."""
         import copy
 
-        from distill.students.export import untrained_student
-
         found: dict[str, Callable[[], Student]] = {}
         if self._random:
-            found[UNTRAINED] = lambda: untrained_student(self._card).train()
+            found[UNTRAINED] = lambda: copy.deepcopy(self._untrained).cpu().train()
         found[SUBJECT] = lambda: copy.deepcopy(self._student).cpu().train()
         return found
 
@@ -213,10 +235,29 @@ class StudentBench:
         return self._images[split]
 
     @cached_property
-    def _sources(self) -> dict[Split, ImageSource]:
-        from pipeline.images.source import open_source
+    def _untrained(self) -> Student:
+        """The student before training; with the batch statistics of images, if there are any."""
+        from distill.bench.representations import measure_statistics
+        from distill.students.export import untrained_student
+        from pipeline.images.pair import draw_pair, read_usable
 
-        return {
-            part: open_source(config, key=f"{part}_images", part=part)
-            for part, config in self._from.items()
-        }
+        student = untrained_student(self._card)
+        if not any(config.path or config.kind != "auto" for config in self._from.values()):
+            return student  # detection alone: its training measures them
+        train = self._sources["train"]
+        drawn = draw_pair({"train": train}, count=MEASURED, seed=self.seed)["train"]
+        images, _ = read_usable(
+            train,
+            config=self._image,
+            size=self.image_size,
+            numbers=drawn,
+            seed=self.seed,
+            key="train_images",
+        )
+        return measure_statistics(student, images, device=self.device)
+
+    @cached_property
+    def _sources(self) -> dict[Split, ImageSource]:
+        from pipeline.images.pair import open_pair
+
+        return open_pair(self._from["train"], self._from["heldout"], classes=self._classes)

@@ -17,11 +17,14 @@ from distill.students.normalise import Normaliser
 from distill.students.student import Student
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import Progress
+from pipeline.images.pair import say_unusable
 
 if TYPE_CHECKING:
     from pipeline.images.inputs import ImageInput
     from pipeline.teachers.base import Teacher
 
+BATCH = 256
+"""Images whose statistics are measured at once (count)."""
 Extractor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -49,6 +52,36 @@ def student_extractor(
         return torch.cat([m.float().mean(dim=(2, 3)) for m in maps], dim=1).cpu().numpy()
 
     return extract
+
+
+@torch.no_grad()
+def measure_statistics(student: Student, images: np.ndarray, *, device: torch.device) -> Student:
+    """Give a student's batch norms the means and variances that images have in it.
+
+    A random network whose statistics were never measured is a weaker baseline than it need be.
+
+    Args:
+        student: changed in place; weights stay as they are.
+        images: uint8 (N, H, W, 3); the averages are over batches.
+        device: where it runs.
+
+    Returns:
+        The student, in evaluation mode.
+    """
+    norms = [m for m in student.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    student.to(device).eval()
+    normalise = Normaliser(student.mean, student.std, device=device)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+        norm.momentum = None  # a plain average
+    whole = len(images) - len(images) % BATCH or len(images)  # a last batch of few would weigh most
+    for start in range(0, whole if norms else 0, BATCH):
+        student(normalise(images[start : start + BATCH]))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return student.eval()
 
 
 def teacher_extractor(teacher: Teacher, *, card: StudentCard) -> Extractor:
@@ -86,15 +119,17 @@ def teacher_extractor(teacher: Teacher, *, card: StudentCard) -> Extractor:
 def extract_all(
     source: ImageInput,
     *,
+    key: str,
     extractors: Mapping[str, Extractor],
     micro_batch: int,
     first_index: int,
     progress: Progress,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Run every extractor over a source's images; unusable images are left out.
+    """Run every extractor over a source's images; unusable images are left out, and it is said.
 
     Args:
         source: prepared images with labels.
+        key: dotted key of the source, for messages.
         extractors: by name.
         micro_batch: images per call; the last call is padded.
         first_index: number of the first image, which decides a teacher's noise.
@@ -104,20 +139,23 @@ def extract_all(
         Features float32 (N, D) by name, and labels int64 (N,).
 
     Raises:
-        DataError: images without labels.
+        DataError: images without labels, or none that can be used.
     """
+    errors: dict[str, str] = {}
     rows: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
     labels = []
     for work in source.works(0, source.num_samples or 0, micro_batch=micro_batch):
         assert work.images is not None and work.valid is not None
         if work.labels is None or (work.labels[work.valid] < 0).any():
             raise DataError(
-                "train_images, heldout_images: got images without labels, allowed labelled ones: "
-                "a probe learns classes. Set source's label_column or class_folders."
+                f"{key}: got images without labels, allowed labelled ones: a probe learns "
+                f"classes. Set {key}.label_column or {key}.class_folders."
             )
+        errors |= {work.keys[row]: error for row, error in work.errors.items()}
         labels.append(work.labels[work.valid])
         for name, extract in extractors.items():
             features = extract(work.images, work.indices + first_index)
             rows[name].append(features[: work.count][work.valid])
         progress.update(work.count)
+    say_unusable(errors, total=source.num_samples or 0, key=key)
     return {name: np.concatenate(parts) for name, parts in rows.items()}, np.concatenate(labels)

@@ -73,7 +73,8 @@ class EvaluateConfig:
     baselines: list[Literal["pixels", "teacher", "random"]] = field(
         default_factory=lambda: ["pixels", "teacher", "random"]
     )
-    """Compare with: pixels, the teacher's pooled features, the student before training."""
+    """Compare with: pixels, the teacher's pooled features, the student before training (with batch
+    statistics of the training images)."""
     seed: Seed = 0
     """Seed of the label draws and of the teacher's noise."""
     train_images: SourceConfig = field(default_factory=SourceConfig)
@@ -110,6 +111,11 @@ class EvaluateConfig:
         if several & {"few_label", "knn"} or any(":" in task for task in several):
             return True
         return "linear_probe" in several and "lbfgs" in self.linear_probe.protocols
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a task reads the images' labels; those of the user's own are taken to."""
+        return bool(set(self.tasks) - {"segmentation", "detection"})
 
     def task_settings(self, task: str) -> object | None:
         """Return the section of a task; None for a task of the user's own."""

@@ -36,7 +36,7 @@ class MonitorConfig:
     heldout_images: SourceConfig = field(default_factory=SourceConfig)
     """Labelled images to judge on."""
     samples: Count = 2000
-    """Images of either source to use at most, the first ones (count)."""
+    """Images of either source to use at most, drawn class by class (count)."""
     neighbours: Count = 20
     """Neighbours k of knn (count)."""
 

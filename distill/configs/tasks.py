@@ -190,6 +190,9 @@ class SegmentationConfig:
     """Names of the classes, in order of their numbers in the masks."""
     ignore: Annotated[int, Field(ge=0, le=255)] = 255
     """Number in masks that stands for no class (void)."""
+    absent: list[str] = field(default_factory=list)
+    """Classes that training masks need not have; any other without a pixel is an error where all
+    training images are used."""
     head: Literal["upernet", "fcn", "distilled"] = "upernet"
     """Read-out: UPerNet, FCN on the deepest map, or the UPerNet head of label distillation."""
     frozen: bool = False
@@ -223,6 +226,8 @@ class SegmentationConfig:
             problems.append(Problem("classes", str(self.classes), "two names or more, each once"))
         if not self.shots:
             problems.append(Problem("shots", "[]", "at least one number"))
+        if foreign := [name for name in self.absent if name not in self.classes]:
+            problems.append(Problem("absent", str(foreign), "names of segmentation.classes"))
         return problems
 
 

@@ -1,4 +1,4 @@
-"""Logistic regression on features extracted once: standardised, full-batch L-BFGS in torch.
+"""Logistic regression on features extracted once: full-batch L-BFGS in torch, scaling chosen.
 
 Shapes: N training and M held-out images, D features, K classes.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.probes.logistic import standardise
+from distill.probes.scaling import SCALINGS, Scaling, scaled
 from dreamshard.rng import generator
 
 
@@ -24,12 +24,14 @@ class ProbeResult:
     Args:
         accuracy: on the held-out images, per cent.
         penalty: that was chosen.
-        selection: penalty -> accuracy on the images it was chosen on, per cent.
+        scaling: of the features, that was chosen with it.
+        selection: scaling -> penalty -> accuracy on the images that chose, per cent.
     """
 
     accuracy: float
     penalty: float
-    selection: dict[float, float]
+    scaling: Scaling
+    selection: dict[Scaling, dict[float, float]]
 
 
 def fit_logistic(
@@ -44,7 +46,7 @@ def fit_logistic(
     """Minimise mean cross-entropy + penalty * ||W||^2 / 2 with L-BFGS, from zero or from `start`.
 
     Args:
-        features: float32 (N, D), standardised, times sqrt(D) of `standardise` taken back.
+        features: float32 (N, D), brought to scale, the sqrt(D) of `standardise` taken back.
         labels: int64 (N,).
         penalty: weight of the squared L2 norm of the weights; the bias has none.
         num_classes: K.
@@ -95,9 +97,10 @@ def frozen_probe(
     device: str = "cpu",
     report: Callable[[], None] = lambda: None,
 ) -> ProbeResult:
-    """Choose the penalty on training images kept out, fit on all of them, judge on others.
+    """Choose scaling and penalty on training images kept out, fit on all, judge on others.
 
-    Every feature is shifted and scaled to mean 0 and deviation 1 over the training images.
+    Features are shifted and scaled by their statistics over the training images, standardised one
+    by one or centred only; both have a mean square of 1.
 
     Args:
         train, heldout: float (N, D) and (M, D).
@@ -109,33 +112,44 @@ def frozen_probe(
         device: where to compute.
         report: called after each fit.
     """
-    scale = np.float32(np.sqrt(train.shape[1]))
-    known, unknown = (
-        torch.from_numpy(part * scale).to(device) for part in standardise(train, train, heldout)
-    )
     labels = torch.from_numpy(train_labels).to(device)
     classes = int(max(train_labels.max(), heldout_labels.max())) + 1
     order = generator(seed, 0, 0, "probe-penalty").permutation(len(train))
     cut = max(1, round(selection * len(train)))
     kept, rest = (torch.from_numpy(part).to(device) for part in (order[:cut], order[cut:]))
-    scores: dict[float, float] = {}
-    start = None
-    for penalty in sorted(penalties, reverse=True):  # each begins where the stronger one ended
-        start = fit_logistic(
-            known[rest],
-            labels[rest],
-            penalty=penalty,
-            num_classes=classes,
-            iterations=iterations,
-            start=start,
-        )
-        scores[penalty] = _accuracy(known[kept], labels[kept], start)
-        report()
-    best = max(scores, key=lambda penalty: (scores[penalty], penalty))
-    solution = fit_logistic(known, labels, penalty=best, num_classes=classes, iterations=iterations)
+    scores: dict[Scaling, dict[float, float]] = {}
+    for scaling in SCALINGS:
+        (known,) = _inputs(scaling, train, train, device=device)
+        scores[scaling], start = {}, None
+        for penalty in sorted(penalties, reverse=True):  # each begins where the stronger ended
+            start = fit_logistic(
+                known[rest],
+                labels[rest],
+                penalty=penalty,
+                num_classes=classes,
+                iterations=iterations,
+                start=start,
+            )
+            scores[scaling][penalty] = _accuracy(known[kept], labels[kept], start)
+            report()
+    pairs = [(scaling, penalty) for scaling, row in scores.items() for penalty in row]
+    best = max(pairs, key=lambda pair: scores[pair[0]][pair[1]])
+    known, unknown = _inputs(best[0], train, train, heldout, device=device)
+    solution = fit_logistic(
+        known, labels, penalty=best[1], num_classes=classes, iterations=iterations
+    )
     report()
     truth = torch.from_numpy(heldout_labels).to(device)
-    return ProbeResult(_accuracy(unknown, truth, solution), best, scores)
+    return ProbeResult(_accuracy(unknown, truth, solution), best[1], best[0], scores)
+
+
+def _inputs(
+    scaling: Scaling, reference: np.ndarray, *others: np.ndarray, device: str
+) -> list[Tensor]:
+    root = np.float32(np.sqrt(reference.shape[1]))
+    return [
+        torch.from_numpy(each * root).to(device) for each in scaled(scaling, reference, *others)
+    ]
 
 
 def _accuracy(features: Tensor, labels: Tensor, solution: Tensor) -> float:

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.probes.scaling import Scaling, scaled
+from dreamshard.rng import generator
+
 Metric = Literal["cosine", "l1"]
+SIMILARITIES = 1 << 28
+"""Similarities held at once (count)."""
+KEPT_OUT = 2000
+"""Training samples that choose how features are brought to scale, at most (count)."""
+FORMS: tuple[Scaling, ...] = ("raw", "centred", "standardised")
 
 
 def knn_classes(
@@ -31,13 +39,13 @@ def knn_classes(
 
     Args:
         train: float (N, D).
-        labels: int64 (N,), 0..K-1.
+        labels: int64 (N,), any numbers: memory does not depend on how many, or how large.
         queries: float (M, D).
         ks: numbers of neighbours, each up to N.
         temperature: votes weigh exp(similarity / temperature); 0: all alike, and of tied classes
             the one whose member is nearest wins.
         metric: cosine, or the negative L1 distance of L1-normalised features.
-        chunk: queries compared at once.
+        chunk: queries compared at once; fewer where their similarities take over a gigabyte.
         device: where to compute.
 
     Returns:
@@ -47,21 +55,20 @@ def knn_classes(
     kind = {"dtype": torch.float32, "device": device}
     known = F.normalize(torch.as_tensor(train, **kind), p=power, dim=1)
     classes = torch.as_tensor(labels, device=device)
-    total = int(classes.max()) + 1
+    chunk = max(1, min(chunk, SIMILARITIES // max(1, len(train))))
     found = []
     for first in range(0, len(queries), chunk):
         part = F.normalize(torch.as_tensor(queries[first : first + chunk], **kind), p=power, dim=1)
         near = part @ known.T if metric == "cosine" else -torch.cdist(part, known, p=1.0)
         similarity, index = near.topk(max(ks), dim=1)
         votes = [
-            _vote(similarity[:, :k], classes[index[:, :k]], total=total, temperature=temperature)
-            for k in ks
+            _vote(similarity[:, :k], classes[index[:, :k]], temperature=temperature) for k in ks
         ]
         found.append(torch.stack(votes, dim=1).cpu())
     return torch.cat(found).numpy()
 
 
-def _vote(similarity: Tensor, classes: Tensor, *, total: int, temperature: float) -> Tensor:
+def _vote(similarity: Tensor, classes: Tensor, *, temperature: float) -> Tensor:
     """Return the class that k neighbours, nearest first, vote for: (B, k) twice to (B,)."""
     rank = torch.arange(similarity.shape[1], device=similarity.device)
     if temperature:
@@ -70,5 +77,58 @@ def _vote(similarity: Tensor, classes: Tensor, *, total: int, temperature: float
         weights = torch.ones_like(similarity)
         # Less than any difference of votes, more for the nearer: it decides ties alone.
         weights = weights + (0.5 / similarity.shape[1]) * (0.5 ** rank.clamp(max=20))
-    ballot = torch.zeros(len(similarity), total, device=similarity.device)
-    return ballot.scatter_add_(1, classes, weights).argmax(dim=1)
+    # One place per class among the k, not per class there is; in order, so that ties fall alike.
+    ordered, order = classes.sort(dim=1, stable=True)
+    place = F.pad(ordered.diff(dim=1) != 0, (1, 0)).cumsum(dim=1)
+    ballot = torch.zeros_like(similarity)
+    ballot.scatter_add_(1, place, weights.gather(1, order))
+    won = (place == ballot.argmax(dim=1, keepdim=True)).int().argmax(dim=1, keepdim=True)
+    return ordered.gather(1, won)[:, 0]
+
+
+def choose_scalings(
+    train: np.ndarray,
+    labels: np.ndarray,
+    *,
+    ks: Sequence[int],
+    seed: int,
+    temperature: float = 0.1,
+    metric: Metric = "cosine",
+    device: str = "cpu",
+) -> list[tuple[Scaling, float]]:
+    """Choose per k how features are brought to scale, on training samples kept out.
+
+    A fifth of the samples (2,000 at most) are classified by the others; raw features, which the
+    published protocols have, are taken where nothing is better.
+
+    Args:
+        train: float (N, D).
+        labels: int64 (N,).
+        ks: numbers of neighbours; at most as many vote as there are others.
+        seed: of the choice of those samples.
+        temperature, metric, device: as `knn_classes` takes them.
+
+    Returns:
+        For each k the scaling, and its accuracy on the samples that chose it, 0..1.
+    """
+    order = generator(seed, 0, 0, "knn-scaling").permutation(len(train))
+    cut = min(KEPT_OUT, max(1, len(train) // 5))
+    kept, rest = order[:cut], order[cut:]
+    best: list[tuple[Scaling, float]] = [("raw", -1.0)] * len(ks)
+    for scaling in FORMS:
+        (features,) = scaled(scaling, train, train)
+        guesses = knn_classes(
+            features[rest],
+            labels[rest],
+            features[kept],
+            ks=[min(k, len(rest)) for k in ks],
+            temperature=temperature,
+            metric=metric,
+            device=device,
+        )
+        shares = (guesses == labels[kept][:, None]).mean(axis=0)
+        best = [
+            (scaling, float(share)) if share > before[1] else before
+            for before, share in zip(best, shares, strict=True)
+        ]
+    return best

@@ -1,4 +1,4 @@
-"""The linear probe: standardise, logistic regression, regularisation chosen on training labels.
+"""The linear probe: logistic regression; scaling and regularisation chosen on training labels.
 
 The same procedure for every representation, whatever its size and scale. Shapes: N samples, D
 features; features are float (N, D), labels int64 (N,).
@@ -7,34 +7,28 @@ features; features are float (N, D), labels int64 (N,).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from distill.probes.draws import label_draws
-
-# A feature that hardly varies (a corner pixel) must not be blown up to unit variance.
-SMALLEST_SPREAD = 1e-3
+from distill.probes.scaling import Scaling
 
 
-def standardise(reference: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
-    """Shift and scale features by the reference's statistics.
-
-    Every feature gets mean 0 and standard deviation 1 over the reference, where its own deviation
-    is at least a thousandth of the largest; all are then divided by sqrt(D), so that a
-    regularisation strength means the same for representations of different sizes.
+@dataclass(frozen=True)
+class Choice:
+    """Say what a probe was given, by what was best on training samples.
 
     Args:
-        reference: (N, D), whose mean and deviation are used; no labels are.
-        others: arrays (M, D) to transform.
-
-    Returns:
-        float32 arrays, one per entry of `others`.
+        scaling: of the features.
+        strength: scikit-learn's C.
+        accuracy: on the training samples that chose it, 0..1.
     """
-    mean, spread = reference.mean(axis=0), reference.std(axis=0)
-    floor = SMALLEST_SPREAD * float(spread.max()) or 1.0
-    scale = np.maximum(spread, floor) * np.sqrt(reference.shape[1])
-    return [((features - mean) / scale).astype(np.float32) for features in others]
+
+    scaling: Scaling
+    strength: float
+    accuracy: float
 
 
 def probe_accuracy(
@@ -67,22 +61,23 @@ def probe_accuracy(
     return float(probe.score(test, test_labels))
 
 
-def choose_strength(
-    features: np.ndarray,
+def choose(
+    scaled: Mapping[Scaling, np.ndarray],
     labels: np.ndarray,
     *,
     shots: int,
     strengths: Sequence[float],
     draws: int,
     seed: int,
-) -> float:
-    """Choose the regularisation for a number of labels per class, on training samples alone.
+) -> Choice:
+    """Choose scaling and regularisation for a number of labels per class, on training samples.
 
     Each candidate is fitted on several draws of `shots` labels per class and judged on the training
-    samples that were not drawn; the best mean accuracy wins, of equals the stronger penalty.
+    samples that were not drawn; the best mean accuracy wins, of equals the first scaling and the
+    stronger penalty.
 
     Args:
-        features: of the training samples, standardised.
+        scaled: the features of the training samples under each scaling to choose from.
         labels: their classes.
         shots: labels per class.
         strengths: candidates for C.
@@ -90,20 +85,20 @@ def choose_strength(
         seed: of these draws.
     """
     chosen = label_draws(labels, shots=shots, draws=draws, seed=seed, purpose="probe-selection")
-    means = []
-    candidates = sorted(strengths)
-    for strength in candidates:
-        scores = []
-        for picked in chosen:
-            rest = np.setdiff1d(np.arange(len(labels)), picked)
-            scores.append(
-                probe_accuracy(
-                    features[picked],
-                    labels[picked],
-                    features[rest],
-                    labels[rest],
-                    strength=strength,
+    found: list[Choice] = []
+    for scaling, features in scaled.items():
+        for strength in sorted(strengths):
+            scores = []
+            for picked in chosen:
+                rest = np.setdiff1d(np.arange(len(labels)), picked)
+                scores.append(
+                    probe_accuracy(
+                        features[picked],
+                        labels[picked],
+                        features[rest],
+                        labels[rest],
+                        strength=strength,
+                    )
                 )
-            )
-        means.append(np.mean(scores))
-    return candidates[int(np.argmax(means))]
+            found.append(Choice(scaling, strength, float(np.mean(scores))))
+    return max(found, key=lambda each: each.accuracy)

@@ -1,10 +1,11 @@
 """Object detection and instance segmentation: torchvision's Mask R-CNN on a student's maps.
 
-Boxes are (left, top, right, bottom) in pixels. Annotations are COCO's JSON.
+Boxes are (left, top, right, bottom) in pixels; annotations are COCO's JSON.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
     from distill.configs.tasks import DetectionConfig
     from distill.students.student import Student
 
+log = logging.getLogger(__name__)
 Target = dict[str, Tensor]
 ANCHOR_CELLS = 8
 """Side of a level's anchors in cells of its map: 32 pixels at stride 4, as in the paper of FPN."""
+MISSING = "none there"
+"""What a table shows for a size of which there are no objects."""
 SHOWN = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 
 
@@ -52,7 +56,7 @@ class Detection:
         return len(bench.networks) * self.config.steps
 
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Return {"rows": {name: {"bbox" | "segm": {"map", "map_50", ...} in per cent}}}.
+        """Return {"rows": {name: {"bbox" | "segm": {"map", ... in per cent, or None}}}}.
 
         Raises:
             ConfigError: annotations that are not there; a student of one image size.
@@ -70,6 +74,8 @@ class Detection:
                 "of the training images."
             )
         heldout.number_as(train)
+        if unseen := sorted(heldout.boxed() - train.boxed()):
+            log.warning("detection: no training box has category %s", ", ".join(unseen))
         if config.masks:
             train.require_masks()
             heldout.require_masks()
@@ -90,7 +96,10 @@ class Detection:
         found = []
         for kind, title in (("bbox", "boxes"), ("segm", "masks")):
             rows = {name: row[kind] for name, row in result["rows"].items() if kind in row}
-            lines = [[name, *(f"{row[key]:.1f}" for key in SHOWN)] for name, row in rows.items()]
+            lines = [
+                [name, *(MISSING if row[key] is None else f"{row[key]:.1f}" for key in SHOWN)]
+                for name, row in rows.items()
+            ]
             if lines:
                 header = ["network", "AP", "AP50", "AP75", "small", "medium", "large"]
                 found.append(TextTable(f"mean average precision of {title}, %", header, lines))
@@ -131,7 +140,7 @@ class Detection:
 
     def _judge(
         self, network: nn.Module, data: CocoImages, *, device: torch.device
-    ) -> dict[str, dict[str, float]]:
+    ) -> dict[str, dict[str, float | None]]:
         from torchmetrics.detection import MeanAveragePrecision
 
         config = self.config
@@ -151,12 +160,13 @@ class Detection:
                         each["masks"] = each["masks"][:, 0] > 0.5
                 for metric in metrics.values():
                     metric.update(found, list(targets))
-        return {
-            kind: {
-                key: 100.0 * float(value) for key, value in metric.compute().items() if key in SHOWN
-            }
-            for kind, metric in metrics.items()
-        }
+        return {kind: precisions(metric.compute()) for kind, metric in metrics.items()}
+
+
+def precisions(found: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """Return COCO's precisions in per cent; None (COCO: -1) where no such object is annotated."""
+    values = {key: float(found[key]) for key in SHOWN}
+    return {key: None if value < 0 else 100.0 * value for key, value in values.items()}
 
 
 class PyramidBackbone(nn.Module):
@@ -260,6 +270,9 @@ class CocoImages:
         self._images = sorted(self._coco.getImgIds())
         numbers = sorted(self._coco.getCatIds())
         self.categories = {number: str(self._coco.cats[number]["name"]) for number in numbers}
+        names = list(self.categories.values())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{annotations}: got several categories named {twice}, allowed one.")
         self._class_of = {number: place for place, number in enumerate(numbers, 1)}
         has_box = [bool(self._boxes(image)) for image in self._images]
         self.annotated = np.flatnonzero(has_box).astype(np.int64)
@@ -268,6 +281,11 @@ class CocoImages:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def boxed(self) -> set[str]:
+        """Name the categories that a box has."""
+        found = {each["category_id"] for image in self._images for each in self._boxes(image)}
+        return {self.categories[number] for number in found}
 
     def number_as(self, other: CocoImages) -> None:
         """Give categories the numbers that those of the same name have in other annotations."""
@@ -339,12 +357,12 @@ class CocoImages:
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, target
 
     def _boxes(self, image: int, *, crowds: bool = False) -> list[dict[str, Any]]:
-        """Return an image's objects; boxes without area are left out."""
-        found = self._coco.imgToAnns.get(image, [])
+        """Return an image's objects with an area; to learn from, those above a pixel a side."""
+        found, least = self._coco.imgToAnns.get(image, []), 0 if crowds else 1
         return [
             each
             for each in found
-            if (crowds or not each.get("iscrowd")) and each["bbox"][2] > 1 and each["bbox"][3] > 1
+            if (crowds or not each.get("iscrowd")) and min(each["bbox"][2:]) > least
         ]
 
 

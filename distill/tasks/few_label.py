@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distill.bench.layout import TextTable, summary
 from distill.probes.draws import fraction_draws, label_draws
-from distill.probes.logistic import choose_strength, probe_accuracy, standardise
+from distill.probes.logistic import choose, probe_accuracy
+from distill.probes.scaling import LEGEND, SCALINGS, Scaling, mark, scaled
 from dreamshard.errors import DataError
+from pipeline.images.labels import Labels
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench, Features
@@ -42,6 +44,7 @@ class FewLabel:
             features.representations,
             train_labels=features.train_labels,
             heldout_labels=features.heldout_labels,
+            classes=features.classes,
             report=report,
         )
 
@@ -51,6 +54,7 @@ class FewLabel:
         *,
         train_labels: np.ndarray,
         heldout_labels: np.ndarray,
+        classes: Sequence[str] = (),
         report: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Return accuracies in per cent as plain values, fit for JSON.
@@ -59,19 +63,21 @@ class FewLabel:
             representations: name to features; the last is compared with each of the others.
             train_labels: int64 (N,).
             heldout_labels: int64 (M,).
+            classes: names of the classes by number, for messages.
             report: called after each finished table cell.
 
         Returns:
-            "rows": {name: {shots: {"mean", "std", "strength", "accuracy": one per draw}}} and
-            "paired": {baseline: {shots: {"mean", "std", "wins", "ties", "losses"}}}, the last
-            representation's accuracy minus the baseline's on the same draw. Standard deviations
-            are over draws, of the sample (n - 1). "fractions" holds the same two for shares of the
-            labels, where any were asked for.
+            "rows": {name: {shots: {"mean", "std", "scaling", "strength", "selection", "accuracy":
+            one per draw}}} and "paired": {baseline: {shots: {"mean", "std", "wins", "ties",
+            "losses"}}}, the last representation's accuracy minus the baseline's on the same draw.
+            Scaling and strength are chosen on training samples; "selection" is the accuracy there.
+            Standard deviations are over draws, of the sample (n - 1). "fractions" holds the same
+            two for shares of the labels, where any were asked for.
 
         Raises:
             DataError: a class with fewer samples than the labels asked for.
         """
-        self._check(train_labels, heldout_labels)
+        self._check(Labels(train_labels, tuple(classes)), heldout_labels)
         config, labels = self.config, (train_labels, heldout_labels)
         columns = {
             str(shots): label_draws(
@@ -103,13 +109,14 @@ class FewLabel:
         classes = len(np.unique(labels[0]))
         rows: dict[str, dict[str, Any]] = {}
         for name, features in representations.items():
-            train, heldout = standardise(features.train, features.train, features.heldout)
+            pairs = {
+                scaling: scaled(scaling, features.train, features.train, features.heldout)
+                for scaling in SCALINGS
+            }
             rows[name] = {}
             for column, picks in columns.items():
                 shots = max(1, round(picks.shape[1] / classes))
-                rows[name][column] = self._cell(
-                    train, labels[0], heldout, labels[1], picks=picks, shots=shots
-                )
+                rows[name][column] = self._cell(pairs, labels, picks=picks, shots=shots)
                 report()
         subject = list(rows)[-1]
         others = {name: row for name, row in rows.items() if name != subject}
@@ -118,37 +125,38 @@ class FewLabel:
 
     def _cell(
         self,
-        train: np.ndarray,
-        train_labels: np.ndarray,
-        heldout: np.ndarray,
-        heldout_labels: np.ndarray,
+        pairs: Mapping[Scaling, list[np.ndarray]],
+        labels: tuple[np.ndarray, np.ndarray],
         *,
         picks: np.ndarray,
         shots: int,
     ) -> dict[str, Any]:
-        strength = choose_strength(
-            train,
-            train_labels,
+        """Choose on training samples, then fit every draw and judge it on held-out ones."""
+        known, truth = labels
+        choice = choose(
+            {scaling: train for scaling, (train, _) in pairs.items()},
+            known,
             shots=shots,
             strengths=self.config.strengths,
             draws=self.config.selection_draws,
             seed=self.seed,
         )
+        train, heldout = pairs[choice.scaling]
         accuracy = [
-            100.0
-            * probe_accuracy(
-                train[picked], train_labels[picked], heldout, heldout_labels, strength=strength
-            )
-            for picked in picks
+            100.0 * probe_accuracy(train[at], known[at], heldout, truth, strength=choice.strength)
+            for at in picks
         ]
-        return summary(accuracy) | {"strength": strength, "accuracy": accuracy}
+        chosen = {"scaling": choice.scaling, "strength": choice.strength}
+        selection = {"selection": 100.0 * choice.accuracy}
+        return summary(accuracy) | chosen | selection | {"accuracy": accuracy}
 
-    def _check(self, train_labels: np.ndarray, heldout_labels: np.ndarray) -> None:
-        classes, counts = np.unique(train_labels, return_counts=True)
+    def _check(self, train: Labels, heldout_labels: np.ndarray) -> None:
+        classes, counts = np.unique(train.numbers, return_counts=True)
         if counts.min() <= max(self.config.shots):
+            fewest = train.name(int(classes[counts.argmin()]))
             raise DataError(
                 f"few_label.shots: got {max(self.config.shots)}, allowed fewer than the "
-                f"{counts.min()} training images of class {classes[counts.argmin()]}."
+                f"{counts.min()} training images of class {fewest}."
             )
         unknown = np.setdiff1d(heldout_labels, classes)
         if unknown.size:
@@ -161,7 +169,7 @@ class FewLabel:
         found = []
         for part in [result, *([result["fractions"]] if "fractions" in result else [])]:
             header, lines = accuracy_table(part)
-            title = "% correct on held-out images, mean ± std over label draws"
+            title = f"% correct on held-out images, mean ± std over label draws; features {LEGEND}"
             found.append(TextTable(title, header, lines))
             header, lines = gain_table(part)
             found.append(TextTable("gain in points (label draws won)", header, lines))
@@ -174,7 +182,7 @@ def accuracy_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]
     shots = list(next(iter(rows.values())))
     header = ["representation", *[f"{_labels(n)}{'' if '%' in n else '/class'}" for n in shots]]
     lines = [
-        [name, *[f"{cells[n]['mean']:.1f} ± {cells[n]['std']:.1f}" for n in shots]]
+        [name, *[f"{cells[n]['mean']:.1f} ± {cells[n]['std']:.1f}{mark(cells[n])}" for n in shots]]
         for name, cells in rows.items()
     ]
     return header, lines

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from distill.bench.augment import crop_and_flip
 from distill.bench.batches import (
     Images,
+    class_labels,
     endless_rows,
-    labels_of,
     normalised,
     on_device,
     ordered_rows,
@@ -72,13 +72,11 @@ class Finetune:
 
         Raises:
             ConfigError: drop_path for a backbone that has none.
-            DataError: images without labels.
+            DataError: images without labels, held-out classes that training has not.
             DreamshardError: training diverged.
         """
         train, heldout = bench.images("train"), bench.images("heldout")
-        labels = labels_of(train, split="train")
-        truth = labels_of(heldout, split="heldout")
-        classes = int(max(labels.max(), truth.max())) + 1
+        labels, truth, classes = class_labels(train, heldout)
         rows: dict[str, dict[str, Any]] = {}
         for name, build in bench.networks.items():
             rows[name] = {}

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.bench.layout import TextTable
-from distill.probes.knn import knn_classes
+from distill.probes.knn import choose_scalings, knn_classes
+from distill.probes.scaling import LEGEND, mark, scaled
 from dreamshard.errors import DataError
 
 if TYPE_CHECKING:
-    from distill.bench.bench import Bench
+    from distill.bench.bench import Bench, Features, FeatureSets
     from distill.configs.tasks import KnnConfig
 
 
@@ -35,10 +36,13 @@ class Knn:
         return len(bench.names)
 
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Return {"rows": {name: {k: {"mean": accuracy in per cent}}}}.
+        """Return {"rows": {name: {k: {"mean": accuracy in per cent, "scaling", "selection"}}}}.
+
+        How features are brought to scale is chosen per cell on training images kept out;
+        "selection" is the accuracy there.
 
         Raises:
-            DataError: fewer training images than neighbours.
+            DataError: fewer training images than neighbours, held-out classes that none has.
         """
         features = bench.features
         total = len(features.train_labels)
@@ -46,30 +50,37 @@ class Knn:
             raise DataError(f"knn.k: got {max(self.config.k)}, allowed up to {total}, the images.")
         rows: dict[str, dict[str, Any]] = {}
         for name, both in features.representations.items():
-            guesses = knn_classes(
-                both.train,
-                features.train_labels,
-                both.heldout,
-                ks=self.config.k,
-                temperature=self.config.temperature,
-                metric=self.config.metric,
-                device=str(bench.device),
-            )
-            right = guesses == features.heldout_labels[:, None]
-            shares = 100.0 * right.mean(axis=0)
-            pairs = zip(self.config.k, shares, strict=True)
-            rows[name] = {str(k): {"mean": float(share)} for k, share in pairs}
+            rows[name] = self._row(both, features, device=str(bench.device))
             report()
         return {"rows": rows}
+
+    def _row(self, both: Features, sets: FeatureSets, *, device: str) -> dict[str, Any]:
+        """Judge one representation."""
+        config = self.config
+        how: dict[str, Any] = {"temperature": config.temperature, "metric": config.metric}
+        how["device"] = device
+        chosen = choose_scalings(both.train, sets.train_labels, ks=config.k, seed=self.seed, **how)
+        row: dict[str, Any] = {str(k): None for k in config.k}  # columns in the order asked for
+        for scaling in dict.fromkeys(scaling for scaling, _ in chosen):
+            train, heldout = scaled(scaling, both.train, both.train, both.heldout)
+            picked = [place for place, each in enumerate(chosen) if each[0] == scaling]
+            ks = [config.k[place] for place in picked]
+            guesses = knn_classes(train, sets.train_labels, heldout, ks=ks, **how)
+            shares = 100.0 * (guesses == sets.heldout_labels[:, None]).mean(axis=0)
+            for place, share in zip(picked, shares, strict=True):
+                cell = {"mean": float(share), "scaling": scaling}
+                row[str(config.k[place])] = cell | {"selection": 100.0 * chosen[place][1]}
+        return row
 
     def tables(self, result: Mapping[str, Any]) -> list[TextTable]:
         """Lay a result of `run` out."""
         rows = result["rows"]
         ks = next(iter(rows.values()))
         lines = [
-            [name, *(f"{cell['mean']:.1f}" for cell in row.values())] for name, row in rows.items()
+            [name, *(f"{cell['mean']:.1f}{mark(cell)}" for cell in row.values())]
+            for name, row in rows.items()
         ]
-        title = f"% correct by nearest neighbours, {self.config.metric}"
+        title = f"% correct by nearest neighbours, {self.config.metric}; {LEGEND}, r raw features"
         return [TextTable(title, ["representation", *(f"k = {k}" for k in ks)], lines)]
 
 

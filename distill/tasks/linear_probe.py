@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from distill.bench.augment import crop_and_flip
 from distill.bench.batches import (
     Images,
+    class_labels,
     endless_rows,
-    labels_of,
     normalised,
     ordered_rows,
 )
 from distill.bench.layout import TextTable
 from distill.probes.frozen import frozen_probe
+from distill.probes.scaling import LEGEND, SCALINGS, mark
 from dreamshard.rng import generator
 
 if TYPE_CHECKING:
@@ -55,14 +56,15 @@ class LinearProbe:
         """Return how many steps `run` will report."""
         total = 0
         if "lbfgs" in self.config.protocols:
-            total += len(bench.names) * (len(self.config.lbfgs.penalties) + 1)
+            fits = len(SCALINGS) * len(self.config.lbfgs.penalties) + 1
+            total += len(bench.names) * fits
         return total + len(bench.networks) * len(set(self.config.protocols) - {"lbfgs"})
 
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Return {"rows": {name: {protocol: {"mean": accuracy in per cent, ...}}}}.
 
         Raises:
-            DataError: images without labels.
+            DataError: images without labels, held-out classes that training has not.
         """
         rows: dict[str, dict[str, Any]] = {name: {} for name in bench.names}
         for protocol in self.config.protocols:
@@ -82,11 +84,12 @@ class LinearProbe:
         rows = result["rows"]
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines = [
-            [name, *(f"{row[c]['mean']:.1f}" if c in row else "" for c in columns)]
+            [name, *(f"{row[c]['mean']:.1f}{mark(row[c])}" if c in row else "" for c in columns)]
             for name, row in rows.items()
         ]
         header = ["representation", *(TITLES[column] for column in columns)]
-        return [TextTable("% correct on held-out images, linear probe", header, lines)]
+        legend = f"; features {LEGEND}" if "lbfgs" in columns else ""
+        return [TextTable(f"% correct on held-out images, linear probe{legend}", header, lines)]
 
     def _frozen(
         self, bench: Bench, rows: dict[str, dict[str, Any]], report: Callable[[], None]
@@ -108,7 +111,11 @@ class LinearProbe:
             rows[name]["lbfgs"] = {
                 "mean": found.accuracy,
                 "penalty": found.penalty,
-                "selection": {f"{key:g}": value for key, value in found.selection.items()},
+                "scaling": found.scaling,
+                "selection": {
+                    scaling: {f"{key:g}": value for key, value in row.items()}
+                    for scaling, row in found.selection.items()
+                },
             }
 
 
@@ -137,9 +144,7 @@ class _Job:
     seed: int
 
     def __post_init__(self) -> None:
-        self.labels = labels_of(self.train, split="train")
-        self.truth = labels_of(self.heldout, split="heldout")
-        self.classes = int(max(self.labels.max(), self.truth.max())) + 1
+        self.labels, self.truth, self.classes = class_labels(self.train, self.heldout)
 
     def simsiam(self) -> dict[str, Any]:
         """Train with LARS, a cosine without warm-up and no weight decay; judge the last weights.

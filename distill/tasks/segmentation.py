@@ -6,6 +6,7 @@ Shapes: B images, K classes, H and W pixels.
 from __future__ import annotations
 
 import colorsys
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,19 @@ from distill.bench.fitting import fit
 from distill.bench.layout import TextTable
 from distill.modules.heads import FcnHead, UperHead, load_head
 from dreamshard.errors import ConfigError, DataError, Problem
-from pipeline.images.labelled import check_classes, draw_labelled
+from pipeline.images.labelled import (
+    check_classes,
+    count_classes,
+    draw_labelled,
+    require_classes,
+)
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench
     from distill.configs.tasks import SegmentationConfig
     from distill.students.student import Student
 
+log = logging.getLogger(__name__)
 PICTURE = "segmentation.png"
 COUNTS = "segmentation-counts.npz"
 """Pixels by true and found class of every held-out image: `keys`, and `NETWORK/IMAGES` (N, K, K).
@@ -103,7 +110,8 @@ class Segmentation:
 
         Raises:
             ConfigError: more images asked for than there are; a distilled head that does not fit.
-            DataError: images without masks, classes that are not named, masks without a class.
+            DataError: images without masks, classes that are not named or in no mask, masks
+                without a class.
             DreamshardError: training diverged.
         """
         train, heldout = bench.images("train"), bench.images("heldout")
@@ -113,12 +121,10 @@ class Segmentation:
             raise ConfigError(Problem("segmentation.shots", str(self.config.shots), allowed))
         drawn = self._draws(total)
         learnt = np.unique(np.concatenate(list(drawn.values())))
-        for split, images, rows in (
-            ("train", train, learnt),
-            ("heldout", heldout, np.arange(len(heldout))),
-        ):
-            for at in ordered_rows(len(rows), batch_size=256):
-                self._check(images.rows(rows[at]), split=split)
+        pixels = self._pixels(train, rows=learnt, split="train")
+        self._require(pixels, all_used=len(learnt) == total and 0 in self.config.shots)
+        judged = self._pixels(heldout, rows=np.arange(len(heldout)), split="heldout")
+        self._compare(pixels[0], judged)
         self._build(bench.networks[SUBJECT](), bench, subject=True)  # its head fits, or we hear now
         table: dict[str, dict[str, Any]] = {}
         guesses: dict[str, np.ndarray] = {}
@@ -166,20 +172,64 @@ class Segmentation:
         title = f"intersection over union by class, {columns[-1]} images, %"
         return [*found, TextTable(title, ["network", *result["classes"]], lines)]
 
-    def _check(self, images: Any, *, split: str) -> None:
-        if images.masks is None:
-            raise DataError(
-                f"{split}_images: got images without masks, allowed a class for every pixel. Set "
-                "source.mask_column."
+    def _pixels(self, images: Images, *, rows: np.ndarray, split: str) -> tuple[np.ndarray, int]:
+        """Check masks; count their pixels by class, int64 (K,), and those of no class."""
+        config = self.config
+        total, ignored = np.zeros(len(config.classes), np.int64), 0
+        for at in ordered_rows(len(rows), batch_size=256):
+            part = images.rows(rows[at])
+            if part.masks is None:
+                raise DataError(
+                    f"{split}_images: got images without masks, allowed a class for every pixel. "
+                    f"Set {split}_images.mask_column."
+                )
+            check_classes(
+                part.masks,
+                num_classes=len(config.classes),
+                ignore=config.ignore,
+                what="mask",
+                keys=part.keys,
+                empty=split == "heldout",
             )
-        check_classes(
-            images.masks,
-            num_classes=len(self.config.classes),
-            ignore=self.config.ignore,
-            what="mask",
-            keys=images.keys,
-            empty=split == "heldout",
+            total += count_classes(part.masks, num_classes=len(config.classes))
+            ignored += int((part.masks == config.ignore).sum())
+        return total, ignored
+
+    def _require(self, found: tuple[np.ndarray, int], *, all_used: bool) -> None:
+        """Refuse training masks without what they are to teach; name what a draw has not."""
+        config, (pixels, ignored) = self.config, found
+        expected = [place for place, n in enumerate(config.classes) if n not in config.absent]
+        missing = require_classes(
+            pixels[expected],
+            ignored,
+            classes=[config.classes[place] for place in expected],
+            ignore=config.ignore,
+            key="train_images",
+            all_of_them=all_used,
         )
+        if missing:
+            log.warning(
+                "train_images: no pixel of class %s in the images drawn", ", ".join(missing)
+            )
+
+    def _compare(self, learnt: np.ndarray, found: tuple[np.ndarray, int]) -> None:
+        """Refuse held-out masks that judge nothing; name classes that only one side has."""
+        config, (judged, ignored) = self.config, found
+        known = np.flatnonzero(learnt)
+        require_classes(
+            judged[known],
+            ignored,
+            classes=[config.classes[place] for place in known],
+            ignore=config.ignore,
+            key="heldout_images",
+        )
+        for these, those, what in (
+            (learnt, judged, "heldout_images: no pixel of class %s, which is learnt"),
+            (judged, learnt, "heldout_images: pixels of class %s, which no training mask has"),
+        ):
+            names = [config.classes[place] for place in np.flatnonzero((these > 0) & (those == 0))]
+            if names:
+                log.warning(what, ", ".join(names))
 
     def _build(self, student: Student, bench: Bench, *, subject: bool) -> Segmenter:
         """Put a head on a student; only the subject may have one that was trained before."""

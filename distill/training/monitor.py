@@ -5,19 +5,19 @@ Shapes: N training and M held-out images, D pooled features.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.probes.knn import knn_classes
-from distill.probes.logistic import probe_accuracy, standardise
+from distill.probes.logistic import probe_accuracy
+from distill.probes.scaling import standardise
 from distill.students.normalise import Normaliser
 from dreamshard.errors import DataError
-from pipeline.images.inputs import ImageInput
-from pipeline.images.source import ImageConfig, SourceConfig, open_source
+from pipeline.images.pair import compact, draw_pair, open_pair, read_usable
+from pipeline.images.source import ImageConfig, SourceConfig
 
 if TYPE_CHECKING:
     from distill.configs.monitor import MonitorConfig
@@ -36,20 +36,19 @@ class Monitor:
         seed: of the run.
 
     Raises:
-        DataError: images without labels, or none that can be used.
+        DataError: as `read_pair`.
     """
 
     def __init__(self, config: MonitorConfig, *, image_size: tuple[int, int], seed: int) -> None:
         self.config = config
-        read = partial(
-            read_labelled,
-            image=ImageConfig(),
+        self.train, self.heldout = read_pair(
+            config.train_images,
+            config.heldout_images,
+            ImageConfig(),
             image_size=image_size,
             seed=seed,
             samples=config.samples,
         )
-        self.train = read(config.train_images, part="train")
-        self.heldout = read(config.heldout_images, part="heldout")
 
     def __call__(self, student: Student) -> dict[str, float]:
         """Return the share of held-out images whose class is found, in per cent.
@@ -94,43 +93,50 @@ def pooled(student: Student, images: np.ndarray) -> Tensor:
     )
 
 
-def read_labelled(
-    source: SourceConfig,
+def read_pair(
+    train: SourceConfig,
+    heldout: SourceConfig,
     image: ImageConfig,
     *,
     image_size: tuple[int, int],
     seed: int,
     samples: int | None = None,
-    part: Literal["train", "heldout"] = "train",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read the first usable images of a source, with their labels, into memory.
+    prefix: str = "monitor.",
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Read labelled images of two sources into memory, with one class table.
 
     Args:
-        source: where the images are.
+        train, heldout: where the images are.
         image: how they are brought to size.
         image_size: (H, W) in pixels.
-        seed: of their flips and views, if there are any.
-        samples: how many at most; None: all.
-        part: of the data, where the source names none.
+        seed: of the draw, and of the images' flips, if there are any.
+        samples: how many of either at most, drawn class by class; None: all.
+        prefix: of the sources' dotted keys, for messages.
 
     Returns:
-        uint8 (N, H, W, 3) and int64 (N,).
+        uint8 (N, H, W, 3) and classes int64 (N,) of 0..K-1, of both sources.
 
     Raises:
-        DataError: images without labels.
+        DataError: images without labels or none that can be used, one class alone, held-out
+            classes that no training image has.
     """
-    opened = open_source(source, key=f"monitor.{part}_images", part=part)
-    inputs = ImageInput(opened, config=image, image_size=image_size, seed=seed)
+    sources = open_pair(train, heldout, prefix=prefix)
+    if samples is None:
+        drawn = {part: np.arange(len(source)) for part, source in sources.items()}
+    else:
+        drawn = draw_pair(sources, count=samples, seed=seed)
     images, labels = [], []
-    total = inputs.num_samples or 0
-    count = total if samples is None else min(samples, total)
-    for work in inputs.works(0, count, micro_batch=min(MICRO_BATCH, count)):
-        assert work.images is not None and work.valid is not None
-        if work.labels is None or (work.labels[work.valid] < 0).any():
+    for part, source in sources.items():
+        key = f"{prefix}{part}_images"
+        pixels, found = read_usable(
+            source, config=image, size=image_size, numbers=drawn[part], seed=seed, key=key
+        )
+        if found is None or (found < 0).any():
             raise DataError(
-                "monitor: got images without labels, allowed labelled ones: it learns classes. "
-                "Set the source's label_column or class_folders."
+                f"{key}: got images without labels, allowed labelled ones: classes are learnt. "
+                f"Set {key}.label_column or {key}.class_folders."
             )
-        images.append(work.images[: work.count][work.valid])
-        labels.append(work.labels[work.valid])
-    return np.concatenate(images), np.concatenate(labels)
+        images.append(pixels)
+        labels.append(found)
+    known, judged, _ = compact(*labels, keys=(f"{prefix}train_images", f"{prefix}heldout_images"))
+    return (images[0], known), (images[1], judged)

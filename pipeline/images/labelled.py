@@ -257,6 +257,52 @@ def check_classes(
         )
 
 
+def count_classes(masks: np.ndarray, *, num_classes: int) -> np.ndarray:
+    """Count the pixels (or labels) of every class, int64 (K,); other values are left out."""
+    found: np.ndarray = np.bincount(masks.reshape(-1).astype(np.int64), minlength=256)
+    return found[:num_classes]
+
+
+def require_classes(
+    pixels: np.ndarray,
+    ignored: int,
+    *,
+    classes: Sequence[str],
+    ignore: int,
+    key: str,
+    all_of_them: bool = False,
+) -> list[str]:
+    """Refuse masks with nothing to tell apart, such as those of 0 and 255 where 255 is void.
+
+    Args:
+        pixels: int64 (K,), of every class, over all masks.
+        ignored: pixels of `ignore`.
+        classes: K names.
+        ignore: value that stands for no class.
+        key: dotted key of the masks' source.
+        all_of_them: refuse any class without a pixel, too.
+
+    Returns:
+        The classes without a pixel.
+
+    Raises:
+        DataError: fewer than two classes there, or fewer than all where all are wanted.
+    """
+    missing = [name for name, count in zip(classes, pixels, strict=True) if not count]
+    if not missing or (len(classes) - len(missing) >= 2 and not all_of_them):
+        return missing
+    shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if missing[10:] else "")
+    share = 100 * ignored / max(1, ignored + int(pixels.sum()))
+    hint = "Check the order of the names: a class's number is its place in the list."
+    if ignored:
+        hint = (
+            f"{share:.3g} % of the pixels are {ignore}, which is ignored: if {ignore} is a class, "
+            f"write masks of 0..{len(classes) - 1} (0/255 masks: divide by 255), or set ignore to "
+            "a value that they do not have."
+        )
+    raise DataError(f"{key}: got masks without a pixel of class {shown}, allowed some. {hint}")
+
+
 def _named(keys: Sequence[str], wanted: np.ndarray) -> str:
     """Name the first three samples wanted."""
     rows = np.flatnonzero(wanted)

@@ -7,14 +7,17 @@ the setting that leaves labels out; a single value that is none costs its own sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError, DataError, Problem
 
 NO_LABEL = -1
+UNKNOWN = -2
+SHOWN = 10
+"""Classes named in a message (count)."""
 LARGEST = 2**63 - 1
 MAX_CLASSES = 1 << 20
 """Different texts in a column beyond which it is taken for names or captions, not classes."""
@@ -33,6 +36,10 @@ class Labels:
     numbers: np.ndarray
     classes: tuple[str, ...] = ()
     errors: dict[int, str] = field(default_factory=dict)
+
+    def name(self, number: int) -> str:
+        """Say what a class is called; its number where it has no name."""
+        return self.classes[number] if 0 <= number < len(self.classes) else str(number)
 
     @property
     def digest(self) -> str:
@@ -116,3 +123,74 @@ def _refusal(where: str, got: str, way_out: str) -> ConfigError:
     allowed = "whole numbers, or texts that are class names"
     hint = f"Encoding needs no labels: leave them out with {way_out}, or name another column."
     return ConfigError(Problem("source.label_column", f"{got} in {where}", allowed, hint))
+
+
+def renumbered(labels: Labels, *, like: Labels, key: str, other: str) -> Labels:
+    """Give classes the numbers that those of the same name have in another source.
+
+    Class numbers of texts and folders are places in a sorted list, and mean nothing beside another
+    list. A class without a name is called by its number; among equal names the n-th of one source
+    is the n-th of the other.
+
+    Args:
+        labels: of the source to judge on.
+        like: those of the source to learn from, whose numbers count.
+        key: dotted key of the first, for messages.
+        other: dotted key of the second.
+
+    Raises:
+        DataError: a class that no sample of the other source has, named.
+    """
+    table = labels.numbers
+    if labels.classes or like.classes:
+        plain = not labels.classes or not like.classes
+        known = {name: number for number, name in _names(like, plain=plain).items()}
+        own = _names(labels, plain=plain)
+        found, inverse = np.unique(table, return_inverse=True)
+        numbers = [known.get(own.get(n), UNKNOWN) if n >= 0 else n for n in found.tolist()]
+        table = np.array(numbers, np.int64)[inverse.reshape(-1)]
+    learnt = np.unique(like.numbers[like.numbers >= 0])
+    unknown = np.unique(labels.numbers[(labels.numbers >= 0) & ~np.isin(table, learnt)])
+    if len(unknown):
+        theirs = _listed(like.name(number) for number in learnt.tolist())
+        ours = _listed(labels.name(number) for number in unknown.tolist())
+        kinds = ""
+        if bool(labels.classes) != bool(like.classes):
+            kinds = " One source has names of classes, the other numbers: give both alike."
+        raise DataError(
+            f"{key}: got classes {ours} that no image of {other} has, allowed {theirs}. Leave "
+            f"those images out, or add images of their classes to {other}.{kinds}"
+        )
+    return Labels(table, like.classes, labels.errors)
+
+
+def absent(labels: Labels, *, like: Labels) -> list[str]:
+    """Name the classes that another source has samples of and this one, of the same table, not."""
+    missing = np.setdiff1d(like.numbers[like.numbers >= 0], labels.numbers)
+    return [like.name(number) for number in missing.tolist()]
+
+
+def _names(labels: Labels, *, plain: bool) -> dict[int, object]:
+    """Return what each number is called; plain: whole-number names as numbers, where all differ."""
+    if not labels.classes:
+        return {int(number): int(number) for number in np.unique(labels.numbers) if number >= 0}
+    met: dict[str, int] = {}
+    names: dict[int, object] = {}
+    for number, name in enumerate(labels.classes):
+        met[name] = met.get(name, -1) + 1
+        names[number] = (name, met[name])
+    if plain:
+        whole = {n: int(name) for n, name in enumerate(labels.classes) if _is_whole(name)}
+        if len(set(whole.values())) == len(names):
+            return dict(whole)
+    return names
+
+
+def _is_whole(name: str) -> bool:
+    return name.strip().isdecimal() and len(name) < 20
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distill.configs.evaluate import EvaluateConfig
-from distill.configs.tasks import FewLabelConfig, KnnConfig
+from distill.configs.tasks import FewLabelConfig, KnnConfig, LinearProbeConfig
 from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
@@ -82,9 +83,9 @@ def settings(trained: Path, **changes: Any) -> EvaluateConfig:
         "run_dir": str(trained.parent / "evaluate"),
         "student": str(trained),
         "teacher": TEACHER,
-        "image": ImageConfig(size=16),
         "train_images": SourceConfig(kind="digits"),
         "heldout_images": SourceConfig(kind="digits"),
+        "image": ImageConfig(size=16),
         "micro_batch": 128,
         "few_label": FewLabelConfig(shots=[1, 5], draws=3, selection_draws=1, strengths=[10.0]),
     }
@@ -154,3 +155,34 @@ def test_images_of_another_size_are_judged_where_the_student_takes_them(
     whole = evaluate(settings(run_dir, baselines=[], run_dir=str(tmp_path / "whole")))
     results = evaluate(settings(run_dir, **changes))
     assert results["few_label"]["rows"] != whole["few_label"]["rows"]
+
+
+def test_class_folders_are_matched_by_name(run_dir: Path, tmp_path: Path) -> None:
+    """Held-out folders without the first class: every number of theirs is one less."""
+    from PIL import Image
+
+    digits = open_source(SourceConfig(kind="digits"))
+    for row, record in enumerate(digits.read(range(300))):
+        for split, wanted in (("train", row < 200), ("held", row >= 200 and record.label != 0)):
+            if wanted:
+                folder = tmp_path / split / "abcdefghij"[record.label]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.asarray(record.data)).save(folder / f"{row:04d}.png")
+    sources = [
+        SourceConfig(kind="folder", path=str(tmp_path / split), class_folders=True)
+        for split in ("train", "held")
+    ]
+    changes = {
+        "run_dir": str(tmp_path / "evaluate"),
+        "train_images": sources[0],
+        "tasks": ["knn", "linear_probe"],
+        "knn": KnnConfig(k=[1]),
+        "linear_probe": LinearProbeConfig(),
+        "baselines": ["pixels"],
+    }
+    results = evaluate(settings(run_dir, heldout_images=sources[1], **changes))
+    assert results["knn"]["rows"]["pixels"]["1"]["mean"] > 80
+    assert results["linear_probe"]["rows"]["pixels"]["lbfgs"]["mean"] > 70
+    swapped = {**changes, "train_images": sources[1], "run_dir": str(tmp_path / "swapped")}
+    with pytest.raises(DataError, match="heldout_images: got classes a that no image of train"):
+        evaluate(settings(run_dir, heldout_images=sources[0], **swapped))

@@ -28,7 +28,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "pipeline.images": (
         "listing labels", "evidence ranges", "source", "sources", "prepare quality", "inputs",
-        "labelled",
+        "labelled pair",
     ),
     "distill": (
         "tables", "probes", "configs", "losses", "students modules", "data", "methods", "training",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill.probes.knn import knn_classes
+from distill.probes import knn
+from distill.probes.knn import choose_scalings, knn_classes
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.standard_normal((60, 5)).astype(np.float32)
@@ -46,3 +47,39 @@ def test_scale_of_the_features_is_nothing_to_it() -> None:
     base = knn_classes(TRAIN, LABELS, QUERIES, ks=[5])
     scaled = knn_classes(1000 * TRAIN, LABELS, 0.001 * QUERIES, ks=[5])
     np.testing.assert_array_equal(base, scaled)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_memory_does_not_depend_on_the_classes_numbers(temperature: float) -> None:
+    """Labels up to 9,000,000,000,000: a vote per class number would take a petabyte."""
+    far = np.array([0, 7, 9_000_027, 9_000_000_000_000])
+    found = knn_classes(TRAIN, far[LABELS], QUERIES, ks=[1, 8], temperature=temperature)
+    near = knn_classes(TRAIN, LABELS, QUERIES, ks=[1, 8], temperature=temperature)
+    np.testing.assert_array_equal(found, far[near])
+
+
+def test_many_training_samples_take_fewer_queries_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = knn_classes(TRAIN, LABELS, QUERIES, ks=[5])
+    seen: list[int] = []
+    vote = knn._vote
+    monkeypatch.setattr(knn, "SIMILARITIES", 4 * len(TRAIN))
+    monkeypatch.setattr(
+        knn,
+        "_vote",
+        lambda near, classes, **rest: seen.append(len(near)) or vote(near, classes, **rest),
+    )
+    np.testing.assert_array_equal(knn_classes(TRAIN, LABELS, QUERIES, ks=[5]), expected)
+    assert max(seen) == 4 and sum(seen) == len(QUERIES)
+
+
+def test_the_scaling_is_chosen_on_training_samples() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 200)
+    signal = np.eye(3)[labels] + 0.1 * rng.standard_normal((200, 3))
+    offset = np.hstack([signal + 1e8, 0.01 * rng.standard_normal((200, 40))])  # too far to see
+    loud = np.hstack([signal, 1e3 * rng.standard_normal((200, 3))])
+    found = [choose_scalings(each, labels, ks=[5], seed=0)[0] for each in (signal, offset, loud)]
+    assert [scaling for scaling, _ in found] == ["raw", "centred", "standardised"]
+    assert all(accuracy > 0.7 for _, accuracy in found)

@@ -111,7 +111,7 @@ def test_training_lowers_the_loss_and_judging_gives_precisions(tmp_path: Path) -
     bench.networks = {SUBJECT: bench.networks[SUBJECT]}  # one is enough here
     result = task.run(bench)
     assert set(result["rows"][SUBJECT]) == {"bbox", "segm"}
-    assert -100 <= result["rows"][SUBJECT]["bbox"]["map"] <= 100
+    assert 0 <= result["rows"][SUBJECT]["bbox"]["map"] <= 100
     boxes, masks = task.tables(result)
     assert "boxes" in boxes.title and "masks" in masks.title and len(boxes.lines) == 1
 
@@ -134,6 +134,10 @@ def test_a_box_that_is_right_counts(tmp_path: Path) -> None:
 
     scores = Detection(config, seed=0)._judge(Oracle(), data, device=torch.device("cpu"))
     assert scores["bbox"]["map"] == pytest.approx(100) == pytest.approx(scores["segm"]["map_50"])
+    assert scores["bbox"]["map_small"] == pytest.approx(100)
+    assert scores["bbox"]["map_large"] is None, "no object is large"
+    (boxes, _) = Detection(config, seed=0).tables({"rows": {"a": scores}})
+    assert boxes.lines[0][-1] == "none there" and boxes.lines[0][1] == "100.0"
 
 
 def test_faster_r_cnn_without_masks(tmp_path: Path) -> None:

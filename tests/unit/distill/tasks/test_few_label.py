@@ -37,6 +37,7 @@ def test_rows_have_one_accuracy_per_draw(result: dict) -> None:
             assert cell["mean"] == pytest.approx(np.mean(cell["accuracy"]))
             assert cell["std"] == pytest.approx(np.std(cell["accuracy"], ddof=1))
             assert cell["strength"] in (1.0, 10.0, 100.0, 1000.0)
+            assert cell["scaling"] in ("standardised", "centred") and 0 < cell["selection"] <= 100
 
 
 def test_gains_are_paired_by_draw(result: dict) -> None:
@@ -55,6 +56,7 @@ def test_tables_show_means_and_gains(result: dict) -> None:
     header, lines = accuracy_table(result)
     assert header == ["representation", "1 label/class", "5 labels/class"]
     assert [line[0] for line in lines] == ["poor", "same", "good"] and "±" in lines[0][1]
+    assert {cell[-2:] for line in lines for cell in line[1:]} <= {" s", " c"}
     header, lines = gain_table(result)
     assert header == ["good", "1 label", "5 labels"]
     assert lines[1] == ["over same", "+0.0 (0/4)", "+0.0 (0/4)"]

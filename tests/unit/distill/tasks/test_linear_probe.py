@@ -64,7 +64,27 @@ def test_the_penalty_is_chosen_on_training_images_alone() -> None:
         seed=0,
     )
     assert found.penalty == 0.3 and found.accuracy > 60
-    assert set(found.selection) == {1e-8, 0.3}
+    assert set(found.selection) == {"standardised", "centred"}
+    assert set(found.selection["centred"]) == {1e-8, 0.3}
+
+
+def test_the_frozen_probe_takes_the_scaling_that_training_images_choose() -> None:
+    train, labels = blobs(300)
+    heldout, truth = blobs(300, seed=1)
+    rng = np.random.default_rng(0)
+    for noise, better in ((1e3, "standardised"), (1e-2, "centred")):
+        parts = [noise * rng.standard_normal((300, 80)).astype(np.float32) for _ in range(2)]
+        found = frozen_probe(
+            np.hstack([train, parts[0]]),
+            labels,
+            np.hstack([heldout, parts[1]]),
+            truth,
+            penalties=[1e-3, 1e-2],
+            selection=0.4,
+            iterations=100,
+            seed=0,
+        )
+        assert found.scaling == better and found.accuracy > 55
 
 
 def test_every_protocol_fills_its_columns(tmp_path: Path) -> None:

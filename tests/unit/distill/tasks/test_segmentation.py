@@ -176,3 +176,49 @@ def test_colours_differ_and_void_is_black() -> None:
     colours = palette(30)
     assert len({tuple(colour) for colour in colours[:30]}) == 30
     assert not colours[VOID * 10 :].any()
+
+
+def masked(bench: ShapeBench, change: dict[int, int], *, splits: tuple[str, ...]) -> None:
+    """Change the values of a bench's masks."""
+    for split in splits:
+        images = bench._images[split]
+        assert images.masks is not None
+        masks = images.masks.copy()
+        for old, new in change.items():
+            masks[images.masks == old] = new
+        bench._images[split] = dataclasses.replace(images, masks=masks)
+
+
+def test_masks_without_a_class_to_learn_are_refused(tmp_path: Path) -> None:
+    """0/255 masks: what is drawn is taken for void."""
+    both = ("train", "heldout")
+    bench = ShapeBench(tmp_path)
+    masked(bench, {1: 255, 2: 255, VOID: 255}, splits=both)
+    config = settings(classes=["ground", "ink"], ignore=255)
+    with pytest.raises(DataError, match=r"class ink, .* pixels are 255, which is ignored.*ignore"):
+        Segmentation(config, seed=0).run(bench)
+    with pytest.raises(DataError, match="class ink"):
+        Segmentation(dataclasses.replace(config, shots=[4]), seed=0).run(bench)
+    bench = ShapeBench(tmp_path)
+    masked(bench, {1: 255, VOID: 255}, splits=both)  # one of three classes
+    three = settings(ignore=255)
+    with pytest.raises(DataError, match=f"class {CLASSES[1]},"):
+        Segmentation(three, seed=0).run(bench)
+    fewer = dataclasses.replace(three, absent=[CLASSES[1]], steps=1, pictures=0)
+    row = Segmentation(fewer, seed=0).run(bench)["rows"][SUBJECT]["all"]
+    assert set(row["classes"]) == set(CLASSES)
+
+
+def test_masks_that_judge_nothing_are_refused_and_differences_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = ShapeBench(tmp_path)
+    masked(bench, {1: VOID, 2: VOID}, splits=("heldout",))
+    with pytest.raises(DataError, match="heldout_images: got masks without a pixel of class"):
+        Segmentation(settings(), seed=0).run(bench)
+    bench = ShapeBench(tmp_path)
+    masked(bench, {1: 0}, splits=("heldout",))
+    with caplog.at_level("WARNING"):
+        Segmentation(settings(steps=1, pictures=0), seed=0).run(bench)
+    assert f"heldout_images: no pixel of class {CLASSES[1]}, which is learnt" in caplog.text
+    assert [p.key for p in settings(absent=["x"]).problems()] == ["absent"]

@@ -27,6 +27,8 @@ def test_it_judges_digits_and_leaves_the_student_as_it_was(kind: str) -> None:
     )  # type: ignore[arg-type]
     monitor = Monitor(config, image_size=(16, 16), seed=0)
     assert monitor.train[0].shape == (150, 16, 16, 3)
+    for _, labels in (monitor.train, monitor.heldout):
+        assert np.bincount(labels).tolist() == [15] * 10, "drawn class by class"
     (figure,) = monitor(student).items()
     assert figure[0] == f"monitor_{kind}" and 20 < figure[1] <= 100, "far better than chance"
     assert student.training
@@ -52,5 +54,5 @@ def test_images_without_labels_are_refused(tmp_path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     source = SourceConfig(kind="folder", path=str(tmp_path))
     config = MonitorConfig(every=1, train_images=source, heldout_images=source)
-    with pytest.raises(DataError, match="monitor: got images without labels"):
+    with pytest.raises(DataError, match=r"monitor\.train_images: got images without labels"):
         Monitor(config, image_size=(8, 8), seed=0)
