@@ -22,6 +22,7 @@ STREAM = f"""
 name: storm
 teacher: {TEACHER}
 image: {{size: 16}}
+source: {{kind: digits}}
 samples: 256
 micro_batch: 8
 """
@@ -33,7 +34,7 @@ device: cpu
 student: {{name: cifar_resnet, settings: {{depths: [1, 1, 1], widths: [8, 8, 8]}}}}
 dreamteacher: {{width: 8}}
 data: {{kind: stream, stream: {{name: storm, micro_batch: 8, samples: 256, image: {{size: 16}},
-  teacher: {TEACHER}}}}}
+  source: {{kind: digits}}, teacher: {TEACHER}}}}}
 """
 
 
