@@ -68,7 +68,8 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:
-        words = ["--teacher.kind", "noise", "--teacher.levels", "[s1]", "--image.size", "16"]
+        words = ["--source.kind", "digits", "--teacher.kind", "noise", "--teacher.levels", "[s1]"]
+        words += ["--image.size", "16"]
         words += ["--root", str(small / "data"), "--run_dir", str(tmp_path / "run")]
         words += ["--samples_per_unit", "16", "--samples", "256", "--actors", "1"]
         code = f"""
