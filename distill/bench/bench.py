@@ -16,7 +16,7 @@ from pipeline.images.labelled import LabelledImages, LazyImages
 if TYPE_CHECKING:
     import torch
 
-    from distill.bench.representations import Extractor
+    from distill.bench.representations import Extractor, Statistics
     from distill.configs.student import StudentConfig
     from distill.students.card import StudentCard
     from distill.students.student import Student
@@ -117,7 +117,8 @@ class StudentBench:
         sources: where the images of both splits come from.
         classes: whether a task reads their labels, so that both must have the same classes.
         image: how they are brought to size.
-        random: compare with the student before training, too, its batch statistics measured.
+        random: compare with the student before training, too, with its own or measured batch
+            statistics, whichever are better on training images.
         pool: a student's pooled features: of all its maps, or of the deepest alone.
         seed: of label draws, read-outs and the teacher's noise.
         micro_batch: images per forward pass (count).
@@ -156,6 +157,7 @@ class StudentBench:
         self._baselines, self._from, self._classes = baselines, sources, classes
         self._pool: Literal["all", "last"] = pool
         self._images: dict[Split, LabelledImages | LazyImages] = {}
+        self.statistics: Statistics = "initial"
 
     @cached_property
     def features(self) -> FeatureSets:
@@ -213,13 +215,14 @@ class StudentBench:
         return found
 
     def facts(self) -> dict[str, object]:
-        """Return how many images and dimensions the features have, if any task asked for them."""
+        """Return what was asked for: counts of images and dimensions, the random student's form."""
+        known = {"random_statistics": self.statistics} if "_untrained" in self.__dict__ else {}
         if "features" not in self.__dict__:
-            return {}
+            return known
         features = self.features
         sizes = {name: both.train.shape[1] for name, both in features.representations.items()}
         counts = {"train": len(features.train_labels), "heldout": len(features.heldout_labels)}
-        return {"images": counts, "dimensions": sizes}
+        return {"images": counts, "dimensions": sizes, **known}
 
     def images(self, split: Split) -> LabelledImages | LazyImages:
         """Return the images of a split with labels and masks; a small set is read once."""
@@ -236,8 +239,8 @@ class StudentBench:
 
     @cached_property
     def _untrained(self) -> Student:
-        """The student before training; with the batch statistics of images, if there are any."""
-        from distill.bench.representations import measure_statistics
+        """The student before training, with the better of its own and measured statistics."""
+        from distill.bench.representations import stronger_untrained
         from distill.students.export import untrained_student
         from pipeline.images.pair import draw_pair, read_usable
 
@@ -246,7 +249,7 @@ class StudentBench:
             return student  # detection alone: its training measures them
         train = self._sources["train"]
         drawn = draw_pair({"train": train}, count=MEASURED, seed=self.seed)["train"]
-        images, _ = read_usable(
+        images, labels = read_usable(
             train,
             config=self._image,
             size=self.image_size,
@@ -254,7 +257,15 @@ class StudentBench:
             seed=self.seed,
             key="train_images",
         )
-        return measure_statistics(student, images, device=self.device)
+        found, self.statistics = stronger_untrained(
+            student,
+            images,
+            labels if self._classes else None,
+            device=self.device,
+            pool=self._pool,
+            seed=self.seed,
+        )
+        return found
 
     @cached_property
     def _sources(self) -> dict[Split, ImageSource]:

@@ -6,12 +6,14 @@ float32 (N, D).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
+from distill.probes.knn import choose_scalings
 from distill.students.card import StudentCard
 from distill.students.normalise import Normaliser
 from distill.students.student import Student
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Images whose statistics are measured at once (count)."""
+VOTERS = 5
+Statistics = Literal["initial", "measured"]
 Extractor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -58,8 +62,6 @@ def student_extractor(
 def measure_statistics(student: Student, images: np.ndarray, *, device: torch.device) -> Student:
     """Give a student's batch norms the means and variances that images have in it.
 
-    A random network whose statistics were never measured is a weaker baseline than it need be.
-
     Args:
         student: changed in place; weights stay as they are.
         images: uint8 (N, H, W, 3); the averages are over batches.
@@ -82,6 +84,41 @@ def measure_statistics(student: Student, images: np.ndarray, *, device: torch.de
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return student.eval()
+
+
+def stronger_untrained(
+    student: Student,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    device: torch.device,
+    pool: Literal["all", "last"],
+    seed: int,
+) -> tuple[Student, Statistics]:
+    """Return an untrained student with the batch statistics that make it the stronger baseline.
+
+    Measured statistics help on photographs and cost on digits, whose batch norms then blow up what
+    hardly varies: training images decide, by their nearest neighbours.
+
+    Args:
+        student: as it was initialised; left alone.
+        images: uint8 (N, H, W, 3), training images to measure on.
+        labels: int64 (N,); None, or unknown ones among them: measured statistics are taken.
+        device: where it runs.
+        pool: of its features.
+        seed: of the images that decide.
+    """
+    measured = measure_statistics(copy.deepcopy(student), images, device=device)
+    if labels is None or (labels < 0).any() or len(images) < 2:
+        return measured, "measured"
+    scores = []
+    for network in (student, measured):
+        extract = student_extractor(network, device=device, pool=pool)
+        starts = range(0, len(images), BATCH)
+        parts = [extract(images[start : start + BATCH], labels) for start in starts]
+        ((_, accuracy),) = choose_scalings(np.concatenate(parts), labels, ks=[VOTERS], seed=seed)
+        scores.append(accuracy)
+    return (measured, "measured") if scores[1] > scores[0] else (student, "initial")
 
 
 def teacher_extractor(teacher: Teacher, *, card: StudentCard) -> Extractor:

@@ -73,8 +73,8 @@ class EvaluateConfig:
     baselines: list[Literal["pixels", "teacher", "random"]] = field(
         default_factory=lambda: ["pixels", "teacher", "random"]
     )
-    """Compare with: pixels, the teacher's pooled features, the student before training (with batch
-    statistics of the training images)."""
+    """Compare with: pixels, the teacher's pooled features, the student before training (with its
+    own or with measured batch statistics, by what training images say)."""
     seed: Seed = 0
     """Seed of the label draws and of the teacher's noise."""
     train_images: SourceConfig = field(default_factory=SourceConfig)

@@ -132,7 +132,9 @@ def frozen_probe(
             )
             scores[scaling][penalty] = _accuracy(known[kept], labels[kept], start)
             report()
-    pairs = [(scaling, penalty) for scaling, row in scores.items() for penalty in row]
+    pairs: list[tuple[Scaling, float]] = [
+        (scaling, penalty) for scaling in SCALINGS for penalty in scores[scaling]
+    ]
     best = max(pairs, key=lambda pair: scores[pair[0]][pair[1]])
     known, unknown = _inputs(best[0], train, train, heldout, device=device)
     solution = fit_logistic(

@@ -109,7 +109,7 @@ class FewLabel:
         classes = len(np.unique(labels[0]))
         rows: dict[str, dict[str, Any]] = {}
         for name, features in representations.items():
-            pairs = {
+            pairs: dict[Scaling, list[np.ndarray]] = {
                 scaling: scaled(scaling, features.train, features.train, features.heldout)
                 for scaling in SCALINGS
             }

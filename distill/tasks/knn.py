@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.bench.layout import TextTable
-from distill.probes.knn import choose_scalings, knn_classes
+from distill.probes.knn import FORMS, choose_scalings, knn_classes
 from distill.probes.scaling import LEGEND, mark, scaled
 from dreamshard.errors import DataError
 
@@ -61,9 +61,11 @@ class Knn:
         how["device"] = device
         chosen = choose_scalings(both.train, sets.train_labels, ks=config.k, seed=self.seed, **how)
         row: dict[str, Any] = {str(k): None for k in config.k}  # columns in the order asked for
-        for scaling in dict.fromkeys(scaling for scaling, _ in chosen):
-            train, heldout = scaled(scaling, both.train, both.train, both.heldout)
+        for scaling in FORMS:
             picked = [place for place, each in enumerate(chosen) if each[0] == scaling]
+            if not picked:
+                continue
+            train, heldout = scaled(scaling, both.train, both.train, both.heldout)
             ks = [config.k[place] for place in picked]
             guesses = knn_classes(train, sets.train_labels, heldout, ks=ks, **how)
             shares = 100.0 * (guesses == sets.heldout_labels[:, None]).mean(axis=0)

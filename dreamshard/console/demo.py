@@ -23,6 +23,7 @@ from typing import Any
 
 from dreamshard.console.report.material import DEMO_INDEX as INDEX
 from dreamshard.console.report.material import RESULTS
+from dreamshard.console.report.page import mean_and_std
 from dreamshard.console.report.runs import read_json
 from dreamshard.errors import INTERRUPTED, ConfigError, Problem
 from dreamshard.progress import format_duration, stage
@@ -271,7 +272,8 @@ class Demo:
         following = shlex.join([*words, "--root", self.options.root])
         write_text(self.out / "README.txt", f"Next:\n  {following}\n\n{README}")
         sys.stdout.write(
-            f"\nLinear probes, % of the {result['images']['heldout']} held-out digits recognised\n"
+            f"\nLinear probes, % of the {result['images']['heldout']} held-out digits recognised "
+            "(features s standardised, c centred)\n"
             f"{probe_table(result['few_label'])}\n\n"
             f"time    {format_duration(seconds)}\n"
             f"report  {(self.out / 'report.html').resolve()}\n"
@@ -285,7 +287,7 @@ def probe_table(result: Mapping[str, Any]) -> str:
     subject, counts = result["subject"], list(result["rows"][result["subject"]])
     lines = [["labels per class", *counts]]
     for name, row in result["rows"].items():
-        lines.append([name, *(f"{row[n]['mean']:.1f} ± {row[n]['std']:.1f}" for n in counts)])
+        lines.append([name, *(mean_and_std(row[n]) for n in counts)])
     lines.append([f"{subject} better than"])
     for name, row in result["paired"].items():
         cells = [(row[n], row[n]["wins"] + row[n]["ties"] + row[n]["losses"]) for n in counts]

@@ -104,6 +104,7 @@ def test_the_table_compares_four_representations(
     assert results["images"] == {"train": 1297, "heldout": 500}
     # Levels of stride 2 and 4: the student's 8 + 8 channels, the teacher's 4 + 4.
     assert results["dimensions"] == dict(zip(names, (768, 8, 16, 16), strict=True))
+    assert results["random_statistics"] in ("initial", "measured")
     rows = results["few_label"]["rows"]
     assert rows["pixels"]["5"]["mean"] > 70, "pixels of digits are worth a lot"
     assert rows["teacher"]["5"]["mean"] < 25, "noise is worth nothing"

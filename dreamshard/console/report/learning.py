@@ -7,7 +7,16 @@ from typing import Any
 
 from dreamshard.charts import DARK, LIGHT, Theme, loss_curves, probe_chart, stage_bars
 from dreamshard.console.report.material import Material, rate_of, seconds_of
-from dreamshard.console.report.page import Chart, Missing, Row, Section, Table, missing, plural
+from dreamshard.console.report.page import (
+    Chart,
+    Missing,
+    Row,
+    Section,
+    Table,
+    mean_and_std,
+    missing,
+    plural,
+)
 from dreamshard.console.report.runs import Run, is_number
 
 LOSS_NAMES = {"at": "attention transfer", "mse": "whitened regression"}
@@ -67,7 +76,8 @@ def probe(material: Material) -> Section:
     section.text = (
         "A linear probe on frozen features, fitted on a few labelled images per class and judged "
         "on images held out from everything. Every representation gets the same "
-        f"{draws} draws of labels."
+        f"{draws} draws of labels, and the better of two scalings by its training images: "
+        "standardised feature by feature (s) or centred only (c)."
     )
     accuracies = {
         name: {int(shots): cell["accuracy"] for shots, cell in row.items()}
@@ -86,7 +96,7 @@ def accuracy_table(rows: Mapping[str, Any], subject: str) -> Table:
     best = {n: max(rows, key=lambda name: rows[name][n]["mean"]) for n in counts}
     lines = [
         Row(
-            [name, *(f"{row[n]['mean']:.1f} ± {row[n]['std']:.1f}" for n in counts)],
+            [name, *(mean_and_std(row[n]) for n in counts)],
             best=[place for place, n in enumerate(counts, 1) if best[n] == name],
             ours=name == subject,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 from dreamshard.versions import VERSION
 
@@ -151,6 +152,12 @@ def render(page: Page) -> str:
         tiles=page.tiles,
         sections=page.sections,
     )
+
+
+def mean_and_std(cell: Mapping[str, Any]) -> str:
+    """Write a probe's mean ± deviation, with the letter of the scaling chosen, where one was."""
+    scaling = f" {cell['scaling'][0]}" if "scaling" in cell else ""
+    return f"{cell['mean']:.1f} ± {cell['std']:.1f}{scaling}"
 
 
 def plural(count: int | str, noun: str) -> str:

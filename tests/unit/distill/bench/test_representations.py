@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from distill.bench.representations import measure_statistics
+from distill.bench.representations import measure_statistics, stronger_untrained
 from distill.students.normalise import Normaliser
 from distill.students.student import build_student
 from tests.unit.distill.tasks.shape_bench import STUDENT
@@ -29,3 +29,24 @@ def test_batch_norms_get_the_images_own_statistics_and_weights_stay() -> None:
     mean, spread = seen[0].mean(dim=(0, 2, 3)), seen[0].std(dim=(0, 2, 3))
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=0.02, rtol=0)
     torch.testing.assert_close(spread, torch.ones_like(spread), atol=0.05, rtol=0)
+
+
+def test_training_images_choose_the_statistics_of_the_untrained_student() -> None:
+    student = build_student(STUDENT, strides=[1, 2, 4], seed=0).eval()
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    images = rng.integers(100, 110, (200, 8, 8, 3), np.uint8)
+    images[labels == 1, :4] += 60
+    how: dict = {"device": torch.device("cpu"), "pool": "all", "seed": 0}
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    for given in (None, np.full(200, -1)):
+        found, name = stronger_untrained(student, images, given, **how)
+        assert name == "measured" and found is not student
+    found, name = stronger_untrained(student, images, labels, **how)
+    assert (name == "initial") == (found is student)
+    assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
+    # Statistics that let nothing through are worse than measured ones.
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.fill_(1e9)  # type: ignore[union-attr]
+    assert stronger_untrained(student, images, labels, **how)[1] == "measured"

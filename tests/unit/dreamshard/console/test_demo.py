@@ -19,7 +19,10 @@ RESULT = {
     "few_label": {
         "subject": "distilled student",
         "rows": {
-            "pixels": {"1": {"mean": 59.8, "std": 2.0}, "20": {"mean": 92.7, "std": 0.5}},
+            "pixels": {
+                "1": {"mean": 59.8, "std": 2.0, "scaling": "centred"},
+                "20": {"mean": 92.7, "std": 0.5, "scaling": "standardised"},
+            },
             "distilled student": {"1": {"mean": 62.2, "std": 2.0}, "20": {"mean": 94.4, "std": 1}},
         },
         "paired": {
@@ -122,10 +125,10 @@ def test_it_ends_with_the_table_the_report_and_the_next_command(
 ) -> None:
     demo.main([])
     lines = capsys.readouterr().out.strip().splitlines()
-    assert lines[0] == "Linear probes, % of the 500 held-out digits recognised"
+    assert lines[0].startswith("Linear probes, % of the 500 held-out digits recognised (features")
     assert [line.split() for line in lines[1:6]] == [
         "labels per class 1 20".split(),
-        "pixels 59.8 ± 2.0 92.7 ± 0.5".split(),
+        "pixels 59.8 ± 2.0 c 92.7 ± 0.5 s".split(),
         "distilled student 62.2 ± 2.0 94.4 ± 1.0".split(),
         "distilled student better than".split(),
         "pixels +2.4 (9 of 10) +1.7 (8 of 10)".split(),
