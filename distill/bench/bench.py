@@ -216,7 +216,9 @@ class StudentBench:
 
     def facts(self) -> dict[str, object]:
         """Return what was asked for: counts of images and dimensions, the random student's form."""
-        known = {"random_statistics": self.statistics} if "_untrained" in self.__dict__ else {}
+        known: dict[str, object] = {}
+        if "_untrained" in self.__dict__:
+            known["random_statistics"] = self.statistics
         if "features" not in self.__dict__:
             return known
         features = self.features

@@ -31,25 +31,19 @@ class Choice:
     accuracy: float
 
 
-def probe_accuracy(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    strength: float,
-) -> float:
-    """Fit a multinomial logistic regression and return its accuracy on other samples.
+def probe_classes(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, *, strength: float
+) -> np.ndarray:
+    """Fit a multinomial logistic regression and return the classes it finds for other samples.
 
     Args:
-        train: features that are fitted, standardised.
+        train: features that are fitted, brought to scale.
         train_labels: their classes.
-        test: features that are judged.
-        test_labels: their classes.
+        test: features (M, D) that are judged.
         strength: scikit-learn's C, the inverse of the L2 penalty's weight.
 
     Returns:
-        Share of the test samples whose class is found, 0..1.
+        int64 (M,).
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -58,7 +52,21 @@ def probe_accuracy(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # ranks are settled long before
         probe.fit(train, train_labels)
-    return float(probe.score(test, test_labels))
+    return probe.predict(test)
+
+
+def probe_accuracy(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    strength: float,
+) -> float:
+    """Return the share of the test samples whose class `probe_classes` finds, 0..1."""
+    return float(
+        (probe_classes(train, train_labels, test, strength=strength) == test_labels).mean()
+    )
 
 
 def choose(
