@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from distill.probes.knn import choose_scalings
+from distill.probes.logistic import choose
+from distill.probes.scaling import SCALINGS, Scaling, scaled
 from distill.students.card import StudentCard
 from distill.students.normalise import Normaliser
 from distill.students.student import Student
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Images whose statistics are measured at once (count)."""
-VOTERS = 5
+VOTERS, MANY = 5, 100
+"""Labels or neighbours that decide between statistics; classes from which it is neighbours."""
 Statistics = Literal["initial", "measured"]
 Extractor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -98,7 +101,8 @@ def stronger_untrained(
     """Return an untrained student with the batch statistics that make it the stronger baseline.
 
     Measured statistics help on photographs and cost on digits, whose batch norms then blow up what
-    hardly varies: training images decide, by their nearest neighbours.
+    hardly varies: training images decide, by linear probes on a few of their labels, or by nearest
+    neighbours where there are many classes.
 
     Args:
         student: as it was initialised; left alone.
@@ -116,9 +120,21 @@ def stronger_untrained(
         extract = student_extractor(network, device=device, pool=pool)
         starts = range(0, len(images), BATCH)
         parts = [extract(images[start : start + BATCH], labels) for start in starts]
-        ((_, accuracy),) = choose_scalings(np.concatenate(parts), labels, ks=[VOTERS], seed=seed)
-        scores.append(accuracy)
+        scores.append(_worth(np.concatenate(parts), labels, seed=seed))
     return (measured, "measured") if scores[1] > scores[0] else (student, "initial")
+
+
+def _worth(features: np.ndarray, labels: np.ndarray, *, seed: int) -> float:
+    """Return how well training samples tell each other's classes, 0..1."""
+    counts = np.unique(labels, return_counts=True)[1]
+    if len(counts) > MANY or counts.min() < 2:
+        ((_, accuracy),) = choose_scalings(features, labels, ks=[VOTERS], seed=seed)
+        return accuracy
+    forms: dict[Scaling, np.ndarray] = {
+        scaling: scaled(scaling, features, features)[0] for scaling in SCALINGS
+    }
+    shots = min(VOTERS, int(counts.min()) - 1)
+    return choose(forms, labels, shots=shots, strengths=[10.0, 100.0], draws=3, seed=seed).accuracy
 
 
 def teacher_extractor(teacher: Teacher, *, card: StudentCard) -> Extractor:
