@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from distill.data.sets import TrainingSet
     from distill.methods.base import Method
     from distill.students.student import Student
+    from distill.training.rehearsal import Plan
     from distill.training.runlog import RunLog
     from distill.training.state import TrainState
     from pipeline.learning.loop import Learner
@@ -73,7 +74,13 @@ def train(config: TrainConfig) -> Path:
     try:
         return train_on(accelerator, config=config)
     except (RuntimeError, MemoryError) as error:
-        if (problem := memory_problem(error, config)) is None:
+        problem = memory_problem(
+            error,
+            batch_size=config.batch_size,
+            parts=config.accumulate,
+            grad_checkpointing=config.student.grad_checkpointing,
+        )
+        if problem is None:
             raise
         raise ConfigError(problem) from error
     finally:
@@ -150,6 +157,20 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     return run_dir / STUDENT_FOLDER
 
 
+def plan_of(config: TrainConfig) -> Plan:
+    """Return what a rehearsal needs of the settings."""
+    from distill.training.rehearsal import Plan
+
+    return Plan(
+        method=config.method,
+        settings=config.method_settings(),
+        student=config.student,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        parts=config.accumulate,
+    )
+
+
 def build(
     accelerator: Accelerator,
     *,
@@ -172,8 +193,16 @@ def build(
         seed=config.seed,
     )
     ranks, device = accelerator.num_processes, accelerator.device.type
-    lines = rehearse(method, config=config, training_set=training_set, ranks=ranks)
-    lines += partial_statistics(method, config=config, ranks=ranks, device=device)
+    plan = plan_of(config)
+    lines = rehearse(method, plan=plan, training_set=training_set, ranks=ranks)
+    lines += partial_statistics(
+        method,
+        batch_size=config.batch_size,
+        parts=config.accumulate,
+        sync_batchnorm=config.sync_batchnorm,
+        ranks=ranks,
+        device=device,
+    )
     for line in lines:
         if accelerator.is_main_process:
             stage(f"train: {line}")

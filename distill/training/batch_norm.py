@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from distill.configs.train import TrainConfig
     from distill.methods.base import Method
 
 CONVERTIBLE = (_BatchNorm.forward, BatchNormAct2d.forward, nn.SyncBatchNorm.forward)
@@ -50,31 +49,39 @@ def shares_statistics(sync_batchnorm: str, *, ranks: int, device: str) -> bool:
 
 
 def partial_statistics(
-    method: Method, *, config: TrainConfig, ranks: int, device: str
+    method: Method,
+    *,
+    batch_size: int,
+    parts: int,
+    sync_batchnorm: str,
+    ranks: int,
+    device: str,
 ) -> list[str]:
     """Say which statistics are of a part of the batch, and so depend on its division.
 
     Args:
         method: with or without batch norm.
-        config: batch size, parts, whether batch norm is shared.
+        batch_size: samples per step, over all ranks.
+        parts: forward passes per step.
+        sync_batchnorm: auto, on or off.
         ranks: processes that share a batch.
         device: "cpu" or "cuda".
 
     Returns:
         Lines for the user.
     """
-    lines, part = [], config.part_size
-    if method.over_batch and config.accumulate > 1:
+    lines, part = [], batch_size // parts
+    if method.over_batch and parts > 1:
         lines.append(
             f"{method.over_batch} are of {part} samples, a part of the batch (accumulate), not of "
-            f"{config.batch_size}: the loss is another one than that of the whole batch"
+            f"{batch_size}: the loss is another one than that of the whole batch"
         )
-    shared = shares_statistics(config.sync_batchnorm, ranks=ranks, device=device)
+    shared = shares_statistics(sync_batchnorm, ranks=ranks, device=device)
     norms = any(isinstance(layer, _BatchNorm) for layer in method.modules())
     seen = part if shared else part // ranks
-    if norms and seen < config.batch_size:
+    if norms and seen < batch_size:
         lines.append(
             f"batch norm's statistics are of {seen} samples at a time, not of the batch's "
-            f"{config.batch_size}"
+            f"{batch_size}"
         )
     return lines

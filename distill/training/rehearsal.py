@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,8 @@ from distill.students.trial import (
 from dreamshard.errors import ConfigError, DreamshardError, Problem
 
 if TYPE_CHECKING:
-    from distill.configs.train import TrainConfig
+    from distill.configs.methods import MethodConfig
+    from distill.configs.student import StudentConfig
     from distill.data.sets import TrainingSet
     from distill.methods.base import Method
 
@@ -32,9 +34,28 @@ MUCH, LITTLE = 0.5, 0.1
 """Shares of a network that stay untrained: from where on it is said, and what mends it."""
 
 
-def rehearse(
-    method: Method, *, config: TrainConfig, training_set: TrainingSet, ranks: int
-) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Say how a method was built, and of how many samples a step is.
+
+    Args:
+        method: its name.
+        settings: its section.
+        student: how the student was built.
+        seed: of the run.
+        batch_size: samples per step, over all ranks.
+        parts: forward passes per step.
+    """
+
+    method: str
+    settings: MethodConfig | None
+    student: StudentConfig
+    seed: int
+    batch_size: int
+    parts: int = 1
+
+
+def rehearse(method: Method, *, plan: Plan, training_set: TrainingSet, ranks: int) -> list[str]:
     """Take a method through a step, and leave out what gets no gradient in it.
 
     Such parameters (PiT's last norm, branches of a pyramid that no loss looks at) would stop
@@ -42,7 +63,7 @@ def rehearse(
 
     Args:
         method: on the CPU; its parameters without gradient are frozen.
-        config: of the run.
+        plan: how it was built, and of how many samples a step is.
         training_set: what it will be trained on.
         ranks: processes that share a batch.
 
@@ -53,21 +74,19 @@ def rehearse(
         ConfigError: a student that could not be kept, or images or a batch that it or the method
             cannot take.
     """
-    student, size = config.student, training_set.image_size
+    student, size = plan.student, training_set.image_size
     check_kept(method.student, config=student, image_size=size)
     if student.onnx:
         _check_onnx(method, size=size)
-    count = min(MOST, config.part_size // ranks)
-    idle = gradientless(method, config=config, training_set=training_set, count=count)
+    count = min(MOST, plan.batch_size // plan.parts // ranks)
+    idle = gradientless(method, plan=plan, training_set=training_set, count=count)
     for name, parameter in method.named_parameters():
         if name in idle:
             parameter.requires_grad_(False)
-    return _lines(method, idle, config=config, training_set=training_set)
+    return _lines(method, idle, plan=plan, training_set=training_set)
 
 
-def gradientless(
-    method: Method, *, config: TrainConfig, training_set: TrainingSet, count: int
-) -> list[str]:
+def gradientless(method: Method, *, plan: Plan, training_set: TrainingSet, count: int) -> list[str]:
     """Name the trainable parameters that a step of `count` samples leaves without gradient.
 
     Raises:
@@ -85,12 +104,12 @@ def gradientless(
     except DreamshardError:
         raise
     except (*REFUSALS, KeyError) as error:
-        raise ConfigError(_refusal(error, config=config, count=count)) from error
+        raise ConfigError(_refusal(error, plan=plan, count=count)) from error
     finally:
         method.train(mode)
     trained = [n for n, p in method.student.named_parameters() if p.requires_grad]
     if trained and {f"student.{name}" for name in trained} <= set(idle):
-        got = f"{config.method!r}, whose loss reaches no weight of the student"
+        got = f"{plan.method!r}, whose loss reaches no weight of the student"
         raise ConfigError(Problem("method", got, "a method that trains its student"))
     return idle
 
@@ -113,13 +132,13 @@ def _step(method: Method, training_set: TrainingSet, *, count: int, device: str)
     return [name for name, leaf in leaves.items() if leaf.requires_grad and leaf.grad is None]
 
 
-def _refusal(error: BaseException, *, config: TrainConfig, count: int) -> Problem:
+def _refusal(error: BaseException, *, plan: Plan, count: int) -> Problem:
     """Word what PyTorch raised as what is wrong with the settings."""
     if count == 1:
-        got = f"{config.batch_size}, of which a forward pass sees one sample ({reason_of(error)})"
+        got = f"{plan.batch_size}, of which a forward pass sees one sample ({reason_of(error)})"
         hint = "Set a larger batch_size, fewer processes or less accumulate: batch norm needs two."
         return Problem("batch_size", got, "two samples or more per forward pass", hint)
-    got = f"{config.method!r}, which fails on a batch of zeros ({reason_of(error)})"
+    got = f"{plan.method!r}, which fails on a batch of zeros ({reason_of(error)})"
     hint = "--debug shows where."
     return Problem("method", got, "a method that takes the student's maps and the levels", hint)
 
@@ -143,13 +162,13 @@ def _check_onnx(method: Method, *, size: tuple[int, int]) -> None:
 
 
 def _lines(
-    method: Method, idle: Sequence[str], *, config: TrainConfig, training_set: TrainingSet
+    method: Method, idle: Sequence[str], *, plan: Plan, training_set: TrainingSet
 ) -> list[str]:
     lines = []
     if idle:
         shown = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
         lines.append(f"{len(idle)} parameters get no gradient and are left as they are: {shown}")
-    student, size = config.student, training_set.image_size
+    student, size = plan.student, training_set.image_size
     inside = [name.removeprefix("student.") for name in idle if name.startswith("student.")]
     share = untrained_share(method.student, config=student, image_size=size, idle=inside)
     begun = student.pretrained or student.weights  # what lies deeper is at least not random
@@ -157,28 +176,28 @@ def _lines(
         strides = ", ".join(map(str, method.student.strides))
         lines.append(
             f"{100 * share:.1f} % of {student.name}'s weights are deeper than its maps (stride "
-            f"{strides}) and stay as initialised. {_remedy(config, training_set)}"
+            f"{strides}) and stay as initialised. {_remedy(plan, training_set)}"
         )
     return lines
 
 
-def _remedy(config: TrainConfig, training_set: TrainingSet) -> str:
+def _remedy(plan: Plan, training_set: TrainingSet) -> str:
     """Say which setting trains a student whole; it is tried, on tensors without values."""
-    student, size = config.student, training_set.image_size
+    student, size = plan.student, training_set.image_size
     offered = list(student_strides(student, image_size=size))
     whole = copy.copy(student)
     whole.strides, whole.pretrained, whole.weights = offered, False, ""
-    settings = config.method_settings()
+    settings = plan.settings
     try:
         with torch.device("meta"):
             method = build_method(
-                method_class(config.method),
+                method_class(plan.method),
                 settings,
                 student=whole,
                 training_set=training_set,
-                seed=config.seed,
+                seed=plan.seed,
             )
-        idle = gradientless(method, config=config, training_set=training_set, count=MOST)
+        idle = gradientless(method, plan=plan, training_set=training_set, count=MOST)
     except Exception:  # it was only a try
         return "Record deeper levels (larger strides) and name them in --data.levels."
     inside = [name.removeprefix("student.") for name in idle if name.startswith("student.")]

@@ -15,9 +15,10 @@ WHOLE = {
 COMPOSITION = {
     "pipeline/run.py", "pipeline/encode.py", "pipeline/synthesize.py", "pipeline/pretrain.py",
     "pipeline/interpret.py", "pipeline/serve.py", "pipeline/request/plan_command.py",
-    "distill/train.py", "distill/evaluate.py", "distill/publish.py",
+    "distill/train.py", "distill/evaluate.py", "distill/publish.py", "distill/training/start.py",
 }  # fmt: skip
-"""The scripts: they take a command's settings apart and give each part its own."""
+"""The scripts: they take a command's settings apart and give each part its own. What starts a
+training run compares and records all of them."""
 
 
 def test_five_files_are_read_in_ten_minutes() -> None:

@@ -11,6 +11,7 @@ from distill.configs.train import DreamTeacherConfig, StudentConfig, TrainConfig
 from distill.data.open import open_training_set
 from distill.methods.base import Method
 from distill.methods.build import build_method, method_class
+from distill.train import plan_of
 from distill.training.rehearsal import rehearse
 from dreamshard.errors import ConfigError
 
@@ -37,7 +38,7 @@ def rehearsed(config: TrainConfig, *, ranks: int = 1) -> tuple[Method, list[str]
     kind, settings = method_class(config.method), config.method_settings()
     training_set = open_training_set(config.data, needs=kind.needs(settings))
     method = build_method(kind, settings, student=config.student, training_set=training_set, seed=0)
-    lines = rehearse(method, config=config, training_set=training_set, ranks=ranks)
+    lines = rehearse(method, plan=plan_of(config), training_set=training_set, ranks=ranks)
     return method, lines
 
 
@@ -50,7 +51,7 @@ def test_it_leaves_weights_statistics_and_random_numbers_alone(configure) -> Non
     )
     before = {name: value.clone() for name, value in method.state_dict().items()}
     state = torch.get_rng_state()
-    assert rehearse(method, config=config, training_set=training_set, ranks=1) == []
+    assert rehearse(method, plan=plan_of(config), training_set=training_set, ranks=1) == []
     assert torch.equal(state, torch.get_rng_state())
     after = method.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

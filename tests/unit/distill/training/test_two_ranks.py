@@ -16,6 +16,7 @@ from distill.data.open import open_training_set
 from distill.losses.vicreg import vicreg_loss
 from distill.methods.base import Method
 from distill.methods.build import build_method, method_class
+from distill.train import plan_of
 from distill.training.rehearsal import rehearse
 from pipeline.learning.ranks import gathered_rows
 from tests.two_ranks import on_two_ranks
@@ -58,7 +59,7 @@ def _three_steps(config: TrainConfig) -> Method:
     kind, settings = method_class(config.method), config.method_settings()
     training_set = open_training_set(config.data, needs=kind.needs(settings))
     method = build_method(kind, settings, student=config.student, training_set=training_set, seed=0)
-    rehearse(method, config=config, training_set=training_set, ranks=2)
+    rehearse(method, plan=plan_of(config), training_set=training_set, ranks=2)
     model = DistributedDataParallel(method)
     learning = [weight for weight in method.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(learning, lr=0.01)
