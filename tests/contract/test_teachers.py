@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,9 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def load(config: TeacherConfig, mode: Mode, *, seed: int = 0, micro_batch: int = 4) -> Teacher:
     pins = Pins(micro_batch, config.compute_dtype, "cpu", 1)
+    if mode == "encode":  # which takes no steps, and refuses to be told how many
+        settings = {name: value for name, value in config.settings.items() if name != "steps"}
+        config = dataclasses.replace(config, settings=settings)
     return load_teacher(config, mode=mode, seed=seed, pins=pins, image_size=(16, 16))
 
 
