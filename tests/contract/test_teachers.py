@@ -76,10 +76,16 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def load(config: TeacherConfig, mode: Mode, *, seed: int = 0, micro_batch: int = 4) -> Teacher:
     pins = Pins(micro_batch, config.compute_dtype, "cpu", 1)
-    if mode == "encode":  # which takes no steps, and refuses to be told how many
-        settings = {name: value for name, value in config.settings.items() if name != "steps"}
-        config = dataclasses.replace(config, settings=settings)
+    config = told(config, mode)
     return load_teacher(config, mode=mode, seed=seed, pins=pins, image_size=(16, 16))
+
+
+def told(config: TeacherConfig, mode: Mode) -> TeacherConfig:
+    """Leave out what a mode does not read, and refuses: encoding takes no steps."""
+    if mode == "synthesize":
+        return config
+    settings = {name: value for name, value in config.settings.items() if name != "steps"}
+    return dataclasses.replace(config, settings=settings)
 
 
 def first_mode(config: TeacherConfig) -> Mode:
@@ -108,7 +114,8 @@ ALL = np.arange(MICRO_BATCH)
 
 
 def test_it_is_what_it_said(config: TeacherConfig, teacher: Teacher) -> None:
-    spec = describe_teacher(config, mode=first_mode(config), image_size=(16, 16))
+    mode = first_mode(config)
+    spec = describe_teacher(told(config, mode), mode=mode, image_size=(16, 16))
     assert teacher.levels == spec.levels and teacher.image_size == spec.image_size == (16, 16)
     assert teacher.fingerprint == spec.fingerprint and "kind" in spec.fingerprint
     canonical_json([spec.fingerprint, spec.mode_settings])
