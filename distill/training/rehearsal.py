@@ -24,8 +24,8 @@ from distill.students.trial import (
 from dreamshard.errors import ConfigError, DreamshardError, Problem
 
 if TYPE_CHECKING:
-    from distill.configs.methods import MethodConfig
     from distill.configs.student import StudentConfig
+    from distill.configs.train import MethodConfig
     from distill.data.sets import TrainingSet
     from distill.methods.base import Method
 

@@ -56,7 +56,7 @@ def sample_bytes(data: bytes | np.ndarray | None) -> int:
     if data is None:
         return 0
     if isinstance(data, np.ndarray):
-        view = memoryview(np.ascontiguousarray(data)).cast("B")
+        view = np.ascontiguousarray(data).data.cast("B")
         shape = xxhash.xxh3_64_intdigest(str((data.shape, data.dtype.str)).encode())
     else:
         view, shape = memoryview(data), 0

@@ -98,7 +98,9 @@ def _folder_labels(keys: Sequence[str], names: tuple[str, ...], passed: Passed) 
     ).reshape(len(keys))
     outside = np.flatnonzero(numbers < 0)
     if len(outside):
-        passed.add("images outside class folders, without a label", keys[outside[0]], len(outside))
+        passed.add(
+            "images outside class folders, without a label", keys[int(outside[0])], len(outside)
+        )
     empty = set(range(len(names))) - set(numbers.tolist())
     if empty:
         passed.add("class folders without images", names[min(empty)], len(empty))

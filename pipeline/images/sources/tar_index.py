@@ -11,6 +11,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import xxhash
 
@@ -88,7 +89,7 @@ def read_members(file: HeaderFile, path: str, size: int, passed: Passed) -> list
         else:
             pieces = None
             if info.issparse():
-                pieces = tuple((start, length) for start, length in info.sparse if length)
+                pieces = tuple((start, length) for start, length in _sparse(info) if length)
             members[info.name] = _member(file, path, info, pieces)
     return [*members.values(), *_resolve(links, members, passed)]
 
@@ -148,7 +149,13 @@ def _headers(file: HeaderFile, path: str, size: int) -> Iterator[tarfile.TarInfo
 
 
 def _stored(info: tarfile.TarInfo) -> int:
-    return sum(length for _, length in info.sparse) if info.issparse() else info.size
+    return sum(length for _, length in _sparse(info)) if info.issparse() else info.size
+
+
+def _sparse(info: tarfile.TarInfo) -> list[tuple[int, int]]:
+    """Return (place, length) of a sparse member's pieces."""
+    pieces: Any = info.sparse  # typed as a number in the standard library's stubs
+    return list(pieces)
 
 
 def _check_end(file: HeaderFile, path: str, end: int, size: int) -> None:

@@ -166,7 +166,9 @@ class DiffusionRequest(NetworkRequest):
 
     def _unread_problems(self, synthesize: bool, on_the_way: bool, inverted: bool) -> list[Problem]:
         """Find settings that were given and that this way of recording does not read."""
-        unread = {} if synthesize else dict.fromkeys(SAMPLING, "dreamshard synthesize")
+        unread: dict[str, str] = (
+            {} if synthesize else dict.fromkeys(SAMPLING, "dreamshard synthesize")
+        )
         if synthesize and self.settings["sampler"] == "dpm":
             unread["eta"] = "sampler ddim"
         if not inverted:
