@@ -20,6 +20,7 @@ from storage.formats.tar_format import (
 )
 from storage.formats.tar_index import shard_bytes
 from storage.formats.tar_layout import TarLayout
+from storage.fs.beneath import open_regular
 from storage.ledger.commits import Commit
 
 
@@ -53,7 +54,7 @@ class _Check:
 
     def run(self) -> str:
         """Return what is wrong, or ""; DataError where a member is not what it should be."""
-        with open(self._path, "rb") as file:
+        with open(open_regular(self._path), "rb") as file:
             for row in range(self._commit.count):
                 self._check_sample(file, row)
             if file.read(len(END) + 1) != END:

@@ -69,13 +69,16 @@ class TarStore(TarLayout):
         """Check a shard: its size, and unless `quick` every byte of every member and the index."""
         key = self.array_key("", commit.unit)
         path = self.files.path(key)
+        for own in (key, self.index_key(commit.unit)):
+            if os.path.islink(self.files.path(own)):
+                return [(self.files.path(own), "got a link, allowed a file")]
         try:
             table = self.read_index(commit.unit)
         except DataError as error:
             return [(self.files.path(self.index_key(commit.unit)), str(error).partition(": ")[2])]
         size = self.files.size(key)
-        if size is None or os.path.islink(path):
-            return [(path, "got no file" if size is None else "got a link, allowed a file")]
+        if size is None:
+            return [(path, "got no file")]
         problem = size_problem(size, commit, table)
         if not problem and not quick:
             try:

@@ -21,6 +21,7 @@ from dreamshard.foreign.text import parse_json
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
 from storage.formats.unit_files import UnitFiles
+from storage.fs.beneath import open_regular
 from storage.fs.local import Files
 from storage.ledger.commits import Commit
 from storage.ledger.publish import Staged
@@ -132,11 +133,11 @@ class ZarrStore:
                     yield f"{GROUP}/{name}/c/{entry}"
 
     def _size_problem(self, name: str, key: str) -> str:
+        if os.path.islink(self.files.path(key)):
+            return "got a link, allowed a file"
         size = self.files.size(key)
         if size is None:
             return "got no file"
-        if os.path.islink(self.files.path(key)):
-            return "got a link, allowed a file"
         if size != self.file_bytes(name) and not self.arrays[name].compression:
             return f"got {size} bytes, allowed {self.file_bytes(name)}"
         return ""
@@ -156,7 +157,7 @@ class ZarrStore:
         if size != self.file_bytes(name) and not spec.compression:
             return f"got {size} bytes, allowed {self.file_bytes(name)}"
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(open_regular(path), "rb", buffering=0) as file:
                 for start in range(0, commit.count, rows):
                     some = min(rows, commit.count - start)
                     block = self._rows(name, path, cast("BinaryIO", file), some)

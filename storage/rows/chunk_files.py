@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from dreamshard.errors import DataError
+from storage.fs.beneath import open_regular
 
 _Opened = TypeVar("_Opened")
 Access = Literal["map", "pread"]
@@ -171,15 +172,15 @@ class ChunkFiles:
 def open_again(path: str, ask: Callable[[], str]) -> int:
     """Open a file for reading; if it is gone, ask for its path again.
 
-    A copy in the disk cache may go between being asked for and being opened.
+    A copy in the disk cache may go between being asked for and being opened. A pipe or a device is
+    refused, not waited for.
     """
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
     for _ in range(4):
         try:
-            return os.open(path, flags)
+            return open_regular(path)
         except FileNotFoundError:
             path = ask()
-    return os.open(path, flags)
+    return open_regular(path)
 
 
 class OpenFile:

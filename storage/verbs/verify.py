@@ -92,6 +92,7 @@ def verify_dataset(
         report.findings += [Finding(path, problem, unit) for path, problem in findings]
         if on_unit is not None:
             on_unit(size)
+    report.findings += _links(dataset, told={finding.path for finding in report.findings})
     damaged = set(report.damaged_units)
     try:
         missing = dataset.missing(dataset.requested(), book=book).tolist()
@@ -161,6 +162,15 @@ def _check_unit(dataset: Dataset, unit: int, version: int, *, quick: bool) -> Ch
         except DataError as error:
             problems.append((record, str(error)))
     return unit, commit.bytes, commit.count, len(commit.invalid), problems
+
+
+def _links(dataset: Dataset, *, told: set[str]) -> Iterator[Finding]:
+    """Name what is neither a file nor a folder, at every level, and was not told of yet."""
+    files = dataset.files
+    for key, what in sorted(files.specials()):
+        if files.path(key) not in told:
+            problem = f"got {what}, allowed a file or folder of the dataset's own; remove it"
+            yield Finding(files.path(key), problem)
 
 
 def _record_problems(dataset: Dataset, commit: Commit) -> Iterator[str]:
