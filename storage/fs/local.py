@@ -309,6 +309,8 @@ class LocalFiles:
         except FileNotFoundError:
             self._check_absent(key)
             raise
+        except NotADirectoryError:  # a file where a folder would be: there is no such file
+            raise FileNotFoundError(errno.ENOENT, "No such file", self.path(key)) from None
 
     def _check_absent(self, key: str) -> None:
         """Tell what is not there from what lies behind a link that leads nowhere (just now)."""
