@@ -12,12 +12,14 @@ import os
 from collections.abc import Iterator, Sequence
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import parse_json
 from storage.formats.tar_check import content_problem, size_problem
 from storage.formats.tar_chunks import TarChunks
 from storage.formats.tar_format import extension
 from storage.formats.tar_layout import FOLDER, TarLayout
 from storage.formats.tar_unit import TarUnit
+from storage.fs.beneath import damage
 from storage.ledger.commits import Commit
 from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
 
@@ -74,6 +76,8 @@ class TarStore(TarLayout):
                 return [(self.files.path(own), "got a link, allowed a file")]
         try:
             table = self.read_index(commit.unit)
+        except CannotReadError:
+            raise
         except DataError as error:
             return [(self.files.path(self.index_key(commit.unit)), str(error).partition(": ")[2])]
         size = self.files.size(key)
@@ -84,8 +88,8 @@ class TarStore(TarLayout):
             try:
                 with self.files.fetched(key) as local:
                     problem = content_problem(self, commit, table, local)
-            except (OSError, DataError) as error:
-                problem = f"cannot be read: {error}"
+            except (OSError, DataError, MemoryError) as error:
+                problem = damage(error, path=path)
         return [(path, problem)] if problem else []
 
     def check_file(self, name: str, path: str, commit: Commit) -> str:

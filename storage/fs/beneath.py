@@ -62,6 +62,23 @@ def is_unreadable(error: BaseException) -> bool:
     return isinstance(error, CannotReadError | MemoryError)
 
 
+def damage(error: Exception, *, path: str) -> str:
+    """Say what an error tells of a file that was being read, as damage.
+
+    Raises:
+        CannotReadError: if it tells nothing of the file, but that it could not be read.
+    """
+    if is_unreadable(error):
+        raise _cannot_read(error, path) from error
+    return f"cannot be read: {error}"
+
+
+def _cannot_read(error: Exception, path: str) -> DataError:
+    if isinstance(error, OSError | MemoryError):
+        return refused(path, "read", error)
+    return CannotReadError(str(error))
+
+
 def open_regular(path: str) -> int:
     """Open a file for reading; return the descriptor. A pipe or device is refused, not waited for.
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage.fs.beneath import open_regular
+from storage.fs.beneath import is_unreadable, open_regular, refused
 
 _Opened = TypeVar("_Opened")
 Access = Literal["map", "pread"]
@@ -136,6 +136,8 @@ class ChunkFiles:
         try:
             descriptor = open_again(path, lambda: self.snapshot.chunk_path(name, unit))
         except OSError as error:
+            if is_unreadable(error):
+                raise refused(path, "read", error) from error
             why = error.strerror or type(error).__name__
             raise DataError(f"{path}: got {why}, allowed a chunk of {want} bytes. {mend}") from None
         size = os.fstat(descriptor).st_size
