@@ -126,6 +126,8 @@ def verify(argv: Sequence[str]) -> int:
         return DAMAGED if report.unreadable else 0
     if options.repair:
         units = repair(dataset, report)
+        if stay := sum(finding.by_hand for finding in report.findings):
+            print(f"{stay} links or special files stay, named above: remove them yourself.")
         print(f"repaired: rerun the command that made the dataset; it makes {_some(units)} again.")
     else:
         print(f"`dreamshard verify --repair {dataset.url}` marks what a rerun makes again.")

@@ -22,11 +22,12 @@ _BATCH_UNITS = 256  # units handed to the threads at a time, so that memory stay
 
 @dataclass(frozen=True)
 class Finding:
-    """Say what is wrong with one file."""
+    """Say what is wrong with one file; `by_hand` where no repair puts it right."""
 
     path: str
     problem: str
     unit: int | None = None
+    by_hand: bool = False
 
     def __str__(self) -> str:
         where = "" if self.unit is None else f" (unit {self.unit})"
@@ -202,7 +203,7 @@ def _links(dataset: Dataset, *, told: set[str]) -> Iterator[Finding]:
     for key, what in sorted(files.specials()):
         if files.path(key) not in told:
             problem = f"got {what}, allowed a file or folder of the dataset's own; remove it"
-            yield Finding(files.path(key), problem)
+            yield Finding(files.path(key), problem, by_hand=True)
 
 
 def _record_problems(dataset: Dataset, commit: Commit) -> Iterator[str]:

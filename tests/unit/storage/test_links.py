@@ -14,7 +14,7 @@ from storage.fs.beneath import LinkError
 from storage.ledger.holds import pin
 from storage.rows.pick import read_rows
 from storage.verbs import collect
-from storage.verbs.commands import ls
+from storage.verbs.commands import DAMAGED, ls, verify
 from storage.verbs.verify import repair, verify_dataset
 from tests.feature_store import fill, make_dataset, make_recipe
 
@@ -170,3 +170,11 @@ def test_encoding_into_a_dataset_with_a_linked_folder_says_what_to_do(tmp_path: 
     (Path(dataset.url) / "staging").symlink_to(tmp_path)
     with pytest.raises(LinkError, match=r"staging: got a link, allowed .*remove it"):
         fill(dataset, N)
+
+
+def test_a_repair_says_which_links_stay(tmp_path: Path, capsys) -> None:
+    dataset = build(tmp_path / "root", "zarr")
+    (Path(dataset.url) / "extra").symlink_to(tmp_path)
+    assert verify(["--repair", dataset.url]) == DAMAGED
+    assert "1 links or special files stay" in capsys.readouterr().out
+    assert verify_dataset(dataset).damaged_units == [] and dataset.missing(N).tolist() == []
