@@ -92,11 +92,11 @@ def list_datasets(root: str) -> Iterator[tuple[str, Description | DataError]]:
         raise DataError(f"{files.url}: got no such folder. Check the root the data was written to.")
     for name in sorted(files.names("")):
         inner = open_files(f"{files.url}/{name}")
-        if inner.size(KEY) is not None:
-            try:
+        try:
+            if inner.size(KEY) is not None:
                 yield inner.url, read_description(inner)
-            except DataError as error:
-                yield inner.url, error
+        except DataError as error:  # it cannot be read, or leads nowhere
+            yield inner.url, error
 
 
 def find_dataset(url: str) -> Dataset:
@@ -133,9 +133,17 @@ def _named(root: str, name: str) -> list[str]:
     urls = []
     for folder in sorted(open_files(root).names("")):
         stem = folder.rsplit("-", 2)[0]
-        if (not name or stem == name) and open_files(f"{root}/{folder}").size(KEY) is not None:
+        if (not name or stem == name) and _is_dataset(open_files(f"{root}/{folder}")):
             urls.append(f"{root}/{folder}")
     return urls
+
+
+def _is_dataset(files: Files) -> bool:
+    """Say whether a folder has a description, as far as that can be seen."""
+    try:
+        return files.size(KEY) is not None
+    except DataError:
+        return False
 
 
 def _match(

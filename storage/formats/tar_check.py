@@ -20,6 +20,7 @@ from storage.formats.tar_format import (
 )
 from storage.formats.tar_index import shard_bytes
 from storage.formats.tar_layout import TarLayout
+from storage.fs.beneath import damage, is_unreadable, open_regular
 from storage.ledger.commits import Commit
 
 
@@ -38,7 +39,9 @@ def content_problem(layout: TarLayout, commit: Commit, table: np.ndarray, path: 
     check = _Check(layout, commit, table, path)
     try:
         return check.run()
-    except (OSError, DataError) as error:
+    except (OSError, DataError, MemoryError) as error:
+        if is_unreadable(error):
+            damage(error, path=path)
         return str(error).removeprefix(f"{path}: ")
 
 
@@ -53,7 +56,7 @@ class _Check:
 
     def run(self) -> str:
         """Return what is wrong, or ""; DataError where a member is not what it should be."""
-        with open(self._path, "rb") as file:
+        with open(open_regular(self._path), "rb") as file:
             for row in range(self._commit.count):
                 self._check_sample(file, row)
             if file.read(len(END) + 1) != END:

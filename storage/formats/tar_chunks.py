@@ -12,6 +12,7 @@ from dreamshard.errors import DataError
 from storage.formats.tar_format import decode_png
 from storage.formats.tar_index import shard_bytes
 from storage.formats.tar_layout import TarLayout
+from storage.fs.beneath import is_unreadable, refused
 from storage.rows.chunk_files import (
     Access,
     ChunkFiles,
@@ -119,6 +120,9 @@ class TarChunks:
         try:
             file = self._open_shard(unit)
         except OSError as error:
+            if is_unreadable(error):
+                path = self.layout.files.path(self.layout.array_key("", unit))
+                raise refused(path, "read", error) from error
             why = error.strerror or type(error).__name__
             raise self.damaged(unit, why, "a shard") from None
         size = os.fstat(file.descriptor).st_size

@@ -42,7 +42,7 @@ def read_index(files: Files, key: str, *, members: int, max_samples: int) -> np.
             raise ValueError("members overlap")
     except FileNotFoundError:
         raise DataError(f"{where}: got no index beside the shard. {mend}") from None
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise DataError(f"{where}: got a damaged index ({error!s:.120}). {mend}") from None
     return table
 

@@ -12,12 +12,14 @@ import os
 from collections.abc import Iterator, Sequence
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import parse_json
 from storage.formats.tar_check import content_problem, size_problem
 from storage.formats.tar_chunks import TarChunks
 from storage.formats.tar_format import extension
 from storage.formats.tar_layout import FOLDER, TarLayout
 from storage.formats.tar_unit import TarUnit
+from storage.fs.beneath import damage
 from storage.ledger.commits import Commit
 from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
 
@@ -69,20 +71,25 @@ class TarStore(TarLayout):
         """Check a shard: its size, and unless `quick` every byte of every member and the index."""
         key = self.array_key("", commit.unit)
         path = self.files.path(key)
+        for own in (key, self.index_key(commit.unit)):
+            if os.path.islink(self.files.path(own)):
+                return [(self.files.path(own), "got a link, allowed a file")]
         try:
             table = self.read_index(commit.unit)
+        except CannotReadError:
+            raise
         except DataError as error:
             return [(self.files.path(self.index_key(commit.unit)), str(error).partition(": ")[2])]
         size = self.files.size(key)
-        if size is None or os.path.islink(path):
-            return [(path, "got no file" if size is None else "got a link, allowed a file")]
+        if size is None:
+            return [(path, "got no file")]
         problem = size_problem(size, commit, table)
         if not problem and not quick:
             try:
                 with self.files.fetched(key) as local:
                     problem = content_problem(self, commit, table, local)
-            except (OSError, DataError) as error:
-                problem = f"cannot be read: {error}"
+            except (OSError, DataError, MemoryError) as error:
+                problem = damage(error, path=path)
         return [(path, problem)] if problem else []
 
     def check_file(self, name: str, path: str, commit: Commit) -> str:

@@ -21,6 +21,7 @@ from dreamshard.foreign.text import parse_json
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
 from storage.formats.unit_files import UnitFiles
+from storage.fs.beneath import damage, open_regular
 from storage.fs.local import Files
 from storage.ledger.commits import Commit
 from storage.ledger.publish import Staged
@@ -113,6 +114,9 @@ class ZarrStore:
 
         Returns:
             (path, what is wrong) of each damaged file.
+
+        Raises:
+            CannotReadError: if one cannot be read, which says nothing of what it holds.
         """
         damaged: list[tuple[str, str]] = []
         for name in self.arrays:
@@ -132,11 +136,11 @@ class ZarrStore:
                     yield f"{GROUP}/{name}/c/{entry}"
 
     def _size_problem(self, name: str, key: str) -> str:
+        if os.path.islink(self.files.path(key)):
+            return "got a link, allowed a file"
         size = self.files.size(key)
         if size is None:
             return "got no file"
-        if os.path.islink(self.files.path(key)):
-            return "got a link, allowed a file"
         if size != self.file_bytes(name) and not self.arrays[name].compression:
             return f"got {size} bytes, allowed {self.file_bytes(name)}"
         return ""
@@ -145,26 +149,30 @@ class ZarrStore:
         try:
             with self.files.fetched(key) as path:
                 return self.check_file(name, path, commit)
-        except (OSError, DataError) as error:
-            return f"cannot be read: {error}"
+        except (OSError, DataError, MemoryError) as error:
+            return damage(error, path=self.files.path(key))
 
     def check_file(self, name: str, path: str, commit: Commit) -> str:
-        """Return what is wrong with a local file of one of a unit's arrays, "" if nothing is."""
+        """Return what is wrong with a local file of one of a unit's arrays, "" if nothing is.
+
+        Raises:
+            CannotReadError: if it cannot be read.
+        """
         spec, valid, state, finite = self.arrays[name], commit.valid, xxhash.xxh3_128(), True
         rows = commit.count if spec.compression else max(1, _READ_BYTES // spec.row_bytes)
         size = os.path.getsize(path)
         if size != self.file_bytes(name) and not spec.compression:
             return f"got {size} bytes, allowed {self.file_bytes(name)}"
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(open_regular(path), "rb", buffering=0) as file:
                 for start in range(0, commit.count, rows):
                     some = min(rows, commit.count - start)
                     block = self._rows(name, path, cast("BinaryIO", file), some)
                     state.update(block.view(np.uint8).data)
                     good = block.reshape(-1, *spec.shape)[valid[start : start + some]]
                     finite = finite and not spec.has_nonfinite(good)
-        except (OSError, ValueError, DataError) as error:
-            return f"cannot be read: {error}"
+        except (OSError, ValueError, DataError, MemoryError) as error:
+            return damage(error, path=path)
         if state.hexdigest() != commit.digests[name]:
             return f"got digest {state.hexdigest()}, allowed {commit.digests[name]}"
         return "" if finite else "got NaN or infinity in a valid sample"

@@ -100,7 +100,7 @@ class DiskCache:
                 os.utime(copy)
                 self._note(copy, digest)
                 return True
-        except OSError:
+        except FileNotFoundError:
             pass
         copy.unlink(missing_ok=True)
         return False

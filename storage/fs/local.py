@@ -14,91 +14,27 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
+from storage.fs import beneath
 from storage.fs.owners import owner
 from storage.fs.proof import Proof
-from storage.fs.reserve import reserve
+from storage.fs.sink import LocalSink
 
 STAGING = "staging"  # everything that is not final: temporary files, claims, leases
 MAX_RECORD_BYTES = 256 << 20  # no JSON record of ours comes near it
 LOCK_TIMEOUT_S = 30.0
-_RESERVED_BYTES = 16 << 20  # at a time, for files written in pieces of _RESERVE_FROM or more
-_RESERVE_FROM = 32 << 10
 _WRITE_ATTEMPTS = 3
-_MAX_BUFFERS = min(1024, os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16)
+_FOLDER_ATTEMPTS = 17
+_COPY_BYTES = 1 << 20
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _counter = itertools.count()
 _T = TypeVar("_T")
-
-
-class LocalSink:
-    """Write one local file sequentially."""
-
-    def __init__(self, files: LocalFiles, key: str) -> None:
-        self.key = key
-        self._files = files
-        self._fd = files.open_new(key)
-        self._written = self._reserved = 0  # bytes
-
-    def write(self, data: memoryview | bytes) -> None:
-        """Append bytes; large requests are continued until all of them are written."""
-        self._files.step("write", self.key)
-        view = memoryview(data).cast("B")
-        self._expect(len(view))
-        with self._files.explain("write", self.key):
-            while len(view):
-                view = view[os.write(self._fd, view) :]
-
-    def write_many(self, buffers: Sequence[memoryview | bytes]) -> None:
-        """Append many buffers of bytes in as few requests as the system allows, never joined."""
-        self._files.step("write", self.key)
-        self._expect(sum(map(len, buffers)))
-        with self._files.explain("write", self.key):
-            for start in range(0, len(buffers), _MAX_BUFFERS):
-                self._write_some(buffers[start : start + _MAX_BUFFERS])
-
-    def _expect(self, size: int) -> None:
-        """Reserve room for the next bytes and some more."""
-        self._written += size
-        if self._written > self._reserved and size >= _RESERVE_FROM:
-            start, more = self._written - size, max(size, _RESERVED_BYTES)
-            if reserve(self._fd, start, more):
-                self._reserved = start + more
-
-    def _write_some(self, buffers: Sequence[memoryview | bytes]) -> None:
-        done = os.writev(self._fd, buffers)
-        if done == sum(map(len, buffers)):
-            return
-        for buffer in buffers:
-            rest = memoryview(buffer)[done:]
-            done = max(0, done - len(buffer))
-            while len(rest):  # a short write: go on where it stopped
-                rest = rest[os.write(self._fd, rest) :]
-
-    def seal(self, *, fsync: bool) -> tuple[int, int]:
-        """Close the file, flushed to disk if asked; return (device, inode)."""
-        try:
-            with self._files.explain("flush", self.key):
-                if self._reserved > self._written:
-                    os.ftruncate(self._fd, self._written)  # gives back what was reserved in excess
-                if fsync:
-                    self._files.step("fsync", self.key)
-                    os.fsync(self._fd)
-                stat = os.fstat(self._fd)
-        finally:
-            self.close()
-        return stat.st_dev, stat.st_ino
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class LocalFiles:
@@ -136,16 +72,8 @@ class LocalFiles:
             yield
         except (FileNotFoundError, FileExistsError):
             raise
-        except OSError as error:
-            if verb in ("read", "list"):
-                hint = "Check the path, its permissions and the disk."
-            else:
-                hint = (
-                    "What is committed stays whole; make room or fix the permissions and run the "
-                    "same command again."
-                )
-            reason = error.strerror or error
-            raise DataError(f"{self.path(key)}: cannot {verb}: {reason}. {hint}") from error
+        except (OSError, MemoryError) as error:
+            raise beneath.refused(self.path(key), verb, error) from error
 
     def path(self, key: str) -> str:
         """Return the local path of a key."""
@@ -156,24 +84,26 @@ class LocalFiles:
 
         Raises:
             FileNotFoundError: if there is none.
-            DataError: if it is longer than `limit` bytes or cannot be read.
+            DataError: if it is longer than `limit` bytes; CannotReadError if it cannot be read.
         """
-        if (size := self.size(key)) is None:
-            raise FileNotFoundError(self.path(key))
-        if size > limit:
+        with self.explain("read", key), open(self._open(key), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > limit else file.read(size + 1)
+        if max(size, len(data)) > limit:
             raise DataError(f"{self.path(key)}: got {size} bytes, allowed {limit}.")
-        with self.explain("read", key), open(self.path(key), "rb", buffering=0) as file:
-            return file.read(limit)
+        return data
 
     @contextlib.contextmanager
     def fetched(self, key: str) -> Iterator[str]:
         """Give the local path of a whole file, for as long as the context lasts."""
+        with self.explain("read", key):
+            os.close(self._open(key))
         yield self.path(key)
 
     def download(self, key: str, path: str) -> None:
         """Copy a whole file to a local path."""
-        with self.explain("read", key):
-            shutil.copyfile(self.path(key), path)
+        with self.explain("read", key), open(self._open(key), "rb") as file, open(path, "wb") as to:
+            shutil.copyfileobj(file, to, _COPY_BYTES)
 
     def size(self, key: str) -> int | None:
         """Return a file's bytes, or None where there is no such file."""
@@ -200,7 +130,8 @@ class LocalFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:  # another user's, kept private: its times are all there is to see
-            stat = self._stat(key)
+            with self.explain("read", key):
+                stat = os.lstat(self.path(key))
         else:
             try:
                 stat = os.fstat(descriptor)
@@ -212,16 +143,30 @@ class LocalFiles:
         """Return the names in a folder, in no order; none where there is no folder."""
         try:
             with self.explain("list", prefix):
-                return os.listdir(self.path(prefix))
-        except (FileNotFoundError, NotADirectoryError):
+                try:
+                    return os.listdir(self.path(prefix))
+                except NotADirectoryError:
+                    return []
+        except FileNotFoundError:
+            self._check_absent(prefix)
             return []
 
     def walk(self, prefix: str) -> Iterator[str]:
-        """Yield the keys of all files below a folder."""
-        start = len(self.url) + 1
-        for folder, _, names in os.walk(self.path(prefix)):
-            for name in names:
-                yield f"{folder}/{name}"[start:]
+        """Yield the keys of all files below a folder; links are not followed."""
+        for key, entry in beneath.scan(self.url, prefix):
+            if not entry.is_dir(follow_symlinks=False):
+                yield key
+
+    def specials(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, what it is) of all links, pipes and devices, at every level."""
+        if not self.remote:
+            yield from beneath.specials(self.url)
+
+    def is_link(self, key: str) -> bool:
+        """Say whether a key, or a folder that it lies in, is a link; "" asks for the root."""
+        if self.remote:
+            return False
+        return bool(beneath.link_on_the_way(self.url, key)) if key else os.path.islink(self.url)
 
     def now(self) -> float:
         """Return the file system's own time, which other hosts' stamps can be compared with."""
@@ -241,7 +186,7 @@ class LocalFiles:
         self.step("create", key)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         with self.explain("create", key):
-            return self._in_folder(key, lambda: os.open(self.path(key), flags, 0o666))
+            return self._in_folder(key, lambda at, name: os.open(name, flags, 0o666, dir_fd=at))
 
     def write(self, key: str, data: bytes, *, if_absent: bool = False, fsync: bool = True) -> bool:
         """Put a small file whole, replacing what is there or only where nothing is.
@@ -278,7 +223,7 @@ class LocalFiles:
         """Move a file to its final key, replacing what is there, in one step."""
         self.step("rename", target)
         with self.explain("rename to", target):
-            self._in_folder(target, lambda: os.replace(self.path(source), self.path(target)))
+            self._in_folder(target, lambda at, name: self._move(source, at, name))
 
     def link(self, source: str, target: str) -> bool:
         """Give a whole file a second, final key if nothing has that key yet.
@@ -289,7 +234,7 @@ class LocalFiles:
         self.step("link", target)
         with self.explain("link to", target):
             try:
-                self._in_folder(target, lambda: os.link(self.path(source), self.path(target)))
+                self._in_folder(target, lambda at, name: self._link(source, at, name))
                 return True
             except FileExistsError:
                 return False
@@ -311,23 +256,24 @@ class LocalFiles:
                 folders.add(key)
         for folder in sorted(folders, reverse=True):
             self.step("fsync", folder)
-            with self.explain("flush", folder):
-                fd = os.open(self.path(folder), os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+            with self.explain("flush", folder), beneath.folder(self.url, folder) as descriptor:
+                os.fsync(descriptor)
 
     def touch(self, key: str) -> None:
         """Set a file's time to now."""
-        os.utime(self.path(key))
+        try:
+            with beneath.parent(self.url, key) as (at, name):
+                os.utime(name, dir_fd=at, follow_symlinks=False)
+        except beneath.LinkError as error:  # who calls this expects no more than OSErrors
+            raise OSError(errno.ELOOP, str(error)) from error
 
     def remove(self, key: str) -> bool:
         """Remove a file; say whether there was one."""
         self.step("remove", key)
         with self.explain("remove", key):
             try:
-                os.unlink(self.path(key))
+                with beneath.parent(self.url, key) as (at, name):
+                    os.unlink(name, dir_fd=at)
                 return True
             except FileNotFoundError:
                 return False
@@ -335,37 +281,68 @@ class LocalFiles:
     def remove_tree(self, prefix: str) -> int:
         """Remove a folder and all in it; return how many files that were."""
         self.step("remove", prefix)
-        count = sum(1 for _ in self.walk(prefix))
-        shutil.rmtree(self.path(prefix), ignore_errors=True)
+        count = 0
+        with contextlib.suppress(CannotReadError):
+            count = sum(1 for _ in self.walk(prefix))
+        with self.explain("remove", prefix):
+            beneath.remove_tree(self.url, prefix)
         return count
 
     def prune(self, prefix: str) -> None:
         """Remove empty folders below and at a prefix."""
-        for folder, _, _ in os.walk(self.path(prefix), topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+        beneath.prune(self.url, prefix)
 
     def _stat(self, key: str) -> os.stat_result | None:
         try:
-            return os.stat(self.path(key))
-        except (FileNotFoundError, NotADirectoryError):
+            with self.explain("read", key):
+                try:
+                    return os.stat(self.path(key))
+                except NotADirectoryError:
+                    return None
+        except FileNotFoundError:
+            self._check_absent(key)
             return None
+
+    def _open(self, key: str) -> int:
+        try:
+            return beneath.open_regular(self.path(key))
+        except FileNotFoundError:
+            self._check_absent(key)
+            raise
+        except NotADirectoryError:  # a file where a folder would be: there is no such file
+            raise FileNotFoundError(errno.ENOENT, "No such file", self.path(key)) from None
+
+    def _check_absent(self, key: str) -> None:
+        """Tell what is not there from what lies behind a link that leads nowhere (just now)."""
+        link = beneath.link_on_the_way(self.url, key)
+        if link and not os.path.exists(link):
+            raise beneath.LinkError(link, "a link that leads nowhere")
+
+    def _move(self, source: str, at: int, name: str) -> None:
+        with beneath.parent(self.url, source) as (origin, old):
+            os.replace(old, name, src_dir_fd=origin, dst_dir_fd=at)
+
+    def _link(self, source: str, at: int, name: str) -> None:
+        with beneath.parent(self.url, source) as (origin, old):
+            os.link(old, name, src_dir_fd=origin, dst_dir_fd=at, follow_symlinks=False)
 
     def temporary(self) -> str:
         """Return a key for a temporary file that no other process or call uses."""
         return f"{STAGING}/put/{owner()}.{next(_counter)}"
 
-    def _in_folder(self, key: str, action: Callable[[], _T]) -> _T:
-        """Run an action, making the key's folder if that is what is missing.
+    def _in_folder(self, key: str, action: Callable[[int, str], _T]) -> _T:
+        """Run an action on a key's folder and name, making the folder if that is what is missing.
 
         Another run may prune an empty folder between our making and using it, hence the attempts.
         """
-        for _ in range(16):
+        for attempt in range(_FOLDER_ATTEMPTS):
             try:
-                return action()
+                with beneath.parent(self.url, key, make=attempt > 0) as (at, name):
+                    return action(at, name)
             except FileNotFoundError:
-                os.makedirs(os.path.dirname(self.path(key)), exist_ok=True)
-        return action()
+                if attempt == _FOLDER_ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
 
     def _put_locked(self, source: str, target: str) -> bool:
         """Put if absent where there are no hard links: under an exclusive lock file."""
@@ -385,8 +362,9 @@ class LocalFiles:
             if self.size(target) is not None:
                 return False
             copy = f"{source}.{threading.get_ident()}.copy"
-            shutil.copyfile(self.path(source), self.path(copy))
-            self._in_folder(target, lambda: os.replace(self.path(copy), self.path(target)))
+            with open(self.open_new(copy), "wb") as new, open(self._open(source), "rb") as old:
+                shutil.copyfileobj(old, new, _COPY_BYTES)
+            self._in_folder(target, lambda at, name: self._move(copy, at, name))
             return True
         finally:
             self.remove(lock)

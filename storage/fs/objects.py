@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from storage.fs.proof import Proof, prove
 
 SCHEMES = ("memory", "s3", "s3a", "gs", "gcs", "az", "abfs")
@@ -300,7 +301,8 @@ class Objects:
 
     def _failed(self, verb: str, key: str, error: Exception, hint: str) -> DataError:
         where = f"{self.url}/{key}" if key else self.url
-        return DataError(f"{where}: cannot {verb}: {type(error).__name__}: {error!s:.200}. {hint}")
+        kind = CannotReadError if verb in ("read", "list") else DataError
+        return kind(f"{where}: cannot {verb}: {type(error).__name__}: {error!s:.200}. {hint}")
 
 
 def is_transient(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dreamshard.errors import DataError
+from storage.fs.beneath import kind_of
 from storage.fs.local import MAX_RECORD_BYTES, STAGING, LocalFiles
 from storage.fs.objects import Objects
 from storage.fs.owners import is_dead, owner
@@ -216,6 +218,12 @@ def staging_folder() -> str:
     if process not in _made:
         parent = Path(tempfile.gettempdir()) / f"dreamshard-staging-{os.getuid()}"
         parent.mkdir(mode=0o700, exist_ok=True)
+        found = parent.lstat()  # everybody may write beside it
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise DataError(
+                f"{parent}: got {kind_of(found.st_mode)} of user {found.st_uid}, allowed a folder "
+                "of one's own. Remove it, or set TMPDIR to a folder that is yours."
+            )
         for folder in parent.iterdir():
             if is_dead(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import parse_json
 from storage.fs.local import Files
 from storage.schema import MAX_UNIT_SAMPLES
@@ -112,6 +113,8 @@ class Commit:
             commit._check()
             if commit.digest != digest:
                 raise ValueError("digest does not match digests")
+        except MemoryError:
+            raise CannotReadError(f"{where}: cannot be read: out of memory.") from None
         except Exception as error:  # of whatever is in there
             raise DataError(
                 f"{where}: got a damaged commit record ({error!s:.120}), allowed one as written. "

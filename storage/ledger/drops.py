@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import parse_json
 from storage.fs.local import Files
 from storage.ledger.commits import MAX_ERROR_CHARS, MAX_INDEX
@@ -124,7 +125,7 @@ def _read(files: Files, number: int) -> Drop:
         return Drop(samples, str(value["reason"])[:MAX_ERROR_CHARS], float(value["time"]))
     except FileNotFoundError:
         raise DataError(f"{files.url}/{key}: got no such record, though it is listed.") from None
-    except OSError:
+    except (OSError, CannotReadError, MemoryError):
         raise
     except Exception as error:  # of whatever is in there
         raise DataError(

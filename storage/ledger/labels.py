@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.tables import open_parquet
 from dreamshard.foreign.text import parse_json
 from storage.fs.local import Files
@@ -113,7 +114,7 @@ def read_version(files: Files, number: int) -> LabelVersion | None:
         version = LabelVersion(numbers, classes)
         if len(classes) > MAX_CLASSES or metadata[b"digest"].decode() != version.digest:
             raise ValueError("another digest than its own")
-    except OSError:
+    except (OSError, CannotReadError, MemoryError):
         raise
     except Exception as error:  # of whatever is in there
         raise DataError(

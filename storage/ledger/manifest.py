@@ -127,6 +127,9 @@ def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence
     """
     wanted = pa.schema([schema.field(name) for name in columns])
     try:
+        if not files.remote:
+            with files.fetched(key):  # a pipe or a device is refused, not waited for
+                pass
         source = pa.BufferReader(files.read(key)) if files.remote else files.path(key)
         most = MIN_UNPACKED + MAX_RATIO * (files.size(key) or 0)
         with open_parquet(source, where=files.path(key), max_bytes=most) as file:

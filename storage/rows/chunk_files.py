@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from dreamshard.errors import DataError
+from storage.fs.beneath import is_unreadable, open_regular, refused
 
 _Opened = TypeVar("_Opened")
 Access = Literal["map", "pread"]
@@ -135,6 +136,8 @@ class ChunkFiles:
         try:
             descriptor = open_again(path, lambda: self.snapshot.chunk_path(name, unit))
         except OSError as error:
+            if is_unreadable(error):
+                raise refused(path, "read", error) from error
             why = error.strerror or type(error).__name__
             raise DataError(f"{path}: got {why}, allowed a chunk of {want} bytes. {mend}") from None
         size = os.fstat(descriptor).st_size
@@ -171,15 +174,15 @@ class ChunkFiles:
 def open_again(path: str, ask: Callable[[], str]) -> int:
     """Open a file for reading; if it is gone, ask for its path again.
 
-    A copy in the disk cache may go between being asked for and being opened.
+    A copy in the disk cache may go between being asked for and being opened. A pipe or a device is
+    refused, not waited for.
     """
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
     for _ in range(4):
         try:
-            return os.open(path, flags)
+            return open_regular(path)
         except FileNotFoundError:
             path = ask()
-    return os.open(path, flags)
+    return open_regular(path)
 
 
 class OpenFile:

@@ -12,6 +12,7 @@ import numpy as np
 from dreamshard.errors import DataError
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import decompress
+from storage.fs.beneath import is_unreadable, refused
 from storage.rows.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot, open_again
 
 MAX_DECODED_BYTES = 1 << 30
@@ -65,6 +66,8 @@ class PackedChunks:
                     raise DataError(f"{path}: got {stored} bytes, far too many. {mend}")
                 data = file.read()
         except OSError as error:
+            if is_unreadable(error):
+                raise refused(path, "read", error) from error
             raise DataError(f"{path}: got {error.strerror}, allowed a chunk. {mend}") from None
         if spec.compression:
             decompress(spec, data, chunk, where=path)

@@ -7,6 +7,7 @@ the file that makes a folder a dataset, so that what is half removed is seen as 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,8 @@ def _remove(item: Garbage) -> int:
         return Dataset.open(item.url).sweep()
     if item.kind == "strays":
         return 0 if _holders(files) else _remove_strays(Dataset.open(item.url), item.keys)
+    if files.is_link(""):
+        return 0  # it was put there since: what it leads to is not below the root
     with removal(files) as announced:
         if _holders(files, pinned=item.kind == "dataset"):
             return 0
@@ -144,6 +147,7 @@ def _remove_strays(dataset: Dataset, keys: Sequence[str]) -> int:
 def _holders(files: Files, *, pinned: bool = True) -> tuple[str, ...]:
     """Say what keeps a dataset from being removed."""
     found = [f"pinned ({', '.join(names)})"] if pinned and (names := pins(files)) else []
+    found += ["a link to somewhere else"] * files.is_link("")
     found += [f"read by {', '.join(names)}"] if (names := readers(files)) else []
     return (*found, *["a run is at work on it"] * has_live_run(files))
 
@@ -158,15 +162,18 @@ def _entries(root: str) -> Iterator[_Entry]:
         try:
             dataset = Dataset(url, about)
             book = read_ledger(dataset.files)
+            files = dataset.files
+            holders, busy = _holders(files), bool(readers(files)) or has_live_run(files)
         except DataError:
             continue
-        files = dataset.files
-        yield _Entry(dataset, book, _holders(files), bool(readers(files)) or has_live_run(files))
+        yield _Entry(dataset, book, holders, busy)
 
 
 def _loose(entry: _Entry) -> Iterator[Garbage]:
     """List what lies in a dataset's folder and belongs to nothing."""
     files, url = entry.dataset.files, entry.dataset.url
+    if any(True for _ in files.specials()):
+        return  # what lies behind a link is not the dataset's; `verify` names it
     staged = sum(1 for _ in files.walk(STAGING))
     if staged:
         yield Garbage(url, "leftovers", f"{staged} temporary files of runs that died")
@@ -187,10 +194,13 @@ def _remains(root: str) -> Iterator[Garbage]:
     files = open_files(root)
     for name in sorted(files.names("")):
         inner = open_files(f"{files.url}/{name}")
-        if not _FOLDER.fullmatch(name) or not is_gone(inner):
+        if not _FOLDER.fullmatch(name) or inner.is_link(""):
             continue
-        if inner.names("commits") or inner.names("requests") or inner.size(description.KEY):
-            yield Garbage(inner.url, "remains", f"it has no {description.KEY} any more")
+        with contextlib.suppress(DataError):  # what cannot be looked at is not judged
+            if not is_gone(inner):
+                continue
+            if inner.names("commits") or inner.names("requests") or inner.size(description.KEY):
+                yield Garbage(inner.url, "remains", f"it has no {description.KEY} any more")
 
 
 def _named(entries: Sequence[_Entry], names: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.progress import Progress
 from storage.catalog import find_dataset, list_datasets
 from storage.dataset import Dataset
@@ -37,6 +38,9 @@ def ls(argv: Sequence[str]) -> int:
             if isinstance(about, DataError):
                 raise about
             summary = summarize(Dataset(url, about), max_errors=0)
+        except CannotReadError:
+            table.add_row(name, "", "", "", "", "cannot be read: see `dreamshard inspect`")
+            continue
         except DataError:
             table.add_row(name, "", "", "", "", "damaged: see `dreamshard inspect`")
             continue
@@ -119,9 +123,11 @@ def verify(argv: Sequence[str]) -> int:
         report = verify_dataset(dataset, quick=options.quick, on_unit=lambda _: progress.update())
     _print_report(dataset, report)
     if not report.findings:
-        return 0
+        return DAMAGED if report.unreadable else 0
     if options.repair:
         units = repair(dataset, report)
+        if stay := sum(finding.by_hand for finding in report.findings):
+            print(f"{stay} links or special files stay, named above: remove them yourself.")
         print(f"repaired: rerun the command that made the dataset; it makes {_some(units)} again.")
     else:
         print(f"`dreamshard verify --repair {dataset.url}` marks what a rerun makes again.")
@@ -197,11 +203,19 @@ def _print_report(dataset: Dataset, report: Report) -> None:
         print(f"damaged: {finding}")
     if len(report.findings) > _MAX_LINES:
         print(f"damaged: {len(report.findings) - _MAX_LINES} more")
+    for finding in report.unreadable[:_MAX_LINES]:
+        print(f"not read: {finding}")
+    if report.unreadable:
+        print(
+            f"{len(report.unreadable)} files could not be read. That is no damage, and nothing is "
+            "repaired there: mend what keeps them from being read and verify again."
+        )
     for note in report.notes[:_MAX_LINES]:
         print(f"note: {note}")
     if report.missing:
         print(f"note: {_some(report.missing)} requested and not made yet; a rerun makes them.")
     state = f"{len(report.findings)} problems" if report.findings else "no damage"
+    state += f" in what could be read ({len(report.unreadable)} not)" * bool(report.unreadable)
     print(
         f"{dataset.url}: {report.units:,} units, {report.samples:,} samples "
         f"({report.invalid:,} invalid), {format_bytes(report.bytes)}: {state}."

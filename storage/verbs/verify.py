@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from storage.codecs.bases import basis_digests
 from storage.dataset import Dataset
 from storage.fs.local import STAGING
@@ -21,11 +22,12 @@ _BATCH_UNITS = 256  # units handed to the threads at a time, so that memory stay
 
 @dataclass(frozen=True)
 class Finding:
-    """Say what is wrong with one file."""
+    """Say what is wrong with one file; `by_hand` where no repair puts it right."""
 
     path: str
     problem: str
     unit: int | None = None
+    by_hand: bool = False
 
     def __str__(self) -> str:
         where = "" if self.unit is None else f" (unit {self.unit})"
@@ -42,6 +44,7 @@ class Report:
         invalid: samples among them that could not be used.
         bytes: bytes in them.
         findings: what is damaged.
+        unreadable: what could not be read: no damage, and no repair acts on it.
         missing: units requested and not there: not damage, the next run makes them.
         notes: what is odd and harms nothing.
     """
@@ -51,13 +54,16 @@ class Report:
     invalid: int = 0
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
+    unreadable: list[Finding] = field(default_factory=list)
     missing: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def damaged_units(self) -> list[int]:
-        """Units with something wrong, ascending."""
-        return sorted({finding.unit for finding in self.findings if finding.unit is not None})
+        """Units with something wrong, ascending; none of which some file could not be read."""
+        unknown = {finding.unit for finding in self.unreadable}
+        damaged = {finding.unit for finding in self.findings if finding.unit not in unknown}
+        return sorted(unit for unit in damaged if unit is not None)
 
 
 def verify_dataset(
@@ -84,14 +90,16 @@ def verify_dataset(
         )
     parts = _check_manifest(dataset, report, quick=quick)
     book = read_ledger(dataset.files, parts=parts)
-    for unit, size, samples, invalid, findings in _check_units(dataset, book, quick):
+    for unit, size, samples, invalid, findings, unread in _check_units(dataset, book, quick):
         report.units += 1
         report.bytes += size
         report.samples += samples
         report.invalid += invalid
         report.findings += [Finding(path, problem, unit) for path, problem in findings]
+        report.unreadable += [Finding(path, problem, unit) for path, problem in unread]
         if on_unit is not None:
             on_unit(size)
+    report.findings += _links(dataset, told={finding.path for finding in report.findings})
     damaged = set(report.damaged_units)
     try:
         missing = dataset.missing(dataset.requested(), book=book).tolist()
@@ -108,9 +116,12 @@ def repair(dataset: Dataset, report: Report) -> list[int]:
     Returns:
         The units that the next run of the command that made the dataset will make again.
     """
+    again = Report()
+    parts = _check_manifest(dataset, again, quick=False)
+    if again.unreadable:  # then it is not known which of its parts are damaged
+        raise CannotReadError(f"{again.unreadable[0]} Nothing was repaired.")
     for unit in report.damaged_units:
         dataset.invalidate(unit, reason="verify found it damaged")
-    parts = _check_manifest(dataset, Report(), quick=False)
     for part in range(parts, manifest.num_parts(dataset.files, strict=False)):
         dataset.files.remove(manifest.units_key(part))
         dataset.files.remove(manifest.samples_key(part))
@@ -125,6 +136,10 @@ def _check_manifest(dataset: Dataset, report: Report, *, quick: bool) -> int:
     for part in range(manifest.num_parts(files, strict=False)):
         try:
             problem = manifest.check_part(files, part, quick=quick)
+        except CannotReadError as error:
+            where = files.path(manifest.samples_key(part))
+            report.unreadable.append(Finding(where, _reason(error, where)))
+            return part
         except DataError as error:
             problem = str(error)
         if problem:
@@ -133,7 +148,8 @@ def _check_manifest(dataset: Dataset, report: Report, *, quick: bool) -> int:
     return manifest.num_parts(files, strict=False)
 
 
-Checked = tuple[int, int, int, int, list[tuple[str, str]]]
+Problems = list[tuple[str, str]]
+Checked = tuple[int, int, int, int, Problems, Problems]
 
 
 def _check_units(dataset: Dataset, book: Ledger, quick: bool) -> Iterator[Checked]:
@@ -146,21 +162,48 @@ def _check_units(dataset: Dataset, book: Ledger, quick: bool) -> Iterator[Checke
 
 
 def _check_unit(dataset: Dataset, unit: int, version: int, *, quick: bool) -> Checked:
-    """Check one unit: (unit, bytes, samples, invalid samples, [(path, problem)])."""
+    """Check one unit: (unit, bytes, samples, invalid samples, problems, what was unreadable)."""
     record = dataset.files.path(record_key(unit, version))
     try:
         commit = read_commit(dataset.files, unit, version)
+    except CannotReadError as error:
+        return unit, 0, 0, 0, [], [(record, _reason(error, record))]
     except DataError as error:
-        return unit, 0, 0, 0, [(record, str(error))]
+        return unit, 0, 0, 0, [(record, str(error))], []
+    try:
+        problems = _unit_problems(dataset, commit, record, quick=quick)
+    except (CannotReadError, MemoryError) as error:
+        path, mark, text = str(error).partition(": ")
+        unread = [(path, text)] if mark else [(record, f"cannot be checked: {error!r:.200}")]
+        return unit, commit.bytes, commit.count, len(commit.invalid), [], unread
+    return unit, commit.bytes, commit.count, len(commit.invalid), problems, []
+
+
+def _reason(error: DataError, path: str) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _unit_problems(dataset: Dataset, commit: Commit, record: str, *, quick: bool) -> Problems:
     problems = [(record, text) for text in _record_problems(dataset, commit)]
     if set(commit.digests) != set(dataset.arrays):
         problems.append((record, f"got digests of {sorted(commit.digests)}, allowed all arrays'"))
     else:
         try:
             problems += dataset.store.problems(commit, quick=quick)
+        except CannotReadError:
+            raise
         except DataError as error:
             problems.append((record, str(error)))
-    return unit, commit.bytes, commit.count, len(commit.invalid), problems
+    return problems
+
+
+def _links(dataset: Dataset, *, told: set[str]) -> Iterator[Finding]:
+    """Name what is neither a file nor a folder, at every level, and was not told of yet."""
+    files = dataset.files
+    for key, what in sorted(files.specials()):
+        if files.path(key) not in told:
+            problem = f"got {what}, allowed a file or folder of the dataset's own; remove it"
+            yield Finding(files.path(key), problem, by_hand=True)
 
 
 def _record_problems(dataset: Dataset, commit: Commit) -> Iterator[str]:
@@ -169,6 +212,8 @@ def _record_problems(dataset: Dataset, commit: Commit) -> Iterator[str]:
         yield f"got first index {commit.first}, allowed {first}"
     try:
         bases = basis_digests({level.name: dataset.codec(level.name) for level in dataset.levels})
+    except CannotReadError:
+        raise
     except DataError as error:
         yield str(error)
         return

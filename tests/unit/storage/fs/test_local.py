@@ -54,8 +54,8 @@ def test_of_racing_puts_one_wins(files: LocalFiles) -> None:
 
 
 def test_put_if_absent_without_hard_links(files: LocalFiles, monkeypatch) -> None:
-    def refuse(source: str, target: str) -> None:
-        if os.path.exists(target):
+    def refuse(source: str, target: str, *, dst_dir_fd: int, **_: object) -> None:
+        if os.access(target, os.F_OK, dir_fd=dst_dir_fd):
             raise FileExistsError(errno.EEXIST, "File exists")
         raise OSError(errno.EPERM, "Operation not permitted")
 

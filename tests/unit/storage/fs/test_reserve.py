@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.fs import local as files_module
+from storage.fs import sink as files_module
 from storage.fs.local import LocalFiles
 from storage.fs.reserve import reserve
 
