@@ -52,7 +52,7 @@ def probe_classes(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # ranks are settled long before
         probe.fit(train, train_labels)
-    return probe.predict(test)
+    return np.asarray(probe.predict(test))
 
 
 def probe_accuracy(

@@ -1,9 +1,7 @@
 """One teacher and one shard writer in a process of its own; features never leave it but to disk.
 
-Inside a unit, three things run at once: images are read and decoded ahead, the teacher computes on
-its one thread, a thread writes. The call of the next unit arrives while this one is computed, so
-its teacher starts the moment this one's is done, while this one's last rows are written and
-committed.
+Inside a unit three things run at once: images are read ahead, the teacher computes on its one
+thread, a thread writes. The next unit's call comes meanwhile; its teacher starts when this ends.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from dreamshard.permissions import adopt_umask
 from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
-from pipeline.offline.unit import Tally, WriterThread
+from pipeline.offline.unit import Tally, WriterThread, end_reading
 from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.load import load_teacher
 from storage.codecs.bases import FIT_SAMPLES
@@ -141,6 +139,8 @@ class ShardActor:
             sink.stop()
             writer.abort()
             raise
+        finally:
+            end_reading(works)
         self._metrics.count(images=count, bytes=commit.bytes)
         return {
             "unit": unit,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 
 import numpy as np
 import xxhash
@@ -79,3 +81,14 @@ class WriterThread:
                     self._writer.write(*item)
                 except BaseException as error:
                     self._error = error
+
+
+def end_reading(works: Iterator[Work]) -> None:
+    """End what reads ahead, in the thread that asked for it.
+
+    Left to the garbage collector, it may be ended in a thread of its own pools, in the middle of
+    handing a task to them: that thread waits for itself, and every pool of the process for it.
+    """
+    if isinstance(works, Generator):
+        with suppress(ValueError):  # the teacher's thread is still taking from it
+            works.close()

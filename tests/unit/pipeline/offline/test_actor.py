@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -239,3 +241,31 @@ def test_stopped_it_drops_what_it_computes(tmp_path: Path) -> None:
             call.result()
     assert not dataset.committed()
     assert not [path for path in Path(dataset.url).rglob("staging/r/*") if path.is_file()]
+
+
+def test_what_reads_ahead_is_ended_by_the_maker_and_not_by_the_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collected in a thread of its own pools it would wait for itself, and every pool for it."""
+    made, _ = actor(tmp_path)
+    ended: list[str] = []
+    works = made._input.works
+
+    def watched(*args: int, **sizes: int) -> Iterator[Work]:
+        try:
+            yield from works(*args, **sizes)
+        finally:
+            ended.append(threading.current_thread().name)
+
+    def fail(_: object, work: Work) -> FeatureBatch:
+        raise DataError(f"at {work.offset}")
+
+    monkeypatch.setattr(made._input, "works", watched)
+    monkeypatch.setattr(made._input, "forward", fail)
+    gc.disable()  # nothing but the maker may end it
+    try:
+        with pytest.raises(DataError, match="at 0"):
+            made.make(0, 32)
+        assert ended == [threading.current_thread().name]
+    finally:
+        gc.enable()
