@@ -72,9 +72,16 @@ class Lease:
                 self._sweep()
             else:
                 evidence.sleep(self._files.poll_s)
-        holds.check_kept(self._files, own=self._key)
-        self._check_alone()
+        # From here on: looking about may take longer than a lease lasts that nobody renews.
         self._beating.enter_context(evidence.beating(self._beat, every_s=BEAT_S, name="lease"))
+        try:
+            holds.check_kept(self._files, own=self._key)
+            self._check_alone()
+        except BaseException:
+            self._beating.close()
+            self._files.remove(self._key)
+            self._files.prune(STAGING)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,8 @@ KEPT = (
     # gc died when the removal was final, before the folder was empty
     "remove/43c",
     "removerun/43c",
+    # a run that looked about for longer than its lease lasted did not renew it meanwhile
+    "removerun/5s/39d",
     # a repair died before it began, and was run again
     "repair/10c/34c/91w/189w",
 )

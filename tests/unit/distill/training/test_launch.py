@@ -110,7 +110,7 @@ def test_fp16_needs_a_gpu_and_says_so_first(configure) -> None:
 
 
 def test_a_missing_tracker_names_its_extra(configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         join_ranks(configure(trackers=["wandb", "mlflow"]))
     assert "2 problems" in str(caught.value)

@@ -101,6 +101,7 @@ def test_names_are_unique_over_files(tmp_path: Path) -> None:
 def test_a_setting_that_the_kind_does_not_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source.split: got test, allowed nothing with kind"):
         opened(tmp_path / "s.parquet", {"image": IMAGES}, split="test")
-    assert [p.key for p in SourceConfig(kind="digits", path="photos").problems()] == ["path"]
+    with pytest.raises(ConfigError, match=r"source.path: got photos, allowed nothing with kind"):
+        open_source(SourceConfig(kind="digits", path="photos"))
     with pytest.raises(ConfigError, match=r"source.path: got nothing.*--source.kind digits"):
         open_source(SourceConfig())
