@@ -96,8 +96,7 @@ class _Run:
         identity: dict[str, object],
         key: str,
     ) -> None:
-        import torch
-
+        from pipeline.learning.device import on_device
         from pipeline.learning.pretraining import network, objective
         from pipeline.learning.pretraining.batches import Batches
         from pipeline.learning.pretraining.data import TrainingImages
@@ -127,7 +126,7 @@ class _Run:
         module = network.build_network(
             config.unet, sample_size=size, classes=classes, seed=config.seed
         )
-        self.learner = _learner(config, module.to(self.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+        self.learner = _learner(config, on_device(module, self.device))
         self.sampler = Sampler(
             network=self.learner.kept,
             schedule=self.schedule,

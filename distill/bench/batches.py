@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.students.normalise import Normaliser
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
 from pipeline.images.labelled import LabelledImages, LazyImages
 from pipeline.images.pair import compact
-from pipeline.learning.device import avoid_narrow_kernels
 
 if TYPE_CHECKING:
     from distill.students.student import Student
 
 Images = LabelledImages | LazyImages
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def normalised(images: np.ndarray, *, student: Student, device: torch.device) -> Tensor:
     """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) on a device, normalised for a student."""
     return Normaliser(student.mean, student.std, device=device)(images)
-
-
-def on_device(network: Network, device: torch.device) -> Network:
-    """Move a network to where it is trained, in the order that batches of `normalised` have."""
-    avoid_narrow_kernels(network, device)
-    moved: Network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore
-    return moved
 
 
 def endless_rows(rows: np.ndarray, *, batch_size: int, seed: int) -> Iterator[np.ndarray]:

@@ -20,13 +20,13 @@ from distill.bench.batches import (
     class_labels,
     endless_rows,
     normalised,
-    on_device,
     ordered_rows,
 )
 from distill.bench.fitting import fit
 from distill.bench.layout import TextTable
 from distill.probes.draws import fraction_draws
 from dreamshard.errors import ConfigError, Problem
+from pipeline.learning.device import on_device
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.bench.augment import crop_and_flip
-from distill.bench.batches import Images, endless_rows, normalised, on_device, ordered_rows
+from distill.bench.batches import Images, endless_rows, normalised, ordered_rows
 from distill.bench.bench import SUBJECT
 from distill.bench.fitting import fit
 from distill.bench.layout import TextTable
@@ -30,6 +30,7 @@ from pipeline.images.labelled import (
     draw_labelled,
     require_classes,
 )
+from pipeline.learning.device import on_device
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench

@@ -11,7 +11,7 @@ import torch
 
 from distill.training.batch_norm import share_batch_norm, shares_statistics
 from dreamshard.errors import ConfigError, Problem
-from pipeline.learning.device import avoid_narrow_kernels, choose_device
+from pipeline.learning.device import choose_device, on_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,8 +105,7 @@ def place(
     ranks, device = accelerator.num_processes, accelerator.device.type
     if shares_statistics(sync_batchnorm, ranks=ranks, device=device):
         share_batch_norm(method)
-    avoid_narrow_kernels(method, accelerator.device)
-    method.to(accelerator.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    on_device(method, accelerator.device)
     if compile_mode != "off":
         method.student.backbone.compile(mode=compile_mode)
 

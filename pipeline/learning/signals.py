@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Self
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class StopSignal:
         """Tell whether it was asked to stop."""
         return self._asked
 
-    def __enter__(self) -> StopSignal:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
 from dreamshard.errors import Interrupted
@@ -14,7 +13,7 @@ from pipeline.learning.ranks import any_rank, rank_count, this_rank
 from pipeline.learning.signals import StopSignal
 
 
-class StopAfterStep:
+class StopAfterStep(StopSignal):
     """Tell when a run that was asked to stop shall save and leave, as a context manager.
 
     Args:
@@ -23,19 +22,7 @@ class StopAfterStep:
 
     def __init__(self, verb: str) -> None:
         self._verb = verb
-        self._signal = StopSignal("saving a checkpoint after this step")
-
-    def __enter__(self) -> StopAfterStep:
-        self._signal.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._signal.__exit__(kind, error, trace)
+        super().__init__("saving a checkpoint after this step")
 
     def now(self, taken: Taken, *, every: int) -> bool:
         """Tell whether to save and leave after this step, the same on every rank.
@@ -46,7 +33,7 @@ class StopAfterStep:
         """
         if taken.last or (rank_count() > 1 and not taken.due(every)):
             return False
-        return any_rank(self._signal())
+        return any_rank(self())
 
     def leave(self, step: int, steps: int, *, unit: str = "step") -> NoReturn:
         """End the run, whose checkpoint is saved.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -229,7 +230,7 @@ def _unique_keys(keys: list[tuple[int, list[str] | None]], names: list[str]) -> 
     named: list[list[str]] = []
     for stem, name, (count, own) in zip(stems, names, keys, strict=True):
         if own is not None and len(set(own)) < len(own):
-            twice = next(key for key in own if own.count(key) > 1)
+            twice = next(key for key, times in Counter(own).items() if times > 1)
             hint = "Name another column, or give --source.key_column '' for file and row."
             got = f"{twice!r} more than once in {name}"
             raise ConfigError(Problem("source.key_column", got, "each key once", hint))
