@@ -19,10 +19,16 @@ def repo_root() -> Path:
 
 @pytest.fixture(autouse=True)
 def as_new() -> Generator[None, None, None]:
-    """Leave a process as it was: runs name its readers, and may turn oneDNN off for all of it."""
+    """Begin as any other test, and leave a process as it was.
+
+    Whatever ran before, torch draws the same numbers. Runs name the process's readers, and may turn
+    oneDNN off for all of it.
+    """
     if holds := sys.modules.get("storage.ledger.holds"):
         holds.name_readers("reader")
     torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
     before = torch is None or torch.backends.mkldnn.enabled
     yield
     torch = sys.modules.get("torch")
