@@ -21,7 +21,7 @@ from dreamshard.errors import ConfigError, Problem
 from pipeline.images.inputs import LatentInput
 from pipeline.request.config import AssumeConfig, DatasetRequest
 from pipeline.teachers.base import Mode, TeacherConfig, TeacherSpec
-from pipeline.teachers.request import expand_levels
+from pipeline.teachers.request import Recordable, expand_levels
 from storage.schema import Level
 
 
@@ -90,11 +90,11 @@ def assumed_spec(request: DatasetRequest, assume: AssumeConfig) -> TeacherSpec:
 def _levels(
     teacher: TeacherConfig, channels: Mapping[str, int], size: tuple[int, int]
 ) -> tuple[Level, ...]:
-    taps: dict[str, tuple[tuple[int, ...], int]] = {}
+    taps: dict[str, Recordable] = {}
     for name, count in channels.items():
         if match := re.fullmatch(r"s([1-9]\d*)", name):
             stride = int(match[1])
-            taps[name] = ((count, size[0] // stride, size[1] // stride), stride)
+            taps[name] = Recordable((count, size[0] // stride, size[1] // stride), stride)
     soft = replace(teacher, levels=teacher.soft_labels, timesteps=[], pool="none")
     steps = max(teacher.timesteps, default=0) + 1  # no schedule to check them against
     features, unknown = expand_levels(teacher, taps=taps, aliases={}, num_timesteps=steps)

@@ -27,10 +27,12 @@ from dreamshard.progress import stage
 from storage.schema import FeatureBatch, Level, Pins
 
 Mode = Literal["encode", "synthesize"]
+Part = Literal["", "generator", "discriminator", "encoder"]
 Scalar = str | int | float | bool | None
 
 
 FROM_FILES = "path timesteps draws"
+WITH_PARTS = f"{FROM_FILES} part"
 
 
 @dataclass(kw_only=True)
@@ -42,9 +44,9 @@ class TeacherConfig:
             "kind",
             {
                 "diffusers": FROM_FILES,
-                "biggan": FROM_FILES,
+                "biggan": WITH_PARTS,
                 "noise": "timesteps draws",
-                OWN: FROM_FILES,
+                OWN: WITH_PARTS,
             },
         ),
     )
@@ -53,6 +55,9 @@ class TeacherConfig:
     """Teacher family: noise | diffusers | biggan, or an import path `module:Class` of your own."""
     path: str = ""
     """Folder, file or URL of the weights; unused by families without weights."""
+    part: Part = ""
+    """Which network of a family that has several: generator | discriminator | encoder; empty for
+    the family's usual one of this command (encode: one that looks at images)."""
     levels: list[str] = field(default_factory=lambda: ["s2", "s4", "s8"])
     """Levels to record: tap names of this teacher (`up.1`, `mid`) or strides in pixels (s2 ...
     s32)."""
@@ -64,7 +69,7 @@ class TeacherConfig:
     pool: Literal["none", "gap"] = "none"
     """Record whole maps (none) or their mean over space (gap)."""
     compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of the teacher's forward pass; records are float16 either way."""
+    """Number format of the teacher's forward pass; maps are recorded as float16 either way."""
     settings: dict[str, Scalar] = field(default_factory=dict)
     """Further settings of this family, by name; `describe` lists those it knows."""
     interpreter: str = ""
@@ -151,6 +156,8 @@ class TeacherSpec:
     """JSON-able settings of this mode with defaults filled in: all that changes a recorded byte."""
     has_labels: bool = False
     """Whether `synthesize` gives class labels."""
+    seeded: bool = True
+    """Whether seed and index decide anything; a network that only looks at images draws nothing."""
     licence: str = "unknown"
     """Licence of the weights, as recorded beside them; kept with the dataset."""
     notes: tuple[str, ...] = ()

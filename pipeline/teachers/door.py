@@ -22,6 +22,7 @@ def open_teacher(
     path: str | Path,
     *,
     kind: str = "diffusers",
+    part: str = "",
     levels: Sequence[str] | None = None,
     timesteps: Sequence[int] | None = None,
     draws: int = 1,
@@ -38,6 +39,7 @@ def open_teacher(
     """Load a teacher from a folder or a checkpoint; for the rest see `dreamshard.load_teacher`.
 
     Args:
+        part: which network of a family that has several; "" for the usual one of the mode.
         draws: independent noise draws per image, each a level of its own.
         pool: none or gap.
         compute_dtype: float32, bfloat16 or float16.
@@ -54,13 +56,13 @@ def open_teacher(
         TeacherError: the files are damaged, hostile or of no known network.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    cls = teacher_class(kind)
+    cls = teacher_class(kind, part=part)
     mode = mode or cls.modes[0]
-    if mode not in cls.modes:
-        raise ConfigError(Problem("mode", mode, f"{' | '.join(cls.modes)} for {kind}"))
+    cls = teacher_class(kind, mode=mode, part=part)
     config = TeacherConfig(
         kind=kind,
         path=str(path),
+        part=part,  # type: ignore[arg-type]
         draws=draws,
         pool=pool,  # type: ignore[arg-type]
         compute_dtype=compute_dtype,  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Mapping
 from typing import cast
 
 from dreamshard.errors import ConfigError, Problem, TeacherError
@@ -18,17 +19,56 @@ TEACHERS: dict[str, str] = {
     "biggan": "pipeline.teachers.gan.biggan.family:BigGANTeacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
+PARTS: dict[str, dict[str, str]] = {}
+"""Short name -> part -> `module:Class`, for families of several networks; the class of `TEACHERS`
+is their generator."""
 
 
-def teacher_class(kind: str) -> TeacherClass:
-    """Find the class behind a `kind`: a short name of `TEACHERS` or `module:Class`."""
-    target = TEACHERS.get(kind, kind)
+def parts_of(kind: str) -> dict[str, TeacherClass]:
+    """Return the networks of a family by part, the usual one first; "" for a family of one."""
+    first = _find(kind, kind, TEACHERS)
+    if kind not in PARTS:
+        return {"": first}
+    others = PARTS[kind]
+    return {"generator": first, **{part: _find(kind, part, others) for part in others}}
+
+
+def teacher_class(kind: str, *, mode: Mode | None = None, part: str = "") -> TeacherClass:
+    """Find the class behind a request.
+
+    Args:
+        kind: a short name of `TEACHERS` or `module:Class`.
+        mode: what it has to do; None for whatever it can.
+        part: which network of the family; "" for the first that can do it.
+
+    Raises:
+        ConfigError: there is none; keys as in `TeacherConfig`.
+    """
+    known = parts_of(kind)
+    if "" in known:
+        found = known[""]
+        if part and kind in TEACHERS:
+            raise ConfigError(Problem("part", part, f"nothing: {kind} is one network"))
+    elif part and part not in known:
+        raise ConfigError(Problem("part", part, f"{' | '.join(known)} for {kind}"))
+    else:
+        able = (cls for cls in known.values() if mode is None or mode in cls.modes)
+        found = known[part] if part else next(able, known["generator"])
+    if mode is not None and mode not in found.modes:
+        got = f"{kind} ({part}) for {mode}" if part else f"{kind} for {mode}"
+        key, allowed = ("part" if part else "kind"), f"{' | '.join(found.modes)} for this teacher"
+        raise ConfigError(Problem(key, got, allowed))
+    return found
+
+
+def _find(kind: str, name: str, table: Mapping[str, str]) -> TeacherClass:
+    target = table.get(name, kind)
     if not trusted.is_import_path(target):
         close = difflib.get_close_matches(kind, TEACHERS, n=1)
         hint = f"Did you mean {close[0]}?" if close else "Or give an import path module:Class."
         raise ConfigError(Problem("kind", kind, " | ".join(TEACHERS) + " | module:Class", hint))
     try:
-        return cast(TeacherClass, trusted.find(kind, table=TEACHERS))
+        return cast(TeacherClass, trusted.find(name, table=table))
     except (ImportError, AttributeError) as error:
         what = f"{target} ({error})"
         hint = "Check the spelling and that the module is on PYTHONPATH."
@@ -46,10 +86,7 @@ def describe_teacher(
         ConfigError: every problem of the request, keys starting with `teacher.`.
     """
     try:
-        cls = teacher_class(config.kind)
-        if mode not in cls.modes:
-            allowed = f"{' | '.join(cls.modes)} for this teacher"
-            raise ConfigError(Problem("kind", f"{config.kind} for {mode}", allowed))
+        cls = teacher_class(config.kind, mode=mode, part=config.part)
         if config.interpreter:
             return attach(cls, config, mode=mode, image_size=image_size).spec
         return cls.describe(config, mode=mode, image_size=image_size)
@@ -72,7 +109,7 @@ def load_teacher(
         TeacherError: if its files are missing, damaged or do not fit the architecture.
     """
     spec = describe_teacher(config, mode=mode, image_size=image_size)
-    build = teacher_class(config.kind)
+    build = teacher_class(config.kind, mode=mode, part=config.part)
     if config.interpreter:
         build = functools.partial(InterpretedTeacher, build)
     teacher = build(config, mode=mode, image_size=image_size, seed=seed, pins=pins)

@@ -19,7 +19,7 @@ from dreamshard.errors import ConfigError
 from dreamshard.rng import generator
 from pipeline.teachers.base import Mode, Scalar, TeacherConfig, TeacherSpec
 from pipeline.teachers.recording.teacher import BaseTeacher
-from pipeline.teachers.request import check_settings, expand_levels
+from pipeline.teachers.request import Recordable, check_settings, expand_levels
 from storage.schema import FeatureBatch, Pins
 
 NUM_TIMESTEPS = 1000
@@ -53,14 +53,14 @@ class NoiseTeacher(BaseTeacher):
         settings, problems = check_settings(config, DEFAULTS, lowest=LOWEST)
         side, channels = cast(int, settings["image_size"]), cast(int, settings["channels"])
         height, width = image_size or (side, side)
-        taps: dict[str, tuple[tuple[int, ...], int]] = {}
+        taps: dict[str, Recordable] = {}
         for power in range(6):
             stride = 2**power
             if height % stride == 0 and width % stride == 0:
                 shape = (channels, height // stride, width // stride)
-                taps[f"b{height // stride}"] = (shape, stride)
-        aliases = {f"s{stride}": name for name, (_, stride) in taps.items()}
-        taps["w"] = ((channels,), 0)
+                taps[f"b{height // stride}"] = Recordable(shape, stride)
+        aliases = {f"s{tap.stride}": name for name, tap in taps.items()}
+        taps["w"] = Recordable((channels,), 0)
         levels, unknown = expand_levels(
             config, taps=taps, aliases=aliases, num_timesteps=NUM_TIMESTEPS
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from dreamshard.errors import Problem
 from pipeline.teachers.base import Scalar, TeacherConfig
@@ -12,6 +13,23 @@ from storage.schema import Level
 
 NO_TIMESTEP = -1
 """`Level.timestep` of families that have none."""
+
+
+class Recordable(NamedTuple):
+    """Say what a tap records.
+
+    Args:
+        shape: per sample, (C, H, W) of a map.
+        stride: image pixels per cell, 0 for what is no map.
+        kind: feature, embedding (a pooled vector) or latent (what an image is made from); empty:
+            a feature where it is a map, else an embedding.
+        dtype: float16, or float32 for latents that must be read back exactly.
+    """
+
+    shape: tuple[int, ...]
+    stride: int
+    kind: str = ""
+    dtype: str = "float16"
 
 
 def level_name(
@@ -30,7 +48,7 @@ def level_name(
 def expand_levels(
     config: TeacherConfig,
     *,
-    taps: Mapping[str, tuple[tuple[int, ...], int]],
+    taps: Mapping[str, Recordable],
     aliases: Mapping[str, str],
     num_timesteps: int | None,
 ) -> tuple[tuple[Level, ...], list[Problem]]:
@@ -38,7 +56,7 @@ def expand_levels(
 
     Args:
         config: the request.
-        taps: tap name -> (shape per sample such as (C, H, W), stride in pixels).
+        taps: tap name -> what it records.
         aliases: further names -> tap name (`s8` -> `up.1`).
         num_timesteps: diffusion steps of the model; None for a family without timesteps.
 
@@ -63,24 +81,32 @@ def expand_levels(
         return (), problems
     levels = []
     for tap in chosen:
-        shape, stride = taps[tap]
-        pool = config.pool if len(shape) == 3 else "none"
+        shape, stride, kind, dtype = taps[tap]
+        kind = kind or ("feature" if len(shape) == 3 else "embedding")
+        pool = config.pool if len(shape) == 3 and kind == "feature" else "none"
         for timestep in config.timesteps or [NO_TIMESTEP]:
             for draw in range(config.draws):
                 levels.append(
                     Level(
                         name=level_name(tap, timestep=timestep, draw=draw, pool=pool),
-                        kind="feature" if len(shape) == 3 else "embedding",
+                        kind=kind,
                         tap=tap,
                         timestep=timestep,
                         draw=draw,
                         pool=pool,
                         stride=stride,
                         shape=shape[:1] if pool == "gap" else shape,
-                        dtype="float16",
+                        dtype=dtype,
                     )
                 )
     return tuple(levels), []
+
+
+def drawn_once(config: TeacherConfig) -> list[Problem]:
+    """Refuse several noise draws for a family that has no noise to draw."""
+    if config.draws == 1:
+        return []
+    return [Problem("draws", str(config.draws), "1 (nothing is drawn anew for a sample)")]
 
 
 def check_settings(

@@ -11,7 +11,7 @@ import pytest
 
 from dreamshard.errors import ConfigError
 from pipeline.teachers.base import Mode, Teacher, TeacherConfig
-from pipeline.teachers.load import TEACHERS, describe_teacher, load_teacher, teacher_class
+from pipeline.teachers.load import TEACHERS, describe_teacher, load_teacher, parts_of, teacher_class
 from storage.schema import Pins, canonical_json
 
 MICRO_BATCH = 4
@@ -56,7 +56,7 @@ def biggan(folder: Path) -> TeacherConfig:
     return TeacherConfig(kind="biggan", path=str(folder), levels=["s1", "s2"])
 
 
-# A new entry of TEACHERS joins with one small example of itself.
+# A new entry of TEACHERS or PARTS joins with one small example of itself: "kind" or "kind.part".
 EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
     "noise": noise,
     "diffusers": diffusers,
@@ -66,12 +66,15 @@ Load = Callable[..., Teacher]
 
 
 def test_every_teacher_has_an_example() -> None:
-    assert set(EXAMPLES) == set(TEACHERS)
+    parts = [(kind, part) for kind in TEACHERS for part in parts_of(kind)]
+    assert set(EXAMPLES) == {f"{kind}.{part}".removesuffix(".") for kind, part in parts}
 
 
-@pytest.fixture(scope="module", params=TEACHERS)
+@pytest.fixture(scope="module", params=EXAMPLES)
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    return EXAMPLES[request.param](tmp_path_factory.mktemp(request.param))
+    config = EXAMPLES[request.param](tmp_path_factory.mktemp(request.param))
+    assert f"{config.kind}.{config.part}".removesuffix(".") == request.param
+    return config
 
 
 def load(config: TeacherConfig, mode: Mode, *, seed: int = 0, micro_batch: int = 4) -> Teacher:
@@ -89,7 +92,7 @@ def told(config: TeacherConfig, mode: Mode) -> TeacherConfig:
 
 
 def first_mode(config: TeacherConfig) -> Mode:
-    return teacher_class(config.kind).modes[0]
+    return teacher_class(config.kind, part=config.part).modes[0]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ def teacher(config: TeacherConfig) -> Teacher:
 
 @pytest.fixture(scope="module", params=["encode", "synthesize"])
 def mode(request: pytest.FixtureRequest, config: TeacherConfig) -> Mode:
-    if request.param not in teacher_class(config.kind).modes:
+    if request.param not in teacher_class(config.kind, part=config.part).modes:
         pytest.skip(f"{config.kind} does not {request.param}")
     return request.param
 
@@ -150,7 +153,9 @@ def test_the_seed_and_the_index_decide_and_nothing_else(config: TeacherConfig, m
     for name, values in before.levels.items():
         assert np.array_equal(values, after.levels[name])
     other = act(load(config, mode, seed=1), mode, ALL)
-    assert all(not np.array_equal(v, other.levels[name]) for name, v in before.levels.items())
+    seeded = describe_teacher(told(config, mode), mode=mode, image_size=(16, 16)).seeded
+    for name, values in before.levels.items():
+        assert np.array_equal(values, other.levels[name]) is not seeded
 
 
 def test_the_order_of_rows_does_not_matter(config: TeacherConfig, mode: Mode) -> None:
@@ -181,11 +186,11 @@ def test_the_input_is_left_alone(config: TeacherConfig, teacher: Teacher) -> Non
 
 
 def test_its_mistakes_are_told_before_it_loads(config: TeacherConfig) -> None:
-    changed = TeacherConfig(
-        kind=config.kind,
-        path=config.path,
+    changed = dataclasses.replace(
+        config,
         levels=["s2", "nowhere"],
         timesteps=[5, 1200],
+        draws=1,
         settings={**config.settings, "no_such_setting": 1},
     )
     with pytest.raises(ConfigError) as error:

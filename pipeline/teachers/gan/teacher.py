@@ -25,6 +25,7 @@ from pipeline.teachers.gan.latents import FORMS, truncated_normal
 from pipeline.teachers.pixels import to_uint8
 from pipeline.teachers.recording.outbox import Outbox
 from pipeline.teachers.recording.teacher import NetworkDescription, NetworkRequest, NetworkTeacher
+from pipeline.teachers.request import drawn_once
 from storage.schema import FeatureBatch
 
 if TYPE_CHECKING:
@@ -96,9 +97,7 @@ class GeneratorRequest(NetworkRequest):
     def check(self) -> list[Problem | str]:
         """Settle the levels, the class and the instances; return what is wrong."""
         known, settings, problems = self.description, self.settings, []
-        if self.config.draws != 1:
-            drawn = str(self.config.draws)
-            problems.append(Problem("draws", drawn, "1 (a sample is drawn once)"))
+        problems += drawn_once(self.config)
         if settings["class_label"] is None:
             settings["class_label"] = known.usual_class
         problems += _setting_problems(settings, known)

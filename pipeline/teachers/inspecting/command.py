@@ -24,7 +24,12 @@ def main(argv: Sequence[str]) -> int:
     settings = _settings(rest)
     size = _size(options.image_size)
     description, rows = tap_table(
-        options.path, settings=settings, image_size=size, costs=not options.no_costs
+        options.path,
+        kind=options.kind,
+        part=options.part,
+        settings=settings,
+        image_size=size,
+        costs=not options.no_costs,
     )
     chosen = _choose(rows, options.levels)
     print(_head(options.path, description))
@@ -49,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("path", help="folder of save_pretrained, or a checkpoint file")
+    parser.add_argument("--kind", default="", help="as teacher.kind; else told from the path")
+    parser.add_argument("--part", default="", help="generator | discriminator | encoder")
     parser.add_argument("--image_size", help="pixels, one number or HEIGHTxWIDTH")
     parser.add_argument("--levels", nargs="+", help="show these taps or aliases only")
     parser.add_argument("--no_costs", action="store_true", help="do not read the weights")

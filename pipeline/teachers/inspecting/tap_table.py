@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+import numpy as np
 
 from dreamshard.errors import ConfigError
 from pipeline.teachers.base import Scalar, TeacherConfig
@@ -22,16 +25,16 @@ class TapRow:
     Args:
         name: of the tap, as `teacher.levels` takes it.
         aliases: further names, such as `s8`.
-        shape: (C, H, W) per image.
-        stride: image pixels per cell.
-        megabytes: of one image's float16 map.
+        shape: (C, H, W) per image, or that of what is no map.
+        stride: image pixels per cell; 0 for what is no map.
+        megabytes: of one image's record.
         cost: share of the whole forward pass needed to reach it, 0 .. 1; None if not asked for.
         gflops: floating-point operations per image up to it, in 10^9; None likewise.
     """
 
     name: str
     aliases: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     stride: int
     megabytes: float
     cost: float | None = None
@@ -41,6 +44,8 @@ class TapRow:
 def tap_table(
     path: str,
     *,
+    kind: str = "",
+    part: str = "",
     settings: Mapping[str, Scalar] | None = None,
     image_size: tuple[int, int] | None = None,
     costs: bool = False,
@@ -49,6 +54,8 @@ def tap_table(
 
     Args:
         path: folder or checkpoint, as `teacher.path`.
+        kind: as `teacher.kind`; "" to tell from the path.
+        part: as `teacher.part`.
         settings: as `teacher.settings`; guided-diffusion's flags among them.
         image_size: (height, width) in pixels; None for the network's own, as for generators.
         costs: also count operations; this reads the weights, but computes nothing.
@@ -56,8 +63,9 @@ def tap_table(
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
     """
-    cls = cast(type[NetworkTeacher], teacher_class(kind_of(Path(path))))
-    config = TeacherConfig(path=path, settings=dict(settings or {}))
+    kind = kind or kind_of(Path(path))
+    cls = cast(type[NetworkTeacher], teacher_class(kind, part=part))
+    config = TeacherConfig(kind=kind, path=path, settings=dict(settings or {}))
     description, _, problems = cls.look_up(config, image_size)
     if problems:
         raise ConfigError(problems)
@@ -72,7 +80,7 @@ def tap_table(
                 aliases=tuple(a for a, name in description.aliases.items() if name == tap.name),
                 shape=shape,
                 stride=tap.stride,
-                megabytes=shape[0] * shape[1] * shape[2] * 2 / 1e6,
+                megabytes=math.prod(shape) * np.dtype(tap.dtype).itemsize / 1e6,
                 cost=None if spent is None else spent / flops["output"],
                 gflops=None if spent is None else spent / 1e9,
             )
@@ -86,10 +94,10 @@ def format_table(rows: list[TapRow]) -> str:
         f"{'tap':<18} {'alias':<8} {'channels':>8} {'map':>9} {'stride':>6} {'MB':>8} {'cost':>6}"
     ]
     for row in rows:
-        channels, height, width = row.shape
+        channels, cells = row.shape[0], "x".join(map(str, row.shape[1:])) or "-"
         cost = "" if row.cost is None else f"{row.cost:.0%}"
         lines.append(
-            f"{row.name:<18} {','.join(row.aliases):<8} {channels:>8} {f'{height}x{width}':>9} "
+            f"{row.name:<18} {','.join(row.aliases):<8} {channels:>8} {cells:>9} "
             f"{row.stride:>6} {row.megabytes:>8.3f} {cost:>6}"
         )
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dreamshard.errors import DataError
+from dreamshard.foreign import trusted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def as_recorded(value: Tensor, level: Level) -> Tensor:
-    """Pool a map (N, C, H, W) as its level asks and make it float16, still on its device."""
+    """Pool a map (N, C, H, W) as its level asks and convert it, still on its device."""
     import torch
 
+    kept = trusted.attribute(torch, level.dtype, allowed=("float16", "float32"))
     if level.pool == "gap":
         value = value.mean((2, 3), dtype=torch.float32)
-    return value.to(torch.float16).contiguous()
+    return value.to(kept).contiguous()
 
 
 class Outbox:

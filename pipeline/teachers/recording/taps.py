@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.teachers.request import Recordable
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -24,6 +26,9 @@ class Tap:
         stride: image pixels per cell of the map.
         item: which element of the output, for modules that return several.
         grid: cells (height, width) to fold a token sequence (N, T, C) into; None for maps.
+        form: shape per sample of what is no map; see `vector`.
+        kind: of its levels; see `request.Recordable`.
+        dtype: of its levels.
     """
 
     name: str
@@ -32,9 +37,14 @@ class Tap:
     stride: int
     item: int = 0
     grid: tuple[int, int] | None = None
+    form: tuple[int, ...] = ()
+    kind: str = ""
+    dtype: str = "float16"
 
-    def shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
+    def shape(self, image_size: tuple[int, int]) -> tuple[int, ...]:
         """Return (C, H, W) of the map for an image of (height, width) pixels."""
+        if self.form:
+            return self.form
         if self.grid is not None:
             return (self.channels, *self.grid)
         return (self.channels, image_size[0] // self.stride, image_size[1] // self.stride)
@@ -50,11 +60,22 @@ class Tap:
         return output.transpose(1, 2).reshape(rows, channels, *self.grid)
 
 
-def table(
-    taps: Iterable[Tap], image_size: tuple[int, int]
-) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return name -> (shape per sample, stride), as `request.expand_levels` takes it."""
-    return {tap.name: (tap.shape(image_size), tap.stride) for tap in taps}
+def vector(name: str, module: str, *form: int, kind: str = "embedding") -> Tap:
+    """Name an output that is no map: a pooled embedding, or a latent, kept as float32.
+
+    Args:
+        form: shape per sample, such as 512 for (N, 512).
+        kind: embedding or latent.
+    """
+    dtype = "float32" if kind == "latent" else "float16"
+    return Tap(name, module, form[-1], 0, form=form, kind=kind, dtype=dtype)
+
+
+def table(taps: Iterable[Tap], image_size: tuple[int, int]) -> dict[str, Recordable]:
+    """Return name -> what is recorded, as `request.expand_levels` takes it."""
+    return {
+        tap.name: Recordable(tap.shape(image_size), tap.stride, tap.kind, tap.dtype) for tap in taps
+    }
 
 
 def stride_aliases(defaults: Iterable[Tap]) -> dict[str, str]:
@@ -104,7 +125,8 @@ class Recorder:
             stop: end the pass once every tap is recorded; False to get the output too.
 
         Returns:
-            tap name -> map (N, C, H, W), and the network's output (None when stopped early).
+            tap name -> map (N, C, H, W) or (N, *form), and the network's output (None when
+            stopped early).
         """
         maps: dict[str, Tensor] = {}
         self._maps, self._stop = maps, stop

@@ -23,4 +23,6 @@ def test_values_are_rounded_and_clipped() -> None:
 def test_channels_move_to_the_end() -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 3), dtype=torch.uint8)
     # A product and a sum in one rounding or in two: a few 1e-8, depending on the CPU.
-    assert float(signed(pixels)[1, 2, 0, 3]) == pytest.approx(float(pixels[1, 0, 3, 2]) / 127.5 - 1, abs=1e-6)
+    assert float(signed(pixels)[1, 2, 0, 3]) == pytest.approx(
+        float(pixels[1, 0, 3, 2]) / 127.5 - 1, abs=1e-6
+    )

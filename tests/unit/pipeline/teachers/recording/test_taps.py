@@ -31,7 +31,8 @@ class Pair(nn.Module):
 
 def test_shapes_follow_the_image_or_the_grid() -> None:
     taps = [Tap("map", "m", 8, 4), Tap("tokens", "t", 6, 16, grid=(2, 3))]
-    assert table(taps, (32, 48)) == {"map": ((8, 8, 12), 4), "tokens": ((6, 2, 3), 16)}
+    found = {name: each[:2] for name, each in table(taps, (32, 48)).items()}
+    assert found == {"map": ((8, 8, 12), 4), "tokens": ((6, 2, 3), 16)}
 
 
 def test_the_last_of_a_stride_has_the_alias() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,17 @@ from torch import nn
 import dreamshard
 from dreamshard.errors import ConfigError, DataError, TeacherError
 from pipeline.teachers.base import TeacherConfig
-from pipeline.teachers.load import TEACHERS, describe_teacher, load_teacher
+from pipeline.teachers.load import (
+    PARTS,
+    TEACHERS,
+    describe_teacher,
+    load_teacher,
+    parts_of,
+    teacher_class,
+)
+from pipeline.teachers.recording.looking import LookingTeacher
+from pipeline.teachers.recording.taps import Tap, vector
+from pipeline.teachers.recording.teacher import NetworkDescription, PlainNetwork
 from tests.unit.pipeline.teachers import made_up
 from tests.unit.pipeline.teachers.conftest import make_images, pins
 
@@ -90,3 +102,67 @@ def test_it_opens_in_one_line(config: TeacherConfig) -> None:
     teacher = dreamshard.load_teacher(config.path, kind="made_up", micro_batch=4)
     assert [level.name for level in teacher.levels] == ["last"], "of strides 4, 8, 16 and 32"
     assert teacher.encode(make_images(), ROWS).levels["last"].shape == (4, 7, 4, 4)
+
+
+def test_a_family_of_several_networks(config: TeacherConfig, monkeypatch) -> None:
+    """The usual part is the first that can do what is asked; one can be named."""
+    monkeypatch.setitem(TEACHERS, "family", TEACHERS["biggan"])
+    monkeypatch.setitem(PARTS, "family", {"encoder": TEACHERS["made_up"]})
+    generator, encoder = parts_of("family").values()
+    assert teacher_class("family") is teacher_class("family", mode="synthesize") is generator
+    assert teacher_class("family", mode="encode") is encoder
+    assert teacher_class("family", part="encoder") is encoder
+    spec = describe_teacher(
+        TeacherConfig(kind="family", path=config.path, levels=["s4"]), mode="encode"
+    )
+    assert [level.name for level in spec.levels] == ["last"]
+    allowed = "generator | encoder for family"
+    for part, mode, text in (
+        ("encoder", "synthesize", "part: got family .encoder. for synthesize, allowed encode"),
+        ("discriminator", "encode", f"part: got discriminator, allowed {re.escape(allowed)}"),
+    ):
+        asked = TeacherConfig(kind="family", part=part, path=config.path)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=rf"teacher\.{text}"):
+            describe_teacher(asked, mode=mode)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"teacher\.part: got encoder.*made_up is one network"):
+        describe_teacher(dataclasses.replace(config, part="encoder"), mode="encode")
+
+
+class Pooling(LookingTeacher):
+    """Records a vector and a latent of an image beside a map."""
+
+    @classmethod
+    def find(cls, path):
+        def describe(_settings, image_size):
+            return NetworkDescription(
+                family="pooling", image_size=image_size, weights=(path,), aliases={},
+                taps=(Tap("map", "0", 3, 1), vector("mean", "1", 3),
+                      vector("exact", "1", 3, kind="latent")),
+                architecture={}, load=lambda _: PlainNetwork(module),
+            )  # fmt: skip
+
+        module = nn.Sequential(nn.Identity(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+        return {}, describe
+
+
+def test_levels_that_are_no_maps(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"weights")
+    config = TeacherConfig(
+        kind=f"{__name__}:Pooling", path=str(tmp_path / "w"), levels=["map", "mean", "exact"],
+        pool="gap",
+    )  # fmt: skip
+    spec = describe_teacher(config, mode="encode", image_size=(16, 16))
+    assert not spec.seeded
+    told = [(each.name, each.kind, each.shape, each.stride, each.dtype) for each in spec.levels]
+    assert told == [
+        ("map.gap", "feature", (3,), 1, "float16"), ("mean", "embedding", (3,), 0, "float16"),
+        ("exact", "latent", (3,), 0, "float32"),
+    ]  # fmt: skip
+    images = make_images()
+    teacher = load_teacher(config, mode="encode", seed=0, pins=pins(), image_size=(16, 16))
+    levels = teacher.encode(images, ROWS).levels
+    expected = images.mean((1, 2)) / 127.5 - 1
+    np.testing.assert_allclose(levels["exact"], expected, atol=1e-6)
+    assert np.array_equal(levels["mean"], levels["exact"].astype(np.float16))
+    with pytest.raises(ConfigError, match=r"teacher\.draws: got 2"):
+        describe_teacher(dataclasses.replace(config, draws=2), mode="encode", image_size=(16, 16))
