@@ -138,7 +138,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
         config=config,
         accelerator=accelerator,
         training_set=training_set,
-        student=method.student,
+        method=method,
         learner=learner,
     )
 
@@ -275,7 +275,7 @@ def train_steps(
     config: TrainConfig,
     accelerator: Accelerator,
     training_set: TrainingSet,
-    student: Student,
+    method: Method,
     learner: Learner,
 ) -> RunLog:
     """Take the steps that are left; write metrics and checkpoints.
@@ -293,20 +293,27 @@ def train_steps(
             training_set,
             config=config,
             accelerator=accelerator,
-            student=student,
+            student=method.student,
             start=state.position,
         )
     )
     log = together(
         lambda: open_log(accelerator, config=config, training_set=training_set, start=state.step)
     )
-    log.headline(config.student.name, student, parts=config.accumulate)
-    forward, index = passes(batches, seed=config.seed, rank=accelerator.process_index)
+    log.headline(config.student.name, method.student, parts=config.accumulate)
+    forward, index = passes(
+        batches,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        method=method,
+        measured=lambda step: config.tells_gradients(step, several=method.several),
+    )
     with closing(batches), log, StopAfterStep("train") as stopping:
         look, save = after_step(state, config, training_set, learner, log=log, batches=batches)
         for taken in take_steps(
             learner, forward, done=state.step, parts=config.accumulate, engine=accelerator
         ):
+            method.after_step()
             log.note(taken, index=np.concatenate(index))
             if taken.due(config.log_every):
                 log.line(rate=taken.rate, waited_s=batches.waited_s)
@@ -321,7 +328,7 @@ def train_steps(
 
 
 def passes(
-    batches: Batches, *, seed: int, rank: int
+    batches: Batches, *, seed: int, rank: int, method: Method, measured: Callable[[int], bool]
 ) -> tuple[Callable[..., Mapping[str, Tensor]], list[np.ndarray]]:
     """Return the forward pass of a part of a step, and the sample numbers of the step's parts."""
     from distill.training.launch import seed_step
@@ -332,6 +339,7 @@ def passes(
         if part == 0:
             seed_step(seed, step=step, rank=rank)
             index.clear()
+            method.measuring = measured(step)
         batch = batches.next()
         index.append(batch.index)
         return model(batch.images, batch.targets)

@@ -82,6 +82,11 @@ class Level:
             )
         object.__setattr__(self, "shape", shape)
 
+    @property
+    def is_map(self) -> bool:
+        """Tell features that have cells in the image from labels and pooled vectors."""
+        return self.kind == "feature" and len(self.shape) == 3 and self.stride > 0
+
     def to_dict(self) -> dict[str, object]:
         """Return the level as plain JSON values."""
         return {**asdict(self), "shape": list(self.shape)}

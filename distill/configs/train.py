@@ -188,6 +188,9 @@ class TrainConfig:
     """A look at the student while it trains."""
     log_every: Count = 10
     """Steps per line of metrics.jsonl; figures are means over them."""
+    log_gradients: Literal["auto", "on", "off"] = "auto"
+    """Write with each line every loss term's weight and the norm of its gradient at the student's
+    deepest map, for one more backward pass of the heads per term; auto: of several objectives."""
     save_every: Count = 500
     """Steps between checkpoints, a multiple of log_every."""
     keep: Count = 2
@@ -199,6 +202,11 @@ class TrainConfig:
     def part_size(self) -> int:
         """Samples per forward pass over all processes."""
         return self.batch_size // self.accumulate
+
+    def tells_gradients(self, step: int, *, several: bool) -> bool:
+        """Say whether a step tells its terms' gradients; `several`: of several objectives."""
+        wanted = several if self.log_gradients == "auto" else self.log_gradients == "on"
+        return wanted and (step % self.log_every == 0 or step == self.steps)
 
     def method_settings(self) -> MethodConfig | None:
         """Return the section of the method chosen; None for a method of the user's own."""

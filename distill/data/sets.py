@@ -24,12 +24,30 @@ class Needs:
         labels: the samples' labels.
         share: of each class's samples (0..1]; only with labels.
         classes: of the method's classifier; 0: as many as the labels have, or none.
+        views: of the images that the student sees, as the method names them.
+        deepest: the student's deepest map, whatever strides the levels have.
+        bridged: maps of other resolutions than the student's are taken, too.
     """
 
     kinds: tuple[str, ...] = ("feature",)
     labels: bool = False
     share: float = 1.0
     classes: int = 0
+    views: tuple[str, ...] = ()
+    deepest: bool = False
+    bridged: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """Return what two parts of a method need together."""
+        return Needs(
+            kinds=tuple(dict.fromkeys((*self.kinds, *other.kinds))),
+            labels=self.labels or other.labels,
+            share=min(self.share, other.share),
+            classes=max(self.classes, other.classes),
+            views=tuple(sorted({*self.views, *other.views})),
+            deepest=self.deepest or other.deepest,
+            bridged=self.bridged or other.bridged,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,7 @@ class TrainingSet:
     @property
     def strides(self) -> tuple[int, ...]:
         """Strides of the feature maps, ascending, each once."""
-        return tuple(sorted({level.stride for level in self.levels if level.kind == "feature"}))
+        return tuple(sorted({level.stride for level in self.levels if level.is_map}))
 
     @property
     def finest(self) -> int:

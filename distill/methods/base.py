@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import AugmentConfig
+    from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
 
@@ -29,10 +30,14 @@ class Method(nn.Module):
         seed: of the initial weights of all but the student.
     """
 
-    views: ClassVar[int] = 1
+    views: int = 1
     """Forward passes of the student per sample and step, for comparisons at equal compute."""
-    over_batch: ClassVar[str] = ""
+    over_batch: str = ""
     """Terms of the loss that are statistics of a batch; gather it over ranks (`gathered_rows`)."""
+    several: bool = False
+    """It has several objectives, which compete for the student."""
+    measuring: bool = False
+    """Whether this forward pass tells each term's gradient and weight, where a method can."""
     fixed_rate: tuple[str, ...] = ()
     """Beginnings of the names of parameters whose learning rate stays at its peak."""
 
@@ -60,12 +65,31 @@ class Method(nn.Module):
         """
         return Needs()
 
+    @classmethod
+    def settled(cls, config: Any, training_set: TrainingSet) -> Any:
+        """Return the settings with what follows from the training set; refuse what does not fit.
+
+        Args:
+            config: the method's own section of the settings.
+            training_set: what is trained on.
+
+        Raises:
+            ConfigError: settings that this training set does not allow.
+        """
+        return config
+
     def build(self, levels: Sequence[Level], *, image_size: tuple[int, int], seed: int) -> None:
         """Build what is trained beside the student; PyTorch's generator is seeded already.
 
         Args:
             levels, image_size, seed: as the class has them.
         """
+
+    def prepare(self, training_set: TrainingSet) -> None:
+        """Look at the training set before the first step, for statistics of it."""
+
+    def after_step(self) -> None:
+        """Do what follows an optimiser's step, such as a moving average."""
 
     def pooled_view(self, images: Tensor, augment: AugmentConfig) -> Tensor:
         """Return the student's pooled features of one random view of each image, (B, C).

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from distill.configs.methods import METHODS, SupervisedConfig
+from distill.configs.methods import METHODS
 from distill.students.student import build_student, nearest_strides, student_strides
 from distill.students.trial import check_takes
 from distill.tables import load_part
@@ -14,7 +13,7 @@ from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
-    from distill.data.sets import TrainingSet
+    from distill.data.sets import Needs, TrainingSet
     from distill.methods.base import Method
 
 
@@ -52,39 +51,39 @@ def build_method(
         ConfigError: a student without the levels' strides or resolutions, listing both sides; one
             that does not take the images.
     """
-    if isinstance(settings, SupervisedConfig) and not settings.classes:
-        settings = replace(settings, classes=training_set.num_classes)
+    settings = method.settled(settings, training_set)
     strides: Sequence[int] = student.strides or _strides(
-        student, training_set, bridged=getattr(settings, "bridge", "none") != "none"
+        student, training_set, needs=method.needs(settings)
     )
     image_size = training_set.image_size
     network = build_student(student, strides=strides, seed=seed, image_size=image_size)
     check_takes(network, name=student.name, image_size=image_size)
-    return method(
+    built = method(
         settings,
         student=network,
         levels=training_set.levels,
         image_size=image_size,
         seed=seed + 1,
     )
+    built.prepare(training_set)
+    return built
 
 
-def _strides(
-    student: StudentConfig, training_set: TrainingSet, *, bridged: bool
-) -> tuple[int, ...]:
+def _strides(student: StudentConfig, training_set: TrainingSet, *, needs: Needs) -> tuple[int, ...]:
     """Choose the strides of a student's maps: those of the levels.
 
     A method that bridges resolutions gets the student's nearest strides instead; without feature
-    maps, all that the student has from the finest soft label on; for a method without a teacher,
-    the deepest.
+    maps, all that the student has from the finest soft label on. What learns from the whole image
+    gets the deepest, too.
     """
-    levels = training_set.strides
-    if levels and not bridged:
+    levels = training_set.strides if "feature" in needs.kinds else ()
+    if levels and not needs.bridged and not needs.deepest:
         return levels
     offered = student_strides(student, image_size=training_set.image_size)
-    if not training_set.needs.kinds:
-        return offered[-1:]
+    chosen = set(offered[-1:]) if needs.deepest else set()
     if levels:
-        return tuple(sorted(set(nearest_strides(levels, offered=offered))))
-    finest = training_set.finest
-    return tuple(stride for stride in offered if stride >= finest) or offered[-1:]
+        chosen |= set(nearest_strides(levels, offered=offered) if needs.bridged else levels)
+    elif "soft_label" in needs.kinds:
+        finest = training_set.finest
+        chosen |= {stride for stride in offered if stride >= finest}
+    return tuple(sorted(chosen)) or offered[-1:]

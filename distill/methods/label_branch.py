@@ -1,4 +1,4 @@
-"""Label distillation's part of DreamTeacher: the student's logit head and what it is matched to."""
+"""Label distillation: the student's logit head and what it is matched to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from distill.data.sets import Needs
 from distill.losses.label import from_top_k, resized_logits, soft_cross_entropy
+from distill.methods.objective import IMAGE, Batch, Objective
 from distill.modules.heads import PooledHead, UperHead, save_head
 from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
 
 if TYPE_CHECKING:
-    from distill.configs.methods import DreamTeacherConfig
+    from distill.configs.objectives import LabelConfig
+    from distill.students.student import Student
 
 PAIR = re.compile(r"(?P<base>.+)\.top\d+\.(?P<part>logit|class)")
 
@@ -58,7 +61,7 @@ class LabelBranch(nn.Module):
 
     def __init__(
         self,
-        config: DreamTeacherConfig,
+        config: LabelConfig,
         *,
         channels: Sequence[int],
         levels: Sequence[Level],
@@ -114,6 +117,49 @@ class LabelBranch(nn.Module):
             if isinstance(head, UperHead):
                 save_head(head, folder, num_classes=soft.num_classes, width=self.config.head_width)
                 return
+
+
+class Label(Objective):
+    """Match soft labels from the student's maps.
+
+    Source: DreamTeacher, section 3.2.
+    """
+
+    config: LabelConfig
+
+    @classmethod
+    def needs(cls, config: LabelConfig) -> Needs:
+        """Say that it needs soft labels, and the images that they lie beside."""
+        return Needs(kinds=("soft_label",), views=(IMAGE,))
+
+    def build(
+        self,
+        student: Student,
+        levels: Sequence[Level],
+        *,
+        image_size: tuple[int, int],
+        seed: int,
+    ) -> None:
+        """Build the heads."""
+        soft = [level for level in levels if level.kind == "soft_label"]
+        self.labels = LabelBranch(
+            self.config, channels=student.channels, levels=soft, seed=seed + 1
+        )
+
+    def weights(self) -> dict[str, float]:
+        """Return that of the only term."""
+        return {"label": 1.0}
+
+    def forward(
+        self, maps: Mapping[str, Sequence[Tensor]], pooled: Mapping[str, Tensor], batch: Batch
+    ) -> dict[str, Tensor]:
+        """Return "loss" and the same as "label"; arguments as `Objective` has them."""
+        loss = self.labels(maps[IMAGE], batch.targets)
+        return {"loss": loss, "label": loss}
+
+    def keep(self, folder: Path) -> None:
+        """Write the student's logit head, if it has one."""
+        self.labels.keep(folder)
 
 
 def find_soft_labels(levels: Sequence[Level], *, taps: Sequence[str]) -> list[SoftLabel]:

@@ -15,7 +15,7 @@ from pipeline.learning.checkpoint import checkpoints, damaged, read_state
 # metrics; that line is like another number of processes: the same samples, and other batches for
 # batch norm's statistics (checkpointed activations update them twice).
 FREE = (
-    *("run_dir", "restart", "keep", "save_every", "trackers"),
+    *("run_dir", "restart", "keep", "save_every", "log_gradients", "trackers"),
     *("data.threads", "data.access", "data.prefetch", "data.dataset"),
     *("accumulate", "student.grad_checkpointing", "student.compile", "student.onnx"),
 )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dreamshard.runfolder import RunFolder
     from pipeline.learning.loop import Taken
 
+BESIDE = ("gradient.", "weight.")
+"""Beginnings of figures that are written, and neither shown nor kept."""
 SHOWN_OTHERWISE = ("img_per_s", "wait_percent", "memory_gb")
 
 
@@ -131,7 +133,9 @@ class RunLog:
             DataError, DreamshardError: on every rank, if a step's loss or gradient was not finite
                 on any of them; see `distill.training.guard`.
         """
-        figures = self._steps.means()
+        means = self._steps.means()
+        beside = {name: value for name, value in means.items() if name.startswith(BESIDE)}
+        figures = {name: value for name, value in means.items() if name not in beside}
         now = time.perf_counter()
         seconds = now - self._line_time
         figures["img_per_s"] = self._noted * self._batch_size / seconds
@@ -139,8 +143,8 @@ class RunLog:
         self.figures = figures
         figures["memory_gb"] = _memory_gb(self._accelerator.device)
         if self.record is not None:
-            self.record.log(step=self._last_step, lr=rate, **figures)
-        self._accelerator.log({"lr": rate, **figures}, step=self._last_step)
+            self.record.log(step=self._last_step, lr=rate, **figures, **beside)
+        self._accelerator.log({"lr": rate, **figures, **beside}, step=self._last_step)
         shown = {name: figures[name] for name in figures if name not in SHOWN_OTHERWISE}
         self._progress.update(
             0,

@@ -36,18 +36,26 @@ class Figures:
     def means(self) -> dict[str, float]:
         """Return the means over the steps noted since the last call, and over the ranks.
 
+        A figure that only some steps told is averaged over those, the same ones on every rank.
+
         Raises:
             DreamshardError: `explain`'s, on every rank, if a figure was not finite on any of them.
         """
-        names = list(self._steps[0][1])
+        names = list(dict.fromkeys(name for _, terms, _ in self._steps for name in terms))
+        nothing = next(iter(self._steps[0][1].values())).float().new_zeros(())
         rows = torch.stack(
-            [torch.stack([terms[name].float() for name in names]) for _, terms, _ in self._steps]
+            [
+                torch.stack([terms.get(name, nothing).float() for name in names])
+                for _, terms, _ in self._steps
+            ]
         )
+        told = [[name in terms for name in names] for _, terms, _ in self._steps]
         every_rank = (self._gather or (lambda rows: rows))(rows[None])  # (ranks, steps, figures)
         broken = (~torch.isfinite(every_rank)).any(dim=2).any(dim=0).nonzero()
         if len(broken):
             step, terms, beside = self._steps[int(broken[0])]
-            told = {name: float(value) for name, value in terms.items()}
-            raise self._explain(step, told, beside)
+            raise self._explain(step, {n: float(value) for n, value in terms.items()}, beside)
         self._steps.clear()
-        return dict(zip(names, every_rank.double().mean(dim=(0, 1)).tolist(), strict=True))
+        shares = torch.tensor(told, dtype=torch.float64).mean(dim=0).tolist()
+        means = every_rank.double().mean(dim=(0, 1)).tolist()
+        return {n: mean / share for n, mean, share in zip(names, means, shares, strict=True)}

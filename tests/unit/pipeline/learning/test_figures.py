@@ -58,3 +58,12 @@ def test_ranks_count_alike_and_all_of_them_stop() -> None:
     note(figures, 1.0, 1.0)
     with pytest.raises(DreamshardError, match=r"step 2: \{'loss': 1.0"):
         figures.means()
+
+
+def test_what_only_some_steps_told_is_averaged_over_those() -> None:
+    figures = Figures(explain)
+    note(figures, 1.0, 3.0)
+    figures.note(
+        3, {"loss": torch.tensor(2.0), "norm": torch.tensor(1.0), "now": torch.tensor(6.0)}
+    )
+    assert figures.means() == {"loss": 2.0, "norm": 1.0, "now": pytest.approx(6.0)}
