@@ -14,6 +14,7 @@ from typing import Literal
 from distill.configs.student import OwnClassConfig
 from dreamshard.config import load_config
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.owner.parts import part_of
 from dreamshard.progress import stage
 
 DESCRIPTION = "Copy a trained student into a folder that timm, the Hugging Face Hub or ONNX reads."
@@ -63,8 +64,7 @@ def publish(config: PublishConfig) -> Path:
 
     card, source = read_card(Path(config.student), own=config.own_class)
     out = Path(config.out)
-    part = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
+    part = part_of(out)
     try:
         part.mkdir(parents=True)
     except OSError as error:

@@ -124,7 +124,7 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     start = find_start(config, training_set)
     tell_start(start, config)
     if start.finished:
-        decided_by_chief(lambda: unpin(training_set.source, run_dir))
+        decided_by_chief(lambda: tidy(config, training_set))
         return run_dir / STUDENT_FOLDER
     training_set = together(lambda: training_set.at(start.state.snapshot))
     decided_by_chief(lambda: pin_for_checkpoints(training_set.source, run_dir))
@@ -155,6 +155,16 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
 
     decided_by_chief(keep)
     return run_dir / STUDENT_FOLDER
+
+
+def tidy(config: TrainConfig, training_set: TrainingSet) -> None:
+    """Do what a finished run has left to do, if it was killed when its student was in place."""
+    from distill.training.holding import unpin
+    from distill.training.keep import complete_record
+
+    run_dir = Path(config.run_dir)
+    complete_record(run_dir, lambda: RunFolder(config.run_dir, config=config))
+    unpin(training_set.source, run_dir)
 
 
 def plan_of(config: TrainConfig) -> Plan:

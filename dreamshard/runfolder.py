@@ -17,7 +17,8 @@ from pathlib import Path
 from dreamshard.config import dump_yaml, to_dict
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign.text import parse_json, read_json
-from dreamshard.owner import claim
+from dreamshard.owner.folders import claim
+from dreamshard.owner.parts import part_of, sweep
 from dreamshard.redact import redact, redact_command, redact_line
 from dreamshard.versions import all_versions
 
@@ -59,7 +60,7 @@ ENVIRONMENT = frozenset(
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that nobody ever sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    part = part_of(path)
     try:
         with part.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -147,6 +148,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             claim(self.path, command_of(config), of or {}, replace=replace)
+            sweep(self.path)
             before = history.read_text(encoding="utf-8") if history.exists() else ""
             stamp = time.strftime("# %Y-%m-%d %H:%M:%S")
             write_text(history, f"{before}{stamp}\n{line}\n")

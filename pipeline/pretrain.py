@@ -79,6 +79,7 @@ def pretrain(config: PretrainConfig) -> Path:
         card = decided_by_chief(lambda: state.find_teacher(folder, key))
     if card is not None:
         if accelerator.is_main_process:
+            state.clear(folder, Path(config.run_dir or folder / "run"), key)
             stage(f"teacher {folder} is already trained ({card.get('steps')} steps): reused")
         return folder
     _Run(config, accelerator, source, identity, key).go()
@@ -276,15 +277,18 @@ class _Run:
             told = {"samples": config.distance_samples, "extractor": config.distance_extractor}
             card["proxy_distance"] = {**self._measure(config.steps, record), **told}
         network, dtype = self.learner.kept, config.weights_dtype
-        state.save_teacher(folder, network, scheduler=self.scheduler, card=card, dtype=dtype)
+        card["parameters"] = state.save_network(
+            folder, network, scheduler=self.scheduler, key=self.key, dtype=dtype
+        )
         watch.draw_grid(self.sampler(range(config.num_samples)), folder / "samples.png")
         watch.draw_loss_curve(self.folder)
-        forget(self.folder)
         record.stats(teacher=str(folder), steps=config.steps, **speed)
         record.finish(
             f"dreamshard encode --teacher.path {folder} --teacher.timesteps [100] "
             f"--source.kind {config.source.kind}"
         )
+        state.save_card(folder, card)  # from here on the run is finished
+        forget(self.folder)
 
 
 def _join_ranks(config: PretrainConfig) -> Accelerator:

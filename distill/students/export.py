@@ -31,6 +31,7 @@ from dreamshard.errors import DataError
 from dreamshard.foreign.arrays import read_safetensors
 from dreamshard.foreign.guard import UnreadableError
 from dreamshard.foreign.text import read_json
+from dreamshard.owner.parts import part_of
 from dreamshard.permissions import apply_umask
 from pipeline.learning.checkpoint import apart, reason_of
 
@@ -77,8 +78,7 @@ def export_student(
         provenance=dict(provenance),
         metrics=dict(metrics or {}),
     )
-    part = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
+    part = part_of(folder)
     try:
         _write(student, part, card=card)
         shutil.rmtree(folder, ignore_errors=True)

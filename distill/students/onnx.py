@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.students.student import Student
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.owner.parts import part_of
 
 OPSET = 18
 
@@ -54,7 +55,7 @@ def export_onnx(student: Student, path: Path, *, image_size: tuple[int, int]) ->
     module = _Maps(student.cpu().eval())
     example = torch.zeros(2, 3, *image_size)  # a batch of one would be taken for a constant
     names = [f"stride_{stride}" for stride in student.strides]
-    part = path.with_name(f".{path.name}.partial")
+    part = part_of(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own imports
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

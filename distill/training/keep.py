@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distill.students.card import STUDENT_FOLDER
+from distill.students.card import CARD, STUDENT_FOLDER
 from distill.students.export import export_student
+from dreamshard.errors import DataError
+from dreamshard.foreign.text import read_json
+from dreamshard.owner.parts import sweep
 from dreamshard.redact import redact
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from distill.data.sets import TrainingSet
     from distill.students.student import Student
     from distill.training.runlog import RunLog
+    from dreamshard.runfolder import RunFolder
 
 
 def keep_student(
@@ -37,7 +41,7 @@ def keep_student(
     assert log.record is not None
     source, run_dir = training_set.source, log.record.path
     content = source.recipe.content
-    folder = export_student(
+    export_student(
         student,
         run_dir / STUDENT_FOLDER,
         config=config,
@@ -56,11 +60,52 @@ def keep_student(
         },
         metrics=log.figures,
     )
-    passes = summary["student_images"]
-    log.record.stats(
-        steps=summary["steps"], student=str(folder), student_images=passes, **log.figures
-    )
-    log.record.finish(_next_command(run_dir, source=content.get("source")))
+    _keep_record(log.record, {**summary, "source": content.get("source")}, log.figures)
+
+
+def kept_steps(run_dir: Path) -> int | None:
+    """Return the steps that a run's student was trained for; None if there is no student.
+
+    Raises:
+        DataError: its card cannot be read.
+    """
+    path = run_dir / STUDENT_FOLDER / CARD
+    if not path.exists():
+        return None
+    return _told(path).get("steps")
+
+
+def complete_record(run_dir: Path, open_record: Callable[[], RunFolder]) -> None:
+    """Write what a run had not written when it was killed after its student was in place.
+
+    Args:
+        run_dir: the run's folder.
+        open_record: opens the run's record; called only if something is missing.
+    """
+    sweep(run_dir)
+    card = run_dir / STUDENT_FOLDER / CARD
+    told, stats = _told(card), run_dir / "stats.json"
+    known = read_json(stats, infinite=True) if stats.exists() else {}
+    if known.get("steps") == told.get("steps") and (run_dir / "README.txt").exists():
+        return
+    _keep_record(open_record(), told, read_json(card, infinite=True).get("metrics") or {})
+
+
+def _told(card: Path) -> dict[str, Any]:
+    """Return how a student was trained, as its card has it."""
+    hint = f"Remove {card.parent}: the same command writes it again from the last checkpoint."
+    found = read_json(card, infinite=True, hint=hint)
+    told = found.get("provenance") if isinstance(found, dict) else None
+    if not isinstance(told, dict):
+        raise DataError(f"{card}: got no provenance, allowed a student's card. {hint}")
+    return told
+
+
+def _keep_record(record: RunFolder, told: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+    """Write the run's figures and what to do next; README.txt comes last."""
+    student, passes = str(record.path / STUDENT_FOLDER), told.get("student_images")
+    record.stats(steps=told.get("steps"), student=student, student_images=passes, **figures)
+    record.finish(_next_command(record.path, source=told.get("source")))
 
 
 def _next_command(run_dir: Path, *, source: object) -> str:

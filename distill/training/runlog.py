@@ -14,6 +14,7 @@ import torch
 from distill.training.guard import explain
 from distill.training.state import flatten
 from dreamshard.errors import ConfigError, DreamshardError, Problem
+from dreamshard.foreign.text import parse_json
 from dreamshard.progress import Progress, stage
 from dreamshard.redact import redact
 from pipeline.learning.figures import Figures
@@ -56,7 +57,7 @@ class RunLog:
         start: int,
     ) -> None:
         self.record = record
-        self.figures: dict[str, float] = {}
+        self.figures = _last_figures(record, step=start) if record and start >= steps else {}
         """The last line's loss terms; with the run's time and speed once it has ended."""
         self._accelerator, self._training_set = accelerator, training_set
         self._batch_size, self._total, self._start = batch_size, steps, start
@@ -82,7 +83,8 @@ class RunLog:
         seconds = time.perf_counter() - self._began
         done = (self._progress.done - self._progress.initial) / seconds
         waited = 100 * self._waited_s / seconds
-        self.figures |= {"seconds": seconds, "img_per_s": done, "wait_percent": waited}
+        if self._progress.done > self._progress.initial or not self.figures:
+            self.figures |= {"seconds": seconds, "img_per_s": done, "wait_percent": waited}
         self._progress.__exit__(kind, error, trace)
 
     def headline(self, name: str, student: Student, *, parts: int) -> None:
@@ -172,6 +174,17 @@ class RunLog:
     ) -> DreamshardError:
         index, rate = beside
         return explain(step, index, terms=figures, training_set=self._training_set, rate=rate)
+
+
+def _last_figures(record: RunFolder, *, step: int) -> dict[str, float]:
+    """Return what metrics.jsonl has of a step: of a run that has none left to take."""
+    found: dict[str, float] = {}
+    file = record.path / "metrics.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        values = parse_json(line, where=str(file), infinite=True)
+        if values.get("step") == step:
+            found |= {name: v for name, v in values.items() if name not in ("step", "time", "lr")}
+    return found
 
 
 def _memory_gb(device: torch.device) -> float:

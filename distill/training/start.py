@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.students.card import STUDENT_FOLDER
 from distill.training.checkpoint import resume_point
+from distill.training.keep import kept_steps
 from distill.training.optim import schedule_of
 from distill.training.state import TrainState, first_state, flatten
 from dreamshard.config import to_dict
@@ -98,7 +98,7 @@ def _decide(config: TrainConfig, training_set: TrainingSet) -> tuple[TrainState,
         forget(run_dir)
     fresh = first_state(to_dict(config), training_set=training_set, processes=rank_count())
     state, checkpoint = resume_point(run_dir, fresh=fresh)
-    finished = state.step >= config.steps and (run_dir / STUDENT_FOLDER).exists()
+    finished = state.step >= config.steps and kept_steps(run_dir) == state.step
     return state, checkpoint.name if checkpoint is not None else "", finished
 
 

@@ -7,13 +7,14 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign import trusted
 from pipeline.cluster.config import RayConfig
+from pipeline.cluster.orphans import watched
 from pipeline.cluster.outcomes import one_line
 from pipeline.cluster.reach import check_answers, check_folder
 from pipeline.cluster.worker import ActorSize
@@ -113,15 +114,16 @@ def cluster(
     if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
         yield describe("the session's own")
         return
-    if address is not None:
-        _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
-    else:
-        check_folder()
-        _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
-    try:
-        yield describe(address or EMBEDDED)
-    finally:
-        ray.shutdown()
+    with watched() if address is None else nullcontext():
+        if address is not None:
+            _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
+        else:
+            check_folder()
+            _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
+        try:
+            yield describe(address or EMBEDDED)
+        finally:
+            ray.shutdown()
 
 
 _LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

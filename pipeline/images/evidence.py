@@ -19,6 +19,7 @@ import xxhash
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.arrays import read_npy
+from dreamshard.owner.parts import part_of
 from pipeline.images.listing import File
 
 WHOLE = 16 << 10
@@ -142,7 +143,7 @@ class _Cache:
         good = digests != 0  # unreadable now does not mean unreadable next time
         order = np.argsort(marks[good])
         table = np.stack([marks[good][order], digests[good][order]], axis=1)
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        partial = part_of(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:

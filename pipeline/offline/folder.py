@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dreamshard.errors import ConfigError
-from dreamshard.owner import check_owner
+from dreamshard.owner.folders import check_owner
 from dreamshard.runfolder import command_of
 from pipeline.request.config import OfflineConfig
 from pipeline.request.lookup import Existing

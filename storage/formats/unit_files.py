@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dreamshard.owner.processes import own_name
 from storage.fs.local import Files, Sink
-from storage.fs.owners import own_name
 from storage.ledger.leases import run_folder
 from storage.ledger.publish import Staged
 from storage.schema import FeatureBatch

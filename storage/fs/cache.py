@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from storage.fs.owners import is_dead, owner
+from dreamshard.owner.processes import is_dead, owner
 
 FOLDER_VARIABLE = "DREAMSHARD_CACHE"
 BYTES_VARIABLE = "DREAMSHARD_CACHE_BYTES"

@@ -20,8 +20,8 @@ from typing import TypeAlias, TypeVar
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
+from dreamshard.owner.processes import owner
 from storage.fs import beneath
-from storage.fs.owners import owner
 from storage.fs.proof import Proof
 from storage.fs.sink import LocalSink
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from dreamshard.errors import DataError
-from storage.fs.owners import owner
+from dreamshard.owner.processes import owner
 
 Proof = Literal["proved", "ignored", "refuses all", "not offered"]
 MEANING: dict[Proof, str] = {

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dreamshard.errors import DataError
+from dreamshard.owner.processes import is_dead, owner
 from storage.fs.beneath import kind_of
 from storage.fs.local import MAX_RECORD_BYTES, STAGING, LocalFiles
 from storage.fs.objects import Objects
-from storage.fs.owners import is_dead, owner
 from storage.fs.proof import Proof
 
 _NOTED = 4096  # uploads remembered, so that a run knows its own files again

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from dreamshard.owner.processes import is_dead
 from storage.fs.local import Files
-from storage.fs.owners import is_dead
 
 State = Literal["alive", "dead", "unknown"]
 _MAX_SEEN = 1 << 14

@@ -24,8 +24,8 @@ import weakref
 from collections.abc import Iterator
 
 from dreamshard.errors import DataError
+from dreamshard.owner.processes import owner
 from storage.fs.local import STAGING, Files
-from storage.fs.owners import owner
 from storage.ledger import evidence
 from storage.ledger.description import KEY, REMOVED
 from storage.schema import check_name

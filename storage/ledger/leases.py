@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.text import parse_json
+from dreamshard.owner.processes import owner
 from storage.fs.local import STAGING, Files
-from storage.fs.owners import owner
 from storage.fs.proof import MEANING, Proof, explain
 from storage.ledger import evidence, holds
 from storage.ledger.publish import (

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dreamshard.errors import DataError
+from dreamshard.owner.processes import own_name
 from storage.fs.local import STAGING, Files
-from storage.fs.owners import own_name
 from storage.ledger import evidence
 from storage.ledger.commits import Commit, latest_version, read_commit, record_key, withdraw
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from dreamshard.errors import DataError
+from dreamshard.owner.processes import owner
 from storage.dataset import Dataset
 from storage.formats.stores import STORES
 from storage.fs.cache import FOLDER_VARIABLE
-from storage.fs.owners import owner
 from storage.rows.pick import read_rows
 from storage.schema import Level
 from tests.feature_store import (

@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from dreamshard.foreign.text import parse_json
+from dreamshard.owner.parts import part_of
 from pipeline.images.listing import File, Passed
 from pipeline.images.sources.tar_index import Member
 
@@ -67,7 +68,7 @@ class IndexCache:
             [m.name, m.offset, m.size, m.pieces, m.mark, m.head.decode("latin-1")] for m in members
         ]
         text = json.dumps([rows, passed.counts, passed.examples])
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        partial = part_of(self._path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(zlib.compress(text.encode("utf-8", "surrogateescape"), 1))

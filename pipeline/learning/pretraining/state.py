@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign import trusted
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import read_json
+from dreamshard.owner.folders import is_owner
+from dreamshard.owner.parts import part_of, sweep
 from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ALGORITHM = 1
 """Raised whenever the same settings would train other weights."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+BEGUN = ".begun.json"
+"""Beside weights that have no card yet: the recipe of the run that is putting them there."""
 NOT_THE_WEIGHTS = (
     *("out", "run_dir", "overwrite", "licence", "device", "threads"),
     *("checkpoint_every", "sample_every", "num_samples", "sample_steps"),
@@ -54,6 +57,8 @@ def recipe_key(settings: Mapping[str, Any], source: Mapping[str, object]) -> str
 def find_teacher(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the card of the finished teacher in a folder; None if there is nothing.
 
+    Weights that a run of the same recipe was putting there when it was killed are nothing.
+
     Raises:
         ConfigError: another teacher is there.
     """
@@ -62,7 +67,7 @@ def find_teacher(folder: Path, key: str) -> dict[str, Any] | None:
         if not isinstance(card, dict):
             raise ValueError("no object")
     except (CannotReadError, ValueError):
-        if (folder / WEIGHTS).exists():
+        if (folder / WEIGHTS).exists() and not _begun(folder, key):
             raise _occupied(folder, "weights without a card") from None
         return None
     if card.get("recipe_key") == key and (folder / WEIGHTS).is_file():
@@ -70,21 +75,24 @@ def find_teacher(folder: Path, key: str) -> dict[str, Any] | None:
     raise _occupied(folder, "a teacher trained with other settings or images")
 
 
-def save_teacher(
-    folder: Path,
-    module: nn.Module,
-    *,
-    scheduler: Mapping[str, Any],
-    card: Mapping[str, object],
-    dtype: str,
-) -> None:
-    """Write the teacher's folder; its card comes last and marks it as whole.
+def _begun(folder: Path, key: str) -> bool:
+    """Tell whether what lies in a folder is what a run of a recipe had begun to put there."""
+    try:
+        return read_json(folder / BEGUN).get("recipe_key") == key
+    except (CannotReadError, ValueError, AttributeError):
+        return is_owner(folder / "run", "pretrain", {"recipe": key})
+
+
+def save_network(
+    folder: Path, module: nn.Module, *, scheduler: Mapping[str, Any], key: str, dtype: str
+) -> int:
+    """Write a teacher's folder but for its card; return how many weights there are.
 
     Args:
         folder: laid out as diffusers does.
         module: a `UNet2DModel` with the averaged weights.
         scheduler: config of the scheduler that goes with it.
-        card: licence, settings, where the weights come from; the recipe key among it.
+        key: of the recipe.
         dtype: number format of the weights, as torch names it.
     """
     import torch
@@ -93,13 +101,14 @@ def save_teacher(
     from pipeline.learning.checkpoint import flush
 
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    write_text(folder / BEGUN, json.dumps({"recipe_key": key}) + "\n")
     (folder / CARD).unlink(missing_ok=True)
     kind = trusted.attribute(torch, dtype, allowed=("float32", "bfloat16", "float16"))
     weights = {
         name: tensor.to(kind if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()
     }
-    part = folder / f".{WEIGHTS}.{os.getpid()}.partial"
+    part = part_of(folder / WEIGHTS)
     save_file(weights, part, metadata={"format": "pt"})
     apply_umask(part)
     flush(part)
@@ -107,12 +116,32 @@ def save_teacher(
     write_text(folder / "config.json", module.to_json_string())  # type: ignore[operator]
     scheduler_text = json.dumps(dict(scheduler), indent=2) + "\n"
     write_text(folder / "scheduler" / "scheduler_config.json", scheduler_text)
-    whole = {
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
-        **card,
-        "made_with": package_versions(("torch", "diffusers", "numpy")),
-    }
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def save_card(folder: Path, card: Mapping[str, object]) -> None:
+    """Write a teacher's card, which comes last and marks all the run has made as whole.
+
+    Args:
+        folder: the teacher's.
+        card: licence, settings, where the weights come from; the recipe key among it.
+    """
+    whole = {**card, "made_with": package_versions(("torch", "diffusers", "numpy"))}
     write_text(folder / CARD, json.dumps(whole, indent=2) + "\n")
+    (folder / BEGUN).unlink(missing_ok=True)
+
+
+def clear(folder: Path, run_dir: Path, key: str) -> None:
+    """Remove what a run that was killed after its teacher's card has left."""
+    from pipeline.learning.checkpoint import forget
+
+    (folder / BEGUN).unlink(missing_ok=True)
+    for place in (folder, folder / "scheduler"):
+        for name in (WEIGHTS, CARD, BEGUN, "config.json", "scheduler_config.json"):
+            sweep(place, name=name)
+    if is_owner(run_dir, "pretrain", {"recipe": key}):
+        sweep(run_dir)
+        forget(run_dir)
 
 
 def resume_point(run_dir: Path, key: str) -> tuple[int, Path | None]:

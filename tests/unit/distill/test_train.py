@@ -331,3 +331,59 @@ def test_too_little_memory_is_a_setting(
     monkeypatch.setattr("pipeline.learning.loop.add_gradients", full)
     with pytest.raises(ConfigError, match=r"batch_size: got 8, .*--accumulate 2.*grad_check"):
         train(configure())
+
+
+@pytest.mark.parametrize("lost", [("stats.json", "README.txt"), ("README.txt",)])
+def test_a_run_killed_when_its_student_was_in_place_completes_its_folder(
+    configure, lost: tuple[str, ...]
+) -> None:
+    config = configure()
+    train(config)
+    run_dir = Path(config.run_dir)
+    before = {name: (run_dir / name).read_bytes() for name in ("stats.json", "README.txt")}
+    stamp = (run_dir / "student" / "model.safetensors").stat().st_mtime_ns
+    for name in lost:
+        (run_dir / name).unlink()
+    (run_dir / ".stats.json.999999999.partial").write_text("half")
+    train(config)
+    assert {name: (run_dir / name).read_bytes() for name in before} == before
+    assert (run_dir / "student" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert not [path for path in run_dir.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_killed_when_its_last_checkpoint_was_in_place_tells_the_same(configure) -> None:
+    import shutil
+
+    config = configure()
+    train(config)
+    run_dir = Path(config.run_dir)
+    card = (run_dir / "student" / "student.json").read_bytes()
+    figures = json.loads((run_dir / "stats.json").read_text())
+    shutil.rmtree(run_dir / "student")
+    (run_dir / "stats.json").unlink()
+    train(config)
+    again = json.loads((run_dir / "stats.json").read_text())
+    timed = ("seconds", "img_per_s", "wait_percent")
+    assert {k: v for k, v in figures.items() if k not in timed} == {
+        k: v for k, v in again.items() if k not in timed
+    }
+    assert (
+        json.loads(card)["provenance"]
+        == json.loads((run_dir / "student" / "student.json").read_text())["provenance"]
+    )
+
+
+def test_the_student_of_fewer_steps_is_replaced_by_that_of_a_run_killed_at_its_end(
+    configure, tmp_path: Path
+) -> None:
+    import shutil
+
+    train(configure())
+    run_dir = Path(configure().run_dir)
+    shutil.copytree(run_dir / "student", tmp_path / "short")
+    train(configure(steps=6))
+    whole = weights(run_dir)
+    shutil.rmtree(run_dir / "student")
+    shutil.move(tmp_path / "short", run_dir / "student")
+    train(configure(steps=6))
+    assert same(weights(run_dir), whole)

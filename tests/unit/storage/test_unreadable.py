@@ -11,8 +11,8 @@ import pytest
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
+from dreamshard.owner.processes import owner
 from storage.dataset import Dataset
-from storage.fs.owners import owner
 from storage.ledger.commits import latest_version, read_commit, record_key
 from storage.ledger.publish import CLAIMS
 from storage.rows.pick import read_rows

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
 from dreamshard.foreign import trusted
+from dreamshard.owner.parts import part_of
 from dreamshard.permissions import apply_umask
 from pipeline.teachers import weights
 from pipeline.teachers.diffusion import schedulers
@@ -119,7 +120,7 @@ def compute_empty_prompt(pipeline: Path, path: Path) -> None:
     )
     if pooled is not None:
         state["pooled"] = pooled.float().contiguous()
-    part = path.with_name(f".{path.name}.partial")
+    part = part_of(path)
     save_file({name: tensor.detach().cpu() for name, tensor in state.items()}, part)
     apply_umask(part)
     part.replace(path)

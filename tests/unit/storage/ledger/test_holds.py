@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from dreamshard.errors import DataError
+from dreamshard.owner.processes import host_id
 from storage.dataset import Dataset
-from storage.fs.owners import host_id
 from storage.ledger import holds
 from storage.ledger.leases import watch_until_known
 from tests.feature_store import all_keys, expected_keys, fill, make_dataset, stop_clocks

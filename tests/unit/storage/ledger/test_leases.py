@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dreamshard.errors import DataError
+from dreamshard.owner.processes import host_id, owner
 from storage.dataset import Dataset
-from storage.fs.owners import host_id, owner
 from storage.ledger import leases, publish
 from tests.feature_store import all_keys, expected_keys, make_batch, make_dataset, stop_clocks
 

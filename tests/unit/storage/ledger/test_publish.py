@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dreamshard.errors import DataError
+from dreamshard.owner.processes import host_id
 from storage.dataset import Dataset
-from storage.fs.owners import host_id
 from storage.ledger import evidence, publish
 from storage.ledger.commits import latest_version, withdraw
 from tests.feature_store import (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dreamshard.errors import ConfigError
-from dreamshard.owner import OWNER
+from dreamshard.owner.folders import OWNER
 from dreamshard.runfolder import RunFolder
 
 
@@ -99,7 +99,7 @@ def test_of_two_that_begin_at_once_one_is_first(tmp_path: Path) -> None:
     def begin(number: int) -> None:
         barrier.wait()
         try:
-            from dreamshard.owner import claim
+            from dreamshard.owner.folders import claim
 
             claim(tmp_path, "train", {"recipe": number % 2}, replace=False)
             outcomes.append(str(number % 2))

@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from secrets import token_hex
 
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign.files import read_bytes
 from dreamshard.foreign.text import parse_json
+from dreamshard.owner.parts import part_of
 from dreamshard.redact import redact
 
 OWNER = "owner.json"
@@ -57,6 +57,15 @@ def check_owner(
     raise ConfigError(Problem(key, got, "a folder of this run alone", hint))
 
 
+def is_owner(folder: Path, command: str, of: Mapping[str, object]) -> bool:
+    """Tell whether a folder is of this very run, and says so."""
+    try:
+        found = _owner(folder)
+    except ConfigError:
+        return False
+    return found is not None and found == (command, parse_json(json.dumps(redact(of)), where=""))
+
+
 def claim(
     folder: Path, command: str, of: Mapping[str, object], *, key: str = "run_dir", replace: bool
 ) -> None:
@@ -71,7 +80,7 @@ def claim(
         OSError: the folder cannot be written.
     """
     owner, text = folder / OWNER, json.dumps({"command": command, "of": redact(of)}, default=str)
-    part = folder / f".{OWNER}.{os.getpid()}.{token_hex(4)}.partial"
+    part = part_of(owner)
     part.write_text(text + "\n", encoding="utf-8")
     try:
         if replace and _is_another(folder, command, of, key):

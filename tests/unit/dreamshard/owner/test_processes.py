@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from storage.fs.owners import host_id, is_dead, owner
+from dreamshard.owner.processes import host_id, is_dead, owner
 
 
 def test_this_process_lives() -> None:
@@ -10,7 +10,7 @@ def test_this_process_lives() -> None:
 
 
 def test_a_process_that_ended_is_dead() -> None:
-    code = "from storage.fs.owners import owner; print(owner())"
+    code = "from dreamshard.owner.processes import owner; print(owner())"
     text = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -19,7 +19,7 @@ def test_a_process_that_ended_is_dead() -> None:
 
 
 def test_a_process_that_was_killed_and_not_yet_waited_for_is_dead() -> None:
-    code = "from storage.fs.owners import owner; print(owner(), flush=True); input()"
+    code = "from dreamshard.owner.processes import owner; print(owner(), flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

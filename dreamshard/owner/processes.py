@@ -45,13 +45,18 @@ def is_dead(text: str) -> bool | None:
     pid, _, start = rest.partition("-")
     if host != host_id() or not pid.isdecimal():
         return None
+    return has_ended(int(pid)) or _start_time(int(pid)) != start
+
+
+def has_ended(pid: int) -> bool:
+    """Say whether no process of this host has a number, or only one that nobody waited for yet."""
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         pass
-    return _is_zombie(int(pid)) or _start_time(int(pid)) != start
+    return _is_zombie(pid)
 
 
 def _start_time(pid: int) -> str:

@@ -1,0 +1,75 @@
+"""End the processes of an embedded cluster whose driver was killed.
+
+Ray's servers die with the driver, and its agents notice that within seconds; but before they leave
+they try for a minute to report it to the server that is gone. A small process looks on from
+outside: `python orphans.py DRIVER MARK`. It imports nothing of ours, so that it costs little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+VARIABLE = "DREAMSHARD_CLUSTER"
+"""Marks the processes of one embedded cluster: those started while it is set, and theirs."""
+LOOK_S = 0.5
+"""Time between two looks at the driver (seconds)."""
+GRACE_S, TERM_S = 3.0, 3.0
+"""Time to leave by themselves, and after being asked to (seconds)."""
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Mark the processes that start inside, and have them end soon after this one, come what may.
+
+    Yields once the watcher runs; it goes when the context ends, after what it watches.
+    """
+    mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+    command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark]
+    nowhere = subprocess.DEVNULL  # or whoever reads the driver's output would wait for its end
+    watcher = subprocess.Popen(
+        command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+    )
+    os.environ[VARIABLE] = mark
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        watcher.kill()
+        watcher.wait()
+
+
+def watch(driver: int, mark: str) -> None:
+    """Wait until the driver is gone, then end all processes that bear the mark."""
+    while os.getppid() == driver:
+        time.sleep(LOOK_S)
+    for number, patience in ((0, GRACE_S), (signal.SIGTERM, TERM_S), (signal.SIGKILL, 0.0)):
+        found = marked(mark)
+        for pid in found if number else ():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        ends = time.monotonic() + patience
+        while found and time.monotonic() < ends:
+            time.sleep(LOOK_S)
+            found = marked(mark)
+
+
+def marked(mark: str) -> list[int]:
+    """Return the process numbers of this user's processes that were started under a mark."""
+    words, found = f"{VARIABLE}={mark}".encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if words in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,65 @@
+"""What a killed driver leaves running ends soon; what is not of its cluster stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster.orphans import VARIABLE, marked, watched
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+DRIVER = """
+import os, signal, subprocess, sys
+from pipeline.cluster import orphans
+apart = {"stdout": subprocess.DEVNULL, "start_new_session": True}
+other = subprocess.Popen(["sleep", "60"], **apart)
+with orphans.watched():
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    agent = subprocess.Popen([sys.executable, "-c", deaf], **apart)
+    server = subprocess.Popen(["sleep", "60"], **apart)
+    print(os.environ[orphans.VARIABLE], other.pid, agent.pid, server.pid, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def start() -> tuple[subprocess.Popen[str], str, list[int]]:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    mark, *pids = driver.stdout.readline().split()
+    return driver, mark, list(map(int, pids))
+
+
+def test_a_killed_driver_leaves_nothing_of_its_cluster() -> None:
+    driver, mark, (other, agent, server) = start()
+    assert {agent, server} <= set(marked(mark)) and other not in marked(mark)
+    began = time.monotonic()
+    driver.kill()
+    driver.communicate(timeout=20)  # nothing holds its output
+    while marked(mark):
+        assert time.monotonic() - began < 20, "agents outlive their driver"
+        time.sleep(0.05)
+    os.kill(other, signal.SIGKILL)  # which was there all the time
+
+
+def test_one_that_ends_its_cluster_has_nobody_killed() -> None:
+    driver, mark, pids = start()
+    driver.communicate("end\n", timeout=20)
+    time.sleep(0.3)
+    assert set(pids[1:]) <= set(marked(mark)), "the watcher is gone, whoever ends them"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_the_mark_is_of_the_context_alone() -> None:
+    before = dict(os.environ)
+    with watched():
+        assert os.environ[VARIABLE].startswith(f"{os.getpid()}-")
+    assert dict(os.environ) == before
