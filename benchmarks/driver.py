@@ -181,7 +181,7 @@ def measure(units: int, per_unit: int, folder: Path) -> dict[str, object]:
         ray = NullRay(ours, per_unit=per_unit, stop_after=stop_after)
         ray.install()
         started, before = time.perf_counter(), _cpu_s()
-        code = main_path.run(config, command=["benchmark"])
+        code = main_path.run(config, command=["benchmark"])[0]
         assert code == (130 if stop_after else 0), code
         used = _cpu_s() - before
         cpu, memory = cpu + used, memory + ray.memory

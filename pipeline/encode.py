@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(EncodeConfig, argv, prog=PROG, description=str(EncodeConfig.__doc__))
     from pipeline.run import run
 
-    return run(config, command=[*PROG.split(), *argv])
+    return run(config, command=[*PROG.split(), *argv])[0]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from pipeline.request.same_source import settle
 from storage.dataset import Dataset
 
 
-def run(config: OfflineConfig, *, command: Sequence[str]) -> int:
+def run(config: OfflineConfig, *, command: Sequence[str]) -> tuple[int, Dataset]:
     """Make the dataset that a config asks for, or what is missing of it.
 
     Args:
@@ -37,7 +37,7 @@ def run(config: OfflineConfig, *, command: Sequence[str]) -> int:
         command: the command line, to be recorded and repeated.
 
     Returns:
-        Exit code: 0 all there, 130 stopped on request.
+        Exit code (0 all there, 130 stopped on request) and the dataset.
 
     Raises:
         ConfigError, DataError, TeacherError: see `dreamshard.errors`; DataError also where units
@@ -60,7 +60,7 @@ def _run(
     request: ResolvedRequest,
     existing: Existing | None,
     command: Sequence[str],
-) -> int:
+) -> tuple[int, Dataset]:
     if config.micro_batch == 0:
         begun = existing.dataset.pins if existing else None
         size = config.actor_size()

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     )
     from pipeline.run import run
 
-    return run(config, command=[*PROG.split(), *argv])
+    return run(config, command=[*PROG.split(), *argv])[0]
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ class DataConfig:
     """Kind shards: further datasets of the same samples, whose levels are read beside (soft labels,
     say)."""
     levels: list[str] = field(default_factory=list)
-    """Levels to distil by name; empty: every one of the kinds that the method distils."""
+    """Levels to distil, by name (up.1.t100), tap (up.1) or stride (s4); empty: every one of the
+    kinds that the method distils."""
     image_size: list[Count] = field(default_factory=list)
     """Height and width the dataset must have, in pixels; empty: those it has."""
     pixel_range: str = "0..255"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distill.data.paired import cropped, pair_problems
@@ -10,6 +11,7 @@ from distill.data.sets import Needs, TrainingSet
 from distill.data.source import Source
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
+from storage.level_names import choose_levels, match_levels, unknown_level
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -75,22 +77,34 @@ def _choose_levels(
     config: DataConfig, source: Source, *, kinds: Sequence[str]
 ) -> tuple[list[Level], list[Problem]]:
     """Return the levels asked for, finest first, and what is wrong with the request."""
-    problems = []
-    by_name = {level.name: level for level in source.levels}
-    usable = [name for name, level in by_name.items() if _is_usable(level, kinds)]
-    names = config.levels or usable
+    usable = [level for level in source.levels if _is_usable(level, kinds)]
     words = " or ".join(KIND_WORDS[kind] for kind in kinds)
-    for name in names:
-        if name not in usable:
-            got = f"{name!r} (not a {words})" if name in by_name else repr(name)
-            allowed = ", ".join(usable) or f"none: this dataset has no {words}s"
-            problems.append(Problem("data.levels", got, allowed))
-    chosen = [by_name[name] for name in names if name in usable]
+    chosen, problems = usable, []
+    if config.levels:
+        chosen, _ = choose_levels(usable, config.levels, key="data.levels")
+        problems = [
+            _level_problem(name, source.levels, usable, words)
+            for name in config.levels
+            if not match_levels(usable, name)
+        ]
     for kind in kinds:
-        if len(chosen) == len(names) and not any(level.kind == kind for level in chosen):
+        if not problems and not any(level.kind == kind for level in chosen):
             allowed = f"at least one {KIND_WORDS[kind]}"
             problems.append(Problem("data.dataset", source.url, allowed, KIND_HINTS[kind]))
     return sorted(chosen, key=lambda level: level.stride), problems
+
+
+def _level_problem(
+    name: str, levels: Sequence[Level], usable: Sequence[Level], words: str
+) -> Problem:
+    """Say why a name stands for no level that can be distilled."""
+    if not usable:
+        allowed = f"none: this dataset has no {words}s"
+        return Problem("data.levels", repr(name), allowed)
+    problem = unknown_level(usable, name, key="data.levels")
+    if match_levels(levels, name):
+        return replace(problem, got=f"{name!r} (not a {words})")
+    return problem
 
 
 def _is_usable(level: Level, kinds: Sequence[str]) -> bool:

@@ -37,7 +37,7 @@ def read_sources(schema: Schema, argv: Sequence[str]) -> tuple[dict[str, Any], l
         path = name.split(".")
         node = at(schema, path)
         try:
-            value = text if _takes_text(node, text) else parse_yaml(text)
+            value = text if takes_text(node, text) else parse_yaml(text)
         except (yaml.YAMLError, ValueError):
             allowed = "a YAML value" if node is None else describe(node)
             problems.append(Problem(name, repr(text), allowed, "Check brackets and quotes."))
@@ -105,7 +105,7 @@ def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[P
     return options, flags, problems
 
 
-def _takes_text(node: Schema | None, text: str) -> bool:
+def takes_text(node: Schema | None, text: str) -> bool:
     """Tell whether an override is text as it stands: no YAML, so that 007 and off stay as typed."""
     kinds = {part.get("type") for part in parts(node or {})}
     is_null = "null" in kinds and text in ("null", "~")

@@ -10,6 +10,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
+from dreamshard.console.shadow import prefer_ours
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.foreign import trusted
 from dreamshard.versions import VERSION
@@ -103,4 +104,5 @@ def main(argv: Sequence[str]) -> int | None:
 
 def entry() -> int:
     """Run `dreamshard` with the process's arguments; the console script."""
+    prefer_ours()
     return run_main(main, sys.argv[1:])

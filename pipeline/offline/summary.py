@@ -33,8 +33,8 @@ def announce(request: ResolvedRequest, dataset: Dataset, *, num_missing: int) ->
 
 def already_there(
     existing: Existing, request: ResolvedRequest, checked: Sequence[str], *, max_share: float
-) -> int:
-    """Say that there is nothing to make, and what was checked; return the exit code.
+) -> tuple[int, Dataset]:
+    """Say that there is nothing to make, and what was checked; return exit code and dataset.
 
     Raises:
         DataError: too many of its images are invalid.
@@ -50,11 +50,13 @@ def already_there(
         f"next: dreamshard inspect {shlex.quote(dataset.url)}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    return 0, dataset
 
 
-def summarise(outcome: Outcome, books: Books, *, folder: RunFolder, command: Sequence[str]) -> int:
-    """Say how a run ended; return the exit code, 0 or 130 where it was stopped on request.
+def summarise(
+    outcome: Outcome, books: Books, *, folder: RunFolder, command: Sequence[str]
+) -> tuple[int, Dataset]:
+    """Say how a run ended; return the exit code, 0 or 130 where it was stopped, and the dataset.
 
     Raises:
         DataError: units were left out.
@@ -75,11 +77,11 @@ def summarise(outcome: Outcome, books: Books, *, folder: RunFolder, command: Seq
     sys.stdout.write("\n".join([*lines, f"run folder: {folder.path}", f"next: {following}\n"]))
     sys.stdout.flush()
     if outcome.interrupted:
-        return INTERRUPTED
+        return INTERRUPTED, books.dataset
     if outcome.quarantined:
         listed = "".join(f"\n  {unit}: {why}" for unit, why in sorted(outcome.quarantined.items()))
         raise DataError(
             f"{url}: {len(outcome.quarantined)} units could not be made and are left out; the same "
             f"command tries them again, and training without them takes --data.allow_holes:{listed}"
         )
-    return 0
+    return 0, books.dataset

@@ -23,6 +23,7 @@ from storage.codecs.bases import FIT_SAMPLES
 from storage.dataset import Dataset
 from storage.formats.stores import STORES
 from storage.ledger.holds import name_readers
+from storage.level_names import choose_levels, match_levels
 from storage.rows.pick import read_rows
 from storage.schema import FeatureBatch, Level, Recipe
 from storage.snapshot import Snapshot
@@ -83,7 +84,7 @@ def plan_copy(
     Args:
         source: the dataset to read.
         layout_format: "zarr" or "tar"; None keeps the source's.
-        levels: names of the levels to copy; None for all.
+        levels: names, taps or strides of the levels to copy; None for all.
         samples: the first so many samples; None for all.
         codecs: "name" for all levels that hold floats, or "level=name" for one.
         images: "png" or "npy": how format tar keeps images.
@@ -93,11 +94,10 @@ def plan_copy(
         DataError: if the source has holes.
     """
     snapshot = source.snapshot()
-    known = {level.name: level for level in source.levels}
-    wanted = list(known) if levels is None else list(dict.fromkeys(levels))
-    problems: list[Problem | str] = [
-        Problem("levels", repr(name), ", ".join(known)) for name in wanted if name not in known
-    ]
+    chosen, wrong = list(source.levels), []
+    if levels is not None:
+        chosen, wrong = choose_levels(source.levels, levels, key="levels")
+    problems: list[Problem | str] = [*wrong]
     count = snapshot.num_samples if samples is None else samples
     if not 1 <= count <= snapshot.num_samples:
         problems.append(Problem("samples", str(count), f"1..{snapshot.num_samples}"))
@@ -108,7 +108,7 @@ def plan_copy(
             f"{source.url}: got {len(snapshot.holes)} missing units, allowed none. Run the command "
             "that made the dataset again."
         )
-    chosen = tuple(known[name] for name in wanted)
+    wanted = {level.name for level in chosen}
     layout: dict[str, object] = {
         **source.recipe.layout,
         "format": layout_format or source.recipe.layout.get("format", "zarr"),
@@ -126,7 +126,7 @@ def plan_copy(
     recipe = Recipe(source.recipe.name, content, layout)
     for level in chosen:
         codec_for(recipe, level).arrays(level)
-    return Copy(source, snapshot, chosen, count, recipe)
+    return Copy(source, snapshot, tuple(chosen), count, recipe)
 
 
 def create_copy(copy: Copy, root: str) -> Dataset:
@@ -220,10 +220,11 @@ def _codecs(source: Dataset, levels: Sequence[Level], asked: Sequence[str]) -> d
     names = {level.name: source.recipe.codec_of(level) for level in levels}
     for text in asked:
         name, mark, codec = text.rpartition("=")
-        if mark and name not in names:
+        meant = match_levels(levels, name)
+        if mark and not meant:
             raise ConfigError(Problem("codec", repr(text), f"LEVEL=CODEC with {', '.join(names)}"))
         for level in levels:
-            if name == level.name or (not mark and "float" in level.dtype):
+            if level in meant or (not mark and "float" in level.dtype):
                 names[level.name] = codec
     for level in levels:  # values read back from a quantised level are float32
         if names[level.name] == "raw" and source.recipe.codec_of(level) not in ("raw",):
@@ -244,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", choices=sorted(STORES), help="zarr to train on, tar to exchange; as SRC if not"
     )
-    parser.add_argument("--levels", nargs="+", help="levels to copy; all if not given")
+    parser.add_argument(
+        "--levels", nargs="+", help="levels to copy, by name or stride (s4); all if not given"
+    )
     parser.add_argument("--samples", type=int, help="copy the first so many; all if not given")
     parser.add_argument(
         "--codec",

@@ -137,7 +137,7 @@ def drive(schedule: Schedule, folder: Path, *, faulty: bool, number: int = 0) ->
             injector = Injector(schedule, folder / f"struck-driver-{number}")
             LocalFiles.fault = staticmethod(injector)  # type: ignore[assignment]
         wanted = config(schedule, folder)
-        code = run_main(lambda _: main_path.run(wanted, command=["dreamshard", "test"]), [])
+        code = run_main(lambda _: main_path.run(wanted, command=["dreamshard", "test"])[0], [])
     except BaseException:
         traceback.print_exc()
     finally:

@@ -67,7 +67,7 @@ def encode_config(root: Path, *, delay_s: float = 0.0, **changes: object) -> Enc
 
 
 def make(config: OfflineConfig, *, code: int = 0) -> Dataset:
-    assert run(config, command=["dreamshard", "test"]) == code
+    assert run(config, command=["dreamshard", "test"])[0] == code
     return dataset_under(config.root)
 
 

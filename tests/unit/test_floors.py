@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("dreamshard", "storage", "pipeline", "distill")
 FLOORS: dict[str, tuple[str, ...]] = {
     "storage": (
-        "schema", "fs", "codecs", "rows", "ledger", "formats", "snapshot", "batches", "dataset",
-        "catalog join relabel", "verbs",
+        "schema", "level_names fs", "codecs", "rows", "ledger", "formats", "snapshot", "batches",
+        "dataset", "catalog join relabel", "verbs",
     ),
     "pipeline": (
         "teachers", "images", "learning", "cluster", "request", "offline streaming", "run",
@@ -34,7 +34,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "tables", "probes", "configs", "losses", "students modules", "data", "methods", "training",
         "bench", "tasks", "train evaluate publish",
     ),
-    "dreamshard.console": ("cli", "report verify", "doctor demo"),
+    "dreamshard.console": ("shadow", "cli", "report verify api", "doctor demo", "own"),
 }  # fmt: skip
 """Place -> its floors, the lowest first; rooms on one floor do not import one another."""
 MAX_ROOMS = 14
