@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from secrets import token_hex
+from typing import Self
 
 import numpy as np
 
@@ -138,7 +139,7 @@ class Dataset:
         return dataset
 
     @classmethod
-    def open(cls, url: str, *, fsync: bool = True) -> Dataset:
+    def open(cls, url: str, *, fsync: bool = True) -> Self:
         """Open a dataset by its folder.
 
         Raises:

@@ -7,6 +7,7 @@ for batch in ds.torch(batch_size=64, levels=["s4"]): ...
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,22 +62,22 @@ class Sample:
         return f"Sample({self.index}, key={self.key!r}, label={self.label}, {shapes})"
 
 
-class Samples(Sequence[Sample]):
+class Samples:
     """Show some samples of a dataset, in an order of one's own; what a slice returns.
 
     Args:
         snapshot: what they are of.
-        index: int64 (N,), their numbers.
+        numbers: int64 (N,), theirs in the dataset.
     """
 
-    def __init__(self, snapshot: Snapshot, index: np.ndarray) -> None:
-        self.snapshot, self.index = snapshot, index
+    def __init__(self, snapshot: Snapshot, numbers: np.ndarray) -> None:
+        self.snapshot, self.numbers = snapshot, numbers
 
     def __repr__(self) -> str:
         return f"{len(self):,} samples of {self.snapshot.url}"
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.numbers)
 
     @overload
     def __getitem__(self, which: int | str) -> Sample: ...
@@ -100,7 +101,7 @@ class Samples(Sequence[Sample]):
             if not 0 <= place < len(self):
                 raise IndexError(f"sample {which}: allowed {-len(self)}..{len(self) - 1}")
             return self._read([place])[0]
-        return Samples(self.snapshot, self.index[self._places(which)])
+        return Samples(self.snapshot, self.numbers[self._places(which)])
 
     def __iter__(self) -> Iterator[Sample]:
         for first in range(0, len(self), AT_ONCE):
@@ -110,17 +111,17 @@ class Samples(Sequence[Sample]):
     def keys(self) -> list[str]:
         """The source's own names of the samples."""
         known = self.snapshot.keys
-        return [known[number] for number in self.index.tolist()]
+        return [known[number] for number in self.numbers.tolist()]
 
     @property
     def labels(self) -> np.ndarray:
         """Class numbers, int64 (N,); -1 where there is none."""
-        return self.snapshot.labels[self.index]
+        return self.snapshot.labels[self.numbers]
 
     @property
     def valid(self) -> np.ndarray:
         """Whether samples can be used, bool (N,); False, too, where none was made."""
-        return self.snapshot.valid[self.index]
+        return self.snapshot.valid[self.numbers]
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -146,8 +147,8 @@ class Samples(Sequence[Sample]):
             if problems:
                 raise ConfigError([*problems])
             level = chosen[0].name
-        self._check_made(self.index)
-        return read_rows(self.snapshot, level, self.index)
+        self._check_made(self.numbers)
+        return read_rows(self.snapshot, level, self.numbers)
 
     def torch(
         self,
@@ -185,7 +186,7 @@ class Samples(Sequence[Sample]):
 
         return TorchBatches(
             self.snapshot,
-            index=self.index,
+            index=self.numbers,
             batch_size=batch_size,
             levels=levels,
             shuffle=shuffle,
@@ -202,8 +203,6 @@ class Samples(Sequence[Sample]):
     def _place(self, key: str) -> int:
         place = self._place_of.get(key)
         if place is None:
-            import difflib
-
             close = difflib.get_close_matches(key, self._place_of, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             some = ", ".join(map(repr, [*self._place_of][:3]))
@@ -237,7 +236,7 @@ class Samples(Sequence[Sample]):
             )
 
     def _read(self, places: Sequence[int]) -> list[Sample]:
-        shot, index = self.snapshot, self.index[np.asarray(places, np.int64)]
+        shot, index = self.snapshot, self.numbers[np.asarray(places, np.int64)]
         self._check_made(index)
         names = [name for name in (IMAGE, MASK) if name in shot.array_names]
         rows = {n: read_rows(shot, n, index) for n in [*names, *(lv.name for lv in shot.levels)]}
