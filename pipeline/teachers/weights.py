@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import glob
 import hashlib
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
 from dreamshard.foreign import text
-from dreamshard.foreign.arrays import read_safetensors, read_torch, safetensors_shapes
+from dreamshard.foreign.arrays import read_safetensors, safetensors_shapes
+from dreamshard.foreign.torchfiles import read_torch
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
@@ -173,23 +173,23 @@ def _shapes(path: Path, _size: int, _mtime: int) -> dict[str, tuple[int, ...]]:
 
 def _read_pickled(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     # Training files of the DiT family carry their arguments; a Namespace only holds values.
-    value = read_plain(path, allowed=[argparse.Namespace], device=device)
+    value = read_plain(path, passive=("argparse.Namespace",), device=device)
     return plain_state(value, where=str(path))
 
 
-def read_plain(path: Path, *, allowed: Sequence[Any] = (), device: str = "cpu") -> Any:
+def read_plain(path: Path, *, passive: tuple[str, ...] = (), device: str = "cpu") -> Any:
     """Read a pickled file of tensors and plain values, running nothing in it.
 
     Args:
         path: written by torch.save.
-        allowed: harmless classes that may be in it as well, as torch's `safe_globals` takes them.
+        passive: names of classes whose objects may be in it as well; they are not made.
         device: where tensors go; "meta" for shapes alone.
 
     Raises: TeacherError for a file that is missing, damaged, or would execute code on loading.
     """
     if not path.exists():
         raise TeacherError(f"{path}: not found.")
-    return read_torch(path, allowed=allowed, device=device, error=TeacherError)
+    return read_torch(path, passive=passive, device=device, error=TeacherError)
 
 
 def plain_state(value: object, *, where: str) -> dict[str, Tensor]:

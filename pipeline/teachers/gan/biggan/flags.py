@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from dreamshard.errors import ConfigError, Problem, TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Flag, Scalar
@@ -150,7 +148,7 @@ def _record(file: Path) -> dict[str, Any]:
     beside = _beside(file)
     if not beside.is_file():
         return {}
-    value = weights.read_plain(beside, allowed=_harmless())
+    value = weights.read_plain(beside, passive=("torch.nn.modules.activation.ReLU",))
     config = value.get("config") if isinstance(value, Mapping) else None
     if not isinstance(config, Mapping):
         raise TeacherError(
@@ -173,13 +171,3 @@ def _record(file: Path) -> dict[str, Any]:
         if type(config.get(name)) is bool:
             known[name] = config[name]
     return known
-
-
-def _harmless() -> list[Any]:
-    """List the classes that an official record may hold: activations, and numpy's numbers."""
-    import torch
-
-    scalar: Any = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    dtypes = (np.dtypes.Float32DType, np.dtypes.Float64DType, np.dtypes.Int64DType)
-    return [torch.nn.ReLU, np.dtype, *dtypes, *((scalar, name) for name in names)]

@@ -19,7 +19,7 @@ import yaml
 
 from dreamshard.config.yaml12 import parse_yaml, read_yaml
 from dreamshard.errors import DataError, TeacherError
-from dreamshard.foreign import arrays, files, guard, tables
+from dreamshard.foreign import arrays, files, guard, tables, torchfiles
 from dreamshard.foreign.text import MAX_DEPTH, parse_json, read_json
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -212,18 +212,18 @@ def test_torch_archives_that_unpack_to_more_than_they_are(tmp_path: Path) -> Non
     plain, path = io.BytesIO(), tmp_path / "x.pt"
     torch.save({"a": torch.zeros(100_000)}, plain)
     path.write_bytes(plain.getvalue())
-    assert arrays.read_torch(path)["a"].shape == (100_000,)
+    assert torchfiles.read_torch(path)["a"].shape == (100_000,)
     with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         for member in old.namelist():
             new.writestr(member, old.read(member))
     with pytest.raises(DataError, match=r"x\.pt: .*unpacks to more than its own size"):
-        arrays.read_torch(path)
+        torchfiles.read_torch(path)
     torch.save({"a": torch.zeros(1).expand(1 << 40)}, path)
     with pytest.raises(DataError, match=r"x\.pt: .*larger than the file"):
-        arrays.read_torch(path)
+        torchfiles.read_torch(path)
     path.write_bytes(plain.getvalue()[:-50])
     with pytest.raises(DataError, match=r"x\.pt: .*damaged or truncated"):
-        arrays.read_torch(path)
+        torchfiles.read_torch(path)
 
 
 def test_any_exception_is_one_sentence() -> None:

@@ -433,7 +433,7 @@ def test_it_is_inspected_and_opened_in_one_line(
         dreamshard.load_teacher(str(path))
     with pytest.raises(TeacherError, match="it is a generator"):
         dreamshard.load_teacher(str(tmp_path))
-    with pytest.raises(ConfigError, match="mode: got encode, allowed synthesize for biggan"):
+    with pytest.raises(ConfigError, match="kind: got biggan for encode, allowed synthesize"):
         dreamshard.load_teacher(str(path), kind="biggan", mode="encode")
     with pytest.raises(ConfigError, match="image_size: got 32x32, allowed 16x16"):
         inspect_teacher([str(path), "--image_size", "32"])
