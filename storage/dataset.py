@@ -13,7 +13,6 @@ snapshot = dataset.snapshot()
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from storage.formats.writer import UnitWriter
 from storage.fs.local import STAGING
 from storage.fs.open import open_files
 from storage.ledger import book as ledger
-from storage.ledger import description, drops, leases, quarantine
+from storage.ledger import description, drops, leases, quarantine, requests
 from storage.ledger.commits import Commit, latest_version, read_commit, withdraw
 from storage.ledger.description import Description, library_versions, read_description
 from storage.ledger.labels import read_version
@@ -42,7 +41,6 @@ from storage.ledger.versions import pin_latest, pin_version
 from storage.schema import FeatureBatch, Level, Pins, Recipe
 from storage.snapshot import Snapshot
 
-_REQUESTS = "requests"
 _CHECK_SHARE = 0.02  # of the time may go into looking whether there is enough to roll up
 
 log = logging.getLogger(__name__)
@@ -78,6 +76,7 @@ class Dataset:
         )
         self._codecs: dict[str, Codec] = {}
         self._next_check = 0.0
+        self._known_requests: set[int] = set()
 
     @classmethod
     def create(
@@ -151,8 +150,12 @@ class Dataset:
         return f"Dataset({self.url!r})"
 
     def requested(self) -> int:
-        """Return how many samples were requested so far."""
-        return max(self._ends(), default=0)
+        """Return how many samples were requested so far.
+
+        Raises:
+            DataError: if the record that says so is damaged.
+        """
+        return requests.largest(self.files, self._known_requests)
 
     def grow(self, num_samples: int) -> None:
         """Request samples: the arrays cover the largest number ever requested.
@@ -161,7 +164,7 @@ class Dataset:
             num_samples: samples wanted in all; fewer than before changes nothing.
         """
         if num_samples > self.requested():
-            self._request(num_samples)
+            requests.add(self.files, num_samples, fsync=self.fsync)
         self._resize()
 
     def missing(self, num_samples: int, *, book: ledger.Ledger | None = None) -> np.ndarray:
@@ -179,7 +182,7 @@ class Dataset:
             book or ledger.read_ledger(self.files),
             num_samples=num_samples,
             samples_per_unit=self.samples_per_unit,
-            ends=self._ends(),
+            ends=requests.ends(self.files),
         )
 
     def committed(self) -> dict[int, Commit]:
@@ -245,8 +248,10 @@ class Dataset:
                 f"{self.samples_per_unit} samples from unit 0 on."
             )
         first = unit * self.samples_per_unit
-        if count < self.samples_per_unit and first + count not in self._ends():
-            self._request(first + count)  # so that this unit is known to be partial
+        if count < self.samples_per_unit and first + count not in requests.ends(self.files):
+            requests.add(
+                self.files, first + count, fsync=self.fsync
+            )  # so that this unit is known to be partial
             self._resize()
         return UnitWriter(
             self.files,
@@ -372,15 +377,6 @@ class Dataset:
             store=self.store,
             labels=read_version(self.files, pinned.labels),
         )
-
-    def _ends(self) -> list[int]:
-        names = [name.removesuffix(".json") for name in self.files.names(_REQUESTS)]
-        return [int(name) for name in names if name.isdecimal() and len(name) < 19]
-
-    def _request(self, num_samples: int) -> None:
-        record = {"num_samples": num_samples, "time": time.time()}
-        key = f"{_REQUESTS}/{num_samples:015d}.json"
-        self.files.write(key, json.dumps(record).encode(), if_absent=True, fsync=self.fsync)
 
     def _resize(self) -> None:
         """Bring the arrays' shape to what is requested; of two runs the larger request stays."""

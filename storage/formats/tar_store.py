@@ -35,6 +35,13 @@ class TarStore(TarLayout):
 
     def resize(self, num_samples: int, *, fsync: bool = True) -> None:
         """Write down, for other tools, how many samples and shards there are to be."""
+        for key, data in self.metadata(num_samples).items():
+            self.files.write(key, data, fsync=fsync)
+
+    def metadata(self, num_samples: int) -> dict[str, bytes]:
+        """Return the text of each metadata file for a number of samples, by key; all follows from
+        what `dataset.json` says.
+        """
         shards = -(-num_samples // self.samples_per_unit)
         value = {
             "format": "webdataset",
@@ -44,7 +51,7 @@ class TarStore(TarLayout):
             "members": [extension(spec) for spec in self.arrays.values()] + [".json"],
             "attributes": {name: dict(spec.attributes) for name, spec in self.arrays.items()},
         }
-        self.files.write(_ABOUT, json.dumps(value, indent=1).encode(), fsync=fsync)
+        return {_ABOUT: json.dumps(value, indent=1).encode()}
 
     def num_samples(self) -> int | None:
         """Return the number of samples that was written down last, None if there is none."""

@@ -68,6 +68,13 @@ class ZarrStore:
 
         Readers that use the group's consolidated metadata see all arrays change in one step.
         """
+        for key, data in self.metadata(num_samples).items():
+            self.files.write(key, data, fsync=fsync)
+
+    def metadata(self, num_samples: int) -> dict[str, bytes]:
+        """Return the text of each metadata file for a number of samples, by key; all follows from
+        what `dataset.json` says.
+        """
         nodes = {
             name: _array_metadata(spec, num_samples, self.samples_per_unit)
             for name, spec in self.arrays.items()
@@ -82,9 +89,8 @@ class ZarrStore:
                 "metadata": nodes,
             },
         }
-        for key, value in [*((f"{name}/", node) for name, node in nodes.items()), ("", group)]:
-            data = json.dumps(value, indent=1).encode()
-            self.files.write(f"{GROUP}/{key}zarr.json", data, fsync=fsync)
+        values = [*((f"{name}/", node) for name, node in nodes.items()), ("", group)]
+        return {f"{GROUP}/{key}zarr.json": json.dumps(v, indent=1).encode() for key, v in values}
 
     def open_chunks(
         self, snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import time
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ import xxhash
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
-from dreamshard.foreign.text import parse_json
+from dreamshard.foreign.sealed import SEAL, parse_sealed, sealed_json
 from storage.fs.local import Files
 from storage.schema import MAX_UNIT_SAMPLES
 
@@ -52,6 +51,7 @@ class Commit:
         labels: int labels, -1 = none; None where the source has no labels.
         created: seconds since 1970.
         extra: what else the pipeline wants remembered, JSON values.
+        sealed: whether its file carries a digest of itself; those of earlier versions do not.
     """
 
     unit: int
@@ -70,6 +70,7 @@ class Commit:
     labels: list[int] | None = None
     created: float = field(default_factory=time.time)
     extra: dict[str, object] = field(default_factory=dict)
+    sealed: bool = field(default=True, compare=False)
 
     @property
     def digest(self) -> str:
@@ -95,8 +96,10 @@ class Commit:
         return None if digests is None else digests.astype(np.uint64)
 
     def to_json(self) -> bytes:
-        """Return the record as JSON text."""
-        return json.dumps({**self.__dict__, "digest": self.digest}).encode()
+        """Return the record as JSON text; its own digest is in `extra`, which may hold anything."""
+        value = {**self.__dict__, "digest": self.digest}
+        del value["sealed"]
+        return sealed_json(value, inside="extra", infinite=True)
 
     @classmethod
     def from_json(cls, data: bytes, *, where: str) -> Commit:
@@ -106,10 +109,11 @@ class Commit:
             DataError: if it is not a whole and consistent record.
         """
         try:
-            value = parse_json(data, where=where)
+            value, sealed = parse_sealed(data, where=where)
             digest = value.pop("digest")
+            value["extra"].pop(SEAL, None)
             value["errors"] = {int(row): str(text) for row, text in value["errors"].items()}
-            commit = cls(**value)
+            commit = cls(**value, sealed=sealed)
             commit._check()
             if commit.digest != digest:
                 raise ValueError("digest does not match digests")
@@ -143,6 +147,8 @@ class Commit:
         rows = [*self.invalid, *self.errors]
         if not all(type(row) is int and 0 <= row < self.count for row in rows):
             raise ValueError("invalid rows outside of the unit")
+        if not isinstance(self.extra, dict):
+            raise ValueError("extra must be an object")
         if not all(isinstance(item, str) for item in self.digests.values()):
             raise ValueError("digests must be texts")
 
@@ -208,4 +214,4 @@ def withdraw(files: Files, unit: int, version: int, *, reason: str) -> bool:
         Whether it was this call that did so.
     """
     record = {"unit": unit, "version": version, "reason": reason, "time": time.time()}
-    return files.write(withdrawal_key(unit, version), json.dumps(record).encode(), if_absent=True)
+    return files.write(withdrawal_key(unit, version), sealed_json(record), if_absent=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.sealed import check_seal, sealed_json
 from dreamshard.foreign.text import parse_json
 from storage.codecs.arrays import array_specs
 from storage.codecs.base import ArraySpec
@@ -45,6 +45,8 @@ class Description:
     created: float = field(default_factory=time.time)
     conditional_put: str = ""
     """What a store said when the dataset was made to a second put of one key; "" for folders."""
+    sealed: bool = field(default=True, compare=False)
+    """Whether the file carries a digest of itself; those of earlier versions do not."""
 
     @property
     def arrays(self) -> tuple[ArraySpec, ...]:
@@ -88,7 +90,7 @@ class Description:
             **({"conditional_put": self.conditional_put} if self.conditional_put else {}),
         }
         try:
-            return json.dumps(value, indent=1, allow_nan=False).encode()
+            return sealed_json(value, indent=1)
         except (TypeError, ValueError) as error:
             raise DataError(f"{KEY}: extra: got values JSON cannot hold ({error}).") from None
 
@@ -109,9 +111,10 @@ class Description:
             if not isinstance(value, dict) or value.get("format") != "dreamshard":
                 raise ValueError("no dreamshard dataset")
             written = _check_version(value.get("format_version"), where)
+            sealed = check_seal(data)
             for version in range(written, FORMAT_VERSION):
                 value = UPGRADES[version](value)
-            description = cls._from_value(value)
+            description = replace(cls._from_value(value), sealed=sealed)
             assert description.arrays is not None  # codecs and names that cannot be, found here
             return description
         except DataError as error:

@@ -7,7 +7,6 @@ so an earlier snapshot shows what it always showed.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
-from dreamshard.foreign.text import parse_json
+from dreamshard.foreign.sealed import parse_sealed, sealed_json
 from storage.fs.local import Files
 from storage.ledger.commits import MAX_ERROR_CHARS, MAX_INDEX
 
@@ -32,11 +31,13 @@ class Drop:
         samples: the source's own name of each sample, by index.
         reason: why.
         created: seconds since 1970.
+        sealed: whether its file carries a digest of itself; those of earlier versions do not.
     """
 
     samples: Mapping[int, str]
     reason: str
     created: float
+    sealed: bool = True
 
     @property
     def error(self) -> str:
@@ -74,6 +75,25 @@ def read_drops(files: Files, count: int) -> tuple[Drop, ...]:
         return tuple(pool.map(lambda number: _read(files, number), range(count)))
 
 
+def check(files: Files, number: int, keys: Sequence[str]) -> bool:
+    """Return whether a record carries a digest of itself.
+
+    Args:
+        keys: the samples' names by index, "" in holes; none where they are not known.
+
+    Raises:
+        DataError: if it is not as it was written, or names other samples.
+    """
+    drop = _read(files, number)
+    for index, key in drop.samples.items():
+        if index < len(keys) and keys[index] not in ("", key):
+            raise DataError(
+                f"{files.path(record_key(number))}: got sample {index} by the name {key!r:.80}, "
+                f"which is {keys[index]!r:.80}. Put back a good copy."
+            )
+    return drop.sealed
+
+
 def add_drop(files: Files, samples: Mapping[int, str], *, reason: str, fsync: bool = True) -> int:
     """Add a record after those there are; of two at once both are added, one after the other.
 
@@ -87,8 +107,7 @@ def add_drop(files: Files, samples: Mapping[int, str], *, reason: str, fsync: bo
     }
     while True:
         number = count_drops(files)
-        data = json.dumps(record).encode()
-        if files.write(record_key(number), data, if_absent=True, fsync=fsync):
+        if files.write(record_key(number), sealed_json(record), if_absent=True, fsync=fsync):
             return number
 
 
@@ -115,14 +134,18 @@ def find_samples(keys: Sequence[str], wanted: Sequence[str], *, where: str) -> d
     return samples
 
 
+def _reason(value: dict) -> str:
+    return str(value["reason"])[:MAX_ERROR_CHARS]
+
+
 def _read(files: Files, number: int) -> Drop:
     key = record_key(number)
     try:
-        value = parse_json(files.read(key), where=files.path(key))
+        value, sealed = parse_sealed(files.read(key), where=files.path(key))
         samples = {int(index): str(name) for index, name in value["samples"].items()}
         if not all(0 <= index <= MAX_INDEX for index in samples):
             raise ValueError("an index out of range")
-        return Drop(samples, str(value["reason"])[:MAX_ERROR_CHARS], float(value["time"]))
+        return Drop(samples, _reason(value), float(value["time"]), sealed)
     except FileNotFoundError:
         raise DataError(f"{files.url}/{key}: got no such record, though it is listed.") from None
     except (OSError, CannotReadError, MemoryError):

@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Iterator
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.sealed import sealed_json
 from dreamshard.owner.processes import owner
 from storage.fs.local import STAGING, Files
 from storage.ledger import evidence
@@ -56,18 +57,24 @@ def name_readers(run: str) -> None:
 # -- pins ------------------------------------------------------------------------------------------
 
 
-def pin(files: Files, *, name: str, reason: str) -> bool:
+def pin(files: Files, *, name: str, reason: str, again: bool = False) -> bool:
     """Keep a dataset from being removed until the pin of that name is taken off.
 
+    Args:
+        files: the dataset's files.
+        name: of the pin.
+        reason: why, for the record.
+        again: write the record of a pin that is there anew.
+
     Returns:
-        Whether there was no pin of that name.
+        Whether the record was written: there was no pin of that name.
 
     Raises:
         DataError: if the dataset is gone, or goes meanwhile.
     """
     key = _pin_key(name)
-    record = json.dumps({"reason": reason, "time": time.time()}).encode()
-    made = files.write(key, record, if_absent=True)
+    record = sealed_json({"reason": reason, "time": time.time()})
+    made = files.write(key, record, if_absent=not again)
     check_kept(files, own=key if made else "")
     return made
 

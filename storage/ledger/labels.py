@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dreamshard.errors import DataError
-from dreamshard.foreign.guard import CannotReadError
+from dreamshard.foreign.sealed import PARQUET_PAIR, check_sealed_parquet, seal_end
 from dreamshard.foreign.tables import open_parquet
 from dreamshard.foreign.text import parse_json
+from storage.fs.beneath import is_unreadable, open_regular
 from storage.fs.local import Files
 
 FOLDER = "labels"
@@ -83,14 +84,37 @@ def add_version(
     """Write the next version, and return its number; of two writers at once each gets one."""
     version = LabelVersion(np.asarray(numbers, np.int64), tuple(classes))
     metadata = {"classes": json.dumps(list(version.classes)), "digest": version.digest}
-    table = pa.table({"label": version.numbers}).replace_schema_metadata(metadata)
+    table = pa.table({"label": version.numbers})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({**metadata, **PARQUET_PAIR})  # in this order
+    data = seal_end(sink.getvalue().to_pybytes(), xxhash.xxh3_128())
     while True:
         number = count_versions(files) + 1
         if files.write(version_key(number), data, if_absent=True, fsync=fsync):
             return number
+
+
+def check(files: Files, number: int) -> bool:
+    """Return whether a version's file carries a digest of itself.
+
+    Raises:
+        DataError: if it is not as it was written.
+    """
+    read_version(files, number)
+    try:
+        with files.fetched(version_key(number)) as path, open(open_regular(path), "rb") as file:
+            return check_sealed_parquet(file)
+    except ValueError as error:
+        raise _damaged(files, number, error) from None
+
+
+def _damaged(files: Files, number: int, error: Exception) -> DataError:
+    return DataError(
+        f"{files.url}/{version_key(number)}: got damaged labels ({error!s:.120}), allowed those "
+        "written. Remove the file if it is the last; encoding again writes the source's labels."
+    )
 
 
 def read_version(files: Files, number: int) -> LabelVersion | None:
@@ -114,11 +138,8 @@ def read_version(files: Files, number: int) -> LabelVersion | None:
         version = LabelVersion(numbers, classes)
         if len(classes) > MAX_CLASSES or metadata[b"digest"].decode() != version.digest:
             raise ValueError("another digest than its own")
-    except (OSError, CannotReadError, MemoryError):
-        raise
     except Exception as error:  # of whatever is in there
-        raise DataError(
-            f"{files.url}/{key}: got damaged labels ({error!s:.120}), allowed those written. "
-            "Remove the file if it is the last; encoding again writes the source's labels."
-        ) from error
+        if is_unreadable(error):  # pyarrow raises OSErrors without a number for damage
+            raise
+        raise _damaged(files, number, error) from error
     return version

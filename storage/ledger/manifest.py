@@ -20,10 +20,13 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
+from dreamshard.foreign.sealed import PARQUET_PAIR, check_sealed_parquet, seal_end
 from dreamshard.foreign.tables import open_parquet
+from storage.fs.beneath import open_regular
 from storage.fs.local import Files, Sink
 from storage.ledger.commits import Commit, read_commit
 
@@ -197,6 +200,24 @@ def check_part(files: Files, part: int, *, quick: bool = False) -> str:
     return "" if same else "got samples that differ from their commit records"
 
 
+def count_unsealed(files: Files, part: int) -> int:
+    """Return how many of a part's files carry no digest of themselves.
+
+    Raises:
+        DataError: if one is not as it was written.
+    """
+    count = 0
+    for key in (units_key(part), samples_key(part)):
+        try:
+            with files.fetched(key) as path, open(open_regular(path), "rb") as file:
+                count += not check_sealed_parquet(file)
+        except FileNotFoundError:  # a run died between the two, or is about to write it
+            continue
+        except ValueError as error:
+            raise DataError(f"{files.path(key)}: got a damaged manifest part ({error}).") from None
+    return count
+
+
 def sample_rows(commits: Sequence[Commit]) -> pa.Table:
     """Return one row per sample of some commits; columns are built whole, which is much faster."""
     counts = [commit.count for commit in commits]
@@ -269,13 +290,16 @@ def _new_rows(files: Files, commit: Commit) -> pa.Table:
 class _SinkFile(io.RawIOBase):
     """Let pyarrow write into a sink.
 
-    After a failure it takes all that comes: pyarrow's writer writes once more when it is collected,
-    and nobody can answer to an error raised there.
+    It holds the end back until the whole file's digest can stand in it. After a failure it takes
+    all that comes: pyarrow's writer writes once more when it is collected, and nobody can answer to
+    an error raised there.
     """
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
         self._sink, self._position, self._failed = sink, 0, False
+        self._digest = xxhash.xxh3_128()
+        self._end: list[bytes] | None = None
 
     def writable(self) -> bool:
         return True
@@ -285,12 +309,23 @@ class _SinkFile(io.RawIOBase):
 
     def write(self, data: object) -> int:
         view = memoryview(cast("bytes", data)).cast("B")
-        if not self._failed:
+        if self._end is not None:
+            self._end.append(bytes(view))
+        elif not self._failed:
             self._failed = True
             self._sink.write(view)
+            self._digest.update(view)
             self._failed = False
         self._position += len(view)
         return len(view)
+
+    def hold(self) -> None:
+        """Keep what is written from here on: the end, whose digest is not known yet."""
+        self._end = []
+
+    def finish(self) -> None:
+        """Write the end, with the digest of the whole file in it."""
+        self._sink.write(seal_end(b"".join(self._end or []), self._digest))
 
 
 def _put_tables(
@@ -300,9 +335,14 @@ def _put_tables(
     sink = files.create(files.temporary())
     try:
         file = _SinkFile(sink)
-        with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+        with pq.ParquetWriter(
+            file, schema, compression="zstd", use_dictionary=False, store_schema=False
+        ) as writer:
             for table in tables:
                 writer.write_table(table)
+            writer.add_key_value_metadata(PARQUET_PAIR)
+            file.hold()
+        file.finish()
         sink.seal(fsync=fsync)
         try:
             won = files.link(sink.key, key)

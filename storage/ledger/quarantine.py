@@ -7,14 +7,13 @@ record, and then its note is void. (Readers of the Parquet parts pass over names
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
-from dreamshard.foreign.text import parse_json
+from dreamshard.foreign.sealed import parse_sealed, sealed_json
 from storage.fs.local import Files
 
 FOLDER = "manifest/_quarantine"
@@ -31,7 +30,7 @@ def note(files: Files, unit: int, *, error: str, attempts: int, fsync: bool = Tr
         "host": socket.gethostname(),
         "time": time.time(),
     }
-    files.write(f"{FOLDER}/{unit:09d}.json", json.dumps(record).encode(), fsync=fsync)
+    files.write(f"{FOLDER}/{unit:09d}.json", sealed_json(record), fsync=fsync)
 
 
 def errors(files: Files, missing: np.ndarray) -> dict[int, str]:
@@ -43,11 +42,11 @@ def errors(files: Files, missing: np.ndarray) -> dict[int, str]:
     """
     reasons: dict[int, str] = {}
     wanted = set(missing.tolist())
-    for unit, key in sorted(_notes(files)):
+    for unit, key in sorted(notes(files)):
         if unit in wanted:
             reasons[unit] = "unknown"
             with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
-                record = parse_json(files.read(key, limit=_MAX_BYTES), where=key)
+                record, _ = parse_sealed(files.read(key, limit=_MAX_BYTES), where=key)
                 reasons[unit] = str(record.get("error", "unknown"))[:MAX_ERROR_CHARS]
     return reasons
 
@@ -59,16 +58,17 @@ def forget(files: Files, done: np.ndarray) -> int:
         files: the dataset's files.
         done: int64, the units that have a commit.
     """
-    notes = list(_notes(files))
-    if not notes:
+    left = list(notes(files))
+    if not left:
         return 0
     made = set(done.tolist())
-    removed = sum(files.remove(key) for unit, key in notes if unit in made)
+    removed = sum(files.remove(key) for unit, key in left if unit in made)
     files.prune(FOLDER)
     return removed
 
 
-def _notes(files: Files) -> Iterator[tuple[int, str]]:
+def notes(files: Files) -> Iterator[tuple[int, str]]:
+    """Yield (unit, key) of the notes there are."""
     for name in files.names(FOLDER):
         number, _, ending = name.partition(".")
         if ending == "json" and number.isdecimal() and len(name) < 20:

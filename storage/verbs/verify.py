@@ -5,65 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from storage.codecs.bases import basis_digests
 from storage.dataset import Dataset
 from storage.fs.local import STAGING
-from storage.ledger import manifest
+from storage.ledger import manifest, requests
 from storage.ledger.book import Ledger, read_ledger
 from storage.ledger.commits import Commit, read_commit, record_key
+from storage.verbs.findings import Finding, Report, reason_of
+from storage.verbs.records import check_records, mend_records
 
-_FOLDERS = {"dataset.json", "codecs", "commits", "drops", "manifest", "pins", "requests", STAGING}
+_FOLDERS = {
+    *("dataset.json", "codecs", "commits", "drops", "labels", "manifest", "pins", "requests"),
+    STAGING,
+}
 _BATCH_UNITS = 256  # units handed to the threads at a time, so that memory stays flat
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Say what is wrong with one file; `by_hand` where no repair puts it right."""
-
-    path: str
-    problem: str
-    unit: int | None = None
-    by_hand: bool = False
-
-    def __str__(self) -> str:
-        where = "" if self.unit is None else f" (unit {self.unit})"
-        return f"{self.path}{where}: {self.problem}"
-
-
-@dataclass
-class Report:
-    """Hold what a check found.
-
-    Args:
-        units: units checked.
-        samples: samples in them.
-        invalid: samples among them that could not be used.
-        bytes: bytes in them.
-        findings: what is damaged.
-        unreadable: what could not be read: no damage, and no repair acts on it.
-        missing: units requested and not there: not damage, the next run makes them.
-        notes: what is odd and harms nothing.
-    """
-
-    units: int = 0
-    samples: int = 0
-    invalid: int = 0
-    bytes: int = 0
-    findings: list[Finding] = field(default_factory=list)
-    unreadable: list[Finding] = field(default_factory=list)
-    missing: list[int] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def damaged_units(self) -> list[int]:
-        """Units with something wrong, ascending; none of which some file could not be read."""
-        unknown = {finding.unit for finding in self.unreadable}
-        damaged = {finding.unit for finding in self.findings if finding.unit not in unknown}
-        return sorted(unit for unit in damaged if unit is not None)
 
 
 def verify_dataset(
@@ -83,29 +41,32 @@ def verify_dataset(
         What was found; nothing is changed.
     """
     report = Report()
-    if dataset.store.num_samples() != dataset.requested():
-        problem = f"got other sizes than the {dataset.requested()} samples requested"
-        report.findings.append(
-            Finding(dataset.files.path(dataset.store.metadata_keys()[0]), problem)
-        )
+    requested = check_records(dataset, report)
     parts = _check_manifest(dataset, report, quick=quick)
     book = read_ledger(dataset.files, parts=parts)
-    for unit, size, samples, invalid, findings, unread in _check_units(dataset, book, quick):
+    for unit, commit, findings, unread in _check_units(dataset, book, quick):
         report.units += 1
-        report.bytes += size
-        report.samples += samples
-        report.invalid += invalid
+        if commit is not None:
+            report.bytes += commit.bytes
+            report.samples += commit.count
+            report.invalid += len(commit.invalid)
+            report.unsealed += not commit.sealed
         report.findings += [Finding(path, problem, unit) for path, problem in findings]
         report.unreadable += [Finding(path, problem, unit) for path, problem in unread]
         if on_unit is not None:
-            on_unit(size)
+            on_unit(0 if commit is None else commit.bytes)
     report.findings += _links(dataset, told={finding.path for finding in report.findings})
     damaged = set(report.damaged_units)
     try:
-        missing = dataset.missing(dataset.requested(), book=book).tolist()
+        missing = dataset.missing(requested, book=book).tolist()
     except DataError:  # a damaged record, reported above
         missing = []
     report.missing = [unit for unit in missing if unit not in damaged]
+    if report.unsealed:
+        report.notes.append(
+            f"{dataset.url}: {report.unsealed} files not protected by a digest of their own: "
+            "written by an earlier version; whatever is written from now on is"
+        )
     report.notes += _strays(dataset, book)
     return report
 
@@ -126,8 +87,8 @@ def repair(dataset: Dataset, report: Report) -> list[int]:
         dataset.files.remove(manifest.units_key(part))
         dataset.files.remove(manifest.samples_key(part))
     dataset.roll_up(final=True)
-    dataset.grow(0)
-    return dataset.missing(dataset.requested()).tolist()
+    mend_records(dataset)
+    return dataset.missing(max(requests.ends(dataset.files), default=0)).tolist()
 
 
 def _check_manifest(dataset: Dataset, report: Report, *, quick: bool) -> int:
@@ -135,10 +96,12 @@ def _check_manifest(dataset: Dataset, report: Report, *, quick: bool) -> int:
     files = dataset.files
     for part in range(manifest.num_parts(files, strict=False)):
         try:
+            if not quick:
+                report.unsealed += manifest.count_unsealed(files, part)
             problem = manifest.check_part(files, part, quick=quick)
         except CannotReadError as error:
             where = files.path(manifest.samples_key(part))
-            report.unreadable.append(Finding(where, _reason(error, where)))
+            report.unreadable.append(Finding(where, reason_of(error, where)))
             return part
         except DataError as error:
             problem = str(error)
@@ -149,7 +112,7 @@ def _check_manifest(dataset: Dataset, report: Report, *, quick: bool) -> int:
 
 
 Problems = list[tuple[str, str]]
-Checked = tuple[int, int, int, int, Problems, Problems]
+Checked = tuple[int, Commit | None, Problems, Problems]
 
 
 def _check_units(dataset: Dataset, book: Ledger, quick: bool) -> Iterator[Checked]:
@@ -162,25 +125,21 @@ def _check_units(dataset: Dataset, book: Ledger, quick: bool) -> Iterator[Checke
 
 
 def _check_unit(dataset: Dataset, unit: int, version: int, *, quick: bool) -> Checked:
-    """Check one unit: (unit, bytes, samples, invalid samples, problems, what was unreadable)."""
+    """Check one unit: (unit, its record, problems, what was unreadable)."""
     record = dataset.files.path(record_key(unit, version))
     try:
         commit = read_commit(dataset.files, unit, version)
     except CannotReadError as error:
-        return unit, 0, 0, 0, [], [(record, _reason(error, record))]
+        return unit, None, [], [(record, reason_of(error, record))]
     except DataError as error:
-        return unit, 0, 0, 0, [(record, str(error))], []
+        return unit, None, [(record, str(error))], []
     try:
         problems = _unit_problems(dataset, commit, record, quick=quick)
     except (CannotReadError, MemoryError) as error:
         path, mark, text = str(error).partition(": ")
         unread = [(path, text)] if mark else [(record, f"cannot be checked: {error!r:.200}")]
-        return unit, commit.bytes, commit.count, len(commit.invalid), [], unread
-    return unit, commit.bytes, commit.count, len(commit.invalid), problems, []
-
-
-def _reason(error: DataError, path: str) -> str:
-    return str(error).removeprefix(f"{path}: ")
+        return unit, commit, [], unread
+    return unit, commit, problems, []
 
 
 def _unit_problems(dataset: Dataset, commit: Commit, record: str, *, quick: bool) -> Problems:

@@ -110,7 +110,7 @@ def test_memory_that_is_short_is_not_damage(dataset: Dataset, monkeypatch) -> No
     def short(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("storage.ledger.commits.parse_json", short)
+    monkeypatch.setattr("storage.ledger.commits.parse_sealed", short)
     with pytest.raises(CannotReadError, match="out of memory"):
         read_commit(dataset.files, 1, 0)
     report = verify_dataset(dataset)
