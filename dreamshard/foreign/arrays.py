@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 AGAIN = "Fetch it again."
 MAX_DIMENSIONS = 8
+MAX_MEMBERS = 1_000_000
+MAX_HEADER = 1 << 16
+"""The most that an array may say of itself (bytes); numpy's own headers have 128."""
 
 
 def read_npy(path: Path, *, error: type[DreamshardError] = UnreadableError) -> np.ndarray:
@@ -57,14 +60,41 @@ def read_npz(
             if sum(member.file_size for member in wanted.values()) > limit:
                 raise ValueError(f"more than {limit:,} bytes unpacked")
             for name, member in wanted.items():
-                with archive.open(member) as stream:
-                    shape, dtype, header = _header(stream)
-                    held = member.file_size - header
-                    if math.prod(shape) * dtype.itemsize != held:
-                        raise ValueError(f"{name}: {shape} of {dtype} in {held:,} bytes")
+                _checked_shape(archive, member)
                 with archive.open(member) as stream:
                     found[name] = np.lib.format.read_array(stream, allow_pickle=False)
     return found
+
+
+def npz_shapes(
+    path: Path, *, error: type[DreamshardError] = UnreadableError
+) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every array of an archive, reading their headers alone.
+
+    Raises: `error` as `read_npz`.
+    """
+    with reading(str(path), "an archive of plain arrays", error=error, hint=AGAIN):
+        check_regular(path, error=error)
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_MEMBERS:
+                raise ValueError(f"more than {MAX_MEMBERS:,} arrays")
+            return {m.filename.removesuffix(".npy"): _checked_shape(archive, m) for m in members}
+
+
+def _checked_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:
+    """Read the shape of a member, which must hold just as many bytes."""
+    with archive.open(member) as stream:
+        beginning = stream.read(12)
+    # Version 2.0 says in four bytes how long its header is, and numpy would read all of it.
+    if beginning[6:8] == b"\x02\x00" and int.from_bytes(beginning[8:12], "little") > MAX_HEADER:
+        raise ValueError(f"{member.filename}: a header of more than {MAX_HEADER:,} bytes")
+    with archive.open(member) as stream:
+        shape, dtype, header = _header(stream)
+    held = member.file_size - header
+    if math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"{member.filename}: {shape} of {dtype} in {held:,} bytes")
+    return shape
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -105,3 +135,15 @@ def safetensors_shapes(
         check_regular(path, error=error)
         with safe_open(path, framework="numpy") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def safetensors_metadata(
+    path: Path, *, error: type[DreamshardError] = UnreadableError
+) -> dict[str, str]:
+    """Return what a safetensors file says of itself, by name; {} if it says nothing."""
+    from safetensors import safe_open
+
+    with reading(str(path), "safetensors, damaged or truncated", error=error, hint=AGAIN):
+        check_regular(path, error=error)
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})

@@ -45,6 +45,8 @@ class TeacherConfig:
             {
                 "diffusers": FROM_FILES,
                 "biggan": WITH_PARTS,
+                "bigbigan": WITH_PARTS,
+                "ssgan": WITH_PARTS,
                 "noise": "timesteps draws",
                 OWN: WITH_PARTS,
             },
@@ -52,7 +54,8 @@ class TeacherConfig:
     )
 
     kind: str = "diffusers"
-    """Teacher family: noise | diffusers | biggan, or an import path `module:Class` of your own."""
+    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan, or an import path
+    `module:Class` of your own."""
     path: str = ""
     """Folder, file or URL of the weights; unused by families without weights."""
     part: Part = ""

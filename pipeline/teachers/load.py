@@ -17,9 +17,19 @@ TEACHERS: dict[str, str] = {
     "noise": "pipeline.teachers.noise:NoiseTeacher",
     "diffusers": "pipeline.teachers.diffusion.teacher:DiffusionTeacher",
     "biggan": "pipeline.teachers.gan.biggan.family:BigGANTeacher",
+    "bigbigan": "pipeline.teachers.gan.bigbigan.family:BigBiGANTeacher",
+    "ssgan": "pipeline.teachers.gan.ssgan.family:SSGANTeacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
-PARTS: dict[str, dict[str, str]] = {}
+PARTS: dict[str, dict[str, str]] = {
+    "biggan": {
+        "discriminator": "pipeline.teachers.gan.biggan.discriminator:BigGANDiscriminatorTeacher",
+    },
+    "bigbigan": {"encoder": "pipeline.teachers.gan.bigbigan.encoder:BigBiGANEncoderTeacher"},
+    "ssgan": {
+        "discriminator": "pipeline.teachers.gan.ssgan.discriminator:SSGANDiscriminatorTeacher",
+    },
+}
 """Short name -> part -> `module:Class`, for families of several networks; the class of `TEACHERS`
 is their generator."""
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import TeacherError
 from dreamshard.foreign import text
-from dreamshard.foreign.arrays import read_safetensors, safetensors_shapes
+from dreamshard.foreign.arrays import (
+    npz_shapes,
+    read_npz,
+    read_safetensors,
+    safetensors_shapes,
+)
 from dreamshard.foreign.torchfiles import read_torch
 from storage.schema import canonical_json
 
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SAFE, PICKLED = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
+ARRAYS = (".npz",)
+"""Variables that TensorFlow's users save; unpacked, they may hold `MAX_ARRAYS` bytes."""
+MAX_ARRAYS = 32 << 30
 WRAPPERS = ("ema", "state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the state dict, the averaged weights first."""
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
@@ -147,12 +155,27 @@ def read(files: Iterable[Path]) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for path in files:
-        state.update(
-            read_safetensors(path, error=TeacherError)
-            if path.suffix in SAFE
-            else _read_pickled(path)
-        )
+        if path.suffix in SAFE:
+            state.update(read_safetensors(path, error=TeacherError))
+        elif path.suffix in ARRAYS:
+            state.update(_read_arrays(path))
+        else:
+            state.update(_read_pickled(path))
     return state
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    """Read the numbers of an archive; what is text or None in it is no tensor."""
+    import numpy as np
+    import torch
+
+    names = npz_shapes(path, error=TeacherError)
+    arrays = read_npz(path, names, limit=MAX_ARRAYS, error=TeacherError)
+    return {
+        name: torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
+        for name, array in arrays.items()
+        if array.dtype.kind in "fiu" and array.itemsize <= 8
+    }
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -165,6 +188,8 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 @functools.lru_cache(maxsize=16)
 def _shapes(path: Path, _size: int, _mtime: int) -> dict[str, tuple[int, ...]]:
+    if path.suffix in ARRAYS:
+        return npz_shapes(path, error=TeacherError)
     if path.suffix not in SAFE:
         state = _read_pickled(path, device="meta")
         return {name: tuple(tensor.shape) for name, tensor in state.items()}

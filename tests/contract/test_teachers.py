@@ -53,14 +53,61 @@ def biggan(folder: Path) -> TeacherConfig:
     from tests.unit.pipeline.teachers.gan.biggan.biggan_reference import Reference
 
     torch.save(Reference(attention=(0,)).state, folder / "G_ema.pth")
-    return TeacherConfig(kind="biggan", path=str(folder), levels=["s1", "s2"])
+    return TeacherConfig(kind="biggan", part="generator", path=str(folder), levels=["s1", "s2"])
+
+
+def biggan_discriminator(folder: Path) -> TeacherConfig:
+    torch = pytest.importorskip("torch")
+    from tests.unit.pipeline.teachers.gan.biggan.discriminator_reference import Discriminator
+
+    torch.save(Discriminator(attention=(0,)).state, folder / "D.pth")
+    levels = ["s2", "s4", "d.pool", "d.logits"]
+    return TeacherConfig(kind="biggan", part="discriminator", path=str(folder), levels=levels)
+
+
+def bigbigan(folder: Path) -> TeacherConfig:
+    pytest.importorskip("torch")
+    from tests.unit.pipeline.teachers.gan.bigbigan.test_bigbigan import save_generator
+
+    save_generator(folder)
+    levels = ["s1", "s2"]
+    return TeacherConfig(kind="bigbigan", part="generator", path=str(folder), levels=levels)
+
+
+def bigbigan_encoder(folder: Path) -> TeacherConfig:
+    generator = bigbigan(folder)
+    from tests.unit.pipeline.teachers.gan.bigbigan import test_bigbigan as made
+
+    made.convert_to(folder, made.Encoder())
+    levels = ["s4", "e.avepool", "e.bn_crelu", "e.z_mean", "rec.blocks.0", "rec.image"]
+    return dataclasses.replace(generator, part="encoder", levels=levels)
+
+
+def ssgan(folder: Path) -> TeacherConfig:
+    torch = pytest.importorskip("torch")
+    from tests.unit.pipeline.teachers.gan.ssgan.ssgan_reference import Mimicry
+
+    torch.save({"model_state_dict": Mimicry().g}, folder / "netG_1_steps.pth")
+    torch.save({"model_state_dict": Mimicry().d}, folder / "netD_1_steps.pth")
+    levels = ["s1", "s2", "z"]
+    return TeacherConfig(kind="ssgan", part="generator", path=str(folder), levels=levels)
+
+
+def ssgan_discriminator(folder: Path) -> TeacherConfig:
+    levels = ["s2", "s4", "d.pool", "d.rotation"]
+    return dataclasses.replace(ssgan(folder), part="discriminator", levels=levels)
 
 
 # A new entry of TEACHERS or PARTS joins with one small example of itself: "kind" or "kind.part".
 EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
     "noise": noise,
     "diffusers": diffusers,
-    "biggan": biggan,
+    "biggan.generator": biggan,
+    "biggan.discriminator": biggan_discriminator,
+    "bigbigan.generator": bigbigan,
+    "bigbigan.encoder": bigbigan_encoder,
+    "ssgan.generator": ssgan,
+    "ssgan.discriminator": ssgan_discriminator,
 }
 Load = Callable[..., Teacher]
 

@@ -24,8 +24,21 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("encoder.conv_in.", "an autoencoder, not a denoising network"),
 )
 """Beginning of a tensor's name -> what such a file is; none of them is read."""
-GENERATORS: tuple[tuple[str, str], ...] = (("output_layer.2.weight", "biggan"),)
+GENERATORS: tuple[tuple[str, str], ...] = (
+    ("output_layer.2.weight", "biggan"),
+    ("generator.gen_z.weight_orig", "biggan"),
+    ("block2.c1.weight", "ssgan"),
+    ("block2.c1.weight_orig", "ssgan"),
+)
 """A tensor that every file of a kind of generator has -> `teacher.kind`."""
+
+
+FOLDERS = {
+    "bigbigan": ("BigBiGAN*", "*encoder*.safetensors"),
+    "biggan": ("G_ema*", "pytorch_model.bin", "biggan*pytorch_model.bin"),
+    "ssgan": ("netG_*", "netD_*"),
+}
+"""`teacher.kind` -> names of files, one of which is in every folder of it."""
 
 
 def family_of(path: Path) -> str:
@@ -51,8 +64,9 @@ def family_of(path: Path) -> str:
 
 def kind_of(path: Path) -> str:
     """Guess the teacher family of a path: that of a generator's checkpoint, or diffusers."""
-    if path.is_dir() and any(path.glob("G_ema*")):
-        return "biggan"
+    for kind, names in FOLDERS.items():
+        if path.is_dir() and any(any(path.glob(name)) for name in names):
+            return kind
     if not path.is_file() or path.suffix not in weights.SAFE + weights.PICKLED:
         return "diffusers"
     names = weights.shapes(path)

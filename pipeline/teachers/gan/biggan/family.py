@@ -1,5 +1,7 @@
 """BigGAN, BigGAN-deep, BigBiGAN's generator and IC-GAN: `G_ema*.pth` of the official codes.
 
+BigGAN-deep is also read in Hugging Face's layout (`pytorch_model.bin`, `huggingface.py`).
+
     teacher:
       kind: biggan
       path: checkpoints/biggan-256/G_ema.pth   # or the folder
@@ -22,6 +24,7 @@ from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import weights
 from pipeline.teachers.base import Flag, Scalar
 from pipeline.teachers.gan.biggan import flags as biggan_flags
+from pipeline.teachers.gan.biggan import huggingface
 from pipeline.teachers.gan.biggan.layout import BigGANLayout, read_layout
 from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
 from pipeline.teachers.recording import taps
@@ -30,9 +33,10 @@ from pipeline.teachers.recording.teacher import PlainNetwork
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 WEIGHTS = "G_ema"
+HUGGINGFACE = ("pytorch_model.bin", "biggan*pytorch_model.bin")
 
 
 class BigGANTeacher(GeneratorTeacher):
@@ -55,6 +59,8 @@ def describe(
     """
     file = find_file(path)
     shapes = weights.shapes(file)
+    if huggingface.MARK in shapes:
+        return _describe_huggingface(file, shapes, settings)
     flags, sources = biggan_flags.find_flags(file, shapes, settings)
     layout = read_layout(shapes, flags, where=str(file))
     if flags.get("cross_replica") is False:
@@ -83,6 +89,35 @@ def describe(
     )
 
 
+def _describe_huggingface(
+    file: Path, shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Scalar]
+) -> GeneratorDescription:
+    config, name = huggingface.read_config(file)
+    eps, flag = huggingface.find_eps(config, name, settings, where=str(file))
+    layout = huggingface.read_layout(shapes, config, where=str(file))
+    listed = tuple(huggingface.block_taps(layout, shapes))
+    truncation = float(settings.get("truncation") or 1.0)  # pyright: ignore[reportArgumentType]
+    told = {"layout": "huggingface", "eps": eps}
+
+    def load_network(dtype: torch.dtype) -> PlainNetwork:
+        state = weights.read((file,))
+        state = huggingface.rename(state, layout, truncation=truncation, where=str(file))
+        return PlainNetwork(build(state, layout, eps=eps, output_eps=eps, where=file, dtype=dtype))
+
+    return GeneratorDescription(
+        family="biggan",
+        image_size=(layout.image_size, layout.image_size),
+        taps=listed,
+        aliases=taps.stride_aliases(listed),
+        weights=(file,),
+        architecture={**dataclasses.asdict(layout), **told},
+        latent=layout.latent,
+        load=load_network,
+        classes=layout.classes,
+        flags=(flag,),
+    )
+
+
 def _decisive(
     sources: Sequence[Flag], layout: BigGANLayout, *, unconditional: bool
 ) -> tuple[Flag, ...]:
@@ -106,15 +141,30 @@ def load(
 
     Raises: TeacherError for weights that are damaged or of another shape.
     """
+    from pipeline.teachers.gan.biggan.network import OUTPUT_EPS, plain_weights
+
+    state = plain_weights(weights.read((file,)), layout, eps=eps["SN_eps"], where=str(file))
+    return build(state, layout, eps=eps["BN_eps"], output_eps=OUTPUT_EPS, where=file, dtype=dtype)
+
+
+def build(
+    state: Mapping[str, Tensor],
+    layout: BigGANLayout,
+    *,
+    eps: float,
+    output_eps: float,
+    where: Path,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """Put weights, named as our modules are, into a generator; errors as `weights.load_into`."""
     import torch
     from accelerate import init_empty_weights
 
-    from pipeline.teachers.gan.biggan.network import Attention, BigGANGenerator, plain_weights
+    from pipeline.teachers.gan.biggan.network import Attention, BigGANGenerator
 
     with init_empty_weights():
-        module = BigGANGenerator(layout, eps=eps["BN_eps"])
-    state = plain_weights(weights.read((file,)), layout, eps=eps["SN_eps"], where=str(file))
-    weights.load_into(module, state, where=str(file))
+        module = BigGANGenerator(layout, eps=eps, output_eps=output_eps)
+    weights.load_into(module, state, where=str(where))
     for part in module.modules():  # conditions are told in float32: they are cheap and add up
         if isinstance(part, torch.nn.Conv2d | Attention):
             part.to(dtype)
@@ -122,7 +172,7 @@ def load(
 
 
 def find_file(path: Path) -> Path:
-    """Return the checkpoint file of a path; a folder holds one `G_ema*.pth`.
+    """Return the checkpoint file of a path; a folder holds one `G_ema*.pth` or Hugging Face's.
 
     Raises: ConfigError if there is none, or more than one.
     """
@@ -135,6 +185,7 @@ def find_file(path: Path) -> Path:
         hint = f"Give {WEIGHTS}.pth of BigGAN-PyTorch, or its folder."
         raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
     files = sorted(p for p in path.glob(f"{WEIGHTS}*") if p.suffix in suffixes)
+    files = files or sorted(file for name in HUGGINGFACE for file in path.glob(name))
     if len(files) != 1:
         got = ", ".join(p.name for p in files) or f"no {WEIGHTS}*.pth in {path}"
         raise ConfigError(Problem("path", got, f"one {WEIGHTS}*.pth", "Name the file."))

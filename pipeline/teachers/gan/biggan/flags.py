@@ -36,7 +36,9 @@ SETTINGS: dict[str, Scalar] = {
 false` multiplies gains where the official evaluation of such networks adds them (its issue 96).
 """
 ACTIVATIONS = ("relu", "inplace_relu", "ir")
-NAME = re.compile(r"G(_ema)?(?P<suffix>(_.*)?)\.[a-z]+$")
+NAME = re.compile(r"(G(_ema)?|D)(?P<suffix>(_.*)?)\.[a-z]+$")
+DISCRIMINATOR: dict[str, Scalar] = {"SN_eps": 0.0}
+"""Official flags of a discriminator that may be given; 0: find out."""
 
 
 def find_flags(
@@ -73,6 +75,31 @@ def find_flags(
         else:
             flags.append(official(name, value, record=_beside(file).name if record else ""))
     return known, tuple(flags)
+
+
+def find_discriminator_flags(
+    file: Path, settings: Mapping[str, Scalar]
+) -> tuple[float, tuple[Flag, ...]]:
+    """Find the one flag of a discriminator that its weights do not tell: SN_eps.
+
+    Returns and raises as `find_flags`.
+    """
+    given = _given({"SN_eps": settings["SN_eps"]})
+    if given:
+        flag = Flag(name="SN_eps", value=given["SN_eps"], source="user")
+    elif record := _record(file):
+        if "SN_eps" not in record:
+            raise TeacherError(f"{_beside(file)}: holds no SN_eps. Give settings.SN_eps.")
+        whose = _beside(file).name
+        flag = Flag(name="SN_eps", value=record["SN_eps"], source="file", whose=whose)
+    else:
+        flag = Flag(
+            name="SN_eps",
+            value=EPS["SN_eps"],
+            source="default",
+            whose="the official ImageNet scripts'",
+        )
+    return float(flag.value or 0.0), (flag,)
 
 
 def official(name: str, value: Scalar, *, record: str) -> Flag:

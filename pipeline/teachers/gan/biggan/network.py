@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamshard.errors import TeacherError
+from pipeline.teachers.gan import spectral
 from pipeline.teachers.gan.biggan.layout import BigGANLayout, Block
 
-OUTPUT_EPS = 1e-5  # of the last normalisation, whatever the flags say
+OUTPUT_EPS = 1e-5  # of the last normalisation in the official codes, whatever their flags say
 
 
 class StoredNorm(nn.Module):
@@ -61,8 +61,8 @@ class ConditionalNorm(StoredNorm):
 class OutputNorm(StoredNorm):
     """Have gain and bias as plain parameters."""
 
-    def __init__(self, channels: int, *, additive: bool) -> None:
-        super().__init__(channels, eps=OUTPUT_EPS, additive=additive)
+    def __init__(self, channels: int, *, eps: float, additive: bool) -> None:
+        super().__init__(channels, eps=eps, additive=additive)
         self.gain, self.bias = (nn.Parameter(torch.empty(channels)) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,9 +146,10 @@ class BigGANGenerator(nn.Module):
     Args:
         layout: the architecture.
         eps: of the blocks' normalisation (BN_eps).
+        output_eps: of the last normalisation.
     """
 
-    def __init__(self, layout: BigGANLayout, *, eps: float) -> None:
+    def __init__(self, layout: BigGANLayout, *, eps: float, output_eps: float = OUTPUT_EPS) -> None:
         super().__init__()
         self.layout = layout
         if layout.shared:
@@ -167,7 +168,9 @@ class BigGANGenerator(nn.Module):
             self.blocks.append(nn.ModuleList(parts))
         last = layout.blocks[-1].outputs
         self.output_layer = nn.Sequential(
-            OutputNorm(last, additive=layout.additive), nn.ReLU(), nn.Conv2d(last, 3, 3, padding=1)
+            OutputNorm(last, eps=output_eps, additive=layout.additive),
+            nn.ReLU(),
+            nn.Conv2d(last, 3, 3, padding=1),
         )
 
     def forward(self, z: Tensor, labels: Tensor | None, features: Tensor | None) -> Tensor:
@@ -208,13 +211,27 @@ class BigGANGenerator(nn.Module):
 def plain_weights(
     state: Mapping[str, Tensor], layout: BigGANLayout, *, eps: float, where: str
 ) -> dict[str, Tensor]:
+    """Divide a generator's weights by their spectral norm and name them as our modules do.
+
+    Args:
+        state: an official state dict, in any of its spellings of the stored statistics.
+        layout: of the generator.
+        eps, where: as `divided_weights`, which also says what is raised.
+    """
+    plain = {_own_name(n): v for n, v in divided_weights(state, eps=eps, where=where).items()}
+    unused = [] if layout.shared else ["shared."]
+    unused += [] if layout.features else ["shared_feat."]
+    return {n: v for n, v in plain.items() if not n.startswith(tuple(unused))}
+
+
+def divided_weights(state: Mapping[str, Tensor], *, eps: float, where: str) -> dict[str, Tensor]:
     """Divide weights by their spectral norm and drop what inference does not need.
 
     In evaluation the official code takes one step of power iteration from the stored `u0` and does
     not keep it: v = normalize(u0 W), sigma = |W v|. `sv0` is a log, not sigma.
 
     Args:
-        state: an official state dict, in any of its spellings of the stored statistics.
+        state: an official state dict.
         eps: SN_eps, the least length that a vector is divided by.
         where: names the file in errors.
 
@@ -227,23 +244,14 @@ def plain_weights(
         base, _, last = name.rpartition(".")
         if dropped.fullmatch(last):
             continue
-        if last == "weight" and f"{base}.u0" in state:
-            value = value / _sigma(value, state[f"{base}.u0"], eps=eps, where=f"{where}: {base}.u0")
+        if last == "weight" and (u := state.get(f"{base}.u0")) is not None:
+            at = f"{where}: {base}.u0"
+            value = value / spectral.one_step(value.flatten(1), u, eps=eps, where=at)
         count = state.get(f"{base}.accumulation_counter")
         if count is not None and last in ("stored_mean", "stored_var") and float(count) > 0:
             value = value / count  # sums over batches ("standing statistics") until divided
-        plain[_own_name(name)] = value
-    unused = [] if layout.shared else ["shared."]
-    unused += [] if layout.features else ["shared_feat."]
-    return {n: v for n, v in plain.items() if not n.startswith(tuple(unused))}
-
-
-def _sigma(weight: Tensor, u: Tensor, *, eps: float, where: str) -> Tensor:
-    matrix = weight.flatten(1)
-    if u.numel() != len(matrix):
-        raise TeacherError(f"{where}: got {u.numel()} numbers, allowed {len(matrix)}. Damaged?")
-    v = F.normalize(u.view(1, -1) @ matrix, eps=eps)
-    return (v @ matrix.T).norm()
+        plain[name] = value
+    return plain
 
 
 def _own_name(name: str) -> str:

@@ -391,8 +391,9 @@ def test_all_mistakes_of_a_request_are_told_at_once(tmp_path: Path) -> None:
         "teacher.settings.steps: got 3",
     ):
         assert part in str(error.value)
-    with pytest.raises(ConfigError, match="biggan for encode, allowed synthesize"):
-        describe_teacher(config_of(path), mode="encode")
+    generator = config_of(path, part="generator")
+    with pytest.raises(ConfigError, match=r"biggan \(generator\) for encode, allowed synthesize"):
+        describe_teacher(generator, mode="encode")
     for told, message in (
         ({"BN_eps": 2.0}, "BN_eps: got 2"),
         ({"z_var": -1.0}, "z_var: got -1.0, allowed above 0"),
@@ -433,8 +434,8 @@ def test_it_is_inspected_and_opened_in_one_line(
         dreamshard.load_teacher(str(path))
     with pytest.raises(TeacherError, match="it is a generator"):
         dreamshard.load_teacher(str(tmp_path))
-    with pytest.raises(ConfigError, match="kind: got biggan for encode, allowed synthesize"):
-        dreamshard.load_teacher(str(path), kind="biggan", mode="encode")
+    with pytest.raises(ConfigError, match=r"biggan \(generator\) for encode, allowed synthesize"):
+        dreamshard.load_teacher(str(path), kind="biggan", part="generator", mode="encode")
     with pytest.raises(ConfigError, match="image_size: got 32x32, allowed 16x16"):
         inspect_teacher([str(path), "--image_size", "32"])
     told = {"instance_features": str(instances(tmp_path))}

@@ -1,0 +1,1 @@
+"""BigBiGAN, generator and encoder; imports `teachers.gan`, its BigGAN and what they may."""
