@@ -14,9 +14,11 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from distill.configs.evaluate import EvaluateConfig
@@ -52,8 +54,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Run the tasks on a student and its baselines; write and show the results.
 
     Returns:
-        What results.json holds: "student", "levels" and per task its result; where features were
-        extracted also "images" and "dimensions".
+        What results.json holds: "student", "levels", per task its result, and in "tables" what was
+        printed of it; where features were extracted also "images" and "dimensions".
 
     Raises:
         ConfigError: a teacher that is not the student's, or images it cannot be probed on.
@@ -95,16 +97,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     )
     results: dict[str, Any] = {"student": config.student, "levels": card.levels}
     results["seed"] = config.seed
+    results["tables"] = {}
     for name, task in tasks.items():
         stage(f"evaluate: {task.describe()}")
         with Progress(name, total=task.count(bench), unit="step") as progress:
             results[name] = task.run(bench, report=progress.update)
-        print_tables(task.tables(results[name]))
+        tables = task.tables(results[name])
+        results["tables"][name] = [asdict(table) for table in tables]
+        print_tables(tables)
         write_text(record.path / RESULTS, json.dumps(results | bench.facts(), indent=2) + "\n")
     results |= bench.facts()
     shutil.rmtree(record.path / READ_OUTS, ignore_errors=True)
     record.stats(seconds=time.perf_counter() - began)
-    record.finish("dreamshard report")
+    record.finish(shlex.join(["dreamshard", "report", str(record.path)]))
     return results
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+
 from dreamshard.console.report.material import Material
 from dreamshard.console.report.page import (
     Block,
-    Missing,
     Row,
     Section,
     Table,
     Tile,
-    missing,
     plural,
 )
 from dreamshard.console.report.runs import folder_tree, format_bytes
 from dreamshard.versions import VERSION
+
+LOOKED_AT = 64
+"""Samples that a level's statistics are taken from."""
 
 
 def tiles(material: Material) -> list[Tile]:
@@ -48,7 +51,6 @@ def made(material: Material) -> Section:
     section = Section(name="made", title="What is on disk")
     section.blocks.append(Block(folder_tree(material.folder, depth=3)))
     if material.dataset is None:
-        section.text = f"No feature dataset was found: `{missing('', 'encode').command}` makes one."
         return section
     from storage.verbs.inspect import describe, summarize
 
@@ -81,12 +83,56 @@ def made(material: Material) -> Section:
     return section
 
 
-def again(material: Material) -> Section:
+def statistics(material: Material) -> Section | None:
+    """Show what every level holds, from samples spread over the dataset."""
+    if material.dataset is None:
+        return None
+    from storage.verbs.statistics import level_statistics, spread
+
+    snapshot = material.dataset.snapshot()
+    if not snapshot.num_valid:
+        return None
+    samples = spread(snapshot, LOOKED_AT)
+    rows = []
+    for level in snapshot.levels:
+        found = level_statistics(snapshot, level, samples)
+        numbers = (found.mean, found.std, found.low, found.high, found.norm)
+        rows.append(
+            Row(
+                [
+                    level.name,
+                    *(f"{number:.4g}" for number in numbers),
+                    f"{100 * found.zeros:.1f} %",
+                    f"{found.dead:,} of {level.shape[0] if level.shape else 1:,}",
+                ]
+            )
+        )
+    section = Section(name="statistics", title="What the levels hold")
+    section.text = (
+        f"As decoded, from {plural(len(samples), 'image')} spread over the dataset. A dead channel "
+        "never changes; the length is that of a position's vector over the channels, on average."
+    )
+    heads = ["level", "mean", "std", "lowest", "highest", "length", "zeros", "dead channels"]
+    section.tables.append(Table(heads, rows))
+    return section
+
+
+def following(material: Material) -> Section | None:
+    """Show the command to type next: what the last stage's own run names, with its own paths."""
+    stages = list(material.runs.values())
+    command = stages[-1].next_command() if stages else ""
+    if material.dataset is not None and material.train is None and "train" not in command:
+        command = f"dreamshard train --data.dataset {shlex.quote(material.dataset.url)}"
+    if not command or command.startswith("dreamshard report"):
+        return None
+    return Section(name="next", title="What to type next", blocks=[Block(wrapped(command))])
+
+
+def again(material: Material) -> Section | None:
     """Show the commands, configurations and the environment."""
     section = Section(name="again", title="How to make it again")
     if not material.runs:
-        section.missing = Missing("No run folder was found.", "dreamshard demo")
-        return section
+        return None
     commands = [wrapped(run.commands[-1]) for run in material.runs.values() if run.commands]
     section.blocks.append(Block("\n\n".join(commands), title="Commands"))
     section.blocks += [

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dreamshard.charts import DARK, LIGHT, Theme, loss_curves, probe_chart, stage_bars
+from dreamshard.charts import DARK, LIGHT, Theme, probe_chart, stage_bars
+from dreamshard.console.report import svg
 from dreamshard.console.report.material import Material, rate_of, seconds_of
 from dreamshard.console.report.page import (
     Chart,
-    Missing,
+    Drawing,
     Row,
     Section,
     Table,
     mean_and_std,
-    missing,
     plural,
 )
 from dreamshard.console.report.runs import Run, is_number
@@ -25,29 +26,35 @@ MONITOR = "monitor_"  # how the names of what a run's monitor saw begin
 MAX_LOOKS = 12
 
 
-def losses(material: Material) -> Section:
+def losses(material: Material) -> Section | None:
     """Show the loss curves of teacher and student."""
     section = Section(name="losses", title="How they learned")
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for title, run in (("Teacher", material.pretrain), ("Student", material.train)):
-        if run is None:
-            continue
-        names = {key for line in run.metrics() for key, value in line.items() if is_number(value)}
-        names = {name for name in names - NOT_A_LOSS if not name.startswith(MONITOR)}
-        ordered = sorted(names, key=lambda name: (name != "loss", name))
-        lines = {LOSS_NAMES.get(name, name): run.curve(name) for name in ordered[:5]}
-        if any(lines.values()):
-            curves[title] = {name: points for name, points in lines.items() if points}
-    if not curves:
-        section.missing = missing("No metrics of a training run were found.", "train")
-        return section
-    section.text = "Losses as logged, with their running mean."
-    if "Student" not in curves:
-        section.text += f" No training run was found: `{missing('', 'train').command}` makes one."
-    section.charts.append(_chart(lambda theme: loss_curves(curves, theme), "loss curves"))
+        lines = loss_lines(run) if run is not None else {}
+        if lines:
+            section.drawings.append(Drawing(svg.curves(title, lines, y="loss")))
     if material.train is not None:
         section.tables += monitor_tables(material.train)
+    if not section.drawings and not section.tables:
+        return None
+    section.text = "Losses as logged; the values under the pointer are told."
     return section
+
+
+def loss_lines(run: Run, *, most: int = 6) -> dict[str, list[tuple[float, float]]]:
+    """Return a run's losses by name, `loss` first; those that say the same share a line."""
+    names = {key for line in run.metrics() for key, value in line.items() if is_number(value)}
+    names = {name for name in names - NOT_A_LOSS if not name.startswith(MONITOR)}
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for name in sorted(names, key=lambda name: (name != "loss", name)):
+        points = [point for point in run.curve(name) if math.isfinite(point[1])]
+        shown = LOSS_NAMES.get(name, name)
+        same = next((other for other, its in lines.items() if its == points), None)
+        if same is not None:
+            lines = {f"{k} = {shown}" if k == same else k: v for k, v in lines.items()}
+        elif points and len(lines) < most:
+            lines[shown] = points
+    return lines
 
 
 def monitor_tables(run: Run) -> list[Table]:
@@ -65,12 +72,11 @@ def monitor_tables(run: Run) -> list[Table]:
     return tables
 
 
-def probe(material: Material) -> Section:
+def probe(material: Material) -> Section | None:
     """Show the probe's accuracies and the paired differences."""
     section = Section(name="probe", title="What a few labels are worth")
     if material.probe is None:
-        section.missing = missing("No evaluation was found.", "evaluate")
-        return section
+        return None
     rows, subject = material.probe["rows"], material.probe["subject"]
     draws = max(len(cell["accuracy"]) for row in rows.values() for cell in row.values())
     section.text = (
@@ -124,15 +130,14 @@ def paired_table(result: Mapping[str, Any]) -> Table:
     return Table(heads, lines, title="Gain in percentage points, draw by draw")
 
 
-def throughput(material: Material) -> Section:
+def throughput(material: Material) -> Section | None:
     """Show how long each stage took and how fast it was."""
     section = Section(name="throughput", title="Where the time went")
     names = list(dict.fromkeys([*material.runs, *material.seconds]))
     stages = {name: (seconds_of(material, name), rate_of(material, name)) for name in names}
     stages = {name: pair for name, pair in stages.items() if any(pair)}
     if not stages:
-        section.missing = Missing("No timed stage was found.", "dreamshard demo")
-        return section
+        return None
     section.text = (
         "Seconds are of the run that did the work, start-up included; a stage reused later costs "
         "a look-up. Images per second count while images flow."

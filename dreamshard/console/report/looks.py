@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dreamshard.console.report.material import Material
-from dreamshard.console.report.page import Section, Strip, missing
+from dreamshard.console.report.page import Section, Strip
 from dreamshard.pictures import feature_rgb, image_grid
 
 if TYPE_CHECKING:
@@ -20,50 +20,45 @@ INPUTS = 40
 """Images shown of what goes in."""
 
 
-def inputs(material: Material) -> Section:
+def inputs(material: Material) -> Section | None:
     """Show images of the dataset, evenly spaced."""
     section = Section(name="inputs", title="The images that went in")
     snapshot = _snapshot(material)
     if snapshot is None:
-        section.missing = missing("No feature dataset was found.", "encode")
-        return section
+        return None
     from storage.rows.pick import read_rows
 
     rows = np.flatnonzero(snapshot.valid)
     rows = rows[np.linspace(0, len(rows) - 1, min(INPUTS, len(rows))).astype(int)]
     images = read_rows(snapshot, "image", rows)
     height, width = images.shape[1:3]
+    classes = len(np.unique(snapshot.labels[snapshot.valid & (snapshot.labels >= 0)]))
+    told = f"labels of {classes:,} classes" if classes else "no labels"
     section.text = (
-        f"{len(rows)} of {snapshot.num_valid:,} images, {height} × {width} pixels. "
-        "No label is used before the probe at the end."
+        f"{len(rows)} of {snapshot.num_valid:,} images, {height} × {width} pixels, {told}."
     )
     png = image_grid(images, columns=20, cell_px=max(40, width))
     section.strips.append(Strip(png, alt="input images"))
     return section
 
 
-def samples(material: Material) -> Section:
+def samples(material: Material) -> Section | None:
     """Show what the teacher draws from noise."""
     section = Section(name="samples", title="What the teacher draws from noise")
     if material.samples_png is None:
-        section.missing = missing("No trained teacher with a picture of samples.", "pretrain")
-        return section
-    section.text = (
-        "Images sampled from the diffusion teacher. It was trained on the images above without "
-        "labels; its features come from the same network."
-    )
+        return None
+    section.text = "Images sampled from the teacher; its features come from the same network."
     png = material.samples_png.read_bytes()
     section.strips.append(Strip(png, alt="samples of the teacher", width_px=420))
     return section
 
 
-def features(material: Material) -> Section:
+def features(material: Material) -> Section | None:
     """Show the teacher's feature maps, one row of pictures per level."""
     section = Section(name="features", title="What the teacher sees")
     snapshot = _snapshot(material)
     if snapshot is None:
-        section.missing = missing("No feature dataset was found.", "encode")
-        return section
+        return None
     from storage.rows.pick import read_rows
 
     rows = one_per_class(snapshot.labels, snapshot.valid, count=SHOWN)

@@ -20,6 +20,9 @@ DEMO_INDEX = "demo.json"
 RESULTS = "results.json"
 """Written by `dreamshard evaluate`."""
 
+MAX_BESIDE = 200
+"""Folders beside a training run that are looked into for its evaluation."""
+
 log = logging.getLogger(__name__)
 
 
@@ -34,7 +37,8 @@ class Material:
     evaluate: Run | None = None
     dataset: Dataset | None = None
     samples_png: Path | None = None
-    probe: Mapping[str, Any] | None = None
+    results: Mapping[str, Any] = field(default_factory=dict)
+    """What `dreamshard evaluate` found, as in its results.json."""
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -47,6 +51,13 @@ class Material:
             "evaluate": self.evaluate,
         }
         return {name: run for name, run in stages.items() if run is not None}
+
+    @property
+    def probe(self) -> Mapping[str, Any] | None:
+        """Return the few-label probe's result; None if it is not whole or was not asked for."""
+        found = self.results.get("few_label", self.results)
+        whole = isinstance(found, dict) and {"rows", "paired", "subject"} <= found.keys()
+        return found if whole else None
 
 
 def seconds_of(material: Material, stage: str) -> float | None:
@@ -88,6 +99,8 @@ def gather(folder: Path) -> Material:
         if run is not None:
             newest[verb] = run
     pretrain, train, evaluate = (newest.get(verb) for verb in ("pretrain", "train", "evaluate"))
+    train = train or _judged(evaluate)
+    evaluate = evaluate or _judging(train)
     encode = newest.get("encode") or newest.get("synthesize")
     dataset = _find_dataset(folder, index, encode=encode, train=train)
     if not newest and dataset is None:
@@ -103,7 +116,7 @@ def gather(folder: Path) -> Material:
         evaluate=evaluate,
         dataset=dataset,
         samples_png=_find_samples(pretrain),
-        probe=_find_probe(evaluate),
+        results=read_json(evaluate.path / RESULTS) if evaluate is not None else {},
         seconds={
             verb: index["seconds"][place]
             for verb, place in index.get("runs", {}).items()
@@ -146,10 +159,29 @@ def _find_samples(pretrain: Run | None) -> Path | None:
     return next((picture for picture in found if picture.exists()), None)
 
 
-def _find_probe(evaluate: Run | None) -> Mapping[str, Any] | None:
-    """Read the probe's results."""
+def _judged(evaluate: Run | None) -> Run | None:
+    """Return the training run whose student an evaluation is of, if it is still there."""
     if evaluate is None:
         return None
-    results = read_json(evaluate.path / RESULTS)
-    found = results.get("few_label", results)
-    return found if {"rows", "paired", "subject"} <= found.keys() else None
+    student = read_json(evaluate.path / RESULTS).get("student")
+    places = [Path(student), Path(student).parent] if isinstance(student, str) else []
+    runs = (read_run(place) for place in places)
+    return next((run for run in runs if run is not None and run.verb == "train"), None)
+
+
+def _judging(train: Run | None) -> Run | None:
+    """Return the newest evaluation of a training run's student among the folders beside it."""
+    if train is None:
+        return None
+    beside = sorted(train.path.absolute().parent.glob(f"*/{RESULTS}"))[:MAX_BESIDE]
+    found = []
+    for place in beside:
+        student = read_json(place).get("student")
+        if isinstance(student, str) and _same(Path(student), train.path):
+            found.append(read_run(place.parent))
+    runs = [run for run in found if run is not None and run.verb == "evaluate"]
+    return max(runs, key=_age, default=None)
+
+
+def _same(student: Path, run: Path) -> bool:
+    return run.resolve() in (student.resolve(), student.resolve().parent)

@@ -10,8 +10,6 @@ from typing import Any
 
 from dreamshard.versions import VERSION
 
-RECIPES = "recipes/digits"
-
 
 def data_uri(png: bytes) -> str:
     """Return PNG bytes as an address that carries the picture itself."""
@@ -96,29 +94,27 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """Say why a section has nothing to show, and which command makes it."""
+class Drawing:
+    """Hold a vector picture for both ways of reading, an <svg> element of `report.svg`."""
 
-    reason: str
-    command: str = ""
-
-
-def missing(reason: str, verb: str) -> Missing:
-    """Say that a part is not there, and the command that makes it."""
-    return Missing(reason, f"dreamshard {verb} --config {RECIPES}/{verb}.yaml")
+    svg: str
 
 
 @dataclass(kw_only=True)
 class Section:
-    """Hold one section of the page; its parts appear in the order of the fields."""
+    """Hold one section of the page; its parts appear in the order of the fields.
+
+    With an `error`, which says why it cannot be shown, nothing else of it appears.
+    """
 
     name: str
     title: str
-    missing: Missing | None = None
+    error: str = ""
     text: str = ""
     strips: list[Strip] = field(default_factory=list)
     levels: list[Strip] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
+    drawings: list[Drawing] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
 

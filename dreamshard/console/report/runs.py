@@ -64,6 +64,14 @@ class Run:
             return {}
         return value if isinstance(value, dict) else {}
 
+    def next_command(self) -> str:
+        """Return the command that README.txt says to type next; empty if there is none."""
+        try:
+            lines = (self.path / "README.txt").read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return ""
+        return lines[1].strip() if len(lines) > 1 and lines[0] == "Next:" else ""
+
 
 def read_run(path: Path) -> Run | None:
     """Read one run folder; None if no run was ever started in it."""

@@ -33,6 +33,7 @@ TITLES = {
     "inputs": "The images that went in",
     "samples": "What the teacher draws from noise",
     "features": "What the teacher sees",
+    "statistics": "What the levels hold",
     "losses": "How they learned",
     "throughput": "Where the time went",
     "made": "What is on disk",
@@ -220,7 +221,7 @@ def test_page_has_every_section_in_order(page: str) -> None:
     text = outline(page).text
     places = [text.index(title) for title in TITLES.values()]
     assert places == sorted(places)
-    assert "Not here yet" not in text
+    assert "Cannot be shown" not in text
 
 
 def test_headline_names_the_subject_and_how_far_it_is_ahead(page: str) -> None:
@@ -269,46 +270,142 @@ def test_commands_and_configurations_are_shown_without_secrets(page: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("gone", "name", "command"),
+    ("gone", "names"),
     [
-        ("teacher/samples.png", "samples", "dreamshard pretrain --config"),
-        ("datasets", "inputs", "dreamshard encode --config"),
-        ("datasets", "features", "dreamshard encode --config"),
-        ("datasets", "made", "dreamshard encode --config"),
-        ("train-001/evaluate/results.json", "probe", "dreamshard evaluate --config"),
+        ("teacher/samples.png", ["samples"]),
+        ("datasets", ["inputs", "features", "statistics"]),
+        ("train-001/evaluate/results.json", ["probe"]),
+        ("train-001/metrics.jsonl", []),
     ],
 )
-def test_missing_parts_are_left_out_with_the_command_that_makes_them(
-    gone: str, name: str, command: str, demo: Path, tmp_path: Path
+def test_sections_of_what_is_not_there_are_left_out(
+    gone: str, names: list[str], demo: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(demo, tmp_path / "demo")
     (folder / "encode" / "stats.json").unlink()
-    for run in ("teacher/run", "train-001"):
-        (folder / run / "metrics.jsonl").unlink()
     place = folder / gone
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     html = build(folder)
-    assert command in outline(section(html, name)).text
-    assert "dreamshard train --config" in outline(section(html, "losses")).text
+    there = set(re.findall(r'<section id="([^"]*)">', html))
+    assert there == set(TITLES) - set(names)
+    assert "Cannot be shown" not in html
 
 
-def test_one_run_alone_is_enough_and_finds_its_dataset(demo: Path, tmp_path: Path) -> None:
+def test_one_run_alone_finds_its_dataset_and_names_its_own_next_command(
+    demo: Path, tmp_path: Path
+) -> None:
     dataset = gather(demo).dataset
     assert dataset is not None
     config = Config(data=DataPart(dataset=dataset.url))
     folder = make_run(tmp_path / "alone", "train", config=config, loss=1.0)
-    text = outline(build(folder)).text
-    assert dataset.recipe.content_key in text
-    assert "dreamshard pretrain --config" in text
-    assert "No evaluation was found." in text
+    record = RunFolder(folder, config=config, command=["dreamshard", "train"])
+    record.finish(f"dreamshard evaluate --student {folder} --tasks [knn]")
+    html = build(folder)
+    assert dataset.recipe.content_key in outline(html).text
+    following = " ".join(outline(section(html, "next")).text.replace("\\", "").split())
+    assert following.endswith(f"dreamshard evaluate --student {folder} --tasks [knn]")
 
 
-def test_a_dataset_alone_is_enough(demo: Path) -> None:
+def test_a_dataset_alone_shows_its_levels_and_how_to_train_on_it(demo: Path) -> None:
     dataset = gather(demo).dataset
     assert dataset is not None
     html = build(Path(dataset.url))
     assert section(html, "features").count("<img") == 3
-    assert "No run folder was found." in section(html, "again")
+    shown = " ".join(outline(html).text.replace("\\", "").split())
+    assert f"dreamshard train --data.dataset {dataset.url}" in shown
+    rows = section(html, "statistics").split("<tr>")
+    assert [re.findall(r"<td[^>]*>([^<]*)</td>", row)[0] for row in rows[2:]] == [
+        "up.1.t50",
+        "up.2.t50",
+        "up.1.t50.gap",
+    ]
+    assert 'id="again"' not in html
+
+
+def test_every_task_is_shown_with_the_tables_that_were_printed(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "judged", "evaluate")
+    results = {
+        "student": "runs/r18",
+        "knn": {
+            "rows": {"pixels": {"1": {"mean": 31.0}}, "distilled student": {"1": {"mean": 44.5}}}
+        },
+        "detection": {"rows": {"distilled student": {"bbox": {"map": 12.0, "map_large": None}}}},
+        "tables": {
+            "knn": [
+                {
+                    "title": "% correct by nearest neighbours",
+                    "header": ["representation", "k = 1"],
+                    "lines": [["pixels", "31.0"], ["distilled student", "44.5 s"]],
+                }
+            ]
+        },
+    }
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    html = build(folder)
+    knn = section(html, "knn")
+    assert "44.5 s" in knn and "% correct by nearest neighbours" in knn
+    assert "distilled student, 1: 44.5 %" in knn, "told under the pointer"
+    assert '<tr class="ours"><td class="">distilled student' in knn
+    assert "12.0" in section(html, "detection") and "map_large" not in html
+    text = " ".join(outline(html).text.split())
+    assert (
+        "44.5 % distilled student, nearest neighbours of frozen features, 1; next best 31.0 (+13.5)"
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"knn": {"rows": {"a": {"1": "<b>much"}}}},
+        {"knn": {"rows": {"a": {"1": 1}}}, "tables": {"knn": [{"lines": [[1]]}]}},
+        {"few_label": {"rows": [], "paired": 3, "subject": None}},
+        {"knn": {"rows": {"a": 3}}},
+        {"student": 7, "knn": None},
+    ],
+)
+def test_results_of_another_form_cost_their_section_only(
+    results: dict[str, object], tmp_path: Path
+) -> None:
+    folder = make_run(tmp_path / "judged", "evaluate")
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    html = build(folder)
+    outline(html)
+    assert "<b>much" not in html
+    assert 'id="again"' in html
+
+
+def test_an_evaluation_and_its_training_find_each_other(tmp_path: Path) -> None:
+    train = make_run(tmp_path / "runs" / "r18", "train", loss=2.0)
+    other = make_run(tmp_path / "runs" / "other", "evaluate")
+    judged = make_run(tmp_path / "runs" / "r18-eval", "evaluate")
+    for folder, student in ((judged, train), (other, tmp_path / "runs" / "r50")):
+        (folder / "results.json").write_text(json.dumps({"student": str(student)}))
+    found = gather(train).evaluate
+    assert found is not None and found.path.name == "r18-eval"
+    back = gather(judged).train
+    assert back is not None and back.path == train
+
+
+def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
+    folders = []
+    for name, steps, accuracy in (("a", 40, 50.0), ("b", 80, 60.0), ("c", 40, None)):
+        folder = make_run(tmp_path / name, "train", config=Config(steps=steps), loss=3.0)
+        if accuracy is not None:
+            judged = make_run(folder / "evaluate", "evaluate")
+            rows = {"pixels": {"1": 99.0}, "distilled student": {"1": accuracy}}
+            (judged / "results.json").write_text(json.dumps({"knn": {"rows": rows}}))
+        folders.append(folder)
+    path = write_report(*folders)
+    assert path == tmp_path / "comparison.html"
+    html = path.read_text(encoding="utf-8")
+    knn = section(html, "knn")
+    assert re.findall(r'<td class="[^"]* best">([^<]*)</td>', knn) == ["60.0"]
+    assert "Not evaluated so: c." in knn and "99.0" not in knn
+    settings = re.findall(r"<td[^>]*>([^<]*)</td>", section(html, "settings"))
+    assert settings == ["steps", "40", "80", "40"]
+    assert section(html, "losses").count("polyline class") == 3
+    assert {"script", "link"}.isdisjoint(outline(html).tags)
 
 
 def test_damaged_shards_are_named_and_the_rest_is_shown(demo: Path, tmp_path: Path) -> None:
@@ -318,7 +415,7 @@ def test_damaged_shards_are_named_and_the_rest_is_shown(demo: Path, tmp_path: Pa
     chunk.write_bytes(chunk.read_bytes()[:-5])
     html = build(folder)
     assert str(chunk.relative_to(tmp_path)) in section(html, "features")
-    assert "Not here yet" not in section(html, "probe")
+    assert "Cannot be shown" not in section(html, "probe")
 
 
 def test_text_of_runs_cannot_become_markup(tmp_path: Path) -> None:
