@@ -17,7 +17,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from storage.schema import canonical_json
 if TYPE_CHECKING:
     import torch
 
+    from distill.bench.bench import StudentBench
     from distill.bench.representations import Extractor
     from distill.students.card import StudentCard
     from distill.students.student import Student
@@ -62,7 +63,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         DataError: no trained student, or images that cannot be read.
     """
     from distill.bench.bench import ReadOuts, StudentBench
-    from distill.bench.layout import print_tables
     from distill.configs.tasks import TASKS
     from distill.modules.heads import head_folder
     from distill.students.export import load_student
@@ -78,6 +78,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     device = choose_device(config)
     baselines = choose_baselines(config, card=card, device=device, image_size=size)
     record = RunFolder(config.run_dir, config=config, of=whose(config))
+    known = {"student": config.student, "levels": card.levels, "seed": config.seed}
     bench = StudentBench(
         student=student,
         card=card,
@@ -95,9 +96,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         head=head_folder(Path(config.student)),
         read_outs=ReadOuts(record.path / READ_OUTS, evaluation_key(config, student)),
     )
-    results: dict[str, Any] = {"student": config.student, "levels": card.levels}
-    results["seed"] = config.seed
-    results["tables"] = {}
+    results = run_tasks(tasks, bench, out=record.path / RESULTS, known=known)
+    shutil.rmtree(record.path / READ_OUTS, ignore_errors=True)
+    record.stats(seconds=time.perf_counter() - began)
+    record.finish(shlex.join(["dreamshard", "report", str(record.path)]))
+    return results
+
+
+def run_tasks(
+    tasks: Mapping[str, Any], bench: StudentBench, *, out: Path, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Run tasks one after the other; write down and print what each found when it is done."""
+    from distill.bench.layout import print_tables
+
+    results: dict[str, Any] = {**known, "tables": {}}
     for name, task in tasks.items():
         stage(f"evaluate: {task.describe()}")
         with Progress(name, total=task.count(bench), unit="step") as progress:
@@ -105,12 +117,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         tables = task.tables(results[name])
         results["tables"][name] = [asdict(table) for table in tables]
         print_tables(tables)
-        write_text(record.path / RESULTS, json.dumps(results | bench.facts(), indent=2) + "\n")
-    results |= bench.facts()
-    shutil.rmtree(record.path / READ_OUTS, ignore_errors=True)
-    record.stats(seconds=time.perf_counter() - began)
-    record.finish(shlex.join(["dreamshard", "report", str(record.path)]))
-    return results
+        write_text(out, json.dumps(results | bench.facts(), indent=2) + "\n")
+    return results | bench.facts()
 
 
 def whose(config: EvaluateConfig) -> dict[str, object]:

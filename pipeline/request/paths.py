@@ -34,14 +34,18 @@ def output_path(path: str, *, key: str = "") -> str:
 
 
 def input_path(path: str) -> str:
-    """Find a path here or in a job's home; names that are neither (a repository, a URL) stay."""
+    """Find a path here, in a job's home, or (`recipes/...`) among what came with the package.
+
+    Names that are none of these (a repository, a URL) stay.
+    """
     if not path or "://" in path:
         return path
     for folder in (Path.cwd(), _job_home() or Path.cwd()):
         candidate = folder / Path(path).expanduser()
         if candidate.exists() or _has_match(candidate):
             return str(candidate)
-    return path
+    installed = Path(__file__).resolve().parents[2] / path
+    return str(installed) if Path(path).parts[:1] == ("recipes",) and installed.exists() else path
 
 
 def _job_home() -> Path | None:

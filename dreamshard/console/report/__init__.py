@@ -143,7 +143,11 @@ def _tiles(material: Material) -> list[Tile]:
     from dreamshard.console.report import evaluation, facts
 
     try:
-        return [*evaluation.tiles(material), *facts.tiles(material)]
+        return [
+            *facts.few_label_tiles(material),
+            *evaluation.tiles(material),
+            *facts.tiles(material),
+        ]
     except DAMAGE:
         return []
 

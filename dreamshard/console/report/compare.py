@@ -26,7 +26,7 @@ def results(compared: Sequence[Material]) -> list[Section]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, material in zip(names, compared, strict=True):
         for task, result in task_results(material.results).items():
-            row = figures(result).get(subject_of(result), {})
+            row = figures(task, result).get(subject_of(result), {})
             found.setdefault(task, {})[name] = row
     sections = []
     for task, rows in found.items():

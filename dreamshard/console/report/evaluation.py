@@ -20,6 +20,13 @@ TITLES = {
     "segmentation": "Segmentation",
     "detection": "Detection",
 }
+COLUMNS = {
+    "few_label": "{} per class",
+    "knn": "k = {}",
+    "finetune": "{} of labels",
+    "segmentation": "{} images",
+}
+"""What a task's columns are counts of."""
 MAX_BARS = 60
 
 
@@ -32,7 +39,7 @@ def task_results(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def figures(task: str, result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Reduce a task's result to numbers: {row: {column: value}}.
 
     A cell may be a number, hold one as `mean`, or hold several by name, which become columns of
@@ -42,10 +49,11 @@ def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     for name, row in result["rows"].items():
         cells = found.setdefault(str(name), {})
         for column, cell in row.items() if isinstance(row, dict) else ():
+            told = COLUMNS.get(task, "{}").format(column)
             if is_number(cell):
-                cells[str(column)] = float(cell)
+                cells[told] = float(cell)
             elif isinstance(cell, dict) and is_number(cell.get("mean")):
-                cells[str(column)] = float(cell["mean"])
+                cells[told] = float(cell["mean"])
             elif isinstance(cell, dict):
                 inner = {f"{column} {key}": value for key, value in cell.items()}
                 cells |= {key: float(value) for key, value in inner.items() if is_number(value)}
@@ -64,7 +72,7 @@ def tasks(material: Material) -> list[Section]:
         if name == FEW_LABEL and material.probe is not None:
             continue
         section = Section(name=name, title=TITLES.get(name, name.replace("_", " ").capitalize()))
-        rows, ours = figures(result), subject_of(result)
+        rows, ours = figures(name, result), subject_of(result)
         drawn = {row: cells for row, cells in rows.items() if cells}
         if drawn and sum(map(len, drawn.values())) <= MAX_BARS:
             section.drawings.append(Drawing(svg.bars("Held-out images", drawn, ours=ours)))
@@ -110,7 +118,7 @@ def tiles(material: Material) -> list[Tile]:
     for name, result in task_results(material.results).items():
         if name == FEW_LABEL and material.probe is not None:
             continue
-        rows, ours = figures(result), subject_of(result)
+        rows, ours = figures(name, result), subject_of(result)
         own = rows.get(ours, {})
         if not own:
             continue

@@ -20,8 +20,8 @@ LOOKED_AT = 64
 """Samples that a level's statistics are taken from."""
 
 
-def tiles(material: Material) -> list[Tile]:
-    """Choose the headline numbers."""
+def few_label_tiles(material: Material) -> list[Tile]:
+    """Choose the few-label probe's headline numbers."""
     found = []
     if material.probe is not None:
         rows, subject = material.probe["rows"], material.probe["subject"]
@@ -32,6 +32,12 @@ def tiles(material: Material) -> list[Tile]:
             if others:
                 label += f"; next best {max(others):.1f} ({ahead:+.1f})"
             found.append(Tile(f"{cell['mean']:.1f}", label, "%", best=ahead > 0))
+    return found
+
+
+def tiles(material: Material) -> list[Tile]:
+    """Choose the headline numbers of dataset and time."""
+    found = []
     if material.dataset is not None:
         from storage.verbs.inspect import summarize
 

@@ -15,8 +15,8 @@ from xml.etree import ElementTree as ET
 
 from dreamshard.foreign.shown import plain
 
-WIDTH, HEIGHT = 660.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 12.0, 34.0, 40.0
+WIDTH, HEIGHT = 660.0, 310.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 12.0, 46.0, 40.0
 SERIES = 7
 """Colours of the page, --series-0 to --series-6."""
 COLUMNS = 160
@@ -157,7 +157,7 @@ def _canvas(title: str, *, across: Axis | None, up: Axis, x: str, y: str) -> ET.
         assert across is not None
         _text(root, across(value), HEIGHT - BOTTOM + 16, f"{value:,.6g}", anchor="middle")
     _text(root, WIDTH - RIGHT, HEIGHT - 6, x, anchor="end")
-    _text(root, 4, TOP - 20, f"{title}{f', {y}' if y else ''}", kind="name")
+    _text(root, 4, TOP - 32, f"{title}{f', {y}' if y else ''}", kind="name")
     return root
 
 

@@ -344,14 +344,12 @@ def test_every_task_is_shown_with_the_tables_that_were_printed(tmp_path: Path) -
     html = build(folder)
     knn = section(html, "knn")
     assert "44.5 s" in knn and "% correct by nearest neighbours" in knn
-    assert "distilled student, 1: 44.5 %" in knn, "told under the pointer"
+    assert "distilled student, k = 1: 44.5 %" in knn, "told under the pointer"
     assert '<tr class="ours"><td class="">distilled student' in knn
     assert "12.0" in section(html, "detection") and "map_large" not in html
     text = " ".join(outline(html).text.split())
-    assert (
-        "44.5 % distilled student, nearest neighbours of frozen features, 1; next best 31.0 (+13.5)"
-        in text
-    )
+    headline = "distilled student, nearest neighbours of frozen features, k = 1"
+    assert f"44.5 % {headline}; next best 31.0 (+13.5)" in text
 
 
 @pytest.mark.parametrize(
