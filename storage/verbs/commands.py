@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,21 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamshard.errors import DataError
-from dreamshard.foreign.guard import CannotReadError
 from dreamshard.progress import Progress
-from storage.catalog import find_dataset, list_datasets
+from storage.catalog import find_dataset
 from storage.dataset import Dataset
 from storage.ledger import requests
 from storage.snapshot import Snapshot
+from storage.verbs.as_json import SCHEMA, inspected, listed, verified
 from storage.verbs.findings import Report
 from storage.verbs.inspect import Summary, describe, summarize
-from storage.verbs.statistics import STATISTICS_SAMPLES, contact_sheet, level_statistics, spread
+from storage.verbs.statistics import (
+    STATISTICS_SAMPLES,
+    LevelStatistics,
+    contact_sheet,
+    level_statistics,
+    spread,
+)
 from storage.verbs.verify import repair, verify_dataset
 
 DAMAGED = DataError.exit_code
@@ -28,45 +36,40 @@ _MAX_LINES = 20
 
 def ls(argv: Sequence[str]) -> int:
     """List the feature datasets under a root; exit code 0, 3 if there is no such root."""
-    parser = verb_parser("ls", "List the feature datasets under a folder.")
+    parser = verb_parser("ls", "List the feature datasets under a folder.", told=True)
     parser.add_argument("root", help="folder of datasets, a path or file:// URL")
-    root = parser.parse_args(argv).root
-    table = Table("dataset", "samples", "units", "size", "levels", "state", box=None)
-    count = 0
-    for url, about in list_datasets(root):
-        count += 1
-        name = url.rpartition("/")[2]
-        try:
-            if isinstance(about, DataError):
-                raise about
-            summary = summarize(Dataset(url, about), max_errors=0)
-        except CannotReadError:
-            table.add_row(name, "", "", "", "", "cannot be read: see `dreamshard inspect`")
-            continue
-        except DataError:
-            table.add_row(name, "", "", "", "", "damaged: see `dreamshard inspect`")
-            continue
-        levels = ", ".join(level.name for level in about.levels)
-        table.add_row(
-            name,
-            f"{summary.samples:,}",
-            f"{summary.units:,}",
-            format_bytes(summary.stored_bytes),
-            levels,
-            _state(summary),
-        )
-    if not count:
+    options = parser.parse_args(argv)
+    entries = list(listed(options.root))
+    if options.json:
+        print_json({"schema": SCHEMA, "root": options.root, "datasets": entries})
+        return 0
+    if not entries:
         print(
-            f"{root}: no datasets yet. `dreamshard encode` and `dreamshard synthesize` make them."
+            f"{options.root}: no datasets yet. `dreamshard encode` and `dreamshard synthesize` "
+            "make them."
         )
         return 0
+    table = Table("dataset", "samples", "units", "size", "levels", "state", box=None)
+    for entry in entries:
+        if "error" in entry:
+            state = "damaged" if entry["state"] == "damaged" else "cannot be read"
+            table.add_row(entry["name"], "", "", "", "", f"{state}: see `dreamshard inspect`")
+            continue
+        table.add_row(
+            entry["name"],
+            f"{entry['samples']:,}",
+            f"{entry['units']:,}",
+            format_bytes(entry["bytes"]),
+            ", ".join(entry["levels"]),
+            _state(entry),
+        )
     _console().print(table)
     return 0
 
 
 def inspect(argv: Sequence[str]) -> int:
     """Show what a feature dataset holds; exit code 0, 3 if it is damaged or not there."""
-    parser = verb_parser("inspect", "Show what a feature dataset holds.")
+    parser = verb_parser("inspect", "Show what a feature dataset holds.", told=True)
     parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
     parser.add_argument(
         "--samples",
@@ -82,6 +85,22 @@ def inspect(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     dataset = find_dataset(options.dataset)
     summary = summarize(dataset)
+    if options.json:
+        snapshot = dataset.snapshot()
+        seen = options.samples > 0 and snapshot.valid.any()
+        statistics = _statistics(snapshot, options.samples) if seen else []
+        print_json(inspected(dataset, summary, statistics))
+    else:
+        _show(dataset, summary, samples=options.samples)
+    if options.sheet:
+        Path(options.sheet).write_bytes(contact_sheet(dataset.snapshot()))
+        told = sys.stderr if options.json else sys.stdout
+        print(f"{options.sheet}: one row a sample: its image, then its maps.", file=told)
+    return 0
+
+
+def _show(dataset: Dataset, summary: Summary, *, samples: int) -> None:
+    """Print what a dataset holds, for people."""
     console = _console()
     console.print(dataset.url)
     facts = Table(show_header=False, box=None)
@@ -95,21 +114,17 @@ def inspect(argv: Sequence[str]) -> int:
     console.print(facts)
     console.print(_level_table(summary))
     snapshot = dataset.snapshot()
-    if options.samples > 0 and snapshot.valid.any():
-        console.print(_statistics_table(snapshot, options.samples))
-    if options.sheet:
-        Path(options.sheet).write_bytes(contact_sheet(snapshot))
-        print(f"{options.sheet}: one row a sample: its image, then its maps.")
+    if samples > 0 and snapshot.valid.any():
+        console.print(_statistics_table(snapshot, samples))
     for index, error in summary.errors.items():
         print(f"sample {index} is invalid: {error}")
     for unit, error in list(dataset.quarantined().items())[:_MAX_LINES]:
         print(f"unit {unit} was left out: {error}")
-    return 0
 
 
 def verify(argv: Sequence[str]) -> int:
     """Check a dataset against its digests; exit code 0 if it is whole, 3 if it is damaged."""
-    parser = verb_parser("verify", "Check a feature dataset against its digests.")
+    parser = verb_parser("verify", "Check a feature dataset against its digests.", told=True)
     parser.add_argument("dataset", help="the dataset's folder, or ROOT/NAME")
     parser.add_argument("--quick", action="store_true", help="look at sizes only, not at bytes")
     parser.add_argument(
@@ -124,16 +139,22 @@ def verify(argv: Sequence[str]) -> int:
     total = -(-requested // dataset.samples_per_unit)
     with Progress("verify", total=total, unit="units") as progress:
         report = verify_dataset(dataset, quick=options.quick, on_unit=lambda _: progress.update())
-    _print_report(dataset, report)
+    if options.json:
+        print_json(verified(dataset, report))
+    else:
+        _print_report(dataset, report)
     if not report.findings:
         return DAMAGED if report.unreadable else 0
+    told = sys.stderr if options.json else sys.stdout
     if options.repair:
         units = repair(dataset, report)
         if stay := sum(finding.by_hand for finding in report.findings):
-            print(f"{stay} of these no repair puts right: what to do is said above.")
-        print(f"repaired: rerun the command that made the dataset; it makes {_some(units)} again.")
+            print(f"{stay} of these no repair puts right: what to do is said above.", file=told)
+        again = f"it makes {_some(units)} again."
+        print(f"repaired: rerun the command that made the dataset; {again}", file=told)
     else:
-        print(f"`dreamshard verify --repair {dataset.url}` marks what a rerun makes again.")
+        mend = f"`dreamshard verify --repair {dataset.url}`"
+        print(f"{mend} marks what a rerun makes again.", file=told)
     return DAMAGED
 
 
@@ -146,9 +167,16 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, with what all of them take."""
+def print_json(value: object) -> None:
+    """Print plain values as JSON, for scripts."""
+    print(json.dumps(value, indent=2))
+
+
+def verb_parser(verb: str, description: str, *, told: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of a command, with what all of them take; `told` adds --json."""
     parser = argparse.ArgumentParser(prog=f"dreamshard {verb}", description=description)
+    if told:
+        parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
@@ -164,10 +192,10 @@ def _console() -> Console:
     return console if console.is_terminal else Console(**PLAIN, width=200)
 
 
-def _state(summary: Summary) -> str:
-    if summary.missing:
-        return f"{summary.missing:,} units to make"
-    return f"whole, {summary.invalid:,} invalid" if summary.invalid else "whole"
+def _state(entry: Mapping[str, Any]) -> str:
+    if entry["missing"]:
+        return f"{entry['missing']:,} units to make"
+    return f"whole, {entry['invalid']:,} invalid" if entry["invalid"] else "whole"
 
 
 def _level_table(summary: Summary) -> Table:
@@ -181,23 +209,31 @@ def _level_table(summary: Summary) -> Table:
     return table
 
 
-def _statistics_table(snapshot: Snapshot, count: int) -> Table:
-    names = ("level", "mean", "std", "min", "max", "zeros", "dead channels", "norm")
-    table = Table(*names, box=None)
+def _statistics(snapshot: Snapshot, count: int) -> list[LevelStatistics]:
     samples = spread(snapshot, count)
     total = len(samples) * len(snapshot.levels)
     with Progress("statistics", total=total, unit="samples") as progress:
-        for level in snapshot.levels:
-            facts = level_statistics(snapshot, level, samples, on_samples=progress.update)
-            numbers = (facts.mean, facts.std, facts.low, facts.high)
-            table.add_row(
-                level.name,
-                *(f"{number:.4g}" for number in numbers),
-                f"{100 * facts.zeros:.3g} %",
-                str(facts.dead),
-                f"{facts.norm:.4g}",
-            )
-    table.caption = f"over {len(samples):,} samples, evenly spread; norm: over the channels"
+        return [
+            level_statistics(snapshot, level, samples, on_samples=progress.update)
+            for level in snapshot.levels
+        ]
+
+
+def _statistics_table(snapshot: Snapshot, count: int) -> Table:
+    names = ("level", "mean", "std", "min", "max", "zeros", "dead channels", "norm")
+    table = Table(*names, box=None)
+    found = _statistics(snapshot, count)
+    for facts in found:
+        numbers = (facts.mean, facts.std, facts.low, facts.high)
+        table.add_row(
+            facts.name,
+            *(f"{number:.4g}" for number in numbers),
+            f"{100 * facts.zeros:.3g} %",
+            str(facts.dead),
+            f"{facts.norm:.4g}",
+        )
+    samples = max((facts.samples for facts in found), default=0)
+    table.caption = f"over {samples:,} samples, evenly spread; norm: over the channels"
     return table
 
 
