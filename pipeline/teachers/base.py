@@ -47,6 +47,7 @@ class TeacherConfig:
                 "biggan": WITH_PARTS,
                 "bigbigan": WITH_PARTS,
                 "ssgan": WITH_PARTS,
+                "stylegan2": WITH_PARTS,
                 "noise": "timesteps draws",
                 OWN: WITH_PARTS,
             },
@@ -54,7 +55,7 @@ class TeacherConfig:
     )
 
     kind: str = "diffusers"
-    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan, or an import path
+    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan | stylegan2, or an import path
     `module:Class` of your own."""
     path: str = ""
     """Folder, file or URL of the weights; unused by families without weights."""

@@ -19,6 +19,7 @@ TEACHERS: dict[str, str] = {
     "biggan": "pipeline.teachers.gan.biggan.family:BigGANTeacher",
     "bigbigan": "pipeline.teachers.gan.bigbigan.family:BigBiGANTeacher",
     "ssgan": "pipeline.teachers.gan.ssgan.family:SSGANTeacher",
+    "stylegan2": "pipeline.teachers.gan.stylegan2.family:StyleGAN2Teacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
 PARTS: dict[str, dict[str, str]] = {
@@ -28,6 +29,9 @@ PARTS: dict[str, dict[str, str]] = {
     "bigbigan": {"encoder": "pipeline.teachers.gan.bigbigan.encoder:BigBiGANEncoderTeacher"},
     "ssgan": {
         "discriminator": "pipeline.teachers.gan.ssgan.discriminator:SSGANDiscriminatorTeacher",
+    },
+    "stylegan2": {
+        "discriminator": "pipeline.teachers.gan.stylegan2.family:StyleGAN2DiscriminatorTeacher",
     },
 }
 """Short name -> part -> `module:Class`, for families of several networks; the class of `TEACHERS`

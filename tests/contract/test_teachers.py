@@ -98,6 +98,24 @@ def ssgan_discriminator(folder: Path) -> TeacherConfig:
     return dataclasses.replace(ssgan(folder), part="discriminator", levels=levels)
 
 
+def stylegan2(folder: Path) -> TeacherConfig:
+    pytest.importorskip("torch")
+    from tests.unit.pipeline.teachers.gan.stylegan2.stylegan2_reference import Reference
+
+    path = Reference(classes=3).write(folder / "network-snapshot.pkl")
+    settings = {"noise_mode": "random", "truncation_psi": 0.7}
+    return TeacherConfig(
+        kind="stylegan2", part="generator", path=str(path), levels=["s1", "b8", "w", "z"],
+        settings=settings,
+    )  # fmt: skip
+
+
+def stylegan2_discriminator(folder: Path) -> TeacherConfig:
+    config = stylegan2(folder)
+    levels = ["s2", "d.b4", "d.fc", "d.logits"]
+    return dataclasses.replace(config, part="discriminator", levels=levels, settings={})
+
+
 # A new entry of TEACHERS or PARTS joins with one small example of itself: "kind" or "kind.part".
 EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
     "noise": noise,
@@ -108,6 +126,8 @@ EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
     "bigbigan.encoder": bigbigan_encoder,
     "ssgan.generator": ssgan,
     "ssgan.discriminator": ssgan_discriminator,
+    "stylegan2.generator": stylegan2,
+    "stylegan2.discriminator": stylegan2_discriminator,
 }
 Load = Callable[..., Teacher]
 

@@ -64,6 +64,8 @@ def family_of(path: Path) -> str:
 
 def kind_of(path: Path) -> str:
     """Guess the teacher family of a path: that of a generator's checkpoint, or diffusers."""
+    if path.suffix == ".pkl" or (path.is_dir() and any(path.glob("*.pkl"))):
+        return "stylegan2"
     for kind, names in FOLDERS.items():
         if path.is_dir() and any(any(path.glob(name)) for name in names):
             return kind

@@ -100,7 +100,7 @@ class GeneratorRequest(NetworkRequest):
         problems += drawn_once(self.config)
         if settings["class_label"] is None:
             settings["class_label"] = known.usual_class
-        problems += _setting_problems(settings, known)
+        problems += [*self.truncation_problems(), *_setting_problems(settings, known)]
         problems += super().check()
         if known.features and settings["instance_features"]:
             path = Path(str(settings["instance_features"]))
@@ -108,11 +108,25 @@ class GeneratorRequest(NetworkRequest):
             problems += wrong
         return problems
 
+    def truncation_problems(self) -> list[Problem]:
+        """List what is wrong with how latents are truncated."""
+        problems, tau, form = [], self.settings["truncation"], self.settings["truncation_form"]
+        if isinstance(tau, int | float) and not 0 <= tau <= 10:
+            problems.append(Problem("settings.truncation", str(tau), "0 (none) .. 10"))
+        if form not in FORMS:
+            problems.append(Problem("settings.truncation_form", str(form), " | ".join(FORMS)))
+        return problems
+
     def mode_settings(self) -> dict[str, object]:
         """Return the settings that change recorded bytes, defaults filled in."""
         told: dict[str, object] = {"truncation": self.truncation}
         if self.truncation:
             told["truncation_form"] = self.settings["truncation_form"]
+        return {**told, **self.conditions()}
+
+    def conditions(self) -> dict[str, object]:
+        """Return the part of the settings that says what the generator is conditioned on."""
+        told: dict[str, object] = {}
         if self.description.classes:
             told["class_label"] = self.settings["class_label"]
         if self.instances is not None:
@@ -154,11 +168,15 @@ class GeneratorTeacher(NetworkTeacher):
         z, labels, features = self.inputs(indices)
         records = Outbox(self.device)
         with torch.inference_mode():
-            maps, images = self.generate(z, labels, features)
+            maps, images = self.generate(z, labels, features, **self.extras(indices))
             self.keep(records, maps)
             pixels = to_uint8(images).contiguous().cpu().numpy()
         kept = labels if self.request.has_labels else None
         return self.batch(indices, records.collect(), image=pixels, label=kept)
+
+    def extras(self, indices: np.ndarray) -> dict[str, Any]:
+        """Return what else `generate` is told of samples; families that need more say it."""
+        return {}
 
     def inputs(
         self, indices: np.ndarray
@@ -233,11 +251,6 @@ def _setting_problems(
             else "none: it has no classes"
         )
         problems.append(Problem("settings.class_label", str(label), allowed))
-    tau, form = settings["truncation"], settings["truncation_form"]
-    if isinstance(tau, int | float) and not 0 <= tau <= 10:
-        problems.append(Problem("settings.truncation", str(tau), "0 (none) .. 10"))
-    if form not in FORMS:
-        problems.append(Problem("settings.truncation_form", str(form), " | ".join(FORMS)))
     path = settings["instance_features"]
     if description.features and not path:
         hint = f"Give a file of (N, {description.features}) floats: .npy, .npz or .safetensors."

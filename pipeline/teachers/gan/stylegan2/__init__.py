@@ -1,0 +1,1 @@
+"""StyleGAN2-ADA and IC-GAN on it: generator, mapping, discriminator; imports `teachers.gan`."""
