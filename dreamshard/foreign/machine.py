@@ -22,7 +22,7 @@ MAX_NUMBER = 64
 MAX_NAME = 300
 MAX_TEXT = 4 << 20
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-CALL, TUPLE, DICT, SLOT, NUMBER = 128, 64, 256, 16, 48
+CALL, TUPLE, DICT, SLOT, NUMBER = 128, 64, 256, 32, 48
 """What each kind of step is charged (bytes), above what CPython needs."""
 
 

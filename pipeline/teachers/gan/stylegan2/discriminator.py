@@ -52,8 +52,8 @@ class Block(nn.Module):
             image = self._low_pass[0].halve(image) if self.shrinks else image
         assert x is not None, "the first block sees the image"
         short = None if self.skip is None else self.skip(x)
-        x = self.conv1(self.conv0(x))
-        return (x if short is None else x + short), image
+        out: Tensor = self.conv1(self.conv0(x))
+        return (out if short is None else out + short), image
 
 
 class Epilogue(nn.Module):

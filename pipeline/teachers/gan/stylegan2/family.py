@@ -55,9 +55,19 @@ GENERATOR, DISCRIMINATOR = "G_ema", "D"
 MAX_STATISTIC = 1e4
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StyleGAN2Description(GeneratorDescription):
+    """What is known of a generator of StyleGAN2 before its weights are loaded."""
+
+    latent_layers: int
+    """How many w an image is told (count)."""
+
+
 @dataclasses.dataclass(kw_only=True)
 class StyleGAN2Request(GeneratorRequest):
     """A checked request to a generator of StyleGAN2."""
+
+    description: StyleGAN2Description
 
     @property
     def truncation(self) -> float:
@@ -95,14 +105,6 @@ class StyleGAN2Request(GeneratorRequest):
         if self.psi != 1 and self.cutoff is not None:
             told["truncation_cutoff"] = self.cutoff
         return told
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StyleGAN2Description(GeneratorDescription):
-    """What is known of a generator of StyleGAN2 before its weights are loaded."""
-
-    latent_layers: int
-    """How many w an image is told (count)."""
 
 
 class StyleGAN2Teacher(GeneratorTeacher):

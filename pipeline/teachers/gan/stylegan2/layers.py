@@ -112,7 +112,7 @@ class SynthesisLayer(Modulated):
         bias = self.bias[None, :, None, None]
         x = torch.addcmul(bias, x, scale[:, :, None, None].to(x.dtype))
         if noise is not None:
-            x += (noise * self.noise_strength).to(x.dtype)
+            x += (noise * cast(Tensor, self.noise_strength)).to(x.dtype)
         return activate(x, self.activation, self.clamp)
 
 
