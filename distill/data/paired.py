@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from distill.data.source import Source
 
 MIRRORING = ("adm", "unet", "latent", "stylegan2", "biggan", "bigbigan", "ssgan")
-"""Kinds of teachers, as datasets record them, for which mirroring is at least not refused."""
+"""Kinds of teachers, as datasets record them, for which mirroring is at least not refused; all the
+networks of a family (`ssgan.discriminator`) are alike in this."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def pair_problems(config: DataConfig, *, source: Source, levels: Sequence[Level]
     problems = []
     teacher = source.recipe.content.get("teacher")
     kind = str(teacher.get("kind", "unknown")) if isinstance(teacher, dict) else "unknown"
-    if config.flip == "mirror" and levels and kind not in MIRRORING:
+    if config.flip == "mirror" and levels and kind.partition(".")[0] not in MIRRORING:
         allowed = f"none: the cached features of a {kind!r} teacher do not mirror with the image"
         hint = "Record mirrored samples instead: `dreamshard encode --image.flip random`."
         problems.append(Problem("data.flip", "'mirror'", allowed, hint))

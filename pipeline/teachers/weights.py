@@ -22,13 +22,16 @@ from dreamshard.foreign.torchfiles import read_torch
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
 SAFE, PICKLED = (".safetensors",), (".bin", ".pt", ".pth", ".ckpt")
 ARRAYS = (".npz",)
-"""Variables that TensorFlow's users save; unpacked, they may hold `MAX_ARRAYS` bytes."""
-MAX_ARRAYS = 32 << 30
+"""Variables that TensorFlow's users save."""
+MOST_PACKED, PACKED_BYTES = 2, 100 << 20
+"""Unpacked, arrays may hold so many times their file's bytes, and so many more (bytes): weights
+pack by a tenth, and a file of zeros would fill the memory."""
 WRAPPERS = ("ema", "state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep the state dict, the averaged weights first."""
 _OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
@@ -164,16 +167,24 @@ def read(files: Iterable[Path]) -> dict[str, Tensor]:
     return state
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of an archive, in its order.
+
+    Raises: TeacherError for an archive that cannot be read, or that unpacks to far more than it is.
+    """
+    names = npz_shapes(path, error=TeacherError)
+    limit = MOST_PACKED * path.stat().st_size + PACKED_BYTES
+    return read_npz(path, names, limit=limit, error=TeacherError)
+
+
 def _read_arrays(path: Path) -> dict[str, Tensor]:
     """Read the numbers of an archive; what is text or None in it is no tensor."""
     import numpy as np
     import torch
 
-    names = npz_shapes(path, error=TeacherError)
-    arrays = read_npz(path, names, limit=MAX_ARRAYS, error=TeacherError)
     return {
         name: torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
-        for name, array in arrays.items()
+        for name, array in read_arrays(path).items()
         if array.dtype.kind in "fiu" and array.itemsize <= 8
     }
 

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamshard.errors import TeacherError, run_main
-from dreamshard.foreign.arrays import npz_shapes, read_npz
+from dreamshard.foreign.arrays import read_npz
 from pipeline.teachers import weights
 from pipeline.teachers.gan.bigbigan.match import Arrays, Told, arrange, sort_layers
 
@@ -95,8 +95,7 @@ def main(argv: Sequence[str]) -> int:
     """Convert as the arguments say; exit code 0."""
     options = _parser().parse_args(argv)
     source, target = Path(options.variables), Path(options.target)
-    shapes = npz_shapes(source, error=TeacherError)
-    variables = read_npz(source, shapes, limit=weights.MAX_ARRAYS, error=TeacherError)
+    variables = weights.read_arrays(source)
     layers = sort_layers(variables, scope=options.scope, where=str(source))
     units = tuple(int(count) for count in options.units.split(","))
     told = Told(units=units, latent=options.latent, shortcut=options.shortcut)

@@ -90,7 +90,7 @@ def _read_layout(network: files.Network, pool: str) -> DiscriminatorLayout:
             where = str(network.file)
             own = compare_gan.read_generator(network.others, eps=1e-5, where=where).image_size
         return compare_gan.read_discriminator(network.shapes, pool=pool, image_size=own)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise files.unknown(network.file, "discriminator", error, network.shapes) from error
 
 

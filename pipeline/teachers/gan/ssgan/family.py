@@ -139,7 +139,7 @@ def _read_layout(
         layout = compare_gan.read_generator(
             network.shapes, eps=eps or COMPARE_GAN_EPS, upsample=upsample, where=where
         )
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise files.unknown(network.file, "generator", error, network.shapes) from error
     return layout, told
 

@@ -109,7 +109,9 @@ def _find_file(path: Path, stem: str) -> Path:
     if not path.is_dir():
         hint = f"Give {stem}_*_steps.pth of torch-mimicry, or its folder."
         raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
-    files = sorted(p for p in path.glob(f"{stem}*") if p.suffix in suffixes and p.is_file())
+    # torch-mimicry keeps each network's in a folder of its own: netG/netG_100000_steps.pth.
+    found = [*path.glob(f"{stem}*"), *path.glob(f"{stem}/{stem}*")]
+    files = sorted(p for p in found if p.suffix in suffixes and p.is_file())
     files = files or sorted(path.glob(f"*{compare_gan.SUFFIX}"))
     if len(files) != 1:
         got = ", ".join(p.name for p in files) or f"no {stem}*.pth and no .npz in {path}"

@@ -91,7 +91,10 @@ def teacher_of(kind: str) -> Any:
     return SimpleNamespace(recipe=recipe, image_size=(16, 16))
 
 
-@pytest.mark.parametrize(("kind", "allowed"), [("unet", True), ("dit", False), ("timm", False)])
+@pytest.mark.parametrize(
+    ("kind", "allowed"),
+    [("unet", True), ("ssgan.discriminator", True), ("dit", False), ("timm", False)],
+)
 def test_only_convolutional_teachers_mirror(kind: str, allowed: bool) -> None:
     config = DataConfig(dataset="x", flip="mirror")
     problems = pair_problems(config, source=teacher_of(kind), levels=LEVELS)

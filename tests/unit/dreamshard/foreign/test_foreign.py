@@ -206,6 +206,20 @@ def test_plain_arrays_are_read(tmp_path: Path) -> None:
     assert (arrays.read_npy(tmp_path / "x.npy") == value).all()
 
 
+def test_shapes_of_an_archive_are_read_from_headers_of_a_sane_length(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **{"a/b:0": np.zeros((2, 3)), "c": np.float32(1)})  # type: ignore[arg-type]
+    assert arrays.npz_shapes(tmp_path / "x.npz") == {"a/b:0": (2, 3), "c": ()}
+    with zipfile.ZipFile(tmp_path / "y.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "a.npy", b"\x93NUMPY\x02\x00" + (1 << 24).to_bytes(4, "little") + b" " * 99
+        )
+    with pytest.raises(DataError, match=r"a header of more than 65,536 bytes"):
+        arrays.npz_shapes(tmp_path / "y.npz")
+    np.savez(tmp_path / "z.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="an array of object"):
+        arrays.npz_shapes(tmp_path / "z.npz")
+
+
 def test_torch_archives_that_unpack_to_more_than_they_are(tmp_path: Path) -> None:
     import torch
 

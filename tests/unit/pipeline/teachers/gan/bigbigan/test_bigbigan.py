@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from dreamshard.errors import ConfigError, TeacherError
 from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.gan.bigbigan import convert
+from pipeline.teachers.gan.bigbigan.layout import EncoderLayout, Perceptron, read_layout
+from pipeline.teachers.gan.bigbigan.network import BigBiGANEncoder
 from pipeline.teachers.load import describe_teacher, load_teacher
 from storage.schema import Pins
 from tests.unit.pipeline.teachers.gan.bigbigan.encoder_reference import Encoder
@@ -194,6 +196,35 @@ def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
     save_file(state, path)
     with pytest.raises(TeacherError, match="KeyError: 'architecture'"):
         describe_teacher(config_of(tmp_path), mode="encode")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "width", "pooled"),
+    [("resnet50v2", 1, 2048), ("revnet50", 1, 2048), ("revnet50", 2, 4096), ("revnet50", 4, 8192)],
+)
+def test_published_sizes_are_read_from_shapes(architecture: str, width: int, pooled: int) -> None:
+    head = (
+        Perceptron(inputs=pooled, hidden=4096, outputs=4096, shortcut=pooled != 4096, norms=False),
+        Perceptron(inputs=4096, hidden=4096, outputs=4096, shortcut=False, norms=False),
+    )
+    layout = EncoderLayout(
+        reversible=architecture == "revnet50",
+        filters=64 * width,
+        units=(3, 4, 6, 3),
+        head=head,
+        latent=120,
+        crelu=True,
+        eps=1e-4,
+        last_relu=architecture == "resnet50v2",
+        image_size=256,
+    )
+    with torch.device("meta"):
+        module = BigBiGANEncoder(layout)
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    told = {"architecture": architecture, "bn_eps": "0.0001", "image_size": "256"}
+    told["last_relu"] = str(layout.last_relu).lower()
+    assert read_layout(shapes, told, where="x") == layout
+    assert (layout.widths[-1], layout.reduction) == (pooled, 32)
 
 
 def test_variables_that_do_not_fit_are_not_converted(tmp_path: Path) -> None:

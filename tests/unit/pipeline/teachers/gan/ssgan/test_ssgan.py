@@ -202,6 +202,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"image_size: got 18x18, allowed multiples of 4"):
         describe_teacher(config_of(path), mode="encode", image_size=(18, 18))
     assert load(config_of(path, levels=["s4"]), "encode", (32, 16)).levels[0].shape == (16, 8, 4)
+    (path / "netD").mkdir()
+    (path / "netD_9_steps.pth").rename(path / "netD" / "netD_9_steps.pth")
+    assert describe_teacher(config_of(path, levels=["d.block1"]), mode="encode").levels
     torch.save(Mimicry().g, tmp_path / "netG_10_steps.pth")
     with pytest.raises(ConfigError, match=r"netG_10_steps.pth, netG_9_steps.pth, allowed one"):
         describe_teacher(config_of(path), mode="synthesize")
@@ -224,6 +227,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "embedded.npz", **embedded)  # type: ignore[arg-type]
     with pytest.raises(TeacherError, match="embed_y/kernel: classes or attention"):
         load(config_of(tmp_path / "embedded.npz"), "synthesize")
+    packed = {**variables, "generator/zeros": np.zeros(110 << 20, np.int8)}
+    np.savez_compressed(tmp_path / "packed.npz", **packed)  # type: ignore[arg-type]
+    with pytest.raises(TeacherError, match="more than .* bytes unpacked"):
+        load(config_of(tmp_path / "packed.npz"), "synthesize")
     hostile = {**variables, "generator/fc_noise/kernel": np.array([{}], dtype=object)}
     np.savez(tmp_path / "hostile.npz", **hostile, allow_pickle=True)  # type: ignore[arg-type]
     with pytest.raises(TeacherError, match="an array of object"):
