@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
 
 BACKBONES = {
-    "cifar_resnet": "distill.students.small_resnet:CifarResNet",
-    "cifar_resnet18": "distill.students.small_resnet:cifar_resnet18",
+    "cifar_resnet": "pipeline.teachers.timm.small_resnet:CifarResNet",
+    "cifar_resnet18": "pipeline.teachers.timm.small_resnet:cifar_resnet18",
 }
 """Backbones that timm does not have; any other name without a colon is asked of timm.
 

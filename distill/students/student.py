@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from distill.students.backbones import MapInfo, available_maps, construct, is_plain
 from distill.students.timm_names import exempt_names, freeze
-from distill.students.vit_pyramid import SimpleFeaturePyramid, pyramid_strides
 from distill.students.weights import load_weights, read_weights
 from dreamshard.errors import ConfigError, Problem
+from pipeline.teachers.timm.vit_pyramid import SimpleFeaturePyramid, pyramid_strides
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig

@@ -55,6 +55,8 @@ class Work:
     """Of the source's bytes that went in."""
     images: np.ndarray | None = None
     """uint8 (micro_batch, H, W, 3)."""
+    latents: np.ndarray | None = None
+    """float32 (micro_batch, C, h, w), in place of images to look at."""
     keys: list[str] = field(default_factory=list)
     valid: np.ndarray | None = None
     labels: np.ndarray | None = None
@@ -143,15 +145,15 @@ class LatentInput:
         """Yield padded ranges of indices."""
         for offset in range(0, count, micro_batch):
             samples = start + offset + np.arange(min(micro_batch, count - offset))
-            yield Work(offset, len(samples), _padded(samples, micro_batch), b"")
+            yield Work(offset, len(samples), padded(samples, micro_batch), b"")
 
     def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
         """Return the padded sample numbers."""
-        return Work(0, len(samples), _padded(samples, micro_batch), b"")
+        return Work(0, len(samples), padded(samples, micro_batch), b"")
 
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher draw the samples."""
-        return _rows(teacher.synthesize(work.indices), work.count)
+        return real_rows(teacher.synthesize(work.indices), work.count)
 
     def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
         """Return None: seeds decide, not bytes."""
@@ -234,7 +236,7 @@ class ImageInput:
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher see the images; add what the source knows of them."""
         assert work.images is not None and work.valid is not None
-        batch = _rows(teacher.encode(work.images, work.indices), work.count)
+        batch = real_rows(teacher.encode(work.images, work.indices), work.count)
         batch.image, batch.key, batch.valid = work.images[: work.count], work.keys, work.valid
         batch.label, batch.mask, batch.error = work.labels, work.masks, work.errors
         batch.source_digest = work.source_digests
@@ -265,7 +267,7 @@ class ImageInput:
     def _prepare(
         self, pool: ThreadPoolExecutor, samples: np.ndarray, offset: int, micro_batch: int
     ) -> Work:
-        count, indices = len(samples), _padded(samples, micro_batch)
+        count, indices = len(samples), padded(samples, micro_batch)
         real = indices[:count].tolist()
         views = self._config.views
         originals = sorted({index // views for index in real})
@@ -350,12 +352,12 @@ def _one_by_one(source: ImageSource, indices: list[int], cause: Exception) -> li
     return records
 
 
-def _padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:
-    """Return the samples, the last one repeated up to the micro-batch, int64 (micro_batch,)."""
+def padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:
+    """Repeat the last sample up to the micro-batch, int64 (micro_batch,)."""
     return samples[np.minimum(np.arange(micro_batch), len(samples) - 1)].astype(np.int64)
 
 
-def _rows(batch: FeatureBatch, count: int) -> FeatureBatch:
+def real_rows(batch: FeatureBatch, count: int) -> FeatureBatch:
     """Drop the padding rows of a teacher's answer."""
     batch.index, batch.key, batch.valid = (
         batch.index[:count],

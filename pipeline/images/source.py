@@ -34,6 +34,8 @@ SOURCES: dict[str, str] = {
     "torchvision": "pipeline.images.sources.vision:VisionSource",
     "hf": "pipeline.images.sources.hub:HubSource",
 }
+LATENTS = "latents"
+"""Kind of a dataset whose latents stand in for images: `pipeline.images.stored`."""
 """Short name -> `module:Class`; `module:Class` of your own works as a kind too."""
 
 EVERY = (
@@ -47,6 +49,7 @@ READS: dict[object, str] = {
     "webdataset": "path image_column label_column mask_column",
     "torchvision": "path name split",
     "hf": "path name split image_column label_column mask_column",
+    LATENTS: "path",
     OWN: EVERY,
 }
 """Settings that each kind reads; any other that is set is refused, not ignored."""
@@ -67,7 +70,8 @@ class SourceConfig:
 
     kind: str = "auto"
     """Source family: digits | folder | parquet | webdataset | torchvision | hf, or module:Class;
-    auto tells folder, parquet, webdataset and hf from what lies at the path."""
+    auto tells folder, parquet, webdataset and hf from what lies at the path. latents: a dataset
+    whose latents stand in for images, to record more of them without decoding."""
     path: str = ""
     """Folder, file, glob pattern or URL (any fsspec protocol); a repository for hf; unused by
     digits."""
@@ -97,8 +101,8 @@ class SourceConfig:
         """List what can be told wrong without looking at the data."""
         if self.kind == "auto":  # told from the path when it is opened; not every run needs it
             return []
-        if self.kind in SOURCES:
-            if self.kind in ("folder", "parquet", "webdataset", "hf") and not self.path:
+        if self.kind in SOURCES or self.kind == LATENTS:
+            if self.kind in ("folder", "parquet", "webdataset", "hf", LATENTS) and not self.path:
                 hint = "Give the images with --source.path."
                 return [Problem("path", "nothing", "a path or URL", hint)]
             return []
@@ -213,6 +217,9 @@ def open_source(
     if config.kind == "auto" and not problems:
         config = replace(config, kind=infer_kind(config.path, key=key))
         log.info("%s: %s is read as kind %s", key, config.path, config.kind)
+    if config.kind == LATENTS:
+        hint = "Latents stand in for images in `dreamshard encode` alone."
+        problems = [Problem("kind", LATENTS, " | ".join(SOURCES), hint)]
     problems = problems or list(unread(config))
     if problems:
         raise ConfigError([replace(item, key=f"{key}.{item.key}") for item in problems])

@@ -12,7 +12,8 @@ from typing import TypeVar
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.rng import RNG_VERSION
 from pipeline.images.inputs import ImageInput, Input, LatentInput
-from pipeline.images.source import open_source
+from pipeline.images.source import LATENTS, open_source
+from pipeline.images.stored import StoredInput, open_stored
 from pipeline.request.assume import (
     AssumedImages,
     assumed_spec,
@@ -85,11 +86,16 @@ def resolve(
             problems.extend(error.problems)
             return None
 
-    spec = attempt(lambda: _spec(asked, assume))
-    source, imagined = None, assume is not None and images_are_missing(asked, assume)
+    source, stored, imagined = None, None, assume is not None and images_are_missing(asked, assume)
     if asked.source is not None and not imagined:
         settings = asked.source
-        source = attempt(lambda: open_source(settings))
+        if settings.kind == LATENTS:
+            stored = attempt(lambda: open_stored(settings.path))
+        else:
+            source = attempt(lambda: open_source(settings))
+    spec = attempt(lambda: _spec(asked, assume, stored))
+    if spec is not None and stored is not None:
+        problems += stored.problems(spec, image=asked.image, seed=asked.seed)
     if spec is not None:
         attempt(lambda: choose_codecs(spec.levels, asked.codec))
     unwritable = _unwritable(asked.root) if writing else None
@@ -98,6 +104,8 @@ def resolve(
     inputs: Input
     if assume is not None and imagined:
         inputs = AssumedImages(assume, image_size=spec.image_size, views=asked.image.views)
+    elif stored is not None:
+        inputs = stored
     elif source is not None:
         inputs = ImageInput(source, config=asked.image, image_size=spec.image_size, seed=asked.seed)
     else:
@@ -138,10 +146,13 @@ def check_root(root: str) -> None:
         raise ConfigError(Problem("root", got, "a folder that can be written", hint)) from error
 
 
-def _spec(asked: DatasetRequest, assume: AssumeConfig | None) -> TeacherSpec:
+def _spec(
+    asked: DatasetRequest, assume: AssumeConfig | None, stored: StoredInput | None
+) -> TeacherSpec:
     if assume is not None and teacher_is_missing(asked, assume):
         return assumed_spec(asked, assume)
-    return describe_teacher(asked.teacher, mode=asked.mode, image_size=asked.image.shape)
+    size = asked.image.shape if stored is None else stored.image_size
+    return describe_teacher(asked.teacher, mode=asked.mode, image_size=size)
 
 
 def _resolved(asked: DatasetRequest, spec: TeacherSpec, inputs: Input) -> ResolvedRequest:
@@ -198,11 +209,12 @@ def _recipe(
         }
         for level in spec.levels
     ]
+    from_latents = {"latents": inputs.facts()} if isinstance(inputs, StoredInput) else {}
     content: dict[str, object] = {
         "algorithm": ALGORITHM,
         "generator": RNG_VERSION,
         "teacher": spec.fingerprint,
-        "mode": {"kind": inputs.mode, **spec.mode_settings},
+        "mode": {"kind": inputs.mode, **spec.mode_settings, **from_latents},
         "levels": levels,
         "image": inputs.image_rule(),
         "source": inputs.source(),

@@ -26,14 +26,19 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(
         EncodeConfig, ["--config", options.source], prog="dreamshard verify", description=""
     )
-    from pipeline.images.inputs import ImageInput
-    from pipeline.images.source import open_source
+    from pipeline.images.inputs import ImageInput, Input
+    from pipeline.images.source import LATENTS, open_source
+    from pipeline.images.stored import open_stored
     from pipeline.request.same_source import full_check
 
     dataset = find_dataset(options.dataset)
-    source = ImageInput(
-        open_source(config.source), config=config.image, image_size=dataset.image_size, seed=0
-    )
+    source: Input
+    if config.source.kind == LATENTS:
+        source = open_stored(config.source.path)
+    else:
+        source = ImageInput(
+            open_source(config.source), config=config.image, image_size=dataset.image_size, seed=0
+        )
     available = source.num_samples or 0
     if dataset.snapshot().num_samples > available:
         raise DataError(

@@ -49,14 +49,16 @@ class TeacherConfig:
                 "ssgan": WITH_PARTS,
                 "stylegan2": WITH_PARTS,
                 "noise": "timesteps draws",
+                "timm": "path",
+                "student": "path",
                 OWN: WITH_PARTS,
             },
         ),
     )
 
     kind: str = "diffusers"
-    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan | stylegan2, or an import path
-    `module:Class` of your own."""
+    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan | stylegan2 | timm | student, or
+    an import path `module:Class` of your own."""
     path: str = ""
     """Folder, file or URL of the weights; unused by families without weights."""
     part: Part = ""
@@ -168,6 +170,8 @@ class TeacherSpec:
     """Sentences worth saying before a run: what was guessed."""
     flags: tuple[Flag, ...] = ()
     """What decides the features and is not in the weights, with its source."""
+    latents: str = ""
+    """What identifies the autoencoder that its kept latents are of; empty: it takes no latents."""
     level_facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Level name -> what else decides its bytes, JSON-able (an interpreter's digest)."""
 

@@ -20,6 +20,8 @@ TEACHERS: dict[str, str] = {
     "bigbigan": "pipeline.teachers.gan.bigbigan.family:BigBiGANTeacher",
     "ssgan": "pipeline.teachers.gan.ssgan.family:SSGANTeacher",
     "stylegan2": "pipeline.teachers.gan.stylegan2.family:StyleGAN2Teacher",
+    "timm": "pipeline.teachers.timm.teacher:TimmTeacher",
+    "student": "pipeline.teachers.timm.student:StudentTeacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
 PARTS: dict[str, dict[str, str]] = {

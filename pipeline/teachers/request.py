@@ -24,12 +24,14 @@ class Recordable(NamedTuple):
         kind: feature, embedding (a pooled vector) or latent (what an image is made from); empty:
             a feature where it is a map, else an embedding.
         dtype: float16, or float32 for latents that must be read back exactly.
+        once: whether it is the same at every timestep and draw, and so is recorded once.
     """
 
     shape: tuple[int, ...]
     stride: int
     kind: str = ""
     dtype: str = "float16"
+    once: bool = False
 
 
 def level_name(
@@ -81,11 +83,11 @@ def expand_levels(
         return (), problems
     levels = []
     for tap in chosen:
-        shape, stride, kind, dtype = taps[tap]
+        shape, stride, kind, dtype, once = taps[tap]
         kind = kind or ("feature" if len(shape) == 3 else "embedding")
         pool = config.pool if len(shape) == 3 and kind == "feature" else "none"
-        for timestep in config.timesteps or [NO_TIMESTEP]:
-            for draw in range(config.draws):
+        for timestep in [NO_TIMESTEP] if once else config.timesteps or [NO_TIMESTEP]:
+            for draw in range(1 if once else config.draws):
                 levels.append(
                     Level(
                         name=level_name(tap, timestep=timestep, draw=draw, pool=pool),

@@ -116,6 +116,23 @@ def stylegan2_discriminator(folder: Path) -> TeacherConfig:
     return dataclasses.replace(config, part="discriminator", levels=levels, settings={})
 
 
+def timm(folder: Path) -> TeacherConfig:
+    pytest.importorskip("timm")
+    from tests.unit.pipeline.teachers.timm.networks import save
+
+    save(folder, "test_resnet")
+    return TeacherConfig(kind="timm", path=str(folder), levels=["s2", "s4", "pooled"])
+
+
+def student(folder: Path) -> TeacherConfig:
+    pytest.importorskip("timm")
+    from tests.unit.pipeline.teachers.timm.networks import save_student
+
+    settings = {"depths": [1, 1], "widths": [4, 6]}
+    save_student(folder / "student", "cifar_resnet", settings, strides=(1, 2), size=16)
+    return TeacherConfig(kind="student", path=str(folder), levels=["s1", "s2", "pooled"])
+
+
 # A new entry of TEACHERS or PARTS joins with one small example of itself: "kind" or "kind.part".
 EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
     "noise": noise,
@@ -128,6 +145,8 @@ EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
     "ssgan.discriminator": ssgan_discriminator,
     "stylegan2.generator": stylegan2,
     "stylegan2.discriminator": stylegan2_discriminator,
+    "timm": timm,
+    "student": student,
 }
 Load = Callable[..., Teacher]
 

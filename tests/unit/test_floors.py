@@ -23,12 +23,12 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "encode synthesize pretrain interpret serve",
     ),
     "pipeline.teachers": (
-        "pixels", "base", "weights request", "recording", "diffusion gan noise", "interpreted",
+        "pixels", "base", "weights request", "recording", "diffusion gan noise timm", "interpreted",
         "load", "door", "inspecting",
     ),
     "pipeline.images": (
         "listing labels", "evidence ranges", "source", "sources", "prepare quality", "inputs",
-        "labelled pair",
+        "labelled pair stored",
     ),
     "distill": (
         "tables", "probes", "configs", "losses", "students modules", "data", "methods", "training",

@@ -12,11 +12,12 @@ from typing import cast
 import numpy as np
 
 from dreamshard.errors import Problem
-from pipeline.teachers.base import Scalar
+from pipeline.teachers.base import Scalar, TeacherSpec
 from pipeline.teachers.diffusion import sampling
 from pipeline.teachers.diffusion.networks.description import Description
 from pipeline.teachers.recording.teacher import NetworkRequest
-from pipeline.teachers.request import level_name
+from pipeline.teachers.request import NO_TIMESTEP, level_name
+from storage.schema import Level
 
 SETTINGS: dict[str, Scalar] = {
     "encoding": "stochastic",
@@ -91,19 +92,18 @@ class DiffusionRequest(NetworkRequest):
         problems += self._way_problems()
         if not problems and (mean := self.number("mean_draws")) > 1:
             self.levels = tuple(
-                dataclasses.replace(
-                    level,
-                    name=level_name(
-                        level.tap,
-                        timestep=level.timestep,
-                        draw=level.draw,
-                        mean=mean,
-                        pool=level.pool,
-                    ),
-                )
+                level if level.timestep == NO_TIMESTEP else _averaged(level, mean)
                 for level in self.levels
             )
         return problems
+
+    @property
+    def spec(self) -> TeacherSpec:
+        """Return what the pipeline may know; latents are those of one autoencoder."""
+        vae = self.description.vae
+        kept = [level.name for level in self.levels if level.kind == "latent"]
+        facts = {name: {"vae": vae} for name in kept}
+        return dataclasses.replace(super().spec, latents=vae, level_facts=facts)
 
     def mode_settings(self) -> dict[str, object]:
         """Return the settings that change recorded bytes in this mode, defaults filled in."""
@@ -133,9 +133,13 @@ class DiffusionRequest(NetworkRequest):
     def _way_problems(self) -> list[Problem]:
         """Find what contradicts itself in how timesteps are reached."""
         total = len(self.description.schedule)
-        if not self.timesteps:
+        latents_alone = {level.kind for level in self.levels} == {"latent"}
+        if not self.timesteps and not latents_alone:
             return [Problem("timesteps", "[]", f"0..{total - 1}", "Try --teacher.timesteps [50].")]
         problems = []
+        if self.timesteps and latents_alone:
+            hint = "Leave teacher.timesteps empty, or add levels of the network."
+            problems.append(Problem("timesteps", str(self.timesteps), "none for latents", hint))
         synthesize = self.mode == "synthesize"
         inverted = self.settings["encoding"] == "inversion"
         on_the_way = synthesize and self.settings["record"] == "steps"
@@ -187,6 +191,14 @@ class DiffusionRequest(NetworkRequest):
         ]
 
 
+def _averaged(level: Level, mean: int) -> Level:
+    """Return a level under the name that says how many draws it is the mean of."""
+    name = level_name(
+        level.tap, timestep=level.timestep, draw=level.draw, mean=mean, pool=level.pool
+    )
+    return dataclasses.replace(level, name=name)
+
+
 def _class_problem(got: object, allowed: str) -> Problem:
     hint = "A class-conditional network needs a label; encode gives every image the same."
     return Problem("settings.class_label", str(got), allowed, hint)
@@ -194,7 +206,7 @@ def _class_problem(got: object, allowed: str) -> Problem:
 
 def _stride_hint(problem: Problem | str, description: Description) -> Problem | str:
     """Say what to do about a stride that the network has no map of."""
-    strides = [tap.stride for tap in description.taps]
+    strides = [tap.stride for tap in description.taps if tap.module]
     if isinstance(problem, str) or not re.fullmatch(r"s\d+", problem.got):
         return problem
     hint = f"This network has strides {min(strides)} to {max(strides)}."

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from dreamshard import rng
+from dreamshard.errors import DataError
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import request, sampling
 from pipeline.teachers.diffusion.families import find_family
 from pipeline.teachers.diffusion.networks.description import Description
+from pipeline.teachers.diffusion.networks.vae import LATENT
 from pipeline.teachers.pixels import signed, to_uint8
 from pipeline.teachers.recording.compiled import compile_blocks
 from pipeline.teachers.recording.outbox import Outbox
@@ -80,11 +82,45 @@ class DiffusionTeacher(NetworkTeacher):
         """Record what one pass per timestep and draw gives, under the request's class."""
         self._record(records, images, self._labels(indices), indices)
 
+    def encode_latents(self, latents: np.ndarray, indices: np.ndarray) -> FeatureBatch:
+        """Record the features of images whose latents were kept; the autoencoder is not run.
+
+        Args:
+            latents: floats (N, C, h, w), as the level `latent` has them.
+            indices: int64 (N,), the samples' places in the dataset; they select the noise.
+
+        Raises:
+            DataError: latents of another shape.
+        """
+        import torch
+
+        if tuple(latents.shape[1:]) != self.description.space or not self.description.latent:
+            raise DataError(
+                f"latents: got {latents.shape[1:]}, allowed {self.description.space} of this "
+                "teacher at this image size."
+            )
+        records = Outbox(self.device)
+        with torch.inference_mode():
+            x0 = torch.from_numpy(np.ascontiguousarray(latents)).to(self.device).float()
+            x0 = x0.contiguous(memory_format=self._layout)
+            self._record_from(records, x0, self._labels(indices), indices)
+        return self.batch(indices, records.collect())
+
     def _record(
         self, records: Records, images: Tensor, labels: Tensor | None, indices: np.ndarray
     ) -> None:
         """Bring images uint8 (N, H, W, 3) to the requested timesteps and record there."""
         x0 = self.network.to_space(signed(images).contiguous(memory_format=self._layout))
+        self._record_from(records, x0, labels, indices)
+
+    def _record_from(
+        self, records: Records, x0: Tensor, labels: Tensor | None, indices: np.ndarray
+    ) -> None:
+        """Keep x_0 (N, C, H, W) where it is asked for, and record at the requested timesteps."""
+        if self.description.latent:
+            self.keep(records, {LATENT: x0})
+        if not self.request.timesteps:
+            return
         if self.request.settings["encoding"] == "inversion":
             self._invert(records, x0, labels)
         else:
@@ -118,6 +154,8 @@ class DiffusionTeacher(NetworkTeacher):
             images = to_uint8(self.network.to_pixels(x0))
             if settings["record"] == "reencode":
                 self._record(records, images, labels, indices)
+            elif self.description.latent:
+                self.keep(records, {LATENT: x0})
         return self.batch(
             indices,
             records.collect(),

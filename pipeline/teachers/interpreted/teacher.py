@@ -14,7 +14,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -126,6 +126,10 @@ class InterpretedTeacher:
     def encode(self, images: np.ndarray, indices: np.ndarray) -> FeatureBatch:
         """Record features and soft labels of images; see `base.Teacher.encode`."""
         return self._interpret(self.teacher.encode(images, indices))
+
+    def encode_latents(self, latents: np.ndarray, indices: np.ndarray) -> FeatureBatch:
+        """Record features and soft labels of kept latents, with a teacher that takes them."""
+        return self._interpret(cast(Any, self.teacher).encode_latents(latents, indices))
 
     def synthesize(self, indices: np.ndarray) -> FeatureBatch:
         """Draw samples, record features and soft labels; see `base.Teacher.synthesize`."""

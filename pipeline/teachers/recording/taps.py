@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 STRIDES = (1, 2, 4, 8, 16, 32, 64)
 """Strides that have an alias (`s4`), in image pixels per cell."""
+DEPTHS = {"d25": 0.25, "d50": 0.5, "d75": 0.75, "d100": 1.0}
+"""Aliases by depth: after this share of a transformer's blocks."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Tap:
         form: shape per sample of what is no map; see `vector`.
         kind: of its levels; see `request.Recordable`.
         dtype: of its levels.
+        once: whether it is the same at every timestep and draw.
+
+    A tap without a module is no output of the network: the teacher gives it by itself.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Tap:
     form: tuple[int, ...] = ()
     kind: str = ""
     dtype: str = "float16"
+    once: bool = False
 
     def shape(self, image_size: tuple[int, int]) -> tuple[int, ...]:
         """Return (C, H, W) of the map for an image of (height, width) pixels."""
@@ -74,7 +80,8 @@ def vector(name: str, module: str, *form: int, kind: str = "embedding") -> Tap:
 def table(taps: Iterable[Tap], image_size: tuple[int, int]) -> dict[str, Recordable]:
     """Return name -> what is recorded, as `request.expand_levels` takes it."""
     return {
-        tap.name: Recordable(tap.shape(image_size), tap.stride, tap.kind, tap.dtype) for tap in taps
+        tap.name: Recordable(tap.shape(image_size), tap.stride, tap.kind, tap.dtype, tap.once)
+        for tap in taps
     }
 
 
@@ -82,6 +89,15 @@ def stride_aliases(defaults: Iterable[Tap]) -> dict[str, str]:
     """Return `s<stride>` -> tap name; of several with one stride the last wins."""
     by_stride = {tap.stride: tap.name for tap in defaults}
     return {f"s{stride}": by_stride[stride] for stride in STRIDES if stride in by_stride}
+
+
+def depth_aliases(blocks: Sequence[Tap]) -> dict[str, str]:
+    """Return `d25` ... -> tap name, for the blocks of a transformer in their order."""
+    last = len(blocks) - 1
+    return {
+        name: blocks[max(0, min(last, round(share * len(blocks)) - 1))].name
+        for name, share in DEPTHS.items()
+    }
 
 
 class _Enough(Exception):
@@ -164,7 +180,8 @@ def costs(call: Callable[[], object], root: nn.Module, taps: Sequence[Tap]) -> d
     def hook(name: str) -> Callable[..., None]:
         return lambda *_: spent.__setitem__(name, counter.get_total_flops())
 
-    hooks = [root.get_submodule(t.module).register_forward_hook(hook(t.name)) for t in taps]
+    placed = [tap for tap in taps if tap.module]
+    hooks = [root.get_submodule(t.module).register_forward_hook(hook(t.name)) for t in placed]
     with counter:
         call()
     for handle in hooks:

@@ -121,6 +121,10 @@ class NetworkRequest:
         )
         return [*problems]
 
+    def warnings(self) -> tuple[str, ...]:
+        """Return sentences worth saying before this request is run."""
+        return ()
+
     def mode_settings(self) -> dict[str, object]:
         """Return the settings that change recorded bytes in this mode, defaults filled in."""
         return dict(self.settings)
@@ -136,7 +140,7 @@ class NetworkRequest:
             mode_settings=self.mode_settings(),
             has_labels=self.has_labels,
             licence=known.licence,
-            notes=guesses(known.flags),
+            notes=(*guesses(known.flags), *self.warnings()),
             flags=known.flags,
         )
 
@@ -286,8 +290,8 @@ class NetworkTeacher(BaseTeacher):
         # torch's own `to`: that of diffusers warns about modules it would keep in float32.
         torch.nn.Module.to(self.network.module, device=self.device)
         by_name = {tap.name: tap for tap in self.description.taps}
-        wanted = dict.fromkeys(level.tap for level in self.levels)
-        self._recorder = Recorder(self.network.module, [by_name[name] for name in wanted])
+        wanted = [by_name[name] for name in dict.fromkeys(level.tap for level in self.levels)]
+        self._recorder = Recorder(self.network.module, [tap for tap in wanted if tap.module])
 
     def encode(self, images: np.ndarray, indices: np.ndarray) -> FeatureBatch:
         """Record the features of images; see `pipeline.teachers.base.Teacher.encode`."""

@@ -53,6 +53,8 @@ class Description(NetworkDescription):
     """Label that means "no class", where training used one."""
     latent: bool = False
     """Whether x_0 is a VAE's latent instead of pixels."""
+    vae: str = ""
+    """What identifies the autoencoder whose latents x_0 is, for latents that are kept."""
     exact: bool = False
     """Whether float32 keeps the official code's order of operations (and its slower layout)."""
 

@@ -75,7 +75,7 @@ class LatentFolder:
         return Description(
             family=family,
             image_size=self.image_size,
-            taps=tuple(taps),
+            taps=(*taps, self.space.tap(self.image_size)),
             aliases=aliases,
             schedule=self.process.schedule,
             weights=(*self.files, *self.space.files, *([self.prompt] if self.prompt else [])),
@@ -90,6 +90,7 @@ class LatentFolder:
             classes=classes,
             null_class=null_class,
             latent=True,
+            vae=self.space.identity,
             flags=self.process.flags,
         )
 

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dreamshard.errors import TeacherError
+from pipeline.teachers.recording import taps
 from pipeline.teachers.recording.taps import Tap
-
-DEPTHS = {"d25": 0.25, "d50": 0.5, "d75": 0.75, "d100": 1.0}
-"""Aliases by depth: after this share of the blocks. A stride alias means half depth."""
 
 
 def block_taps(
@@ -41,11 +39,7 @@ def block_taps(
 
 def depth_aliases(blocks: Sequence[Tap]) -> dict[str, str]:
     """Return aliases by share of the depth, and the stride's alias for half of it."""
-    last = len(blocks) - 1
-    picked = {
-        name: blocks[max(0, min(last, round(share * len(blocks)) - 1))].name
-        for name, share in DEPTHS.items()
-    }
+    picked = taps.depth_aliases(blocks)
     return {**picked, f"s{blocks[0].stride}": picked["d50"]}
 
 

@@ -1,7 +1,12 @@
-"""The latent space of a latent diffusion teacher: an AutoencoderKL used deterministically."""
+"""The latent space of a latent diffusion teacher: an AutoencoderKL used deterministically.
+
+Latents can be recorded (the level `latent`, once per image) and given back in place of images. The
+autoencoder is read when it is first needed, so not at all for a teacher that works from latents.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from dreamshard.errors import TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.diffusion.networks.accepted import check_network
-from pipeline.teachers.diffusion.networks.description import build
+from pipeline.teachers.diffusion.networks.description import build, plain_config
+from pipeline.teachers.recording.taps import Tap
+from storage.schema import digest_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 
-KIND = "AutoencoderKL"
+KIND, LATENT = "AutoencoderKL", "latent"
 
 
 @dataclass(frozen=True)
@@ -39,19 +46,38 @@ class LatentSpace:
     scale: float
     shift: float
 
+    @property
+    def identity(self) -> str:
+        """Return a digest of what decides an image's latent: weights, architecture, scale."""
+        return digest_of(weights.identity(KIND, self.files, plain_config(self.config)))
+
+    def tap(self, image_size: tuple[int, int]) -> Tap:
+        """Return the tap of an image's latent, (C, h, w), the same at every timestep."""
+        form = (self.channels, *(side // self.stride for side in image_size))
+        return Tap(LATENT, "", self.channels, self.stride, form=form, kind="latent", once=True)
+
     def load(self, dtype: torch.dtype) -> Vae:
-        """Load the VAE; float16 is replaced by float32, in which no published VAE overflows."""
+        """Return the VAE; float16 is replaced by float32, in which no published VAE overflows."""
         import torch
 
-        kind = torch.float32 if dtype == torch.float16 else dtype
-        return Vae(build(KIND, self.config, self.files, kind), self)
+        return Vae(self, torch.float32 if dtype == torch.float16 else dtype)
 
 
 class Vae:
-    """Encode to the mode of the posterior (no randomness), decode back."""
+    """Encode to the mode of the posterior (no randomness), decode back.
 
-    def __init__(self, module: Any, space: LatentSpace) -> None:
-        self.module, self._space = module, space
+    Args:
+        space: whose.
+        dtype: of the computation.
+    """
+
+    def __init__(self, space: LatentSpace, dtype: torch.dtype) -> None:
+        self._space, self._dtype = space, dtype
+
+    @functools.cached_property
+    def module(self) -> Any:
+        """The network, read when first used."""
+        return build(KIND, self._space.config, self._space.files, self._dtype)
 
     def to_space(self, pixels: Tensor) -> Tensor:
         """Turn pixels (N, 3, H, W) in [-1, 1] into float32 latents."""

@@ -106,7 +106,7 @@ def _description(
     return Description(
         family=kind,
         image_size=size,
-        taps=tuple(listed),
+        taps=(*listed, space.tap(size)),
         aliases=tokens.depth_aliases(listed),
         schedule=_schedule(kind),
         weights=(path, *space.files),
@@ -116,6 +116,7 @@ def _description(
         classes=classes,
         null_class=classes,
         latent=True,
+        vae=space.identity,
         notes=(f"{config['num_attention_heads']} attention heads",),
     )
 

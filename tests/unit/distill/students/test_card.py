@@ -75,7 +75,7 @@ def test_settings_by_which_timm_would_read_files_are_refused(tmp_path: Path, key
 
 
 def test_the_users_own_class_is_loaded_where_the_user_names_it(tmp_path: Path) -> None:
-    name = "distill.students.small_resnet:CifarResNet"
+    name = "pipeline.teachers.timm.small_resnet:CifarResNet"
     folder = write_card(tmp_path, name, {"width": 4})
     card, _ = read_card(folder, own=OwnClassConfig(name=name, settings={"width": 4}))
     assert card.config.name == name and card.config.settings == {"width": 4}

@@ -7,11 +7,11 @@ import torch
 
 from distill.configs.train import StudentConfig
 from distill.students.backbones import MapInfo, available_maps
-from distill.students.small_resnet import CifarResNet
 from distill.students.student import build_student, nearest_strides, output_shapes, pick_maps
-from distill.students.vit_pyramid import pyramid_strides
 from distill.training.batch_norm import share_batch_norm
 from dreamshard.errors import ConfigError
+from pipeline.teachers.timm.small_resnet import CifarResNet
+from pipeline.teachers.timm.vit_pyramid import pyramid_strides
 
 
 def test_cifar_resnet_keeps_the_images_resolution_first() -> None:
@@ -95,7 +95,8 @@ def test_weights_that_cannot_be_had_are_an_error_of_the_configuration(
 
 def test_a_users_own_class_by_import_path() -> None:
     config = StudentConfig(
-        name="distill.students.small_resnet:CifarResNet", settings={"depths": [1], "widths": [4]}
+        name="pipeline.teachers.timm.small_resnet:CifarResNet",
+        settings={"depths": [1], "widths": [4]},
     )
     student = build_student(config, strides=(1,), seed=0)
     assert output_shapes(student, image_size=(8, 8)) == [(4, 8, 8)]

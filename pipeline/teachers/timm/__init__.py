@@ -1,0 +1,1 @@
+"""Any network of timm as a teacher, and students that we trained; imports `teachers.recording`."""
