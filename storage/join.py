@@ -2,6 +2,9 @@
 
 view = join([first, second])            # datasets that share source, seed and index
 BatchReader(view, levels=["up.1.t100", "up.1.t300"], batch_size=64)
+
+Several teachers join on the same samples. Where a later one has a level of a name that is taken by
+another teacher, it is shown, tap included, behind its dataset's name: `dino.stage.3`.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from storage.codecs.base import Codec
 from storage.dataset import Dataset
 from storage.rows.chunk_files import Access, Chunks
 from storage.rows.chunks import open_chunks
+from storage.rows.renamed import Renamed, rename
 from storage.schema import Level, Recipe, canonical_json
 from storage.snapshot import Snapshot
 
@@ -37,7 +41,7 @@ class JoinedSnapshot:
         snapshots: what is joined.
     """
 
-    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+    def __init__(self, snapshots: Sequence[Snapshot | Renamed]) -> None:
         self.snapshots = tuple(snapshots)
         first = self.snapshots[0]
         self.url = "+".join(item.url for item in self.snapshots)
@@ -48,7 +52,7 @@ class JoinedSnapshot:
         self.levels: tuple[Level, ...] = tuple(
             level for item in self.snapshots for level in item.levels
         )
-        self._owner: dict[str, Snapshot] = {}
+        self._owner: dict[str, Snapshot | Renamed] = {}
         for item in self.snapshots:
             for name in item.array_names:
                 if name not in _SHARED or name not in self._owner:
@@ -132,7 +136,7 @@ class JoinedSnapshot:
         same = [item for item in self.snapshots if item.samples_per_unit == self.samples_per_unit]
         return {unit: why for item in reversed(same) for unit, why in item.quarantined().items()}
 
-    def _of(self, name: str) -> Snapshot:
+    def _of(self, name: str) -> Snapshot | Renamed:
         """Return the snapshot that has an array; the first one says what is wrong if none has."""
         if name not in self._owner:
             allowed = ", ".join(self._owner)
@@ -154,14 +158,14 @@ class _JoinedChunks:
 
     def __init__(
         self,
-        owner_of: Callable[[str], Snapshot],
+        owner_of: Callable[[str], Snapshot | Renamed],
         names: Sequence[str],
         *,
         access: Access,
         max_open: int,
     ) -> None:
         places: dict[int, list[int]] = {}
-        owners: dict[int, Snapshot] = {}
+        owners: dict[int, Snapshot | Renamed] = {}
         for place, name in enumerate(names):
             owner = owner_of(name)
             owners[id(owner)] = owner
@@ -212,14 +216,46 @@ def join(datasets: Sequence[Dataset], *, version: str | None = None) -> JoinedSn
         raise DataError(
             f"version: got one of {len(versions)} datasets, allowed one of {len(datasets)}."
         )
-    pairs = zip(datasets, versions, strict=True)
-    return JoinedSnapshot([dataset.snapshot(text) for dataset, text in pairs])
+    shown = []
+    for dataset, text, names in zip(datasets, versions, prefixes(datasets), strict=True):
+        snapshot = dataset.snapshot(text)
+        shown.append(Renamed(snapshot, names) if names else snapshot)
+    return JoinedSnapshot(shown)
+
+
+def joined_levels(datasets: Sequence[Dataset]) -> tuple[Level, ...]:
+    """Return the levels of several datasets under the names that `join` shows them by."""
+    return tuple(
+        rename(level, names)
+        for dataset, names in zip(datasets, prefixes(datasets), strict=True)
+        for level in dataset.levels
+    )
+
+
+def prefixes(datasets: Sequence[Dataset]) -> list[dict[str, str]]:
+    """Return per dataset what goes before the names of its levels, where it must.
+
+    A level keeps its name unless a dataset before it has one of that name from another teacher.
+    """
+    taken: dict[str, str] = {}
+    found = []
+    for dataset in datasets:
+        teacher = canonical_json(dataset.recipe.content.get("teacher"))
+        name = dataset.recipe.name
+        own = {
+            level.name: name
+            for level in dataset.levels
+            if taken.get(level.name, teacher) != teacher
+        }
+        taken |= {rename(level, own).name: teacher for level in dataset.levels}
+        found.append(own)
+    return found
 
 
 def _check(datasets: Sequence[Dataset]) -> None:
     problems: list[Problem | str] = []
     first, names = datasets[0], set[str]()
-    for dataset in datasets:
+    for dataset, own in zip(datasets, prefixes(datasets), strict=True):
         wanted, got = _identity(first.recipe), _identity(dataset.recipe)
         problems += [
             Problem(
@@ -234,13 +270,14 @@ def _check(datasets: Sequence[Dataset]) -> None:
         if dataset.image_size != first.image_size:
             size, other = dataset.image_size, first.image_size
             problems.append(Problem(f"{dataset.url}: image_size", f"{size}", f"{other}"))
-        own = [level.name for level in dataset.levels]
+        shown = [rename(level, own).name for level in dataset.levels]
+        hint = "Give datasets of several teachers names of their own, with --name." if own else ""
         problems += [
-            Problem(f"{dataset.url}: levels", f"{name!r} a second time", "each level once")
-            for name in own
+            Problem(f"{dataset.url}: levels", f"{name!r} a second time", "each level once", hint)
+            for name in shown
             if name in names
         ]
-        names.update(own)
+        names.update(shown)
     if problems:
         raise ConfigError(problems)
 

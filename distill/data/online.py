@@ -59,6 +59,7 @@ class StreamSource:
 
     labelled = False
     stored = None
+    joined = ()
 
     def __init__(self, config: DataConfig, settings: StreamConfig, stream: Stream) -> None:
         first = stream.parts[0]

@@ -14,7 +14,7 @@ from storage.batches.reader import BatchReader
 from storage.catalog import find_dataset
 from storage.codecs.base import Codec
 from storage.dataset import Dataset
-from storage.join import join
+from storage.join import join, joined_levels
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -45,8 +45,10 @@ class ShardSource:
         self._config, self.datasets, self._version = config, datasets, version
         first = datasets[0]
         self.url, self.recipe, self.image_size = first.url, first.recipe, first.image_size
-        self.licence, self.labelled = first.about.licence, first.about.labels
-        self.levels: tuple[Level, ...] = tuple(lv for one in datasets for lv in one.levels)
+        self.licence = "; ".join(dict.fromkeys(one.about.licence for one in datasets))
+        self.labelled = any(one.about.labels for one in datasets)
+        self.levels: tuple[Level, ...] = joined_levels(datasets)
+        self.joined = tuple(one.recipe for one in datasets[1:])
 
     @cached_property
     def stored(self) -> Stored:

@@ -50,8 +50,10 @@ class Source(Protocol):
     """Every level, as recorded."""
     image_size: tuple[int, int]
     """Height and width of the images, in pixels."""
+    joined: tuple[Recipe, ...]
+    """Recipes of what joins it on the same samples, such as those of further teachers."""
     licence: str
-    """Licence of the teacher's weights."""
+    """Licence of the teachers' weights."""
     labelled: bool
     """Whether samples have labels that a run can learn."""
 

@@ -16,6 +16,7 @@ from dreamshard.redact import redact
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
     from distill.data.sets import TrainingSet
+    from distill.data.source import Source
     from distill.students.student import Student
     from distill.training.runlog import RunLog
     from dreamshard.runfolder import RunFolder
@@ -56,11 +57,21 @@ def keep_student(
             "samples": source.num_valid,
             "source": content.get("source"),
             "teacher": content.get("teacher"),
+            **_joined(source),
             "licence": source.licence,
         },
         metrics=log.figures,
     )
     _keep_record(log.record, {**summary, "source": content.get("source")}, log.figures)
+
+
+def _joined(source: Source) -> dict[str, object]:
+    """Say which further datasets, and teachers, it learned from; nothing where there was one."""
+    told = [
+        {"content_key": recipe.content_key, "teacher": recipe.content.get("teacher")}
+        for recipe in source.joined
+    ]
+    return {"joined": told} if told else {}
 
 
 def kept_steps(run_dir: Path) -> int | None:

@@ -17,6 +17,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 VERBS = {
     "pretrain": "pipeline.learning.pretraining.config:PretrainConfig",
     "encode": "pipeline.request.config:EncodeConfig",
+    "encode_timm": "pipeline.request.config:EncodeConfig",
     "soft_labels": "pipeline.request.config:EncodeConfig",
     "synthesize": "pipeline.request.config:SynthesizeConfig",
     "interpret": "pipeline.learning.interpreting.config:InterpretConfig",
@@ -27,7 +28,9 @@ VERBS = {
     "evaluate_coco": "distill.configs.evaluate:EvaluateConfig",
 }
 MAX_MAIN_SETTINGS = 26
-PLANNED = [p for p in RECIPES if p.stem in ("encode", "soft_labels", "synthesize")]
+MAKING = ("encode", "encode_timm", "soft_labels", "synthesize")
+"""Stems of recipes that make datasets."""
+PLANNED = [p for p in RECIPES if p.stem in MAKING]
 PUBLISHED = [p for p in PLANNED if "\nassume:" in p.read_text(encoding="utf-8")]
 
 
@@ -116,6 +119,18 @@ def test_every_published_setting_can_be_planned() -> None:
     assert {p.parent.name for p in PLANNED} - runnable == {p.parent.name for p in PUBLISHED}
 
 
+def test_two_teachers_of_one_student_see_the_same_images() -> None:
+    """What joins has source, seed and image rule in common, and a teacher of its own."""
+    folder = ROOT / "recipes" / "imagenet-sd14-dinov2-resnet50"
+    first, second = (
+        load_config(settings_class(path), ["--config", str(path)], prog="x", description="")
+        for path in (folder / "encode.yaml", folder / "encode_timm.yaml")
+    )
+    assert (first.source, first.image, first.seed) == (second.source, second.image, second.seed)
+    assert (first.teacher.kind, second.teacher.kind) == ("diffusers", "timm")
+    assert first.name != second.name
+
+
 @pytest.mark.parametrize(
     "folder", sorted({path.parent for path in RECIPES}), ids=lambda path: path.name
 )
@@ -127,7 +142,7 @@ def test_a_folders_files_fit_together(folder: Path) -> None:
         if not path.exists():
             continue
         raw = parse_yaml(path.read_text(encoding="utf-8"))
-        if stem in ("encode", "soft_labels", "synthesize"):
+        if stem in MAKING:
             made.add(f"{raw['root']}/{raw['name']}")
         if stem == "train":
             wanted = [raw["data"]["dataset"], *raw["data"].get("join", [])]

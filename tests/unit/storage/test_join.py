@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from dreamshard.errors import ConfigError, DataError
 from storage.batches.reader import BatchReader
 from storage.dataset import Dataset
-from storage.join import join
+from storage.join import join, joined_levels
 from storage.rows.pick import read_rows
 from storage.schema import Level
 from tests.feature_store import LEVELS, fill, make_batch, make_dataset, make_recipe
@@ -30,10 +31,15 @@ def made(
     invalid: tuple[int, ...] = (),
     seed: int = 0,
     codec: str = "float16",
+    teacher: str = "",
+    name: str = "",
 ) -> Dataset:
     recipe = make_recipe(
         layout_format=layout_format, unit=unit, levels=levels, count=N, seed=seed, codec=codec
     )
+    if teacher:
+        content = {**recipe.content, "teacher": {"kind": teacher}}
+        recipe = replace(recipe, name=name or teacher, content=content)
     dataset = make_dataset(root, recipe=recipe, levels=levels, masks=False)
     fill(dataset, samples, invalid=invalid)
     return dataset
@@ -93,6 +99,32 @@ def test_quantised_levels_are_decoded_by_their_own_codec(tmp_path: Path) -> None
     assert np.abs(values - make_batch(0, N, levels=LEVELS[:1]).levels["up.1.t100"]).max() < 0.05
 
 
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+def test_several_teachers_with_levels_of_one_name(tmp_path: Path, codec: str) -> None:
+    """A later teacher's level of a name that is taken stands behind its dataset's name."""
+    first = made(tmp_path / "a", LEVELS[:2], teacher="clip")
+    second = made(tmp_path / "b", LEVELS[:1], teacher="dino", codec=codec, unit=4)
+    third = made(tmp_path / "c", LEVELS[:1], teacher="sam", codec=codec)
+    view = join([first, second, third])
+    name = LEVELS[0].name
+    shown = [level.name for level in view.levels]
+    assert shown == [name, LEVELS[1].name, f"dino.{name}", f"sam.{name}"]
+    assert tuple(shown) == tuple(lv.name for lv in joined_levels([first, second, third]))
+    taps = [level.tap for level in view.levels]
+    assert taps[2] == f"dino.{LEVELS[0].tap}" and len(set(taps)) == len(taps), "a head each"
+    assert view.codec_name(f"dino.{name}") == codec and view.codec_name(name) == "float16"
+    assert view.components(f"dino.{name}")[0] == f"dino.{name}"
+    plain = read_rows(second.snapshot(), name, range(N))
+    assert np.array_equal(read_rows(view, f"dino.{name}", range(N)), plain)
+    with BatchReader(view, levels=[f"sam.{name}", name], batch_size=4) as reader:
+        batch = reader.next()
+    parts = {part: batch.levels[part] for part in view.components(f"sam.{name}")}
+    again = view.decode(f"sam.{name}", parts)
+    assert np.array_equal(again, read_rows(view, f"sam.{name}", batch.index.tolist()))
+    old = join([first, second, third], version=view.version)
+    assert old.version == view.version and old.levels == view.levels
+
+
 def test_a_hole_of_any_is_a_hole(tmp_path: Path) -> None:
     first, second = made(tmp_path / "a", LEVELS[:1]), made(tmp_path / "b", LEVELS[1:], unit=4)
     second.invalidate(2)  # samples 8 to 11
@@ -119,6 +151,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         join([first, made(tmp_path / "b", LEVELS[2:], seed=1)])
     with pytest.raises(ConfigError, match=r"levels: got 'emb' a second time"):
         join([first, made(tmp_path / "c", LEVELS[1:])])
+    twice = [made(tmp_path / t, LEVELS[:1], teacher=t, name="same") for t in ("d", "e", "f")]
+    with pytest.raises(ConfigError, match=r"'same.up.1.t100' a second time.*with --name"):
+        join(twice)
     with pytest.raises(ConfigError, match="datasets: got none"):
         join([])
     with pytest.raises(DataError, match="got array 'nothing'"):
