@@ -68,6 +68,8 @@ def open_teacher(
         compute_dtype=compute_dtype,  # type: ignore[arg-type]
         settings=dict(settings),
     )
+    if "seed" in getattr(cls, "SETTINGS", {}):  # of random weights, where they are asked for
+        config.settings["seed"] = seed
     if isinstance(cls, type) and issubclass(cls, NetworkTeacher):
         _fill_in(config, cast(type[NetworkTeacher], cls), size, mode)
     config.levels = config.levels if levels is None else list(levels)

@@ -19,7 +19,7 @@ from dreamshard.config import check, load_config, to_dict
 from dreamshard.config.allowed import choices, nested, schema_of
 from dreamshard.config.reads import OWN, Table, default_of, rules_of, unread
 from dreamshard.errors import ConfigError
-from pipeline.images.source import EVERY, READS, SOURCES, SourceConfig, open_source
+from pipeline.images.source import EVERY, LATENTS, READS, SOURCES, SourceConfig, open_source
 from pipeline.learning.interpreting.config import InterpretConfig
 from pipeline.learning.pretraining.config import PretrainConfig
 from pipeline.request.config import EncodeConfig, SynthesizeConfig
@@ -118,7 +118,7 @@ def test_defaults_are_not_refused(cls: type) -> None:
 
 
 def test_kinds_of_sources_declare_what_their_code_reads() -> None:
-    assert set(READS) == {*SOURCES, OWN}
+    assert set(READS) == {*SOURCES, LATENTS, OWN}
     fields = {item.name for item in dataclasses.fields(SourceConfig)} - {"kind"}
     assert fields == set(EVERY.split())
     base = (ROOT / "pipeline/images/source.py").read_text(encoding="utf-8")

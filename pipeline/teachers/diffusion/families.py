@@ -70,7 +70,8 @@ def find_family(path: Path) -> tuple[Family, Path]:
             return find_family(path.parent)  # saved by save_pretrained: the config tells all
     kind = checkpoints.kind_of(path)
     if kind != "diffusers":
-        raise TeacherError(f"{path}: it is a generator. Set teacher.kind to {kind}.")
+        what = {"timm": "a network of timm", "student": "a student"}.get(kind, "a generator")
+        raise TeacherError(f"{path}: it is {what}. Set teacher.kind to {kind}.")
     if path.is_file():
         return _module(checkpoints.family_of(path)), path
     for folder in (path, *(path / part for part in PARTS)):

@@ -14,6 +14,7 @@ import numpy as np
 from dreamshard.errors import Problem
 from pipeline.teachers.base import Scalar, TeacherSpec
 from pipeline.teachers.diffusion import sampling
+from pipeline.teachers.diffusion.networks import tokens
 from pipeline.teachers.diffusion.networks.description import Description
 from pipeline.teachers.recording.teacher import NetworkRequest
 from pipeline.teachers.request import NO_TIMESTEP, level_name
@@ -104,6 +105,11 @@ class DiffusionRequest(NetworkRequest):
         kept = [level.name for level in self.levels if level.kind == "latent"]
         facts = {name: {"vae": vae} for name in kept}
         return dataclasses.replace(super().spec, latents=vae, level_facts=facts)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say where a few channels of a transformer's block may drown all others."""
+        raw = [level.tap for level in self.levels if tokens.is_raw(level.tap)]
+        return (f"{raw[0]}: {tokens.RAW.format(name=raw[0])}",) if raw else ()
 
     def mode_settings(self) -> dict[str, object]:
         """Return the settings that change recorded bytes in this mode, defaults filled in."""

@@ -1,16 +1,23 @@
-"""The command `dreamshard inspect teacher PATH`: what a network can record, and what it costs."""
+"""The command `dreamshard inspect teacher PATH`: what a network can record, and what it costs.
+
+With `--samples N` it is run, too: each level's ten strongest channels, and a contact sheet of
+samples (or of images given) with every map's principal components as colours.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Scalar, guesses
+from pipeline.teachers.diffusion.checkpoints import kind_of
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
 from pipeline.teachers.recording.teacher import NetworkDescription
 
+MAX_SAMPLES = 4096
 EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
 
 
@@ -42,7 +49,45 @@ def main(argv: Sequence[str]) -> int:
     depths = [name for name in description.aliases if not name.startswith("s")]
     if depths:
         print(f"aliases by depth: {', '.join(depths)}")
+    if options.samples:
+        options.levels = options.levels or _usual(description)
+        _show_samples(options, settings, size)
+    elif options.sheet or options.images:
+        hint = "Such as --samples 8."
+        raise ConfigError(Problem("samples", "0", "a count, with --sheet or --images", hint))
     return 0
+
+
+def _usual(known: NetworkDescription) -> list[str]:
+    """Return the taps that aliases stand for, and the half-way block of a transformer as it is."""
+    taps = dict.fromkeys(known.aliases.values())
+    half = known.aliases.get("d50", "").removesuffix(".norm")
+    names = {tap.name for tap in known.taps}
+    return [*taps, *([half] if half in names and half not in taps else [])]
+
+
+def _show_samples(
+    options: argparse.Namespace, settings: dict[str, Scalar], size: tuple[int, int] | None
+) -> None:
+    """Print each level's strongest channels and write the contact sheet."""
+    from pipeline.images.source import SourceConfig
+    from pipeline.teachers.inspecting import look
+
+    seen = look.look(
+        options.path,
+        kind=options.kind or kind_of(Path(options.path)),
+        part=options.part,
+        levels=options.levels,
+        settings=settings,
+        image_size=size,
+        samples=options.samples,
+        source=SourceConfig(path=options.images) if options.images else None,
+        timesteps=options.timesteps,
+    )
+    print(look.format_energies(look.energies(seen)))
+    sheet = Path(options.sheet or "teacher-sheet.png")
+    look.write_sheet(seen, sheet)
+    print(f"contact sheet: {sheet}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image_size", help="pixels, one number or HEIGHTxWIDTH")
     parser.add_argument("--levels", nargs="+", help="show these taps or aliases only")
     parser.add_argument("--no_costs", action="store_true", help="do not read the weights")
+    parser.add_argument(
+        "--samples", type=_count, default=0, help="run this many samples: strongest channels, sheet"
+    )
+    parser.add_argument("--images", default="", help="look at these: folder, tar, Parquet or URL")
+    parser.add_argument("--timesteps", nargs="+", type=_count, help="of a diffusion teacher")
+    parser.add_argument("--sheet", default="", help="where the contact sheet goes (PNG)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
@@ -73,6 +124,13 @@ def _settings(words: Sequence[str]) -> dict[str, Scalar]:
         # Lists such as channel_mult stay text, as in the official command lines.
         settings[key] = value if "," in value else parse_yaml(value)
     return settings
+
+
+def _count(text: str) -> int:
+    """Read a whole number; argparse words the refusal."""
+    if not text.isdigit() or int(text) > MAX_SAMPLES:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed a count of 0..{MAX_SAMPLES}")
+    return int(text)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -42,6 +42,7 @@ def describe(
         DiTNetwork,
         taps=taps,
         aliases=tokens.depth_aliases(taps),
+        notes=(tokens.REASON,),
         classes=classes,
         null_class=classes,  # the row after the classes, trained by dropping labels
     )

@@ -85,6 +85,7 @@ def describe(
         functools.partial(FluxNetwork, guidance=guidance),
         taps=taps,
         aliases=tokens.depth_aliases(taps),
+        notes=(tokens.REASON,),
         facts={"guidance": guidance},
     )
 

@@ -58,12 +58,14 @@ class LatentFolder:
         classes: int = 0,
         null_class: int | None = None,
         facts: Mapping[str, object] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> Description:
         """Describe the network.
 
         Args:
             network: makes it of the module, the autoencoder and, where there is text, the prompt.
             facts: what else decides the computation.
+            notes: why aliases stand for what they do.
         """
 
         def load(dtype: torch.dtype) -> Network:
@@ -92,6 +94,7 @@ class LatentFolder:
             latent=True,
             vae=self.space.identity,
             flags=self.process.flags,
+            notes=notes,
         )
 
 

@@ -11,6 +11,11 @@ from dreamshard.errors import TeacherError
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion.networks import process
+from pipeline.teachers.diffusion.networks.attention import (
+    SDXL_REASON,
+    attention_taps,
+    sdxl_aliases,
+)
 from pipeline.teachers.diffusion.networks.description import Description, Network
 from pipeline.teachers.diffusion.networks.folder import read_folder, read_network
 from pipeline.teachers.diffusion.networks.prompts import SETTING, Prompt
@@ -63,11 +68,14 @@ def describe(
         prompt=(int(config.get("cross_attention_dim", 1280)), pooled),
     )
     taps = unet_taps(config, stride=folder.space.stride)
+    taps += attention_taps(config, stride=folder.space.stride, image_size=folder.image_size)
+    chosen = sdxl_aliases(taps) if pooled is not None else {}
     return folder.describe(
         "latent",
         functools.partial(LatentNetwork, size=folder.image_size),
         taps=taps,
-        aliases=unet_aliases(taps),
+        aliases={**unet_aliases(taps), **chosen},
+        notes=(SDXL_REASON,) if chosen else (),
     )
 
 

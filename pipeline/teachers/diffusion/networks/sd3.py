@@ -68,4 +68,5 @@ def describe(
         SD3Network,
         taps=taps,
         aliases=tokens.depth_aliases(taps),
+        notes=(tokens.REASON,),
     )

@@ -117,7 +117,7 @@ def _description(
         null_class=classes,
         latent=True,
         vae=space.identity,
-        notes=(f"{config['num_attention_heads']} attention heads",),
+        notes=(f"{config['num_attention_heads']} attention heads", tokens.REASON),
     )
 
 

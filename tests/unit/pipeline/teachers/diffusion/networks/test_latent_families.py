@@ -176,11 +176,15 @@ def test_dit(tmp_path: Path) -> None:
     images = make_images(2, SIZE)
     x0 = latents_of(tmp_path, images)
     teacher = open_teacher(tmp_path, levels=["d25", "s8", "d100"], timesteps=[200])
-    assert [level.tap for level in teacher.levels] == ["block.0", "block.1", "block.3"]
+    assert [level.tap for level in teacher.levels] == [f"block.{k}.norm" for k in (0, 1, 3)]
+    assert teacher.request.warnings() == ()
     x_t = teacher.schedule.add_noise(x0, noise_of(x0), 200)
     module = DiTTransformer2DModel.from_pretrained(tmp_path / "transformer").eval()
     times, null = torch.full((2,), 200), torch.full((2,), 10)
-    paths = {f"block.{k}": f"transformer_blocks.{k}" for k in (0, 1, 3)}
+    paths = {
+        "block.0.norm": "transformer_blocks.1.norm1", "block.1.norm": "transformer_blocks.2.norm1",
+        "block.3.norm": "norm_out",
+    }  # fmt: skip
     expected = hooked(module, paths, 0, lambda: module(x_t, times, class_labels=null))
     found = teacher.encode(images, ROWS)
     for name, value in expected.items():
@@ -222,7 +226,7 @@ def test_sd3(tmp_path: Path) -> None:
         close(found.levels[f"{name}.t300"], to_map(value, 4))
     assert len(teacher.schedule) == 1001
     drawn = open_teacher(tmp_path, levels=["d50"], timesteps=[300], mode="synthesize", steps=2)
-    assert drawn.synthesize(ROWS).levels["block.1.t300"].shape == (2, 16, 4, 4)
+    assert drawn.synthesize(ROWS).levels["block.1.norm.t300"].shape == (2, 16, 4, 4)
 
 
 @pytest.mark.parametrize("guided", [True, False])

@@ -86,7 +86,7 @@ def test_they_encode_and_synthesize(tmp_path: Path, settings: dict[str, Any], ne
     images = make_images(2, SIDE * STRIDE)
     found = teacher.encode(images, np.arange(2)).levels
     assert {name: value.shape for name, value in found.items()} == {
-        "block.1.t100": (2, reference.WIDTH, 4, 4)
+        "block.1.norm.t100": (2, reference.WIDTH, 4, 4)
     }
     drawn = open_teacher(
         path, network=network, timesteps=[100], mode="synthesize", steps=2, **settings
