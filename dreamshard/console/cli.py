@@ -36,8 +36,16 @@ VERBS: dict[str, tuple[str, str]] = {
     "ls": ("storage.verbs.commands:ls", "list the feature datasets under a folder or URL"),
     "inspect": ("storage.verbs.commands:inspect", "show what a feature dataset holds"),
     "inspect teacher": (
-        "pipeline.teachers.inspecting.command:main",
+        "pipeline.request.inspect_teacher:main",
         "show a teacher's taps: channels, map sizes, strides, cost",
+    ),
+    "list teachers": (
+        "pipeline.teachers.inspecting.listing:main",
+        "list the families of teachers, and the teachers found",
+    ),
+    "list students": (
+        "distill.students.listing:main",
+        "list the trained students found, and what students can be",
     ),
     "verify": (
         "dreamshard.console.verify:main",
@@ -84,7 +92,8 @@ def load_verb(verb: str) -> Callable[[Sequence[str]], int | None]:
         ConfigError: there is no such verb.
     """
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+        longer = [name for name in VERBS if name.startswith(f"{verb} ")]
+        close = longer or difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"Did you mean `dreamshard {close[0]}`?" if close else "See `dreamshard --help`."
         raise ConfigError(Problem("dreamshard", f"the verb {verb!r}", ", ".join(VERBS), hint))
     return trusted.listed(verb, table={name: target for name, (target, *_) in VERBS.items()})

@@ -7,22 +7,31 @@ samples (or of images given) with every map's principal components as colours.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.base import Scalar, guesses
 from pipeline.teachers.diffusion.checkpoints import kind_of
+from pipeline.teachers.inspecting import look
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
+from pipeline.teachers.load import teacher_class
 from pipeline.teachers.recording.teacher import NetworkDescription
+from storage.schema import FeatureBatch
 
+Encode = Callable[..., Iterable[FeatureBatch]]
+"""(teacher, images=path, count=n) -> batches of what it makes of images."""
 MAX_SAMPLES = 4096
 EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], *, encode: Encode | None = None) -> int:
     """Print a teacher's table of taps; exit code 0.
+
+    Args:
+        encode: gives a teacher a count of images of a path, or of the digits where it is empty.
 
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
@@ -51,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"aliases by depth: {', '.join(depths)}")
     if options.samples:
         options.levels = options.levels or _usual(description)
-        _show_samples(options, settings, size)
+        _show_samples(options, settings, size, encode)
     elif options.sheet or options.images:
         hint = "Such as --samples 8."
         raise ConfigError(Problem("samples", "0", "a count, with --sheet or --images", hint))
@@ -67,22 +76,28 @@ def _usual(known: NetworkDescription) -> list[str]:
 
 
 def _show_samples(
-    options: argparse.Namespace, settings: dict[str, Scalar], size: tuple[int, int] | None
+    options: argparse.Namespace,
+    settings: dict[str, Scalar],
+    size: tuple[int, int] | None,
+    encode: Encode | None,
 ) -> None:
     """Print each level's strongest channels and write the contact sheet."""
-    from pipeline.images.source import SourceConfig
-    from pipeline.teachers.inspecting import look
-
+    kind = options.kind or kind_of(Path(options.path))
+    modes = teacher_class(kind, part=options.part).modes
+    if options.images and "encode" not in modes:
+        hint = "Leave --images out: it draws its own."
+        raise ConfigError(Problem("images", options.images, f"none, as {kind} looks at none", hint))
+    draws = ("synthesize" in modes and not options.images) or encode is None
     seen = look.look(
         options.path,
-        kind=options.kind or kind_of(Path(options.path)),
+        kind=kind,
         part=options.part,
         levels=options.levels,
         settings=settings,
         image_size=size,
         samples=options.samples,
-        source=SourceConfig(path=options.images) if options.images else None,
         timesteps=options.timesteps,
+        encode=None if draws else partial(encode, images=options.images, count=options.samples),
     )
     print(look.format_energies(look.energies(seen)))
     sheet = Path(options.sheet or "teacher-sheet.png")

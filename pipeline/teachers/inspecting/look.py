@@ -6,7 +6,7 @@ Shapes: N samples, C channels, cells h x w of a level.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -16,11 +16,8 @@ import numpy as np
 from dreamshard.errors import ConfigError, Problem, TeacherError
 from dreamshard.permissions import apply_umask
 from dreamshard.pictures import feature_rgb
-from pipeline.images.inputs import ImageInput
-from pipeline.images.source import ImageConfig, SourceConfig, open_source
-from pipeline.teachers.base import Mode, Scalar
+from pipeline.teachers.base import Scalar, Teacher
 from pipeline.teachers.door import open_teacher
-from pipeline.teachers.load import teacher_class
 from storage.schema import FeatureBatch, Level
 
 STRONGEST = 10
@@ -78,57 +75,39 @@ def look(
     kind: str,
     part: str = "",
     levels: Sequence[str] | None = None,
-    settings: dict[str, Scalar],
+    settings: Mapping[str, Scalar],
     image_size: tuple[int, int] | None = None,
     samples: int,
-    source: SourceConfig | None = None,
     timesteps: Sequence[int] | None = None,
+    encode: Callable[[Teacher], Iterable[FeatureBatch]] | None = None,
 ) -> Seen:
     """Run a teacher on samples of its own, or on images.
 
     Args:
         levels: names or aliases; None for the usual ones.
+        settings: as `teacher.settings`; `seed` selects the samples, too.
         samples: how many.
-        source: of the images; None for the teacher's own samples, or the digits for one that only
-            looks at images.
         timesteps: of a diffusion teacher; None for the usual one.
+        encode: gives the teacher images, and what it makes of them; None for its own samples.
 
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
     """
-    settings = dict(settings)
-    seed = int(cast(int, settings.pop("seed", 0)))
-    modes = teacher_class(kind, part=part).modes
-    mode: Mode = "synthesize" if source is None and "synthesize" in modes else "encode"
-    if mode not in modes:
-        got = str(source and source.path)
-        raise ConfigError(Problem("images", got, f"none: {kind} draws its own"))
+    rest = {name: value for name, value in settings.items() if name != "seed"}
     teacher = open_teacher(
         path,
         kind=kind,
         part=part,
         levels=levels,
         timesteps=timesteps,
-        mode=mode,
+        mode="encode" if encode else "synthesize",
         image_size=image_size,
-        seed=seed,
+        seed=int(cast(int, settings.get("seed", 0))),
         micro_batch=MICRO_BATCH,
-        **settings,
+        **rest,
     )
-    batches: list[FeatureBatch] = []
-    if mode == "encode":
-        inputs = ImageInput(
-            open_source(source or SourceConfig(kind="digits")),
-            config=ImageConfig(),
-            image_size=teacher.image_size,
-            seed=seed,
-        )
-        count = min(samples, inputs.num_samples or samples)
-        for work in inputs.works(0, count, micro_batch=MICRO_BATCH):
-            batches.append(inputs.forward(teacher, work))
-    else:
-        for start in range(0, samples, MICRO_BATCH):
-            batches.append(teacher.synthesize(np.arange(start, start + MICRO_BATCH)))
+    starts = range(0, samples, MICRO_BATCH)
+    batches = list(encode(teacher)) if encode else [_drawn(teacher, start) for start in starts]
     images = [batch.image for batch in batches if batch.image is not None]
     return Seen(
         images=np.concatenate(images)[:samples],
@@ -137,8 +116,12 @@ def look(
             level.name: np.concatenate([batch.levels[level.name] for batch in batches])[:samples]
             for level in teacher.levels
         },
-        drawn=mode == "synthesize",
+        drawn=encode is None,
     )
+
+
+def _drawn(teacher: Teacher, start: int) -> FeatureBatch:
+    return teacher.synthesize(np.arange(start, start + MICRO_BATCH))
 
 
 def energies(seen: Seen) -> list[Energy]:

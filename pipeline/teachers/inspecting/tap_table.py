@@ -14,7 +14,6 @@ from dreamshard.errors import ConfigError
 from pipeline.teachers.base import Scalar, TeacherConfig
 from pipeline.teachers.diffusion.checkpoints import kind_of
 from pipeline.teachers.load import teacher_class
-from pipeline.teachers.recording import taps
 from pipeline.teachers.recording.teacher import NetworkDescription, NetworkTeacher
 
 
@@ -111,4 +110,4 @@ def _count(description: NetworkDescription) -> dict[str, int]:
     torch.nn.Module.to(network.module, device="meta")
     told = description.example("meta")
     with torch.inference_mode():
-        return taps.costs(lambda: network(*told), network.module, description.taps)
+        return description.costs(network, told)

@@ -8,7 +8,7 @@ is a subclass that says how to `find` the network and what to do with images or 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +20,7 @@ from dreamshard.foreign import trusted
 from pipeline.teachers import weights
 from pipeline.teachers.base import Flag, Mode, Scalar, TeacherConfig, TeacherSpec, guesses
 from pipeline.teachers.recording.outbox import Outbox, as_recorded
-from pipeline.teachers.recording.taps import Recorder, Tap, table
+from pipeline.teachers.recording.taps import Recorder, Tap, costs, table
 from pipeline.teachers.request import NO_TIMESTEP, check_settings, expand_levels
 from storage.schema import FeatureBatch, Level, Pins
 
@@ -86,6 +86,15 @@ class NetworkDescription:
     def summary(self) -> list[str]:
         """Say what it is in a few words, then in a line each what else it is told or works on."""
         return [f"{len(self.taps)} taps"]
+
+    def costs(self, network: Any, told: Sequence[Tensor | None]) -> dict[str, int]:
+        """Count the operations to reach each tap; see `taps.costs`.
+
+        Args:
+            network: loaded, on the meta device.
+            told: `example`'s arguments there.
+        """
+        return costs(lambda: network(*told), network.module, self.taps)
 
     def example(self, device: str) -> tuple[Tensor | None, ...]:
         """Return arguments for a forward pass of one sample: an image, or the kind's own."""

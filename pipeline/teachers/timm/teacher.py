@@ -63,6 +63,18 @@ class TimmDescription(NetworkDescription):
         told = ", ".join(f"{value:g}" for value in (*self.mean, *self.std))
         return [f"{self.choice.name}", f"sees {height}x{width} pixels, mean and std {told}"]
 
+    def costs(self, network: Any, told: Sequence[Tensor | None]) -> dict[str, int]:
+        """Count the operations to reach each tap: those of the pass that computes it alone."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        spent, module = {}, network.module
+        for names in (*((tap.name,) for tap in self.taps), [tap.name for tap in self.taps]):
+            module.wanted = set(names)
+            with FlopCounterMode(display=False) as counter:
+                network(*told)
+            spent["output" if len(names) > 1 else names[0]] = counter.get_total_flops()
+        return spent
+
     def example(self, device: str) -> tuple[Tensor | None, ...]:
         """Return one normalised image."""
         import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ import pytest
 from dreamshard.errors import ConfigError, DataError
 from pipeline.images.source import SourceConfig
 from pipeline.images.stored import open_stored
-from pipeline.offline.actor import Job, ShardActor
 from pipeline.request.config import EncodeConfig
-from pipeline.request.lookup import create, look_up
+from pipeline.request.lookup import look_up
 from pipeline.request.resolve import resolve
 from pipeline.request.same_source import settle
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.join import join
+from tests.unit.pipeline.made_datasets import make, rows
 from tests.unit.pipeline.teachers.conftest import UNET
 from tests.unit.pipeline.teachers.diffusion.networks.test_latent_families import save_prompt, sd
 
@@ -55,40 +54,6 @@ def config(root: Path, teacher: Path, source: SourceConfig, **changes: Any) -> E
         fsync=False,
         **changes,
     )
-
-
-def make(config: EncodeConfig) -> Dataset:
-    """Make a whole dataset in this process."""
-    request = resolve(config.request())
-    assert look_up(request) is None
-    dataset = create(request)
-    dataset.grow(request.plan.num_samples)
-    job = Job(
-        url=dataset.url,
-        run_id="test",
-        teacher=config.teacher,
-        image_size=request.spec.image_size,
-        seed=config.seed,
-        fsync=False,
-    )
-    actor = ShardActor(job, pickle.loads(pickle.dumps(request.input)))
-    actor.load()
-    for unit in dataset.missing(request.plan.num_samples).tolist():
-        actor.make(unit, request.plan.count(unit))
-    dataset.roll_up(final=True)
-    return Dataset.open(dataset.url)
-
-
-def rows(dataset: Dataset, name: str) -> np.ndarray:
-    from storage.rows.chunks import open_chunks
-
-    snapshot = dataset.snapshot()
-    dtype, shape = snapshot.array_spec(name)
-    found = np.empty((snapshot.num_samples, *shape), dtype)
-    chunks = open_chunks(snapshot, [name], access="pread", max_open=4)
-    chunks.copy(np.arange(snapshot.num_samples), [found])
-    chunks.close()
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,93 @@
+"""`dreamshard list teachers`: the families there are, and the teachers found below some folders."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dreamshard.errors import DreamshardError
+from pipeline.teachers import weights
+from pipeline.teachers.diffusion.checkpoints import family_of, kind_of
+from pipeline.teachers.load import TEACHERS, parts_of
+
+MAX_DEPTH = 4
+"""Folders below the one named in which a teacher is looked for."""
+MARKS = ("model_index.json", "student.json", "config.json", "teacher_card.json")
+CHECKPOINTS = ("*.pt", "*.pth", "*.pkl", "*.safetensors", "*.ckpt")
+INNER = {"unet", "transformer", "vae", "scheduler", "text_encoder", "tokenizer"}
+"""Parts of a pipeline's folder, which is one teacher."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a line per family, and a line per teacher found; exit code 0."""
+    parser = argparse.ArgumentParser(
+        prog="dreamshard list teachers",
+        description="Show the families of teachers (teacher.kind), and the teachers found.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="*", default=["."], help="where to look; default: here")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    options = parser.parse_args(list(argv))
+    sys.stdout.write("\n".join([*families(), "", *found(options.folders)]) + "\n")
+    return 0
+
+
+def families() -> list[str]:
+    """Return a line per family and part: its kind, what it can do, what it is."""
+    rows = []
+    for kind in TEACHERS:
+        for part, cls in parts_of(kind).items():
+            about = (importlib.import_module(cls.__module__).__doc__ or "").strip().splitlines()
+            name = f"{kind} ({part})" if part else kind
+            rows.append((name, ", ".join(cls.modes), about[0].rstrip(":") if about else ""))
+    return _columns([("kind", "does", "what it is"), *rows])
+
+
+def found(folders: Sequence[str]) -> list[str]:
+    """Return a line per teacher below some folders: where, which kind, under which licence."""
+    rows, others = [], []
+    for folder in folders:
+        for path in _teachers(Path(folder), MAX_DEPTH):
+            try:
+                kind = kind_of(path)
+                if kind == "diffusers" and path.is_file():
+                    family_of(path)
+                licence = weights.licence(path if path.is_dir() else path.parent)
+            except DreamshardError:
+                others.append(str(path))
+                continue
+            rows.append((str(path), kind, f"licence {licence}"))
+    lines = _columns([("found", "kind", ""), *rows]) if rows else []
+    if others:
+        lines.append(f"{len(others)} files that are no teacher, such as {others[0]}")
+    return lines or [f"no teacher found below {', '.join(folders)}"]
+
+
+def _teachers(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield folders and single checkpoints that look like teachers, in order of their names."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return
+    if any((folder / mark).is_file() for mark in MARKS) or any(folder.glob("G_ema*")):
+        yield folder
+        return
+    if (folder / "dataset.json").exists():  # features, not a network
+        return
+    for pattern in CHECKPOINTS:
+        yield from sorted(path for path in folder.glob(pattern) if path.is_file())
+    for entry in entries:
+        inside = entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
+        if depth and inside and entry.name not in INNER:
+            yield from _teachers(entry, depth - 1)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
