@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dreamshard.errors import DreamshardError
 from pipeline.teachers import weights
-from pipeline.teachers.diffusion.checkpoints import family_of, kind_of
+from pipeline.teachers.diffusion.checkpoints import FOLDERS, family_of, kind_of
 from pipeline.teachers.load import TEACHERS, parts_of
 
 MAX_DEPTH = 4
@@ -72,7 +72,10 @@ def _teachers(folder: Path, depth: int) -> Iterator[Path]:
         entries = sorted(folder.iterdir())
     except OSError:
         return
-    if any((folder / mark).is_file() for mark in MARKS) or any(folder.glob("G_ema*")):
+    named = [name for names in FOLDERS.values() for name in names]
+    if any((folder / mark).is_file() for mark in MARKS) or any(
+        any(folder.glob(name)) for name in named
+    ):
         yield folder
         return
     if (folder / "dataset.json").exists():  # features, not a network
