@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from dreamshard.errors import ConfigError, DataError, Problem
 from storage.codecs.arrays import IMAGE, LABEL, MASK
 from storage.codecs.base import Codec
 from storage.dataset import Dataset
-from storage.rows.chunk_files import Access, Chunks
+from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
 from storage.rows.chunks import open_chunks
 from storage.rows.renamed import Renamed, rename
 from storage.schema import Level, Recipe, canonical_json
@@ -173,7 +174,12 @@ class _JoinedChunks:
         share = max(1, max_open // max(1, len(owners)))
         self._parts = [
             (
-                open_chunks(owners[i], [names[p] for p in at], access=access, max_open=share),
+                open_chunks(
+                    cast(ReadableSnapshot, owners[i]),
+                    [names[p] for p in at],
+                    access=access,
+                    max_open=share,
+                ),
                 at,
             )
             for i, at in places.items()

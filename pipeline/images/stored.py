@@ -25,6 +25,7 @@ from pipeline.teachers.base import Mode, Teacher, TeacherSpec
 from storage.catalog import find_dataset
 from storage.codecs.arrays import IMAGE, MASK
 from storage.dataset import Dataset
+from storage.rows.chunk_files import Chunks
 from storage.rows.chunks import open_chunks
 from storage.schema import FeatureBatch
 from storage.snapshot import Snapshot
@@ -82,6 +83,7 @@ class StoredInput:
         self.num_samples: int | None = snapshot.num_samples
         self.has_labels, self.has_masks = dataset.about.labels, MASK in dataset.arrays
         self._opened: tuple[Dataset, Snapshot] | None = (dataset, snapshot)
+        self._chunks: Chunks | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files behind: an actor opens its own."""
@@ -170,13 +172,15 @@ class StoredInput:
     def source_digests(self, samples: Sequence[int]) -> np.ndarray | None:
         """Return what the dataset's commits keep of the images' bytes; None where they do not."""
         dataset, _ = self._open()
-        found = np.zeros(len(samples), np.uint64)
-        for place, sample in enumerate(samples):
-            commit = dataset.commit_of(sample // dataset.samples_per_unit)
+        numbers, per_unit = np.asarray(samples, np.int64), dataset.samples_per_unit
+        found = np.zeros(len(numbers), np.uint64)
+        for unit in np.unique(numbers // per_unit).tolist():
+            commit = dataset.commit_of(unit)
             kept = None if commit is None else commit.source_digests
             if commit is None or kept is None:
                 return None
-            found[place] = kept[sample - commit.first]
+            rows = numbers // per_unit == unit
+            found[rows] = kept[numbers[rows] - commit.first]
         return found
 
     def labels(self) -> Labels | None:
@@ -200,16 +204,14 @@ class StoredInput:
     def _prepare(self, samples: np.ndarray, offset: int, micro_batch: int) -> Work:
         _, snapshot = self._open()
         count, indices = len(samples), padded(samples, micro_batch)
-        names = [*snapshot.components(LATENT), IMAGE, *([MASK] if self.has_masks else [])]
+        names = self._names(snapshot)
         rows: dict[str, np.ndarray] = {}
         for name in names:
             dtype, shape = snapshot.array_spec(name)
             rows[name] = np.empty((count, *shape), dtype)
-        chunks = open_chunks(snapshot, names, access="pread", max_open=MAX_OPEN)
-        try:
-            chunks.copy(samples.astype(np.int64), [rows[name] for name in names])
-        finally:
-            chunks.close()
+        if self._chunks is None:  # its files stay open, as the next samples lie in them
+            self._chunks = open_chunks(snapshot, names, access="pread", max_open=MAX_OPEN)
+        self._chunks.copy(samples.astype(np.int64), [rows[name] for name in names])
         kept = np.ascontiguousarray(snapshot.decode(LATENT, rows))
         valid = np.array(snapshot.valid[samples])
         kept[~valid] = 0
@@ -226,6 +228,10 @@ class StoredInput:
             work.labels = np.array(snapshot.labels[samples])
         work.source_digests = self.source_digests(samples.tolist())
         return work
+
+    def _names(self, snapshot: Snapshot) -> list[str]:
+        """Name the arrays that are read of each sample."""
+        return [*snapshot.components(LATENT), IMAGE, *([MASK] if self.has_masks else [])]
 
     @property
     def _keys(self) -> list[str]:

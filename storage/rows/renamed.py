@@ -23,12 +23,13 @@ class Renamed:
 
     def __init__(self, snapshot: Any, prefixes: Mapping[str, str]) -> None:
         self._snapshot, self._prefixes = snapshot, dict(prefixes)
-        own = {
+        own: dict[str, str] = {
             part: f"{prefix}.{part}"
             for name, prefix in prefixes.items()
             for part in snapshot.components(name)
         }
-        self._shown, self._own = own, {shown: name for name, shown in own.items()}
+        self._shown: dict[str, str] = own
+        self._own: dict[str, str] = {shown: name for name, shown in own.items()}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._snapshot, name)
@@ -44,7 +45,8 @@ class Renamed:
     @property
     def array_names(self) -> tuple[str, ...]:
         """Names of the stored arrays, as shown."""
-        return tuple(self._shown.get(name, name) for name in self._snapshot.array_names)
+        names: tuple[str, ...] = self._snapshot.array_names
+        return tuple(self._shown.get(name, name) for name in names)
 
     def array_spec(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
         """Return an array's dtype and shape per sample."""
@@ -61,7 +63,7 @@ class Renamed:
 
     def components(self, name: str) -> tuple[str, ...]:
         """Name the arrays that a level is stored as, its own first."""
-        parts = self._snapshot.components(self._name(name))
+        parts: tuple[str, ...] = self._snapshot.components(self._name(name))
         return tuple(self._shown.get(part, part) for part in parts)
 
     def codec(self, level: str) -> Any:

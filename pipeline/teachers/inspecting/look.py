@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def look(
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
     """
-    rest = {name: value for name, value in settings.items() if name != "seed"}
+    rest: dict[str, Any] = {name: value for name, value in settings.items() if name != "seed"}
     teacher = open_teacher(
         path,
         kind=kind,

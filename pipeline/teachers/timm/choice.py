@@ -42,7 +42,7 @@ SETTLED = ("num_classes", "in_chans")
 """Arguments that the weights themselves say."""
 FACTS = (
     "input_size", "mean", "std", "num_classes", "classifier", "first_conv", "fixed_input_size",
-    "interpolation", "crop_pct", "license", "pool_size", "global_pool",
+    "interpolation", "crop_pct", "license", "pool_size",
 )  # fmt: skip
 """What is taken of a folder's `pretrained_cfg`; nothing that leads to another file."""
 MAX_NUMBER, MAX_DEPTH, MAX_ENTRIES = 1 << 14, 512, 64

@@ -103,6 +103,8 @@ def _filled(choice: Choice, known: Outline, size: tuple[int, int]) -> nn.Module:
     where = str(choice.files[0])
     state = weights.read(choice.files)
     held = sum(value.numel() for value in state.values())
+    if not held:  # timm would look for weights elsewhere
+        raise TeacherError(f"{where}: holds no weights. Fetch it again.")
     if known.parameters > SLACK * held + (1 << 20):
         raise TeacherError(
             f"{where}: got {held:,} numbers, allowed those of {choice.name}, which has "
@@ -114,6 +116,7 @@ def _filled(choice: Choice, known: Outline, size: tuple[int, int]) -> nn.Module:
         "num_classes": _classes(choice, state),
         "label_offset": 0,
         "custom_load": False,
+        **dict.fromkeys(("source", "url", "file", "hf_hub_id", "hf_hub_filename")),
     }
     try:
         model: Any = create(

@@ -221,6 +221,7 @@ def test_sd3(tmp_path: Path) -> None:
         ),
     )  # fmt: skip
     teacher = open_teacher(tmp_path, levels=list(paths), timesteps=[300])
+    assert "block.0.norm, what the next block sees" in teacher.request.warnings()[0]
     found = teacher.encode(images, ROWS)
     for name, value in expected.items():
         close(found.levels[f"{name}.t300"], to_map(value, 4))
