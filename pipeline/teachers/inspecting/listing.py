@@ -12,6 +12,7 @@ from dreamshard.errors import DreamshardError
 from pipeline.teachers import weights
 from pipeline.teachers.diffusion.checkpoints import FOLDERS, family_of, kind_of
 from pipeline.teachers.load import TEACHERS, parts_of
+from pipeline.teachers.timm import choice
 
 MAX_DEPTH = 4
 """Folders below the one named in which a teacher is looked for."""
@@ -55,7 +56,7 @@ def found(folders: Sequence[str]) -> list[str]:
                 kind = kind_of(path)
                 if kind == "diffusers" and path.is_file():
                     family_of(path)
-                licence = weights.licence(path if path.is_dir() else path.parent)
+                licence = _licence(path, kind)
             except DreamshardError:
                 others.append(str(path))
                 continue
@@ -64,6 +65,14 @@ def found(folders: Sequence[str]) -> list[str]:
     if others:
         lines.append(f"{len(others)} files that are no teacher, such as {others[0]}")
     return lines or [f"no teacher found below {', '.join(folders)}"]
+
+
+def _licence(path: Path, kind: str) -> str:
+    if kind == "timm":
+        return choice.of_folder(path if path.is_dir() else path.parent).licence
+    if kind == "student":
+        return choice.licence_of(path, {})
+    return weights.licence(path if path.is_dir() else path.parent)
 
 
 def _teachers(folder: Path, depth: int) -> Iterator[Path]:
