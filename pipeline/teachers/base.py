@@ -57,8 +57,8 @@ class TeacherConfig:
     )
 
     kind: str = "diffusers"
-    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan | stylegan2 | timm | student, or
-    an import path `module:Class` of your own."""
+    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan | stylegan2 | timm | student,
+    or an import path `module:Class` of your own."""
     path: str = ""
     """Folder, file or URL of the weights; unused by families without weights."""
     part: Part = ""
