@@ -1,6 +1,7 @@
 # make demo    go the whole road on handwritten digits
 # make test    run the tests
 # make chaos   disturb some hundred runs, and compare with undisturbed ones
+# make fuzz    read 10,000 hostile files
 # make mutate  change the product a little, and see whether its tests notice
 # make protocol  play 100,000 schedules of the commit protocol (minutes)
 # make lint    check style and types
@@ -19,7 +20,7 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-compile
 # Tests start processes by the hundred; in a shell that forbids bytecode each would compile torch.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo test chaos mutate protocol lint clean
+.PHONY: help demo test chaos fuzz mutate protocol lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,13 @@ test: $(STAMP)
 # SCHEDULES=N plays the seeds 0 .. N-1.
 chaos: $(STAMP)
 	@OMP_NUM_THREADS=1 DREAMSHARD_CHAOS=$(or $(SCHEDULES),240) $(PY) -m pytest -q tests/chaos $(ARGS)
+
+# CASES=N plays N of them, SEED=K those from K on; KIND=teacher only hostile teachers.
+fuzz: $(STAMP)
+	@OMP_NUM_THREADS=1 $(PY) -m tests.fuzz.play --cases $(or $(CASES),10000) --seed $(or $(SEED),0) \
+	  $(if $(KIND),--kind $(KIND))
+	@OMP_NUM_THREADS=1 DREAMSHARD_FUZZ=$(or $(CASES),10000) $(PY) -m pytest -q tests/fuzz/test_reader.py \
+	  --hypothesis-seed=$(or $(SEED),0) $(ARGS)
 
 mutate: $(STAMP)
 	@$(PY) -c 'import cosmic_ray' 2>/dev/null || \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from dreamshard.errors import DreamshardError
 from dreamshard.foreign.guard import UnreadableError
@@ -36,10 +37,18 @@ def read_bytes(
         os.close(descriptor)
         raise
     with open(descriptor, "rb") as file:
-        data = b"" if status.st_size > limit else file.read(limit + 1)
+        data = b"" if status.st_size > limit else _read(file, status.st_size, limit)
     if status.st_size > limit or len(data) > limit:
         size = max(status.st_size, len(data))
         raise error(f"{path}: got {size:,} bytes or more, allowed {limit:,}.")
+    return data
+
+
+def _read(file: BinaryIO, size: int, limit: int) -> bytes:
+    """Read a file of about a size; read(limit) would allocate the limit for a few bytes."""
+    data = file.read(size + 1)
+    while len(data) <= limit and (more := file.read(1 << 20)):  # it grew, or tells no size
+        data += more
     return data
 
 

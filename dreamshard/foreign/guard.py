@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ class CannotReadError(DataError):
 
 
 MAX_REASON = 160
+_OF_WHAT_IT_HOLDS = (None, errno.EINVAL, errno.EOVERFLOW)
+"""Of an OSError that tells of the file: pyarrow gives no number, and a place that a file names may
+be none that can be sought."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -41,8 +45,7 @@ def reading(
     except DreamshardError:
         raise
     except Exception as failed:
-        # pyarrow raises OSErrors without a number for damage, too.
-        if isinstance(failed, OSError) and failed.errno is not None:
+        if isinstance(failed, OSError) and failed.errno not in _OF_WHAT_IT_HOLDS:
             kind = CannotReadError if error is UnreadableError else error
             raise kind(
                 f"{where}: cannot be read ({failed.strerror or reason(failed)})."

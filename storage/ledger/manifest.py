@@ -139,6 +139,8 @@ def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence
             table = file.read(columns=list(columns), use_threads=False)
         table = table.select(list(columns)).cast(wanted)
         table.validate(full=True)  # texts that are none, too
+        if empty := [name for name in columns if name != "error" and table[name].null_count]:
+            raise ValueError(f"nothing where there is a {empty[0]} of every row")
         return table
     except CannotReadError:
         raise

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,30 @@ def test_any_exception_is_one_sentence() -> None:
     assert not issubclass(guard.CannotReadError, ValueError), "unreadable is not damaged"
     with pytest.raises(KeyboardInterrupt), guard.reading("f", "X"):
         raise KeyboardInterrupt
+
+
+def test_a_place_that_cannot_be_sought_is_damage_and_no_refusal_of_the_system(
+    tmp_path: Path,
+) -> None:
+    """A flipped bit in an archive's directory becomes a negative place: EINVAL."""
+    path = tmp_path / "stats.npz"
+    np.savez(path, mu=np.arange(9.0))
+    data = path.files.read_bytes()
+    path.write_bytes(data[1:])
+    with pytest.raises(guard.UnreadableError, match="not readable as an archive of plain arrays"):
+        arrays.read_npz(path, ("mu",), limit=1 << 20)
+
+
+def test_a_small_file_takes_little_memory_whatever_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    tracemalloc.start()
+    assert files.read_bytes(path, limit=1 << 30) == b"{}"
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    with path.open("wb") as file:
+        file.write(bytes(3 << 20))
+    assert files.read_bytes(path, limit=3 << 20) == bytes(3 << 20)
+    assert files.read_bytes(Path("/proc/self/status"), limit=1 << 20)  # which tells no size
+    with pytest.raises(guard.UnreadableError, match="allowed 1,000"):
+        files.read_bytes(path, limit=1000)

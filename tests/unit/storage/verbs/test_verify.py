@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from storage.dataset import Dataset
@@ -131,3 +133,13 @@ def test_units_not_made_yet_are_no_damage(dataset: Dataset) -> None:
     dataset.grow(40)
     report = verify_dataset(dataset)
     assert report.findings == [] and report.missing == [3, 4, 5, 6]
+
+
+def test_a_manifest_with_nothing_where_a_number_belongs_is_damaged(dataset: Dataset) -> None:
+    path = Path(dataset.url) / "manifest" / "_units" / "units-000000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0]["unit"] = None
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    report = verify_dataset(Dataset.open(dataset.url))
+    assert any("units-000000.parquet" in str(finding) for finding in report.findings)
