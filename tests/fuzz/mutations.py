@@ -18,6 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
+
+from dreamshard.foreign.sealed import SEAL, ZEROS
 
 ABSURD: list[Any] = [
     *(None, True, False, -1, 0, 1, -(1 << 63), (1 << 31), (1 << 63) - 1, 1 << 64, 10**30, 10**400),
@@ -80,10 +83,23 @@ def change_values(rng: random.Random, value: Any) -> Any:
 
 
 def change_json(rng: random.Random, data: bytes) -> bytes:
-    """Change values of JSON."""
+    """Change values of JSON; a digest of its own is left, taken out, or put right."""
+    value, drawn = json.loads(data), rng.random()
     if rng.random() < 0.05:
-        return write_json(json.loads(data))[:-1] + b', "name": "twice", "unit": 7}'
-    return write_json(change_values(rng, json.loads(data)))
+        return write_json(value)[:-1] + b', "name": "twice", "unit": 7}'
+    sealed = isinstance(value, dict) and value.get(SEAL) is not None
+    if sealed and drawn < 0.7:
+        del value[SEAL]
+    changed = write_json(change_values(rng, value))
+    return sign(changed) if sealed and 0.3 < drawn < 0.7 else changed
+
+
+def sign(data: bytes) -> bytes:
+    """Put a digest of its own into the text of an object, as whoever wants to deceive would."""
+    zeros = f'"{SEAL}": "{ZEROS}"'.encode()
+    text = data[:-1] + (b", " if len(data) > 2 else b"") + zeros + b"}"
+    digest = xxhash.xxh3_128_hexdigest(text).encode()
+    return text[: -len(digest) - 2] + digest + b'"}'
 
 
 def change_lines(rng: random.Random, data: bytes) -> bytes:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from dreamshard.errors import DataError
-from tests.fuzz import cases, jail, play
+from dreamshard.foreign.sealed import check_seal
+from tests.fuzz import cases, jail, mutations, play
 
 pytest.importorskip("diffusers")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
@@ -66,6 +67,12 @@ def test_the_jail_sees_what_must_not_be(tmp_path: Path, monkeypatch: pytest.Monk
     assert "exit code 7" in found(lambda: sys.exit(7))
     monkeypatch.setattr(jail, "WALL_S", 0.3)
     assert "hangs" in found(lambda: time.sleep(60))
+
+
+def test_the_deceivers_digest_is_right() -> None:
+    data = b'{"a": 1, "b": [2]}'
+    assert not check_seal(data) and check_seal(mutations.sign(data))
+    assert check_seal(mutations.sign(b"{}"))
 
 
 def test_a_seed_draws_what_it_drew(tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ from dreamshard.foreign.arrays import (
     read_npy,
     read_npz,
     read_safetensors,
-    read_torch,
     safetensors_shapes,
 )
 from dreamshard.foreign.guard import MAX_REASON, UnreadableError
 from dreamshard.foreign.shown import plain
 from dreamshard.foreign.tables import open_parquet
 from dreamshard.foreign.text import MAX_DEPTH, parse_json, read_json
+from dreamshard.foreign.torchfiles import read_torch
 
 hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
@@ -257,7 +257,6 @@ def test_files_are_read_or_refused_by_name(tmp_path: Path, kind: str) -> None:
         finally:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-        # A length in a pickle is asked of the file in one piece, of which no page is touched.
-        assert peak < MEMORY or kind == "torch's old form"
+        assert peak < MEMORY
 
     check()
