@@ -5,7 +5,9 @@ dreamshard publish --student runs/train --out my-backbone --formats [timm, onnx]
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Literal
 
 from distill.configs.student import OwnClassConfig
 from dreamshard.config import load_config
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.foreign.files import MAX_BYTES
 from dreamshard.owner.parts import part_of
 from dreamshard.progress import stage
 
@@ -72,7 +75,7 @@ def publish(config: PublishConfig) -> Path:
         raise ConfigError(Problem("out", got, "a folder that can be written")) from error
     try:
         if "timm" in config.formats:
-            shutil.copytree(source, part, dirs_exist_ok=True)
+            _copy(source, part)
         if "onnx" in config.formats:
             student, _ = load_student(source, own=config.own_class)
             export_onnx(student, part / "model.onnx", image_size=card.size)
@@ -81,3 +84,31 @@ def publish(config: PublishConfig) -> Path:
         shutil.rmtree(part, ignore_errors=True)
     stage(f"publish: {card.config.name} as {' and '.join(config.formats)} in {out}")
     return out
+
+
+def _copy(source: Path, part: Path) -> None:
+    """Copy the files that a student's folder is of, each what it should be.
+
+    A folder may have come from anywhere: a link in it may lead to what nobody means to publish.
+    """
+    from distill.students.card import CARD
+    from distill.students.export import PYRAMID, WEIGHTS
+    from dreamshard.foreign.arrays import safetensors_shapes
+    from storage.fs.beneath import kind_of
+
+    names = (WEIGHTS, PYRAMID, CARD, "config.json", "README.md")
+    for name in filter(lambda name: os.path.lexists(source / name), names):
+        path = source / name
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            hint = "nothing else is published. Put the real one in its place, or remove it."
+            raise DataError(f"{path}: got {kind_of(status.st_mode)}, allowed a file: {hint}")
+        if path.suffix == ".safetensors":
+            safetensors_shapes(path)  # its header, against its size
+        elif status.st_size > MAX_BYTES:
+            raise DataError(f"{path}: got {status.st_size:,} bytes, allowed {MAX_BYTES:,}.")
+        shutil.copy(path, part / name)
+    others = sorted(path.name for path in source.iterdir() if path.name not in names)
+    if others:
+        more = ", ..." if len(others) > 5 else ""
+        stage(f"publish: not of a student, and left out: {', '.join(others[:5])}{more}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -64,6 +65,9 @@ def _do(do: Doing) -> list[object]:
     with tempfile.TemporaryFile() as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+        # Where tests run, Python's own streams lead elsewhere.
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "strict")
+        sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace")
         code, error = None, ""
 
         def main(_: object) -> int:
