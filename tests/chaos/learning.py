@@ -222,10 +222,25 @@ def differing(found: Any, wanted: Any) -> str:
     return str([key for key in {*found, *wanted} if found.get(key) != wanted.get(key)])[:300]
 
 
+def _load() -> None:
+    """Load what the runs would each load anew."""
+    from diffusers import UNet2DModel
+
+    from distill.data import open as _
+    from distill.methods import build, dreamteacher
+    from distill.students import export
+    from distill.training import launch, learner, rehearsal, start
+    from pipeline.learning.pretraining import batches, data, network, objective, state, watch
+
+    loaded = (UNet2DModel, _, build, dreamteacher, export, launch, learner, rehearsal, start)
+    assert all((*loaded, batches, data, network, objective, state, watch))
+
+
 def main(argv: list[str]) -> None:
     """Play the seeds given; keep the folders of those that went wrong."""
     import torch
 
+    _load()
     torch.set_num_threads(1)
     pretraining.LOG_EVERY = 1  # or the line after a checkpoint would be a mean over fewer steps
     base = Path(argv[0])
