@@ -1,7 +1,8 @@
-"""Compare a teacher with hooks on plain diffusers: same images, levels and dtype.
+"""Compare a teacher with hooks on plain networks: same images, levels and dtype.
 
     python benchmarks/teacher.py                                    # ADM-256's shape, narrowed, CPU
     python benchmarks/teacher.py --device cuda --width 256 --batch 64 --dtypes bfloat16 --compile
+    python benchmarks/teacher.py --case stylegan2 --batch 8         # images and features drawn, CPU
     python benchmarks/teacher.py --device cuda --case sd --batch 16 --dtypes bfloat16 --compile
 
 Weights are random. `plain` is what a user would write: the whole forward pass with forward hooks on
@@ -31,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import teacher_stylegan2
 from dreamshard.rng import normal
 from pipeline.teachers.door import open_teacher
 from pipeline.teachers.inspecting.tap_table import tap_table
@@ -204,13 +206,29 @@ def summarise(
     return found
 
 
+def prepare(
+    options: argparse.Namespace, folder: Path
+) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """Save the case's network; return the variants, and the operations per image by levels."""
+    if options.case == "stylegan2":
+        made = teacher_stylegan2.save(folder, options.width, options.size)
+        calls = teacher_stylegan2.build_calls(options, folder, made)
+    else:
+        {"adm": save_adm, "sd": save_sd}[options.case](folder, options.width, options.size)
+        calls = build_calls(options, folder)
+    rows = {row.name: row.gflops or 0.0 for row in tap_table(str(folder), costs=True)[1]}
+    if options.case == "stylegan2":
+        return calls, {"all": rows[f"b{options.size}"]}
+    return calls, {"all": rows["up.3"], "16+": rows[COARSE[options.case][-1]]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", choices=list(CASES), default="adm")
-    parser.add_argument("--width", type=int, help="base width; default 32 (adm), 320 (sd)")
-    parser.add_argument("--size", type=int, help="pixels; default 256 (adm), 512 (sd)")
+    parser.add_argument("--case", choices=[*CASES, "stylegan2"], default="adm")
+    parser.add_argument("--width", type=int, help="default 32 (adm), 320 (sd), 128 (stylegan2)")
+    parser.add_argument("--size", type=int, help="default 256, 512, 64 (pixels)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -227,8 +245,8 @@ def main() -> None:
     )
     parser.add_argument("--out", help="file for the JSON")
     options = parser.parse_args()
-    options.width = options.width or {"adm": 32, "sd": 320}[options.case]
-    options.size = options.size or {"adm": 256, "sd": 512}[options.case]
+    options.width = options.width or {"adm": 32, "sd": 320, "stylegan2": 128}[options.case]
+    options.size = options.size or {"adm": 256, "sd": 512, "stylegan2": 64}[options.case]
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
         "command": "python benchmarks/teacher.py " + " ".join(sys.argv[1:]),
@@ -242,10 +260,7 @@ def main() -> None:
         result["machine"]["gpu"] = torch.cuda.get_device_name()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        {"adm": save_adm, "sd": save_sd}[options.case](folder, options.width, options.size)
-        rows = {row.name: row.gflops or 0.0 for row in tap_table(name, costs=True)[1]}
-        gflops = {"all": rows["up.3"], "16+": rows[COARSE[options.case][-1]]}
-        calls = build_calls(options, folder)
+        calls, gflops = prepare(options, folder)
         times: dict[str, list[float]] = {name: [] for name in calls}
         for number in range(options.rounds + 1):
             for name, call in calls.items():

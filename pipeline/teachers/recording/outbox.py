@@ -22,7 +22,8 @@ def as_recorded(value: Tensor, level: Level) -> Tensor:
     kept = trusted.attribute(torch, level.dtype, allowed=("float16", "float32"))
     if level.pool == "gap":
         value = value.mean((2, 3), dtype=torch.float32)
-    return value.to(kept).contiguous()
+    # Converted and laid out in one pass.
+    return value.to(kept, memory_format=torch.contiguous_format).contiguous()
 
 
 class Outbox:
@@ -44,7 +45,10 @@ class Outbox:
         """Take a level (N, ...) and start its copy."""
         import torch
 
-        finite = value.isfinite().all()
+        # One pass: a NaN or an infinity anywhere makes the sum not finite, and finite numbers of half
+        # the width cannot.
+        wide = torch.float64 if value.dtype == torch.float32 else torch.float32
+        finite = value.sum(dtype=wide).isfinite()
         if self._stream is not None:
             host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             self._stream.wait_stream(torch.cuda.current_stream(value.device))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,8 @@ class Synthesis(nn.Module):
         """Map ws (N, layers, W) to images float32 (N, 3, R, R), about in [-1, 1], not clamped."""
         first = self.get_submodule(self.blocks[0])
         x = first.const.expand(len(ws), -1, -1, -1)  # type: ignore[union-attr,operator]
-        x = x.contiguous(memory_format=torch.channels_last)
+        kind = cast(Tensor, first.conv1.weight).dtype  # type: ignore[union-attr]
+        x = x.to(kind, memory_format=torch.channels_last, copy=True)
         told, image = iter(ws.unbind(1)), None
         added = self._noise(noise)
         for name in self.blocks:

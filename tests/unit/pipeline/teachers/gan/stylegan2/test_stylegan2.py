@@ -141,6 +141,22 @@ def test_truncation_noise_and_given_w(tmp_path: Path) -> None:
         load(path, levels=["b8"]).from_w(np.zeros((2, 5)))
 
 
+def test_half_the_width_is_near(tmp_path: Path) -> None:
+    reference = Reference(classes=2, clamp=2.0, d_architecture="resnet")
+    path = reference.write(tmp_path / "n.pkl")
+    images = np.random.default_rng(0).integers(0, 256, (ROWS, 16, 16, 3), dtype=np.uint8)
+    for compute in ("float32", "bfloat16"):
+        told = {"compute_dtype": compute}
+        maps = load(path, levels=["b16"], **told).synthesize(np.arange(ROWS)).levels["b16"]
+        seen = load(path, mode="encode", levels=["d.fc"], **told).encode(images, np.arange(ROWS))
+        if compute == "float32":
+            exact = maps, seen.levels["d.fc"]
+        else:
+            for near, value in zip((maps, seen.levels["d.fc"]), exact, strict=True):
+                assert not np.array_equal(near, value)
+                assert np.abs(near.astype(float) - value).mean() < 0.05 * value.std()
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("prefix", ["", "stylegan2_ada_pytorch."])
 def test_every_protocol_is_read(tmp_path: Path, protocol: int, prefix: str) -> None:
