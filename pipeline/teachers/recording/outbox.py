@@ -45,7 +45,7 @@ class Outbox:
         """Take a level (N, ...) and start its copy."""
         import torch
 
-        # One pass: a NaN or an infinity anywhere makes the sum not finite, and finite numbers of half
+        # One pass: a NaN or an infinity anywhere makes the sum not finite; finite numbers of half
         # the width cannot.
         wide = torch.float64 if value.dtype == torch.float32 else torch.float32
         finite = value.sum(dtype=wide).isfinite()
