@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ def families() -> list[str]:
     rows = []
     for kind in TEACHERS:
         for part, cls in parts_of(kind).items():
-            about = (importlib.import_module(cls.__module__).__doc__ or "").strip().splitlines()
+            about = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()
             name = f"{kind} ({part})" if part else kind
             rows.append((name, ", ".join(cls.modes), about[0].rstrip(":") if about else ""))
     return _columns([("kind", "does", "what it is"), *rows])
