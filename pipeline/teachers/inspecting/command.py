@@ -87,7 +87,9 @@ def _show_samples(
     if options.images and "encode" not in modes:
         hint = "Leave --images out: it draws its own."
         raise ConfigError(Problem("images", options.images, f"none, as {kind} looks at none", hint))
-    draws = ("synthesize" in modes and not options.images) or encode is None
+    looks = None
+    if encode is not None and (options.images or "synthesize" not in modes):
+        looks = partial(encode, images=options.images, count=options.samples)
     seen = look.look(
         options.path,
         kind=kind,
@@ -97,7 +99,7 @@ def _show_samples(
         image_size=size,
         samples=options.samples,
         timesteps=options.timesteps,
-        encode=None if draws else partial(encode, images=options.images, count=options.samples),
+        encode=looks,
     )
     print(look.format_energies(look.energies(seen)))
     sheet = Path(options.sheet or "teacher-sheet.png")
