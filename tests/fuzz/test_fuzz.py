@@ -65,7 +65,7 @@ def test_the_jail_sees_what_must_not_be(tmp_path: Path, monkeypatch: pytest.Monk
     assert "RuntimeWarning" in found(warns)
     assert "takes too long" in found(spins)
     assert "takes more than" in found(takes)
-    assert "dies with -11" in found(lambda: os.kill(os.getpid(), 11))
+    assert "dies with -9" in found(lambda: os.kill(os.getpid(), 9))
     assert "exit code 7" in found(lambda: sys.exit(7))
     monkeypatch.setattr(jail, "WALL_S", 0.3)
     assert "hangs" in found(lambda: time.sleep(60))
