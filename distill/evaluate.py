@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from distill.configs.evaluate import EvaluateConfig
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
-from dreamshard.progress import Progress, stage
+from dreamshard.progress import Progress, begin, stage
 from dreamshard.runfolder import RunFolder, write_text
 from storage.schema import canonical_json
 
@@ -47,6 +47,7 @@ READ_OUTS = "read-outs"
 def main(argv: Sequence[str]) -> int | None:
     """Run the command; see `dreamshard evaluate --help`."""
     config = load_config(EvaluateConfig, argv, prog="dreamshard evaluate", description=DESCRIPTION)
+    begin(f"evaluate: {', '.join(config.tasks)} of {config.student}; loading PyTorch")
     evaluate(config)
     return None
 
@@ -99,7 +100,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     results = run_tasks(tasks, bench, out=record.path / RESULTS, known=known)
     shutil.rmtree(record.path / READ_OUTS, ignore_errors=True)
     record.stats(seconds=time.perf_counter() - began)
-    record.finish(shlex.join(["dreamshard", "report", str(record.path)]))
+    record.propose(shlex.join(["dreamshard", "report", str(record.path)]))
     return results
 
 

@@ -18,7 +18,7 @@ from dreamshard.config import load_config
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.files import MAX_BYTES
 from dreamshard.owner.parts import part_of
-from dreamshard.progress import stage
+from dreamshard.progress import begin, stage
 
 DESCRIPTION = "Copy a trained student into a folder that timm, the Hugging Face Hub or ONNX reads."
 
@@ -50,7 +50,9 @@ class PublishConfig:
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the command; see `dreamshard publish --help`."""
-    publish(load_config(PublishConfig, argv, prog="dreamshard publish", description=DESCRIPTION))
+    config = load_config(PublishConfig, argv, prog="dreamshard publish", description=DESCRIPTION)
+    begin(f"publish: {config.student}; loading PyTorch")
+    publish(config)
     return None
 
 

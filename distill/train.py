@@ -28,7 +28,7 @@ import numpy as np
 from distill.configs.train import TrainConfig
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, run_main
-from dreamshard.progress import stage
+from dreamshard.progress import begin, stage
 from dreamshard.runfolder import RunFolder, trim_metrics
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ DESCRIPTION = "Train a student backbone on a teacher's recorded features."
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the command; see `dreamshard train --help`."""
-    train(load_config(TrainConfig, argv, prog="dreamshard train", description=DESCRIPTION))
+    config = load_config(TrainConfig, argv, prog="dreamshard train", description=DESCRIPTION)
+    begin(f"train: {config.student.name} into {config.run_dir}; loading PyTorch")
+    train(config)
     return None
 
 

@@ -16,7 +16,7 @@ INTERRUPTED = 130  # 128 + SIGINT, the shell's own convention
 OPTIONAL_MODULES = frozenset(
     "PIL accelerate datasets diffusers gcsfs huggingface_hub jinja2 matplotlib pycocotools ray "
     "s3fs safetensors segmentation_models_pytorch sklearn timm torch torchmetrics torchvision "
-    "webdataset".split()
+    "transformers webdataset".split()
 )
 """Modules that only some commands need; the base installation goes without them."""
 

@@ -180,15 +180,24 @@ class RunFolder:
             known = read_json(file, infinite=True) if file.exists() else {}
             write_text(file, json.dumps(known | plain, indent=2) + "\n")
 
-    def finish(self, next_command: str) -> None:
-        """Write README.txt: what each file is, and the command to type next."""
+    def finish(self, *following: str) -> None:
+        """Write README.txt: what each file is, and the commands to type next."""
         names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
         width = max(map(len, names))
         lines = [f"{name:<{width}}  {FILES.get(name, '')}".rstrip() for name in names]
         listing = "\n".join(line for line in lines if not line.startswith("README.txt"))
-        text = f"Next:\n  {redact_line(next_command)}\n\nIn this folder:\n{listing}\n"
+        commands = "\n".join(f"  {redact_line(command)}" for command in following)
+        text = f"Next:\n{commands}\n\nIn this folder:\n{listing}\n"
         with self._record():
             write_text(self.path / "README.txt", text)
+
+    def propose(self, *commands: str) -> None:
+        """Say on the terminal, and in README.txt, what to type next, the usual thing first."""
+        self.finish(*commands)
+        lines = [f"run folder: {self.path}", f"next: {redact_line(commands[0])}"]
+        lines += [f"  or: {redact_line(command)}" for command in commands[1:]]
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
 
     @contextlib.contextmanager
     def _record(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ EXTRAS = {
         "scikit-learn",
     ),
     "evaluate": ("segmentation-models-pytorch", "torchmetrics", "pycocotools"),
+    "latent": ("transformers",),
     "report": ("matplotlib", "Jinja2", "pillow"),
     "hf": ("datasets",),
     "tar": ("webdataset",),

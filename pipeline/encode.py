@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from dreamshard.config import load_config
 from dreamshard.errors import run_main
+from dreamshard.progress import begin
 from pipeline.request.config import EncodeConfig
 
 PROG = "dreamshard encode"
@@ -26,6 +27,8 @@ PROG = "dreamshard encode"
 def main(argv: Sequence[str]) -> int:
     """Read the config and run the pipeline."""
     config = load_config(EncodeConfig, argv, prog=PROG, description=str(EncodeConfig.__doc__))
+    teacher = config.teacher.path or config.teacher.kind
+    begin(f"encode: {config.name} in {config.root}, with {teacher}")
     from pipeline.run import run
 
     return run(config, command=[*PROG.split(), *argv])[0]

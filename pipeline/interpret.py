@@ -20,14 +20,16 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dreamshard.config import load_config, to_dict
+from dreamshard.config.words import changed_words, command_line
 from dreamshard.errors import ConfigError, DreamshardError, Problem, run_main
-from dreamshard.progress import Progress, stage
+from dreamshard.progress import Progress, begin, stage
 from pipeline.learning.interpreting.config import InterpretConfig
 from pipeline.teachers.interpreted.card import (
     CARD,
@@ -62,6 +64,7 @@ def main(argv: Sequence[str]) -> int | None:
     config = load_config(
         InterpretConfig, argv, prog="dreamshard interpret", description=DESCRIPTION
     )
+    begin(f"interpret: {config.target}s into {config.out}; loading PyTorch")
     interpret(config)
     return None
 
@@ -118,8 +121,16 @@ def interpret(config: InterpretConfig) -> Path:
     save_interpreter(folder, interpreter, card=card)
     forget(record.path)
     record.stats(seconds=time.perf_counter() - began, interpreter=str(folder))
-    record.finish(f"dreamshard encode --config FILE --teacher.interpreter {folder}")
+    record.propose(_next_command(config, folder))
     return folder
+
+
+def _next_command(config: InterpretConfig, folder: Path) -> str:
+    """Spell how to record the soft labels of the same images."""
+    teacher = replace(config.teacher, levels=[], interpreter=str(folder))
+    words = [*changed_words(teacher, "teacher"), *changed_words(config.source, "source")]
+    words += changed_words(config.image, "image")
+    return command_line("dreamshard", "encode", "--name", f"{config.name}-soft-labels", *words)
 
 
 def read_sets(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from dreamshard import rng
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
-from dreamshard.progress import Progress, stage
+from dreamshard.progress import Progress, begin, stage
 from dreamshard.redact import redact
 from dreamshard.runfolder import RunFolder, trim_metrics
 from pipeline.learning.pretraining.config import PretrainConfig
@@ -49,6 +49,7 @@ LOG_EVERY = 10
 def main(argv: Sequence[str]) -> int | None:
     """Run the command; see `dreamshard pretrain --help`."""
     config = load_config(PretrainConfig, argv, prog="dreamshard pretrain", description=DESCRIPTION)
+    begin(f"pretrain: {config.steps:,} steps into {config.out}; loading PyTorch")
     pretrain(config)
     return None
 
@@ -258,8 +259,8 @@ class _Run:
 
     def _finish(self, record: RunFolder | None, **speed: float) -> None:
         """Write the teacher and its last pictures; `speed` is that of this part of the run."""
-        from pipeline.learning.checkpoint import forget
         from pipeline.learning.pretraining import state, watch
+        from pipeline.learning.pretraining.following import next_commands
 
         assert record is not None, "rank zero has one"
         config, folder = self.config, Path(self.config.out)
@@ -283,12 +284,10 @@ class _Run:
         watch.draw_grid(self.sampler(range(config.num_samples)), folder / "samples.png")
         watch.draw_loss_curve(self.folder)
         record.stats(teacher=str(folder), steps=config.steps, **speed)
-        record.finish(
-            f"dreamshard encode --teacher.path {folder} --teacher.timesteps [100] "
-            f"--source.kind {config.source.kind}"
+        depth, timesteps = len(network.config["block_out_channels"]), config.objective.timesteps
+        record.propose(
+            *next_commands(folder, config.source, config.image, depth=depth, timesteps=timesteps)
         )
-        state.save_card(folder, card)  # from here on the run is finished
-        forget(self.folder)
 
 
 def _join_ranks(config: PretrainConfig) -> Accelerator:

@@ -125,6 +125,7 @@ def _make(
                 target=target,
                 options=size.options(),
                 on_ready=lambda ready: progress.update(0, actors=f"{ready}/{target()}"),
+                on_underway=progress.underway,
             ) as workers,
         ):
             books = Books(dataset, plan, config.max_invalid_share, folder, progress)

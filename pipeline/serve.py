@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from dreamshard.config import load_config
 from dreamshard.errors import run_main
-from dreamshard.progress import is_interactive, stage
+from dreamshard.progress import begin, is_interactive, stage
 from dreamshard.runfolder import RunFolder
 from pipeline.cluster.join import EMBEDDED, Cluster, cluster
 from pipeline.learning.signals import StopSignal
@@ -42,6 +42,7 @@ TOKEN_FILE = "ray-token"
 def main(argv: Sequence[str]) -> int:
     """Read the config and serve."""
     config = load_config(ServeConfig, argv, prog=PROG, description=str(ServeConfig.__doc__))
+    begin(f"serve: {config.action} {config.name}")
     return serve(config, command=[*PROG.split(), *argv])
 
 

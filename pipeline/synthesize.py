@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from dreamshard.config import load_config
 from dreamshard.errors import run_main
+from dreamshard.progress import begin
 from pipeline.request.config import SynthesizeConfig
 
 PROG = "dreamshard synthesize"
@@ -30,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(
         SynthesizeConfig, argv, prog=PROG, description=str(SynthesizeConfig.__doc__)
     )
+    teacher = config.teacher.path or config.teacher.kind
+    begin(f"synthesize: {config.name} in {config.root}, with {teacher}")
     from pipeline.run import run
 
     return run(config, command=[*PROG.split(), *argv])[0]

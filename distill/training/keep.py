@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.students.card import CARD, STUDENT_FOLDER
 from distill.students.export import export_student
+from dreamshard.config.words import command_line
 from dreamshard.errors import DataError
 from dreamshard.foreign.text import read_json
 from dreamshard.owner.parts import sweep
@@ -116,16 +117,17 @@ def _keep_record(record: RunFolder, told: Mapping[str, Any], figures: Mapping[st
     """Write the run's figures and what to do next; README.txt comes last."""
     student, passes = str(record.path / STUDENT_FOLDER), told.get("student_images")
     record.stats(steps=told.get("steps"), student=student, student_images=passes, **figures)
-    record.finish(_next_command(record.path, source=told.get("source")))
+    record.propose(*_next_commands(record.path, source=told.get("source")))
 
 
-def _next_command(run_dir: Path, *, source: object) -> str:
-    """Spell how to judge the student; only of the digits we know where held-out images are."""
-    command = f"dreamshard evaluate --student {run_dir}"
+def _next_commands(run_dir: Path, *, source: object) -> list[str]:
+    """Spell what to do with a student; only of the digits we know where held-out images are."""
+    report = command_line("dreamshard", "report", str(run_dir))
+    words = ["dreamshard", "evaluate", "--student", str(run_dir), "--baselines", "[random]"]
     kind = source.get("kind") if isinstance(source, dict) else None
     if kind == "digits":
-        return command
-    images = f"--train_images.kind {kind} --train_images.path TRAIN" if kind != "latents" else ""
-    images = images or "--train_images.kind folder --train_images.path TRAIN"
-    held = images.replace("train_images", "heldout_images").replace("TRAIN", "HELDOUT")
-    return f"{command} --baselines [random] {images} {held}"
+        words += ["--train_images.kind", "digits", "--heldout_images.kind", "digits"]
+        return [command_line(*words), report]
+    with_images = command_line(*words, "--train_images.path", "LABELLED")
+    judge = f"{with_images} --heldout_images.path OTHERS   (class folders: see dreamshard init)"
+    return [report, judge]

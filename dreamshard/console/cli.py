@@ -17,6 +17,14 @@ from dreamshard.versions import VERSION
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("dreamshard.console.demo:main", "go the whole road on handwritten digits, in minutes"),
+    "init": (
+        "dreamshard.console.own.begin:main",
+        "look at your own images and write the recipes of their whole road",
+    ),
+    "run": (
+        "dreamshard.console.own.chain:main",
+        "go through a folder of recipes: encode, train, evaluate, report",
+    ),
     "plan": (
         "pipeline.request.plan_command:main",
         "show samples, bytes, hours and bandwidth before spending them",

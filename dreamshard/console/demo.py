@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dreamshard.console.api.calls import as_command
 from dreamshard.console.report.material import DEMO_INDEX as INDEX
 from dreamshard.console.report.material import RESULTS
 from dreamshard.console.report.page import mean_and_std
@@ -197,7 +198,7 @@ class Demo:
         timed = self.index.setdefault("unfinished_seconds", {})
         try:
             quiet = redirect_stdout(io.StringIO()) if verb == "evaluate" else nullcontext()
-            with _as_command(command), quiet:  # its table is printed at the end instead
+            with as_command(command), quiet:  # its table is printed at the end instead
                 code = load_verb(verb)(argv) or 0
         finally:  # an interrupted stage goes on in the next demo: its time counts too
             seconds = time.monotonic() - began
@@ -327,13 +328,3 @@ def _started(folder: Path) -> int | None:
     """Tell when a run was last started in a folder; None if never."""
     history = folder / "command.txt"
     return history.stat().st_mtime_ns if history.exists() else None
-
-
-@contextmanager
-def _as_command(command: Sequence[str]) -> Iterator[None]:
-    """Let a stage see the command line it stands for; run folders record it."""
-    before, sys.argv = sys.argv, list(command)
-    try:
-        yield
-    finally:
-        sys.argv = before

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Literal
 
 from dreamshard import rng
+from dreamshard.progress import begin
 from dreamshard.versions import BASE, EXTRAS, all_versions, package_versions
 
 Status = Literal["ok", "note", "fail"]
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
-OUT_OF_THE_WAY = ("hf", "tar", "remote")  # extras that most people do well without
+OUT_OF_THE_WAY = ("hf", "latent", "tar", "remote")  # extras that most people do well without
 GIB = 1 << 30
 MAX_SKEW_S = 5.0
 CONNECT_S = 2.0
@@ -238,6 +239,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--debug", action="store_true", help="show the traceback of errors")
     options = parser.parse_args(argv)
+    begin("doctor: looking at this machine")
     checks = examine(options.root)
     if options.json:
         rows = [dataclasses.asdict(check) for check in checks]

@@ -33,6 +33,7 @@ SOURCES: dict[str, str] = {
     "webdataset": "pipeline.images.sources.tarfiles:TarSource",
     "torchvision": "pipeline.images.sources.vision:VisionSource",
     "hf": "pipeline.images.sources.hub:HubSource",
+    "fifths": "pipeline.images.sources.fifths:FifthsSource",
 }
 LATENTS = "latents"
 """Kind of a dataset whose latents stand in for images: `pipeline.images.stored`."""
@@ -50,6 +51,7 @@ READS: dict[object, str] = {
     "torchvision": "path name split",
     "hf": "path name split image_column label_column mask_column",
     LATENTS: "path",
+    "fifths": EVERY.replace("name ", "", 1),
     OWN: EVERY,
 }
 """Settings that each kind reads; any other that is set is refused, not ignored."""
@@ -69,17 +71,18 @@ class SourceConfig:
     reads: ClassVar = (Table("kind", {**READS, "auto": EVERY}),)
 
     kind: str = "auto"
-    """Source family: digits | folder | parquet | webdataset | torchvision | hf, or module:Class;
-    auto tells folder, parquet, webdataset and hf from what lies at the path. latents: a dataset
-    whose latents stand in for images, to record more of them without decoding."""
+    """Source family: digits | folder | parquet | webdataset | torchvision | hf | fifths, or
+    module:Class; auto tells folder, parquet, webdataset and hf from what lies at the path. fifths
+    parts a folder, Parquet or tar files: four fifths are split train, one is heldout. latents: a
+    dataset whose latents stand in for images, to record more of them without decoding."""
     path: str = ""
     """Folder, file, glob pattern or URL (any fsspec protocol); a repository for hf; unused by
     digits."""
     name: str = ""
     """torchvision: the dataset's class name such as CIFAR10. hf: the configuration's name."""
     split: str = ""
-    """Part of the data: digits train | heldout | all; torchvision train | test; hf its own names.
-    Empty: train; of images to judge on, heldout, which torchvision and hf call test."""
+    """Part of the data: digits and fifths train | heldout | all; torchvision train | test; hf its
+    own names. Empty: train; of images to judge on, heldout, which torchvision and hf call test."""
     key_column: str = "key"
     """Parquet: column with each sample's name; where it is absent, or empty is given, names are
     made of file and row."""
@@ -102,7 +105,7 @@ class SourceConfig:
         if self.kind == "auto":  # told from the path when it is opened; not every run needs it
             return []
         if self.kind in SOURCES or self.kind == LATENTS:
-            if self.kind in ("folder", "parquet", "webdataset", "hf", LATENTS) and not self.path:
+            if self.kind not in ("digits", "torchvision") and not self.path:
                 hint = "Give the images with --source.path."
                 return [Problem("path", "nothing", "a path or URL", hint)]
             return []

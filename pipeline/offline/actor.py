@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from dreamshard.errors import DataError, DreamshardError
 from dreamshard.permissions import adopt_umask
@@ -64,6 +65,7 @@ class ShardActor:
         self._stopping = threading.Event()
         self._idle = threading.Condition()
         self._making = 0
+        self._tallies: WeakSet[Tally] = WeakSet()  # of units being made
 
     def __repr__(self) -> str:
         """Name the actor in Ray's logs and in the list of processes."""
@@ -111,6 +113,10 @@ class ShardActor:
             with self._idle:
                 self._making -= 1
                 self._idle.notify_all()
+
+    def underway(self) -> int:
+        """Count the samples computed of units that are not committed yet."""
+        return sum(tally.count for tally in tuple(self._tallies))
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Drop the units that are being computed, let those being committed finish; then return."""
@@ -187,7 +193,7 @@ class ShardActor:
 
     def _run_teacher(self, works: Iterator[Work], sink: WriterThread, micro_batch: int) -> Tally:
         """Compute a unit's micro-batches in order; on the one thread that runs the teacher."""
-        tally = Tally()
+        self._tallies.add(tally := Tally())
         for work in works:
             if self._stopping.is_set():
                 raise DreamshardError("the run was stopped")

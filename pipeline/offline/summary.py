@@ -47,10 +47,17 @@ def already_there(
     lines = [
         f"already there: {committed:,} samples ({request.wanted:,} asked for), nothing to make",
         *(f"  {line}" for line in (existing.reason, *checked)),
-        f"next: dreamshard inspect {shlex.quote(dataset.url)}",
+        f"next: {_begin(dataset)}",
+        f"  or: dreamshard inspect {shlex.quote(dataset.url)}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0, dataset
+
+
+def _begin(dataset: Dataset) -> str:
+    """Spell how to go on: a student's recipe that fits, or a look at what has no maps."""
+    maps = any(level.kind == "feature" and len(level.shape) == 3 for level in dataset.levels)
+    return f"dreamshard {'init' if maps else 'inspect'} {shlex.quote(dataset.url)}"
 
 
 def summarise(
@@ -63,7 +70,7 @@ def summarise(
     """
     stats, url = books.stats(), books.dataset.url
     again = outcome.interrupted or outcome.quarantined
-    following = shlex.join(command) if again else f"dreamshard inspect {shlex.quote(url)}"
+    following = shlex.join(command) if again else _begin(books.dataset)
     lines = [
         f"made {books.made:,} samples in {stats['seconds']:,.1f} s "
         f"({stats['img_per_s']:,.4g} img/s, {format_bytes(books.bytes)}); "

@@ -25,11 +25,12 @@ class Tally:
     def __init__(self) -> None:
         self.digest = xxhash.xxh3_128()
         self.teacher_s = 0.0
-        self.invalid = 0
+        self.count = self.invalid = 0
         self.errors: list[str] = []
 
     def add(self, work: Work, batch: FeatureBatch, seconds: float) -> None:
         """Count one micro-batch."""
+        self.count += work.count
         self.digest.update(work.digest)
         self.teacher_s += seconds
         self.invalid += int(np.count_nonzero(~batch.valid))

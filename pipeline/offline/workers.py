@@ -28,6 +28,8 @@ MAX_FAILED_STARTS = 3
 one's error."""
 MAX_PAUSE_S = 60.0
 """Longest pause after a failed start."""
+LOOK_S = 2.0
+"""Seconds between two questions how far the units in flight are."""
 TEND_S = 5.0
 """Seconds between two looks whether there is room for more actors."""
 STOP_S = 10.0
@@ -56,6 +58,10 @@ class _Slot:
     """Its task must have no other beside it."""
     late: bool = False
     """Its first task takes too long: it gets no other."""
+    asked: Any = None
+    """Reference to the answer how far it is; None where it was not asked."""
+    underway: int = 0
+    """Samples computed of its tasks, as it last said."""
 
     def add(self, reference: Any, task: Task) -> None:
         """Note a task it was given."""
@@ -84,6 +90,7 @@ class RayWorkers:
         target: asked now and then how many actors to keep (count).
         options: Ray's, of an actor; see `pipeline.cluster.worker.ActorSize`.
         on_ready: called with the number of actors whose teacher is loaded, whenever it changes.
+        on_underway: called now and then with the samples computed of units in flight (count).
     """
 
     def __init__(
@@ -94,12 +101,14 @@ class RayWorkers:
         target: Callable[[], int],
         options: Mapping[str, Any],
         on_ready: Callable[[int], None] = lambda count: None,
+        on_underway: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._job, self._on_ready, self._target = job, on_ready, target
+        self._on_underway, self._next_look = on_underway, 0.0
         self._source = ray.put(source)
         self._options: dict[str, Any] = {
             **options,
-            "max_concurrency": CALLS + 1,  # one more to be told to stop
+            "max_concurrency": CALLS + 2,  # more: to be told to stop, to be asked how far it is
             "max_restarts": 0,  # the driver does that: it knows which units were in flight
         }
         self.reserved = 0
@@ -142,6 +151,7 @@ class RayWorkers:
         """Return what happened; see `pipeline.offline.driver.Workers`."""
         if time.monotonic() >= self._next_tend:
             self._tend()
+        self._look()
         if self._events:
             events, self._events = self._events, []
             return events
@@ -187,6 +197,20 @@ class RayWorkers:
                 self._events.append(Failed(stuck, error))
                 self._events += [Returned(other, error) for other in others]
                 self._replace(slot)
+
+    def _look(self) -> None:
+        """Ask the actors how far their units are, and take what they answered; wait for none."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        for slot in self._slots:
+            if slot.asked is not None and ray.wait([slot.asked], timeout=0)[0]:
+                with contextlib.suppress(ray_errors.RayError):  # its death is noticed elsewhere
+                    slot.underway = cast(int, ray.get(slot.asked))
+                slot.asked = None
+            if slot.tasks and slot.starting is None and slot.asked is None:
+                slot.asked = slot.handle.underway.remote()
+        self._on_underway(sum(slot.underway for slot in self._slots if slot.tasks))
 
     def _tend(self) -> None:
         """Start actors where there is room for more, drop pending ones where there is less."""

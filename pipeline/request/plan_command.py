@@ -12,6 +12,7 @@ from pydantic import Field
 from dreamshard.config import load_config
 from dreamshard.config.reads import When
 from dreamshard.config.yaml12 import read_yaml
+from dreamshard.progress import begin
 from pipeline.request.config import EncodeConfig, SynthesizeConfig
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     cls = EncodePlanConfig if verb == "encode" else SynthesizePlanConfig
     description = "Show samples, shards, bytes and hours before anything is spent."
     config = load_config(cls, words, prog="dreamshard plan", description=description)
+    begin(f"plan: {verb} {config.name}")
     sys.stdout.write("\n".join(_plan(config.settled())) + "\n")
     return 0
 

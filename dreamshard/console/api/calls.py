@@ -51,7 +51,7 @@ def encode(recipe: Recipe, settings: Mapping[str, Any]) -> FeatureDataset:
 
     config = config_of(EncodeConfig, recipe, settings, verb="encode")
     command = ["dreamshard", "encode", *arguments(EncodeConfig, recipe, settings)]
-    with _as_command(command):
+    with as_command(command):
         code, dataset = run(config, command=command)
     if code == INTERRUPTED:
         raise Interrupted(f"{dataset.url}: stopped as asked; the same call goes on.")
@@ -64,7 +64,7 @@ def train(recipe: Recipe, settings: Mapping[str, Any]) -> TrainRun:
     from distill.train import train as run
 
     config = config_of(TrainConfig, recipe, settings, verb="train")
-    with _as_command(["dreamshard", "train", *arguments(TrainConfig, recipe, settings)]):
+    with as_command(["dreamshard", "train", *arguments(TrainConfig, recipe, settings)]):
         student = run(config)
     return TrainRun(folder=Path(config.run_dir), student=Path(student))
 
@@ -75,7 +75,7 @@ def evaluate(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     from distill.evaluate import evaluate as run
 
     config = config_of(EvaluateConfig, recipe, settings, verb="evaluate")
-    with _as_command(["dreamshard", "evaluate", *arguments(EvaluateConfig, recipe, settings)]):
+    with as_command(["dreamshard", "evaluate", *arguments(EvaluateConfig, recipe, settings)]):
         return run(config)
 
 
@@ -90,7 +90,7 @@ def load_student(path: str | Path) -> Student:
 
 
 @contextmanager
-def _as_command(command: Sequence[str]) -> Iterator[None]:
+def as_command(command: Sequence[str]) -> Iterator[None]:
     """Let a run see the command line that it stands for: run folders record it, messages name it.
 
     A notebook's own `sys.argv` is its kernel's.

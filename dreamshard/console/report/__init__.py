@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import DataError, DreamshardError
+from dreamshard.progress import begin
 
 if TYPE_CHECKING:
     from dreamshard.console.report.material import Material
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
+    begin(f"report: reading {', '.join(map(str, options.folder))}")
     path = write_report(*options.folder, out=options.out)
     sys.stdout.write(f"report: {path} ({path.stat().st_size / 1e6:.2f} MB)\n")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.progress import begin
 from pipeline.teachers.base import Scalar, guesses
 from pipeline.teachers.diffusion.checkpoints import kind_of
 from pipeline.teachers.inspecting import look
@@ -39,6 +40,7 @@ def main(argv: Sequence[str], *, encode: Encode | None = None) -> int:
     options, rest = _parser().parse_known_args(list(argv))
     settings = _settings(rest)
     size = _size(options.image_size)
+    begin(f"inspect teacher: reading {options.path}")
     description, rows = tap_table(
         options.path,
         kind=options.kind,

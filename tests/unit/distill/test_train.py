@@ -61,7 +61,7 @@ def test_a_run_leaves_everything_that_explains_it(configure, dataset: Dataset) -
     assert {"loss", "mse", "at", "grad_norm", "lr", "img_per_s", "wait_percent"} <= set(lines[0])
     stats = json.loads((run_dir / "stats.json").read_text(encoding="utf-8"))
     assert stats["loss"] == lines[-1]["loss"]
-    assert f"dreamshard evaluate --student {run_dir}" in (run_dir / "README.txt").read_text()
+    assert f"dreamshard report {run_dir}" in (run_dir / "README.txt").read_text()
     student, card = load_student(run_dir)
     assert card.levels == ["up.1.t100", "up.0.t100"]
     assert card.provenance["snapshot"] == dataset.snapshot().version

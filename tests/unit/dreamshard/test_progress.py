@@ -122,3 +122,55 @@ def test_stage_and_durations(capsys: pytest.CaptureFixture[str]) -> None:
         "1:00:00",
         "100:00:00",
     ]
+
+
+FIGURES = ["992/1,920 img (52 %)", "101.9 img/s", "ETA 0:00:09", "loss 0.9636", "mse 0.7442"]
+
+
+def test_figures_that_do_not_fit_are_left_out_from_the_end() -> None:
+    assert progress.fit(FIGURES, width=200) == ", ".join(FIGURES)
+    assert progress.fit(FIGURES, width=60) == ", ".join(FIGURES[:4])
+    assert progress.fit(FIGURES, width=5) == FIGURES[0]
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_bar_with_its_label_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    terminal = Terminal()
+    console = Console(file=terminal, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(progress, "_terminal", lambda: console)
+    monkeypatch.setattr(progress, "is_interactive", lambda: True)
+    with Progress("train", total=1920) as bar:
+        bar.update(992, loss=0.9636, mse=0.7442, at=0.312, grad_norm=1.234, wait="0.1 %")
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).replace("\r", "\n")
+    last = [line for line in lines.splitlines() if line.strip()][-1]
+    assert last.startswith("train ━") and "…" not in last and len(last.rstrip()) <= width
+    assert "992/1,920 img (52 %)" in last and "loss 0.9636" in last
+
+
+def test_the_first_line_is_of_the_first_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress.begin("train: one")
+    monkeypatch.setenv("RANK", "1")
+    progress.begin("train: two")
+    assert capsys.readouterr().err == "train: one\n"
+
+
+def test_what_is_on_its_way_is_shown_and_taken_back(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Progress("encode", total=100) as bar:
+        clock.now += 5.0
+        bar.underway(30)
+        clock.now += 5.0
+        bar.underway(10)  # one unit failed
+        clock.now += 5.0
+        bar.update(20)
+        bar.underway(500)
+        assert (bar.done, bar.ahead) == (20, 80)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("encode: 30/100 img (30 %), 6 img/s, ETA 0:00:12")
+    assert lines[2].startswith("encode: 10/100 img (10 %)")
+    assert lines[-1].startswith("encode: 20/100 img (20 %)")

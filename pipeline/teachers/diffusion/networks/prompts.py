@@ -91,7 +91,8 @@ def compute_empty_prompt(pipeline: Path, path: Path) -> None:
         trusted.module("transformers")
     except ImportError:
         raise TeacherError(
-            f"{path}: not there yet, and making it once needs: pip install transformers"
+            f"{path}: not there yet, and making it once needs transformers: "
+            "pip install 'dreamshard[latent]'"
         ) from None
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from safetensors.torch import save_file

@@ -99,5 +99,5 @@ def test_encoders_that_fail_or_are_missing(pipeline: Path, monkeypatch: pytest.M
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(TeacherError, match="pip install transformers"):
+    with pytest.raises(TeacherError, match=r"pip install 'dreamshard\[latent\]'"):
         prompts.find_prompt(pipeline, None, width=12, pooled=None)
