@@ -17,7 +17,7 @@ from pipeline.cluster.config import RayConfig
 from pipeline.cluster.orphans import watched
 from pipeline.cluster.outcomes import one_line
 from pipeline.cluster.reach import check_answers, check_folder
-from pipeline.cluster.worker import ActorSize
+from pipeline.cluster.worker import PROJECT_ROOT, ActorSize
 
 EMBEDDED = "embedded"
 OBJECT_STORE_BYTES = 256 << 20
@@ -141,7 +141,8 @@ def _join(address: str, *, key: str) -> None:
         found = address if address != "auto" else _find(address)
         if "://" not in found or found.startswith("ray://"):
             check_answers(found, key=key)
-        ray.init(address=address, **_LOGGING)
+        with _at_home():
+            ray.init(address=address, **_LOGGING)
     except ConfigError:
         raise
     except Exception as error:  # Ray raises of every kind, RpcError and plain Exception, too
@@ -152,6 +153,24 @@ def _join(address: str, *, key: str) -> None:
         )
         got = f"{address} ({one_line(error)})"
         raise ConfigError(Problem(key, got, "a running Ray cluster", hint)) from error
+
+
+@contextmanager
+def _at_home() -> Iterator[None]:
+    """Stand where our packages lie while Ray notes the working folder, and come back.
+
+    Ray puts the folder it is started in before all else on its workers' path: a user's storage.py
+    there would be taken for ours. `worker_env` puts it last instead.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # removed meanwhile: there is nothing in it
+        here = str(PROJECT_ROOT)
+    os.chdir(PROJECT_ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
 
 def _find(address: str) -> str:
@@ -170,15 +189,16 @@ def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
 
     for attempt in range(1, STARTS + 1):
         try:
-            ray.init(
-                address="local",  # without it, Ray joins whatever cluster it finds on this host
-                num_cpus=max(int(num_cpus), len(os.sched_getaffinity(0))),
-                num_gpus=None if num_gpus else 0,
-                object_store_memory=store,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **_LOGGING,
-            )
+            with _at_home():
+                ray.init(
+                    address="local",  # without it, Ray joins whatever cluster it finds on this host
+                    num_cpus=max(int(num_cpus), len(os.sched_getaffinity(0))),
+                    num_gpus=None if num_gpus else 0,
+                    object_store_memory=store,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    **_LOGGING,
+                )
         except Exception as error:  # Ray raises of every kind, plain Exception, too
             ray.shutdown()
             what = one_line(error)

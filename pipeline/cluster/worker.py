@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,9 @@ def num_cpus() -> int:
 
 def worker_env(threads: int) -> dict[str, str]:
     """Return the environment of an actor process: pinned threads, the umask, where our code is."""
-    path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
+    own = [os.getcwd()] if {"", os.getcwd()} & set(sys.path) else []  # for module:Class of a user's
+    places = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", ""), *own]
+    path = os.pathsep.join(filter(None, places))
     count = str(threads)
     return {
         "PYTHONPATH": path,
