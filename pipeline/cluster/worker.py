@@ -53,9 +53,9 @@ def num_cpus() -> int:
 
 def worker_env(threads: int) -> dict[str, str]:
     """Return the environment of an actor process: pinned threads, the umask, where our code is."""
-    own = [os.getcwd()] if {"", os.getcwd()} & set(sys.path) else []  # for module:Class of a user's
-    places = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", ""), *own]
-    path = os.pathsep.join(filter(None, places))
+    here = os.getcwd() if {"", os.getcwd()} & set(sys.path) else ""  # for module:Class of a user's
+    places = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", ""), here]
+    path = os.pathsep.join(dict.fromkeys(filter(None, places)))
     count = str(threads)
     return {
         "PYTHONPATH": path,
