@@ -10,6 +10,8 @@ from pipeline.images.source import ImageConfig, SourceConfig
 TIMESTEP = 50
 """Little noise: best of those tried with such teachers (README, CIFAR-10)."""
 LEVELS = 4
+LOOKED_AT = ("auto", "fifths", "folder", "parquet", "webdataset")
+"""Kinds of sources that `dreamshard init` takes by their path."""
 
 
 def next_commands(
@@ -32,7 +34,7 @@ def next_commands(
     name = folder.name if folder.name.replace("-", "").replace("_", "").isalnum() else "features"
     commands = [command_line("dreamshard", "encode", "--name", name, *words)]
     square = image.width in (0, image.size)
-    if square and source.path and source.kind in ("auto", "folder", "webdataset", "parquet"):
+    if square and source.path and source.kind in LOOKED_AT:
         begin = ["dreamshard", "init", source.path, "--teacher", str(folder)]
         commands.insert(0, command_line(*begin, "--size", str(image.size)))
     return commands
