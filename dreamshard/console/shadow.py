@@ -6,7 +6,6 @@ folder. In a notebook the user's own `import storage` must go on to mean their f
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -56,9 +55,15 @@ def check_packages() -> None:
 def _place(name: str) -> Path | None:
     """Return the file or folder that a top-level name leads to; None if nowhere."""
     module = sys.modules.get(name)
-    spec = module.__spec__ if module is not None else importlib.util.find_spec(name)
+    spec = module.__spec__ if module is not None else _found(name)
     if spec is None:
         return None
     if spec.origin:
         return Path(spec.origin).resolve()
     return next((Path(folder).resolve() for folder in spec.submodule_search_locations or ()), None)
+
+
+def _found(name: str) -> ModuleSpec | None:
+    """Return what importing a top-level name would find, importing nothing."""
+    found = (finder.find_spec(name, None) for finder in sys.meta_path)
+    return next((spec for spec in found if spec is not None), None)
