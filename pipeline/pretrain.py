@@ -156,7 +156,9 @@ class _Run:
         from pipeline.learning.stopping import StopAfterStep
 
         config = self.config
-        first, checkpoint = decided_by_chief(lambda: state.resume_point(self.folder, self.key))
+        first, checkpoint = decided_by_chief(
+            lambda: state.resume_point(self.folder, self.key, steps=config.steps)
+        )
         if checkpoint is not None:
             together(lambda: load_checkpoint(checkpoint, parts_of(self.learner)))
         chief = self.accelerator.is_main_process

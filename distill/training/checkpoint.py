@@ -43,7 +43,8 @@ def resume_point(run_dir: Path, *, fresh: TrainState) -> tuple[TrainState, Path 
     last = known[-1]
     try:
         state = TrainState(**read_state(last))
-    except TypeError as error:
+        _check_values(state)
+    except (TypeError, ValueError) as error:
         raise damaged(last, error) from error
     check_same_run(state, now=fresh, run_dir=run_dir)
     extended = list(state.extended)
@@ -58,6 +59,28 @@ def resume_point(run_dir: Path, *, fresh: TrainState) -> tuple[TrainState, Path 
         extended=extended,
     )
     return state, last
+
+
+def _check_values(state: TrainState) -> None:
+    """Refuse a state that no run was ever in.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    texts = (state.dataset, state.content_key, state.layout_key, state.snapshot)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(state.config, dict):
+        raise ValueError("dataset, keys, snapshot and config of other kinds than they have")
+    batch_size, steps = state.config.get("batch_size", 0), state.config.get("steps", 0)
+    wrong = type(state.position) is not int or state.position < 0
+    if wrong or (batch_size and state.position != state.step * int(str(batch_size))):
+        raise ValueError(f"position {state.position!r:.40} after {state.step} steps")
+    if isinstance(steps, int) and steps and state.step > steps:
+        raise ValueError(f"{state.step} steps done of {steps}")
+    if type(state.processes) is not int or state.processes < 1:
+        raise ValueError(f"processes {state.processes!r:.40}")
+    pairs = state.extended if isinstance(state.extended, list) else [None]
+    if not all(isinstance(pair, list) and list(map(type, pair)) == [int, int] for pair in pairs):
+        raise ValueError(f"extended {state.extended!r:.40}")
 
 
 def check_same_run(state: TrainState, *, now: TrainState, run_dir: Path) -> None:

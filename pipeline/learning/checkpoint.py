@@ -1,20 +1,27 @@
 """Checkpoints of a training: whole or not there, and enough to go on as if never stopped.
 
 RUN/checkpoint-000200/ holds the tensors of every part in NAME.safetensors, what else a part is in
-NAME.json, and in state.json the step and what the run is of. Nothing in it can be executed. All
-randomness of a step follows from its number, and so does its learning rate: neither is stored.
+NAME.json, and in state.json the step, what the run is of, the digest of every other file and one of
+its own. Nothing in it can be executed. All randomness of a step follows from its number, and so
+does its learning rate: neither is stored.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
+import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -22,6 +29,9 @@ from torch.optim import Optimizer
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.arrays import read_safetensors
+from dreamshard.foreign.files import check_regular, read_bytes
+from dreamshard.foreign.guard import CannotReadError
+from dreamshard.foreign.sealed import SEAL, parse_sealed, sealed_json
 from dreamshard.foreign.text import read_json
 from dreamshard.permissions import apply_umask
 from pipeline.learning.loop import Learner
@@ -33,8 +43,16 @@ if TYPE_CHECKING:
 
 PREFIX = "checkpoint-"
 STATE = "state.json"
+_NAME = re.compile(PREFIX + "[0-9]{1,18}")
 FORMAT = 2
 """Of the folder; 1 had the optimiser as a pickle."""
+FILES = "files"
+"""In the state: size and digest of each other file, by name; checkpoints of before have none."""
+_BLOCK = 4 << 20
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
+"""What the system says of a name that leads to no file; all else is its refusal to read one."""
+
+log = logging.getLogger(__name__)
 
 
 def parts_of(learner: Learner) -> dict[str, Part]:
@@ -55,7 +73,7 @@ def save_checkpoint(
     Args:
         run_dir: the run's folder.
         parts: by name; "state" is taken.
-        state: JSON's values, the "step" among them.
+        state: JSON's values, the "step" among them; "format" and "files" are taken.
         keep: how many checkpoints to leave.
 
     Raises:
@@ -66,19 +84,28 @@ def save_checkpoint(
     try:
         _write(partial, parts, state)
     except (OSError, SafetensorError) as error:  # safetensors words a full disk in its own way
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(partial)
         there = checkpoints(run_dir)
         begin = there[-1].name if there else "step 0"
         raise DataError(
             f"{final}: got {error} while writing a checkpoint, allowed a disk with room for it. "
             f"Make room; the same command goes on from {begin}."
         ) from error
-    shutil.rmtree(final, ignore_errors=True)
+    remove(final)
     partial.rename(final)
     flush(run_dir)
     for old in checkpoints(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
     return final
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all in it, if there is one; of a link only the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def apart(
@@ -114,7 +141,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _write(partial: Path, parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     partial.mkdir(parents=True)
     for name, part in parts.items():
         tensors, rest = _taken_apart(part)
@@ -123,37 +150,43 @@ def _write(partial: Path, parts: Mapping[str, Part], state: Mapping[str, Any]) -
             apply_umask(partial / f"{name}.safetensors")
         if rest is not None:
             _write_json(partial / f"{name}.json", rest)
-    _write_json(partial / STATE, {"format": FORMAT, **state})
+    files = {path.name: _described(path) for path in sorted(partial.iterdir())}
+    text = sealed_json({"format": FORMAT, **state, FILES: files}, indent=2, infinite=True)
+    (partial / STATE).write_bytes(text)
     for path in [*partial.iterdir(), partial]:
         flush(path)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """List a run's checkpoints, oldest first."""
-    folders = [path for path in run_dir.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
-    return sorted(folders, key=lambda path: int(path.name[len(PREFIX) :]))
+    folders = [path for path in run_dir.glob(f"{PREFIX}*") if _NAME.fullmatch(path.name)]
+    return sorted(folders, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(checkpoint.name[len(PREFIX) :])
 
 
 def forget(run_dir: Path) -> None:
     """Remove a run's checkpoints, whole or half written."""
     for path in [*checkpoints(run_dir), *run_dir.glob(f".{PREFIX}*.partial")]:
-        shutil.rmtree(path)
+        remove(path)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Read the state a checkpoint was saved with.
 
     Raises:
-        DataError: the file is missing, is not ours, or is of an older version.
+        DataError: the file is missing, damaged, not ours, or of an older version; CannotReadError
+            if it cannot be read.
     """
     try:
-        state = read_json(checkpoint / STATE, infinite=True)
-        if state.pop("format", 1) != FORMAT:
-            raise ValueError("of an older version of dreamshard")
-        if not isinstance(state["step"], int):
-            raise ValueError("a step that is no number")
-    except (OSError, DataError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise damaged(checkpoint, error) from error
+        state, files = _read_state(checkpoint)
+    except Exception as error:  # of whatever is in there
+        raise unusable(checkpoint, error) from error
+    if files is None:
+        log.warning("%s: not protected by digests: an earlier version wrote it", checkpoint)
     return state
 
 
@@ -165,13 +198,29 @@ def load_checkpoint(checkpoint: Path, parts: Mapping[str, Part]) -> None:
         parts: those it was saved with, on their devices, built by the same settings.
 
     Raises:
-        DataError: damaged files, or parts of another architecture.
+        DataError: damaged files, or parts of another architecture; CannotReadError if one cannot be
+            read.
     """
     try:
+        _, files = _read_state(checkpoint)
         for name, part in parts.items():
-            _put_back(part, checkpoint / f"{name}.safetensors", checkpoint / f"{name}.json")
-    except (OSError, DataError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise damaged(checkpoint, error) from error
+            _put_back(part, checkpoint, name, files)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of whatever is in there
+        raise unusable(checkpoint, error) from error
+
+
+def unusable(checkpoint: Path, error: Exception) -> DataError:
+    """Word why a checkpoint cannot be used: unreadable is not damaged."""
+    cause = error if isinstance(error, OSError | MemoryError) else error.__cause__
+    number = cause.errno if isinstance(cause, OSError) else None
+    if isinstance(cause, MemoryError) or (number is not None and number not in _ABSENT):
+        return CannotReadError(
+            f"{checkpoint}: cannot be read ({cause or 'out of memory'}). That is no damage: mend "
+            "what keeps it from being read, and the same command goes on from it."
+        )
+    return damaged(checkpoint, error)
 
 
 def damaged(checkpoint: Path, error: object) -> DataError:
@@ -212,15 +261,52 @@ def _taken_apart(part: Part) -> tuple[dict[str, Tensor] | None, Any]:
     return tensors, rest
 
 
-def _put_back(part: Part, tensors: Path, rest: Path) -> None:
+def _read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the state, and what each other file must be; None where nobody wrote that down."""
+    path = checkpoint / STATE
+    state, sealed = parse_sealed(read_bytes(path), where=str(path), infinite=True)
+    if state.pop("format", 1) != FORMAT:
+        raise ValueError("of an older version of dreamshard")
+    if type(state["step"]) is not int or state["step"] != step_of(checkpoint):
+        raise ValueError(f"step {state['step']!r:.40} in a folder of that name")
+    if not sealed:
+        return state, None
+    state.pop(SEAL)
+    return state, dict(state.pop(FILES))
+
+
+def _described(path: Path) -> dict[str, object]:
+    """Return a file's size and digest; it is read in blocks."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            state.update(block)
+        return {"bytes": file.tell(), SEAL: state.hexdigest()}
+
+
+def _put_back(part: Part, checkpoint: Path, name: str, files: Mapping[str, Any] | None) -> None:
+    def checked(ending: str) -> Path:
+        path = checkpoint / f"{name}{ending}"
+        check_regular(path)  # a pipe is not waited for
+        if files is not None and _described(path) != files[path.name]:
+            raise ValueError(f"{path.name} is not what was written")
+        return path
+
     if isinstance(part, nn.Module):
-        part.load_state_dict(read_safetensors(tensors, device=str(next(part.parameters()).device)))
+        device = str(next(part.parameters()).device)
+        tensors = read_safetensors(checked(".safetensors"), device=device)
+        for key, ours in part.state_dict().items():
+            if key in tensors and tensors[key].dtype != ours.dtype:
+                raise ValueError(f"{key} of {tensors[key].dtype}, not {ours.dtype}")
+        part.load_state_dict(tensors)
         return
-    values = read_json(rest, infinite=True)
+    values = read_json(checked(".json"), infinite=True)
     if isinstance(part, Optimizer):
-        _put_back_optimizer(part, values, read_safetensors(tensors))
-    else:
-        part.load_state_dict(values)
+        _put_back_optimizer(part, values, read_safetensors(checked(".safetensors")))
+        return
+    if not _is_like(values, part.state_dict()):
+        raise ValueError(f"{name} has other values than it can have")
+    part.load_state_dict(values)
 
 
 def _put_back_optimizer(
@@ -233,15 +319,56 @@ def _put_back_optimizer(
     groups = list(values["param_groups"].values())
     for group, ours in zip(groups, optimizer.param_groups, strict=True):
         group |= {key: tuple(group[key]) for key, value in ours.items() if type(value) is tuple}
+        settings = {key: value for key, value in ours.items() if key != "params"}
+        group |= {
+            key: value for key, value in settings.items() if key not in group
+        }  # by the config
+        wrong = [key for key, value in settings.items() if not _is_like(group[key], value)]
+        if wrong:
+            raise ValueError(f"the optimiser's {wrong[0]} is {group[wrong[0]]!r:.40}")
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     states = {int(number): state for number, state in values["state"].items()}
+    for number, state in states.items():
+        for name, value in state.items():
+            _check_value(f"state.{number}.{name}", value, parameters[number])
     optimizer.load_state_dict({"state": states, "param_groups": groups})
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dim():
-                # Fused steps read parameter and state side by side: refuse other shapes here.
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(
-                    value.view(parameter.shape)
-                )
+                # Fused steps read parameter and state side by side.
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _check_value(name: str, value: object, parameter: Tensor) -> None:
+    """Refuse what no step can take: a fused one reads memory by the parameter's shape."""
+    if isinstance(value, Tensor):
+        same_kind = value.is_floating_point() == parameter.is_floating_point()
+        fits = value.shape == parameter.shape and same_kind if value.dim() else True
+        if not fits or value.is_complex():
+            raise ValueError(f"{name} of shape {tuple(value.shape)} and {value.dtype}")
+    elif value is not None and not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r:.40}")
+
+
+def _is_like(value: object, ours: object) -> bool:
+    """Say whether a value may stand where ours does: the same kind, numbers of either kind."""
+    if isinstance(ours, bool) or ours is None:
+        return isinstance(value, bool) or value is None
+    if isinstance(ours, int | float):
+        return type(value) in (int, float) and not math.isnan(cast("float", value))
+    if isinstance(ours, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == ours.keys()
+            and all(_is_like(value[key], item) for key, item in ours.items())
+        )
+    if isinstance(ours, list | tuple):
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(ours)
+            and all(map(_is_like, value, ours))
+        )
+    return isinstance(ours, Tensor) or type(value) is type(ours)
 
 
 def _write_json(path: Path, value: object) -> None:

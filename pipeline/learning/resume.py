@@ -48,13 +48,15 @@ def load_stopped(folder: Path, learner: Learner, *, key: str) -> int:
     if not known:
         return 0
     state = read_state(known[-1])
+    if state["step"] > learner.schedule.steps:
+        raise damaged(known[-1], f"{state['step']} steps done of {learner.schedule.steps}")
     if state.get("key") != key:
         got, hint = "of a run with other settings", "Delete it, or choose another run_dir."
         raise ConfigError(Problem(str(known[-1]), got, "this run's", hint))
     load_checkpoint(known[-1], _parts(learner, state["step"]))
     try:
         set_random_state(state["random"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of whatever is in there
         raise damaged(known[-1], error) from error
     return int(state["step"])
 

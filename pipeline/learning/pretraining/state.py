@@ -144,14 +144,14 @@ def clear(folder: Path, run_dir: Path, key: str) -> None:
         forget(run_dir)
 
 
-def resume_point(run_dir: Path, key: str) -> tuple[int, Path | None]:
+def resume_point(run_dir: Path, key: str, *, steps: int) -> tuple[int, Path | None]:
     """Return the steps done and the checkpoint of a run; 0 and None at its start.
 
     Raises:
         DataError: the checkpoint is damaged, or an older version's.
         ConfigError: it belongs to other settings.
     """
-    from pipeline.learning.checkpoint import checkpoints, read_state
+    from pipeline.learning.checkpoint import checkpoints, damaged, read_state
 
     if (old := run_dir / "checkpoint.pt").exists():
         raise DataError(f"{old}: of an older version of dreamshard. Delete it to start again.")
@@ -162,6 +162,8 @@ def resume_point(run_dir: Path, key: str) -> tuple[int, Path | None]:
         got = "of a run with other settings or images"
         problem = Problem(str(known[-1]), got, "this run's", "Delete it, or set run_dir.")
         raise ConfigError(problem)
+    if state["step"] > steps:
+        raise damaged(known[-1], f"{state['step']} steps done of {steps}")
     return int(state["step"]), known[-1]
 
 

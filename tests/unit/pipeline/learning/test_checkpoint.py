@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
+from dreamshard.foreign.sealed import SEAL
 from pipeline.learning import checkpoint
 from pipeline.learning.average import build_average
 from pipeline.learning.checkpoint import (
@@ -124,7 +129,8 @@ def test_the_average_and_the_scaler_come_back_too(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 2, 4, 10, 100, keep=2)
-    (tmp_path / "checkpoint-later").mkdir()
+    for name in ("later", "-5", "\u0661\u0662", "9" * 30):
+        (tmp_path / f"checkpoint-{name}").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == [
         "checkpoint-000010",
         "checkpoint-000100",
@@ -219,15 +225,122 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path, parts_of(ours))
 
 
-def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+def unprotected(path: Path, **changed: object) -> Path:
+    """Make a checkpoint one of an earlier version, without digests; change its state."""
+    state = json.loads((path / "state.json").read_text())
+    del state["files"], state[SEAL]
+    (path / "state.json").write_text(json.dumps({**state, **changed}))
+    return path
 
-    path = save(tmp_path, 2)
-    tensors = load_file(path / "optimizer.safetensors")
-    tensors["state.0.exp_avg"] = torch.zeros(5)
-    save_file(tensors, path / "optimizer.safetensors")
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    path, ours = save(tmp_path, 2), trained()
+    rng = np.random.default_rng(0)
+    for file in sorted(path.iterdir()):
+        good = file.read_bytes()
+        for bit in rng.integers(0, 8 * len(good), 60).tolist():
+            changed = bytearray(good)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+            with pytest.raises(DataError, match="checkpoint-000002.*Delete that folder"):
+                load_checkpoint(path, parts_of(ours))
+        file.write_bytes(good)
+    load_checkpoint(path, parts_of(ours))
+
+
+def test_one_of_an_earlier_version_is_read_and_said_to_be_unprotected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = unprotected(save(tmp_path, 2))
+    assert read_state(path) == {"step": 2}
+    assert "not protected by digests" in caplog.text
+    load_checkpoint(path, parts_of(trained()))
+
+
+@pytest.mark.parametrize("step", [-5, 10**9, True, None, "2", 2.0, 3])
+def test_a_step_is_that_of_the_folders_name(tmp_path: Path, step: object) -> None:
+    path = unprotected(save(tmp_path, 2), step=step)
+    with pytest.raises(DataError, match="checkpoint-000002.*Delete that folder"):
+        read_state(path)
+
+
+def optimizer_of(path: Path, **tensors: torch.Tensor) -> None:
+    from safetensors.torch import save_file
+
+    file = path / "optimizer.safetensors"
+    names = {name.replace("_0_", ".0."): value for name, value in tensors.items()}
+    save_file(load_file(file) | names, file)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        torch.zeros(7),
+        torch.zeros(1),
+        torch.zeros(4, 27),
+        torch.zeros(4, 3, 3, 3, dtype=torch.int64),
+    ],
+)
+def test_moments_of_another_shape_or_kind_are_refused(tmp_path: Path, moment: torch.Tensor) -> None:
+    path = unprotected(save(tmp_path, 2))
+    optimizer_of(path, state_0_exp_avg=moment)
     with pytest.raises(DataError, match="checkpoint-000002"):
         load_checkpoint(path, parts_of(trained()))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lr": "x"},
+        {"lr": None},
+        {"lr": True},
+        {"betas": 5},
+        {"betas": [0.9]},
+        {"fused": 7},
+        {"eps": []},
+    ],
+)
+def test_settings_of_another_kind_are_refused(tmp_path: Path, values: dict[str, object]) -> None:
+    path = unprotected(save(tmp_path, 2))
+    about = json.loads((path / "optimizer.json").read_text())
+    about["param_groups"]["0"] |= values
+    (path / "optimizer.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="checkpoint-000002"):
+        load_checkpoint(path, parts_of(trained()))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO, errno.ENOMEM])
+@pytest.mark.parametrize("name", ["state.json", "optimizer.json", "model.safetensors"])
+def test_what_cannot_be_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    path = save(tmp_path, 2)
+    real = os.stat if name == "model.safetensors" else os.open
+
+    def refuse(given: Any, *args: Any, **more: Any) -> Any:
+        if not isinstance(given, int) and Path(os.fsdecode(given)) == path / name:
+            raise OSError(number, os.strerror(number), str(given))
+        return real(given, *args, **more)
+
+    monkeypatch.setattr(os, real.__name__, refuse)
+    with pytest.raises(CannotReadError, match="checkpoint-000002.*no damage"):
+        load_checkpoint(path, parts_of(trained()))
+    monkeypatch.undo()
+    load_checkpoint(path, parts_of(trained()))
+
+
+def test_links_are_removed_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    elsewhere, run_dir = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("kept")
+    run_dir.mkdir()
+    for name in ("checkpoint-000001", "checkpoint-000002", ".checkpoint-000002.partial"):
+        (run_dir / name).symlink_to(elsewhere)
+    save(run_dir, 2, keep=1)
+    assert [path.name for path in run_dir.iterdir()] == ["checkpoint-000002"]
+    (run_dir / "checkpoint-000003").symlink_to(elsewhere)
+    forget(run_dir)
+    assert not list(run_dir.iterdir()) and (elsewhere / "mine").read_text() == "kept"
 
 
 def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
