@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -19,9 +18,11 @@ from storage.rows.chunk_files import (
     OpenFile,
     OpenUnits,
     ReadableSnapshot,
+    descriptors,
     open_again,
+    runs,
 )
-from storage.rows.mapped import load_gather, map_file
+from storage.rows.mapped import MappedFile, load_gather
 from storage.rows.pread import read_exactly
 
 _TRIES = 3  # a shard that is replaced while it is opened is looked at again
@@ -32,7 +33,7 @@ class _Shard:
 
     def __init__(self, chunks: TarChunks, unit: int) -> None:
         for _ in range(_TRIES):
-            self.file, self.map = chunks.map_shard(unit)
+            file, self.map = chunks.map_shard(unit)
             self.table = chunks.layout.read_index(unit)
             if len(self.map) == shard_bytes(self.table):
                 break
@@ -40,8 +41,8 @@ class _Shard:
             allowed = f"{shard_bytes(self.table)}, as its index has it"
             raise chunks.damaged(unit, f"{len(self.map)} bytes", allowed)
         chunks.check_index(unit, self.table)
-        view = np.frombuffer(self.map, np.uint8)
-        self.addresses = (self.table[0] + view.ctypes.data).astype(np.uint64)
+        self.file = file if chunks.preads else None  # a mapping needs none
+        self.addresses = self.table[0].astype(np.uint64) + np.uint64(self.map.address)
 
 
 class TarChunks:
@@ -56,9 +57,10 @@ class TarChunks:
         access: Access,
         max_open: int,
     ) -> None:
-        self.layout, self._snapshot, self._access = layout, snapshot, access
+        self.layout, self._snapshot, self.preads = layout, snapshot, access == "pread"
         self._files = ChunkFiles(snapshot, names, max_open)
-        max_units = max(1, max_open)  # one file a unit, whatever the arrays
+        # One file a unit, whatever the arrays.
+        self._max_units = max_units = descriptors(max_open) if self.preads else max(1, max_open)
         self._fits = self._files.units <= max_units
         self._open = OpenUnits(self._map_unit, max_units)
         columns = {name: number for number, name in enumerate(layout.arrays)}
@@ -78,8 +80,20 @@ class TarChunks:
         if not samples.size:
             return
         units, rows = self._files.locate(samples)
+        whole = [slice(0, len(units))]
+        for part in whole if self._fits else runs(units, self._max_units):
+            some = [target[part] for target in targets]
+            self._copy(samples[part], units[part], rows[part], some)
+
+    def _copy(
+        self,
+        samples: np.ndarray,
+        units: np.ndarray,
+        rows: np.ndarray,
+        targets: Sequence[np.ndarray],
+    ) -> None:
         sources, held = self._addresses(samples, units, rows)
-        if self._access == "pread":
+        if self.preads:
             for number in self._plain:
                 self._read(number, units, rows, targets[number])
         elif self._plain:
@@ -115,7 +129,7 @@ class TarChunks:
         mend = f"Run `dreamshard verify --repair {self._snapshot.url}`."
         return DataError(f"{url}: got {got}, allowed {allowed}. {mend}")
 
-    def map_shard(self, unit: int) -> tuple[OpenFile, mmap.mmap]:
+    def map_shard(self, unit: int) -> tuple[OpenFile, MappedFile]:
         """Open and map a shard."""
         try:
             file = self._open_shard(unit)
@@ -128,7 +142,11 @@ class TarChunks:
         size = os.fstat(file.descriptor).st_size
         if size == 0:
             raise self.damaged(unit, "0 bytes", "a shard")
-        return file, map_file(file.descriptor, size, stays=self._fits)
+        try:
+            return file, MappedFile(file.descriptor, size, stays=self._fits)
+        except OSError as error:
+            path = self.layout.files.path(self.layout.array_key("", unit))
+            raise refused(path, "read", error) from error
 
     def check_index(self, unit: int, table: np.ndarray) -> None:
         """Refuse an index by which a row would be read that is not one of its array."""
@@ -185,6 +203,7 @@ class TarChunks:
         view = target.reshape(-1).view(np.uint8).data
         for place, shard, row in self._shards(units, rows):
             piece = view[place * size : (place + 1) * size]
+            assert shard.file is not None, "kept by who reads"
             read_exactly(shard.file.descriptor, piece, int(shard.table[0, column, row]))
 
     def _unpack(self, number: int, units: np.ndarray, rows: np.ndarray, target: np.ndarray) -> None:
@@ -192,4 +211,4 @@ class TarChunks:
         for place, shard, row in self._shards(units, rows):
             start, size = shard.table[:, column, row].tolist()
             where = self.layout.files.path(self.layout.array_key("", int(units[place])))
-            target[place] = decode_png(shard.map[start : start + size], spec.shape, where=where)
+            target[place] = decode_png(shard.map.read(start, size), spec.shape, where=where)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -169,6 +170,23 @@ class ChunkFiles:
                     will_need = os.POSIX_FADV_WILLNEED
                     os.posix_fadvise(descriptor, low * size, rows * size, will_need)
                     os.close(descriptor)
+
+
+def runs(units: np.ndarray, most: int) -> Iterator[slice]:
+    """Yield parts of a batch, in its order, none of which lies in more than `most` units."""
+    start, seen = 0, set[int]()
+    for at, unit in enumerate(units.tolist()):
+        if unit not in seen and len(seen) == most:
+            yield slice(start, at)
+            start, seen = at, set()
+        seen.add(unit)
+    yield slice(start, len(units))
+
+
+def descriptors(max_open: int) -> int:
+    """Return how many files may be kept open: no more than a quarter of what the process may."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max_open if limit == resource.RLIM_INFINITY else max(1, min(max_open, limit // 4))
 
 
 def open_again(path: str, ask: Callable[[], str]) -> int:

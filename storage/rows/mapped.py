@@ -7,12 +7,22 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from storage.rows.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot
+from storage.fs.beneath import refused
+from storage.rows.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot, runs
 
 _PROBES = 8  # pages asked per file whether they are in memory
+_C: Any = ctypes.CDLL(None, use_errno=True)
+_mmap, _munmap = _C.mmap, _C.munmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
+)  # fmt: skip
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
 
 
 class _MappedUnit:
@@ -20,14 +30,16 @@ class _MappedUnit:
 
     def __init__(self, files: ChunkFiles, unit: int) -> None:
         self.maps = [self._map(files, array, unit) for array in range(len(files.names))]
-        views = [np.frombuffer(item, np.uint8) for item in self.maps]
-        self.bases = np.array([view.ctypes.data for view in views], np.uint64)
+        self.bases = np.array([item.address for item in self.maps], np.uint64)
 
     @staticmethod
-    def _map(files: ChunkFiles, array: int, unit: int) -> mmap.mmap:
+    def _map(files: ChunkFiles, array: int, unit: int) -> MappedFile:
         descriptor, size = files.open(array, unit)
         try:
-            return map_file(descriptor, size, stays=files.fits)
+            return MappedFile(descriptor, size, stays=files.fits)
+        except OSError as error:
+            path = files.snapshot.chunk_path(files.names[array], unit)
+            raise refused(path, "read", error) from error
         finally:
             os.close(descriptor)
 
@@ -49,6 +61,13 @@ class MappedChunks:
         if not samples.size:
             return
         units, rows = self._files.locate(samples)
+        if self._files.fits:
+            self._copy(units, rows, targets)
+            return
+        for part in runs(units, self._files.max_units):
+            self._copy(units[part], rows[part], [target[part] for target in targets])
+
+    def _copy(self, units: np.ndarray, rows: np.ndarray, targets: Sequence[np.ndarray]) -> None:
         bases, held = self._addresses(units)
         row_bytes = self._files.row_bytes
         sources = bases + rows.astype(np.uint64) * row_bytes[:, None]
@@ -78,16 +97,49 @@ class MappedChunks:
         self._open.clear()
 
 
-def map_file(descriptor: int, size: int, *, stays: bool) -> mmap.mmap:
-    """Map an open file for reading.
+class MappedFile:
+    """A file in memory for reading, for as long as this object lives; it keeps no descriptor.
 
-    Where it stays mapped and is in memory already, all its pages are mapped at once, by one call in
-    place of a fault per 64 KiB; else that would read the whole file from disk, perhaps for one row.
+    Python's own mappings keep one each, and a process may have no more than 1024 of them.
+
+    Args:
+        descriptor: of the open file; not needed any more after this.
+        size: of the file, 1 or more (bytes).
+        stays: whether it stays mapped. If it is in memory already, all its pages are then mapped at
+            once, by one call in place of a fault per 64 KiB; else that would read the whole file
+            from disk, perhaps for one row.
+
+    Raises:
+        OSError: the system refuses.
     """
-    populate = getattr(mmap, "MAP_POPULATE", 0)
-    if populate and not (stays and in_memory(descriptor, size)):
-        populate = 0
-    return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | populate, prot=mmap.PROT_READ)
+
+    def __init__(self, descriptor: int, size: int, *, stays: bool) -> None:
+        self.address, self.size = 0, size
+        flags = mmap.MAP_SHARED
+        if stays and in_memory(descriptor, size):
+            flags |= getattr(mmap, "MAP_POPULATE", 0)
+        address = _mmap(None, size, mmap.PROT_READ, flags, descriptor, 0)
+        if address in (None, _FAILED):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        self.address = int(address)
+
+    def read(self, start: int, size: int) -> bytes:
+        """Return a copy of some bytes.
+
+        Raises:
+            ValueError: they are not all in the file.
+        """
+        if start < 0 or size < 0 or start + size > self.size:
+            raise ValueError(f"bytes {start}..{start + size} of a file of {self.size}")
+        return ctypes.string_at(self.address + start, size)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __del__(self, unmap: Callable[[int, int], int] = _munmap) -> None:
+        if self.address:
+            unmap(self.address, self.size)
 
 
 def in_memory(descriptor: int, size: int) -> bool:

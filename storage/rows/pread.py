@@ -8,14 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from dreamshard.errors import DataError
-from storage.rows.chunk_files import ChunkFiles, OpenFile, OpenUnits, ReadableSnapshot
+from storage.rows.chunk_files import (
+    ChunkFiles,
+    OpenFile,
+    OpenUnits,
+    ReadableSnapshot,
+    descriptors,
+)
 
 
 class PreadChunks:
     """Keep chunk files open and read rows from them; see `storage.rows.chunk_files.Chunks`."""
 
     def __init__(self, snapshot: ReadableSnapshot, names: Sequence[str], max_open: int) -> None:
-        self._files = ChunkFiles(snapshot, names, max_open)
+        self._files = ChunkFiles(snapshot, names, descriptors(max_open))
         self._open = OpenUnits(self._open_unit, self._files.max_units)
         self.read_ahead, self.close = self._files.read_ahead, self._open.clear
 

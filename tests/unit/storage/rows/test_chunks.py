@@ -1,7 +1,9 @@
 """Rows come out of chunk files as they went in, by every way of copying them."""
 
 import os
+import resource
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamshard.errors import ConfigError, DataError
-from storage.rows.chunk_files import Access
+from storage.rows.chunk_files import Access, runs
 from storage.rows.chunks import open_chunks
+from storage.rows.mapped import MappedFile
 from storage.rows.pick import read_rows
 
 ACCESS: list[Access] = ["map", "pread"]
@@ -83,6 +86,55 @@ def test_open_files_are_bounded(make_snapshot, access: Access) -> None:
     chunks.close()
     if before:
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Let this process open no more than a few files beside those it has open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = 64 + max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
+    yield low
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc to count open files by")
+@pytest.mark.parametrize("access", ACCESS)
+def test_a_batch_over_more_units_than_there_are_descriptors(
+    make_snapshot, few_descriptors: int, access: Access
+) -> None:
+    specs = {"a": ("<f4", (3,)), "b": ("<u2", ())}
+    snapshot = make_snapshot(specs, num_samples=900, samples_per_unit=1)
+    samples = np.random.default_rng(0).permutation(900)
+    for max_open in (1, 7, 256, 5000):
+        read = copied(snapshot, ["a", "b"], samples, access=access, max_open=max_open)
+        for name, rows in zip(specs, read, strict=True):
+            assert rows.tobytes() == snapshot.rows[name][samples].tobytes()
+
+
+def test_a_mapping_keeps_no_descriptor_and_ends_with_its_object(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"0123456789")
+    with path.open("rb") as file:
+        mapped = MappedFile(file.fileno(), 10, stays=False)
+    assert mapped.read(2, 3) == b"234" and len(mapped) == 10
+    for start, size in ((-1, 2), (8, 3), (0, -1)):
+        with pytest.raises(ValueError, match="of a file of 10"):
+            mapped.read(start, size)
+    with path.open("rb") as file, pytest.raises(OSError, match="Invalid argument"):
+        MappedFile(file.fileno(), 0, stays=False)
+    places = Path("/proc/self/maps")
+    if places.exists():
+        assert str(path) in places.read_text()
+        del mapped
+        assert str(path) not in places.read_text()
+
+
+def test_a_batch_is_split_where_units_are_too_many() -> None:
+    units = np.array([3, 3, 1, 2, 2, 3, 1, 1])
+    assert [units[part].tolist() for part in runs(units, 2)] == [[3, 3, 1], [2, 2, 3], [1, 1]]
+    assert [units[part].tolist() for part in runs(units, 3)] == [units.tolist()]
+    assert [len(units[part]) for part in runs(units, 1)] == [2, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("access", ACCESS)
