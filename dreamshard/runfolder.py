@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from dreamshard.config import dump_yaml, to_dict
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign.files import read_bytes
 from dreamshard.foreign.text import parse_json, read_json
 from dreamshard.owner.folders import claim
 from dreamshard.owner.parts import part_of, sweep
@@ -31,6 +33,7 @@ FILES = {
     "stats.json": "the run's figures as a whole",
     "report.html": "the report, for a browser",
 }
+_MAX_RECORD = 4 << 30  # bytes of a run's metrics
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = frozenset(
@@ -71,12 +74,22 @@ def write_text(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def _text_of(path: Path) -> str:
+    return read_bytes(path, limit=_MAX_RECORD).decode("utf-8", "replace")
+
+
+def _appended(path: Path) -> TextIO:
+    """Open a text file to append to, through no link and waiting for no pipe."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
+
+
 def trim_metrics(path: Path, *, step: int) -> None:
     """Drop the lines of metrics.jsonl after a step, which a resumed run writes again."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in _text_of(path).splitlines():
         try:
             if parse_json(line, where=str(path), infinite=True).get("step", 0) <= step:
                 kept.append(line)
@@ -149,7 +162,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             claim(self.path, command_of(config), of or {}, replace=replace)
             sweep(self.path)
-            before = history.read_text(encoding="utf-8") if history.exists() else ""
+            before = _text_of(history) if history.exists() else ""
             stamp = time.strftime("# %Y-%m-%d %H:%M:%S")
             write_text(history, f"{before}{stamp}\n{line}\n")
             write_text(self.path / "config.resolved.yaml", dump_yaml(redact(to_dict(config))))
@@ -169,7 +182,7 @@ class RunFolder:
         line = {"time": round(time.time(), 3)} | {
             key: redact(_plain(value)) for key, value in metrics.items()
         }
-        with self._record(), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._record(), _appended(self.path / "metrics.jsonl") as file:
             file.write(json.dumps(line) + "\n")
 
     def stats(self, **values: object) -> None:

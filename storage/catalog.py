@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from storage.dataset import Dataset
 from storage.fs.local import Files
 from storage.fs.open import open_files
@@ -13,6 +15,7 @@ from storage.ledger.description import KEY, MAX_BYTES, Description, read_descrip
 from storage.schema import Recipe, covers_levels, source_covers
 
 PrefixDigest = Callable[[int], str]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,11 @@ def _match(
     """Compare one dataset with a recipe; most are dismissed by their bytes, before any parsing."""
     try:
         data = files.read(f"{folder}/{KEY}", limit=MAX_BYTES)
+    except CannotReadError as error:
+        if folder == want.folder:
+            raise
+        log.warning("passed over, though it may hold what is wanted: %s", error)
+        return None
     except (OSError, DataError):
         return None
     if want.family_key.encode() not in data:

@@ -15,7 +15,7 @@ class UnreadableError(DataError, ValueError):
 
 
 class CannotReadError(DataError):
-    """Report a file that the system would not give: missing, no permission, a failing disk.
+    """Report a file that the system would not give: missing, forbidden, a failing disk, no memory.
 
     It says nothing of what the file holds, and is never taken for damage.
     """
@@ -50,6 +50,8 @@ def reading(
             raise kind(
                 f"{where}: cannot be read ({failed.strerror or reason(failed)})."
             ) from failed
+        if isinstance(failed, MemoryError) and error is UnreadableError:
+            raise CannotReadError(f"{where}: cannot be read (out of memory).") from failed
         raise _worded(where, what, failed, error=error, hint=hint) from failed
 
 
@@ -58,8 +60,8 @@ def _worded(
 ) -> DreamshardError:
     """Word what a parser raised.
 
-    That depends on the byte that is wrong: Overflow-, Recursion-, Attribute-, Key-, Unicode-,
-    MemoryErrors, and those of its own.
+    That depends on the byte that is wrong: Overflow-, Recursion-, Attribute-, Key-, UnicodeErrors,
+    and those of its own.
     """
     text = f"{where}: not readable as {what} ({reason(failed)})."
     return error(f"{text} {hint}" if hint else text)

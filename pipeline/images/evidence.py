@@ -9,6 +9,7 @@ all in `dreamshard verify --source`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,14 @@ import xxhash
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.arrays import read_npy
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.owner.parts import part_of
 from pipeline.images.listing import File
 
+_OF_THE_MACHINE = frozenset(
+    (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+)
+"""What says nothing of one file: a disk, a limit, a server."""
 WHOLE = 16 << 10
 """Images up to this size are digested whole (bytes)."""
 EDGE = 4 << 10
@@ -65,17 +71,23 @@ def sample_bytes(data: bytes | np.ndarray | None) -> int:
 
 
 def sample_file(path: str, size: int) -> int:
-    """Digest a local file by the same rule; 0 if it cannot be read (its sample is invalid then)."""
+    """Digest a local file by the same rule; 0 where there is none (its sample is invalid).
+
+    Raises:
+        CannotReadError: if the system would not give it for another reason: that must not tell one
+            source from another.
+    """
+    descriptor = -1
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return 0
-    try:
         return sample(size, lambda offset, length: os.pread(descriptor, length, offset))
-    except OSError:
-        return 0
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            return 0
+        raise CannotReadError(f"{path}: cannot be read: {error.strerror}.") from error
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def sample_files(root: str, files: Sequence[File]) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import cast
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.progress import Progress
 from dreamshard.runfolder import RunFolder
 from pipeline.cluster.metrics import Metrics
@@ -14,6 +16,8 @@ from pipeline.cluster.outcomes import Done
 from pipeline.offline.driver import Record, Task
 from pipeline.request.plan import Plan
 from storage.dataset import Dataset
+
+log = logging.getLogger(__name__)
 
 MAX_EXAMPLES = 5
 """Invalid images named in messages; the manifest names all."""
@@ -64,7 +68,10 @@ class Books:
             **{key: value for key, value in record.items() if isinstance(value, int | float | str)}
         )
         self.progress.update(count, **({"invalid": str(self.invalid)} if self.invalid else {}))
-        self.dataset.roll_up()
+        try:
+            self.dataset.roll_up()
+        except CannotReadError as error:  # commits stay; the run's end rolls them up
+            log.warning("the manifest waits: %s", error)
         self.check()
 
     def give_up(self, task: Task, why: str, attempts: int) -> None:

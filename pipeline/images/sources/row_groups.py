@@ -87,6 +87,7 @@ class RowGroups:
 
     def _mapped(self, filesystem: Any, number: int, group: int) -> pa.Table:
         """Map a remote row group's copy on this machine, getting it if need be."""
+        from storage.fs.beneath import damage
         from storage.fs.cache import shared_cache
 
         file = self._files[number]
@@ -103,7 +104,7 @@ class RowGroups:
                 with pa.memory_map(path) as source:
                     pa.ipc.open_file(source).read_all()
             except (pa.ArrowException, OSError) as error:
-                return f"cannot be read: {error}"
+                return damage(error, path=path)  # a copy that cannot be read now is not thrown away
             return ""
 
         copy = shared_cache().path(name, fetch=fetch, check=check)

@@ -13,10 +13,12 @@ import xxhash
 
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign import trusted
+from dreamshard.foreign.guard import CannotReadError
 from pipeline.images.evidence import sample_files
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import File
 from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
+from storage.fs.beneath import is_unreadable
 
 UNSAFE = {"LSUN", "LSUNClass", "VisionDataset", "DatasetFolder"}
 """Classes that unpickle a file beside the data, or are none by themselves."""
@@ -49,6 +51,10 @@ class VisionSource:
         try:
             self._dataset: Any = cls(config.path or ".", **split)
         except (RuntimeError, OSError, ValueError) as error:
+            if is_unreadable(error):
+                raise CannotReadError(
+                    f"source.path: {config.path}: cannot be read: {error}."
+                ) from error
             hint = "Download it first: torchvision.datasets does so with download=True."
             problem = Problem(
                 "source.path", f"{config.path} ({error})", "the dataset's folder", hint
@@ -154,6 +160,10 @@ def _evidence(dataset: Any, root: str) -> np.ndarray | None:
 def _file(root: str, name: str) -> File:
     try:
         info = os.stat(os.path.join(root, name))
-    except OSError:
+    except OSError as error:
+        if is_unreadable(error):  # the source is told by this: never guess
+            raise CannotReadError(
+                f"{os.path.join(root, name)}: cannot be read: {error}."
+            ) from error
         return File(name, 0)
     return File(name, info.st_size, (info.st_mtime_ns, info.st_ctime_ns, info.st_ino))

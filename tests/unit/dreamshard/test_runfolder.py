@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from dreamshard.errors import ConfigError
+from dreamshard.errors import ConfigError, DataError
 from dreamshard.redact import REDACTED
-from dreamshard.runfolder import RunFolder, environment
+from dreamshard.runfolder import RunFolder, environment, trim_metrics
 
 
 @dataclass(kw_only=True)
@@ -83,3 +84,24 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_environment_is_json() -> None:
     assert json.loads(json.dumps(environment()))["cpus"] >= 1
+
+
+def test_nothing_is_written_through_a_link_and_no_pipe_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    run = _folder(tmp_path / "run")
+    metrics = run.path / "metrics.jsonl"
+    metrics.symlink_to(outside)
+    run.log(step=1)
+    assert outside.read_text() == "mine" and "cannot be written" in caplog.text
+    metrics.unlink()
+    os.mkfifo(metrics)
+    run.log(step=1)
+    with pytest.raises(DataError, match="no regular file"):
+        trim_metrics(metrics, step=1)
+    metrics.unlink()
+    metrics.write_bytes(b'{"step": 1}\n\xff\n[1]\n{"step": 3}\n')
+    trim_metrics(metrics, step=2)
+    assert metrics.read_text() == '{"step": 1}\n'

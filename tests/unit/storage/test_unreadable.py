@@ -12,10 +12,12 @@ import pytest
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.owner.processes import owner
+from storage import catalog
 from storage.dataset import Dataset
 from storage.ledger.commits import latest_version, read_commit, record_key
 from storage.ledger.publish import CLAIMS
 from storage.rows.pick import read_rows
+from storage.schema import Recipe
 from storage.verbs import collect
 from storage.verbs.commands import DAMAGED, ls, verify
 from storage.verbs.verify import repair, verify_dataset
@@ -124,3 +126,19 @@ def test_gc_and_ls_pass_over_what_cannot_be_read(dataset: Dataset, capsys) -> No
         assert "cannot be read" in capsys.readouterr().out
         assert collect.plan(root, keep_latest=1) == []
     assert verify_dataset(dataset).findings == []
+
+
+def test_a_dataset_that_cannot_be_read_is_not_taken_for_one_that_is_not_there(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is made a second time in silence: the very one is an error, another a warning."""
+    root, recipe = str(Path(dataset.url).parent), dataset.recipe
+    about = dataset.files.path("dataset.json")
+    other = Recipe("other", recipe.content, recipe.layout)
+    with refusing(about, errno.EACCES):
+        with pytest.raises(CannotReadError):
+            catalog.find(root, recipe)
+        assert catalog.find(root, other) is None
+    assert "may hold what is wanted" in caplog.text and about in caplog.text
+    found = catalog.find(root, other)
+    assert found is not None and found.url == dataset.url

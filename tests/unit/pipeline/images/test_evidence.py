@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamshard.foreign.guard import CannotReadError
 from pipeline.images import evidence
 from pipeline.images.evidence import sample, sample_bytes, sample_file, sample_files, spread
 from pipeline.images.listing import Passed, open_filesystem, walk
@@ -85,3 +87,19 @@ def test_the_samples_of_a_shorter_source_are_among_those_of_a_longer() -> None:
         chosen = spread(count)
         assert chosen == [number for number in spread(10 * count + 1) if number < count]
     assert len(spread(10**6)) < 200
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENOMEM, errno.ESTALE])
+def test_what_the_machine_refuses_tells_no_source_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "f").write_bytes(b"x")
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(evidence.os, "open", refuse)
+    with pytest.raises(CannotReadError, match="cannot be read"):
+        sample_file(str(tmp_path / "f"), 1)
+    monkeypatch.undo()
+    assert sample_file(str(tmp_path / "gone"), 1) == 0
