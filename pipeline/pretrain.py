@@ -155,10 +155,8 @@ class _Run:
         from pipeline.learning.ranks import decided_by_chief, together
         from pipeline.learning.stopping import StopAfterStep
 
-        config = self.config
-        first, checkpoint = decided_by_chief(
-            lambda: state.resume_point(self.folder, self.key, steps=config.steps)
-        )
+        config, place = self.config, (self.folder, self.key, self.config.steps)
+        first, checkpoint = decided_by_chief(lambda: state.resume_point(*place))
         if checkpoint is not None:
             together(lambda: load_checkpoint(checkpoint, parts_of(self.learner)))
         chief = self.accelerator.is_main_process

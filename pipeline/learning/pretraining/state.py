@@ -144,7 +144,7 @@ def clear(folder: Path, run_dir: Path, key: str) -> None:
         forget(run_dir)
 
 
-def resume_point(run_dir: Path, key: str, *, steps: int) -> tuple[int, Path | None]:
+def resume_point(run_dir: Path, key: str, steps: int) -> tuple[int, Path | None]:
     """Return the steps done and the checkpoint of a run; 0 and None at its start.
 
     Raises:

@@ -243,7 +243,7 @@ def test_torch_archives_that_unpack_to_more_than_they_are(tmp_path: Path) -> Non
 
 def test_any_exception_is_one_sentence() -> None:
     for error in (
-        OverflowError("x"), RecursionError(), MemoryError(), AttributeError("y"), KeyError("k"),
+        OverflowError("x"), RecursionError(), AttributeError("y"), KeyError("k"),
         ZeroDivisionError(), UnicodeDecodeError("utf-8", b"x", 0, 1, "z\x1b[2J"),
         RuntimeError("a\nb"), OSError("pyarrow's way to say damaged"),
     ):  # fmt: skip
@@ -253,6 +253,9 @@ def test_any_exception_is_one_sentence() -> None:
         ):
             raise error
         assert not any(ord(letter) < 32 for letter in str(caught.value))
+    memory = pytest.raises(guard.CannotReadError, match=r"f: cannot be read \(out of memory")
+    with memory, guard.reading("f", "X"):
+        raise MemoryError
     refused = pytest.raises(guard.CannotReadError, match=r"f: cannot be read \(No space")
     with refused, guard.reading("f", "X"):
         raise OSError(28, "No space left on device")
