@@ -29,9 +29,10 @@ METHODS = {
 }  # fmt: skip
 FACTS = {
     "importlib.metadata", "importlib.metadata.version", "importlib.metadata.PackageNotFoundError",
-    "importlib.util.find_spec", "importlib.resources",
+    "importlib.util.find_spec", "importlib.resources", "importlib.machinery.ModuleSpec",
+    "importlib.machinery.PathFinder",
 }  # fmt: skip
-"""What only tells facts: versions, whether a package is there, our own files."""
+"""What only tells facts: versions, whether a package is there and where, our own files."""
 PICKLES = {"torch.load": "weights_only", "np.load": "allow_pickle", "numpy.load": "allow_pickle"}
 
 
