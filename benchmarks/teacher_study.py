@@ -35,8 +35,8 @@ from distill.probes.scaling import standardise
 from dreamshard.charts import LIGHT
 from dreamshard.progress import Progress
 from dreamshard.rng import generator
-from pipeline.images.inputs import read_retrying
 from pipeline.images.prepare import decode, fit
+from pipeline.images.reading import read_retrying
 from pipeline.images.source import ImageConfig, SourceConfig, open_source
 from pipeline.teachers.diffusion.teacher import DiffusionTeacher
 from pipeline.teachers.door import open_teacher

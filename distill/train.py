@@ -194,6 +194,7 @@ def build(
     from distill.methods.build import build_method, method_class
     from distill.training.batch_norm import partial_statistics
     from distill.training.learner import build_learner
+    from distill.training.memory import StepSize, check_estimate, try_step
     from distill.training.rehearsal import rehearse
     from pipeline.learning.checkpoint import load_checkpoint, parts_of
 
@@ -218,6 +219,15 @@ def build(
     for line in lines:
         if accelerator.is_main_process:
             stage(f"train: {line}")
+    step = StepSize(
+        training_set=training_set,
+        count=config.part_size // ranks,
+        optimizer=config.optimizer.name,
+        averaged=config.ema > 0,
+        ranks=ranks,
+    )
+    if device == "cpu":
+        check_estimate(method, step)
     learner = build_learner(
         method,
         accelerator,
@@ -229,6 +239,8 @@ def build(
         ema=config.ema,
         sync_batchnorm=config.sync_batchnorm,
     )
+    if device != "cpu":
+        try_step(method, step, device=accelerator.device, autocast=accelerator.autocast())
     if checkpoint is not None:
         load_checkpoint(checkpoint, parts_of(learner))
     return method, learner

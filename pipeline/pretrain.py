@@ -18,6 +18,7 @@ if __name__ == "__main__":  # run by path: import our packages, not the files be
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         ConfigError: settings that contradict each other or the source; `out` holds another teacher.
         DataError: no usable image, or a damaged checkpoint.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
     from pipeline.images.source import fingerprint, open_source
     from pipeline.learning.pretraining import state
@@ -71,19 +73,24 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.class_conditional and not source.has_labels:
         hint = "Use a source with labels."
         raise ConfigError(Problem("class_conditional", "true without labels", "false", hint))
-    key = state.recipe_key(to_dict(config), identity)
     told = {name: v for name, v in to_dict(config).items() if name not in OF_A_RANK}
     check_same({**told, "source": identity})
-    check_shared(Path(config.run_dir or folder / "run"), key="run_dir")
+    run_dir = Path(config.run_dir or folder / "run")
+    check_shared(run_dir, key="run_dir")
     card = None
     if not config.overwrite:
-        card = decided_by_chief(lambda: state.find_teacher(folder, key))
+        card = decided_by_chief(
+            lambda: state.find_teacher(folder, run_dir, settings=to_dict(config), source=identity)
+        )
     if card is not None:
         if accelerator.is_main_process:
-            state.clear(folder, Path(config.run_dir or folder / "run"), key)
+            extended = card.get("extended", ())
+            state.clear(
+                folder, run_dir, state.first_key(to_dict(config), identity, extended=extended)
+            )
             stage(f"teacher {folder} is already trained ({card.get('steps')} steps): reused")
         return folder
-    _Run(config, accelerator, source, identity, key).go()
+    _Run(config, accelerator, source, identity).go()
     return folder
 
 
@@ -96,7 +103,6 @@ class _Run:
         accelerator: Accelerator,
         source: ImageSource,
         identity: dict[str, object],
-        key: str,
     ) -> None:
         from pipeline.learning.device import on_device
         from pipeline.learning.pretraining import network, objective
@@ -104,7 +110,7 @@ class _Run:
         from pipeline.learning.pretraining.data import TrainingImages
         from pipeline.learning.pretraining.watch import Sampler
 
-        self.config, self.identity, self.key = config, identity, key
+        self.config, self.identity = config, identity
         self.accelerator = accelerator
         self.device = self.accelerator.device
         self.half = network.uses_bfloat16(config.precision, self.device.type)
@@ -142,24 +148,37 @@ class _Run:
 
     def _record(self) -> RunFolder:
         """Open the record of the run; another teacher's goes where this one replaces it."""
-        config = self.config
-        of = {"recipe": self.key}
-        return RunFolder(self.folder, config=config, of=of, replace=config.overwrite)
+        from pipeline.learning.pretraining.state import first_key
+
+        key = first_key(to_dict(self.config), self.identity, extended=self.start.extended)
+        of = {"recipe": key}
+        return RunFolder(self.folder, config=self.config, of=of, replace=self.config.overwrite)
+
+    def _begin(self) -> int:
+        """Load the last checkpoint, if there is one; return the steps done."""
+        from pipeline.learning.checkpoint import load_checkpoint, parts_of
+        from pipeline.learning.pretraining import state
+        from pipeline.learning.ranks import decided_by_chief, together
+
+        settings = to_dict(self.config)
+        self.start = decided_by_chief(
+            lambda: state.resume_point(self.folder, settings=settings, source=self.identity)
+        )
+        extended = self.start.extended
+        self.key = state.recipe_key(settings, self.identity, extended=extended)
+        self.length = {"steps": self.config.steps} | ({"extended": extended} if extended else {})
+        if (checkpoint := self.start.checkpoint) is not None:
+            together(lambda: load_checkpoint(checkpoint, parts_of(self.learner)))
+        return self.start.step
 
     def go(self) -> None:
         """Train from the last checkpoint to the end, then write the teacher."""
-        from pipeline.learning.checkpoint import load_checkpoint, parts_of
         from pipeline.learning.figures import Figures
         from pipeline.learning.loop import take_steps
-        from pipeline.learning.pretraining import state
         from pipeline.learning.ranks import decided_by_chief, together
         from pipeline.learning.stopping import StopAfterStep
 
-        config, place = self.config, (self.folder, self.key, self.config.steps)
-        first, checkpoint = decided_by_chief(lambda: state.resume_point(*place))
-        if checkpoint is not None:
-            together(lambda: load_checkpoint(checkpoint, parts_of(self.learner)))
-        chief = self.accelerator.is_main_process
+        config, first, chief = self.config, self._begin(), self.accelerator.is_main_process
         record = together(lambda: self._record() if chief else None)
         if record is not None:
             trim_metrics(record.path / "metrics.jsonl", step=first)
@@ -167,6 +186,7 @@ class _Run:
             kind = "bfloat16" if self.half else "float32"
             begun = f", going on at step {first}" if first else ""
             stage(f"pretrain: {size / 1e6:.2f} M parameters, {self.device.type} {kind}{begun}")
+            self._tell_extension()
         total, done = config.steps * config.batch_size, first * config.batch_size
         started, figures = time.monotonic(), Figures(_diverged, gather=self.accelerator.gather)
         batches = self.batches.between(first, config.steps)
@@ -197,6 +217,18 @@ class _Run:
         speed = {"seconds": spent, "img_per_s": made / max(spent, 1e-9)}
         decided_by_chief(lambda: self._finish(record, **speed))
         self.images.close()
+
+    def _tell_extension(self) -> None:
+        """Say what a run that is extended goes on with: its rate jumps."""
+        from pipeline.learning.schedule import extension
+
+        step = self.start.step
+        for before, at in self.start.extended[-1:]:
+            if at == step:
+                old, new = (
+                    schedule_of(replace(self.config, steps=n)) for n in (before, self.config.steps)
+                )
+                stage(f"pretrain: {extension(old, new, step=step)}")
 
     def _forward(self, model: nn.Module, step: int, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of this rank's share of a step's batch."""
@@ -231,7 +263,7 @@ class _Run:
         assert record is not None, "rank zero has one"
         config, step = self.config, taken.step
         if stop or taken.due(config.checkpoint_every):
-            now = {"step": step, "key": self.key}
+            now = {"step": step, "key": self.key, **self.length}
             save_checkpoint(self.folder, parts_of(self.learner), state=now, keep=1)
         if taken.last:  # the finished teacher's are drawn with it
             return
@@ -270,7 +302,7 @@ class _Run:
             "recipe_key": self.key,
             "data": self.identity,
             "images_seen": config.steps * config.batch_size,
-            "steps": config.steps,
+            **self.length,
             "seed": config.seed,
             "settings": redact(to_dict(config)),
         }
@@ -279,7 +311,11 @@ class _Run:
             card["proxy_distance"] = {**self._measure(config.steps, record), **told}
         network, dtype = self.learner.kept, config.weights_dtype
         card["parameters"] = state.save_network(
-            folder, network, scheduler=self.scheduler, key=self.key, dtype=dtype
+            folder,
+            network,
+            scheduler=self.scheduler,
+            run={"recipe_key": self.key, **self.length},
+            dtype=dtype,
         )
         watch.draw_grid(self.sampler(range(config.num_samples)), folder / "samples.png")
         watch.draw_loss_curve(self.folder)
@@ -288,6 +324,7 @@ class _Run:
         record.propose(
             *next_commands(folder, config.source, config.image, depth=depth, timesteps=timesteps)
         )
+        state.save_card(folder, card)  # from here on the run is finished
 
 
 def _join_ranks(config: PretrainConfig) -> Accelerator:

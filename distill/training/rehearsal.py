@@ -114,14 +114,22 @@ def gradientless(method: Method, *, plan: Plan, training_set: TrainingSet, count
     return idle
 
 
-def _step(method: Method, training_set: TrainingSet, *, count: int, device: str) -> list[str]:
-    """Run forward and backward; return the names of trainable parameters without gradient."""
+def example(
+    training_set: TrainingSet, *, count: int, device: torch.device | str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return images and targets as a forward pass of `count` samples gets them: zeros."""
     images = torch.zeros(count, 3, *training_set.image_size, device=device)
     targets = {
         level.name: torch.zeros(count, *level.shape, device=device) for level in training_set.levels
     }
     if training_set.needs.labels:
         targets["label"] = torch.zeros(count, dtype=torch.int64, device=device)
+    return images, targets
+
+
+def _step(method: Method, training_set: TrainingSet, *, count: int, device: str) -> list[str]:
+    """Run forward and backward; return the names of trainable parameters without gradient."""
+    images, targets = example(training_set, count=count, device=device)
     if device == "meta":
         places, leaves = without_values(method)
         terms: Mapping[str, Tensor] = call_without_values(method, places, images, targets)

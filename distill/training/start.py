@@ -21,6 +21,7 @@ from pipeline.learning.ranks import (
     rank_count,
     this_rank,
 )
+from pipeline.learning.schedule import extension
 
 if TYPE_CHECKING:
     from distill.configs.train import TrainConfig
@@ -114,9 +115,4 @@ def tell_start(start: Start, config: TrainConfig) -> None:
         schedule_of(config.optimizer, steps=steps, batch_size=config.batch_size)
         for steps in (before, config.steps)
     )
-    stage(
-        f"train: extended from {before:,} to {config.steps:,} steps. From step {step + 1:,} on the "
-        f"learning rate is that of a run of {config.steps:,}: it goes from {old(step):.3g} to "
-        f"{new(step + 1):.3g}, then down to {new(config.steps):.3g}. (A run that had them from "
-        "the start would have made another student.)"
-    )
+    stage(f"train: {extension(old, new, step=step)}")

@@ -5,9 +5,7 @@ Both kinds have the same face, so that the actor and the main path know no diffe
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,30 +14,23 @@ import numpy as np
 import xxhash
 
 from pipeline.images.labels import Labels
+from pipeline.images.reading import content_digest, read_retrying
 from pipeline.images.source import (
-    FINAL,
     ImageConfig,
     ImageSource,
     Record,
-    failed,
     fingerprint,
-    labelled,
     labels_of,
     passed_over,
     prefix_digest,
 )
-from pipeline.teachers.base import Mode, Teacher
+from pipeline.teachers.base import Foresee, Mode, Teacher
 from storage.schema import FeatureBatch
 
-READ_ATTEMPTS = 3
-READ_BACKOFF_S = 0.5
-"""First pause after a failed read; doubled each time."""
 NO_MASK = 255
 """Value of a mask that the source does not have for a sample."""
 PREFETCH = 3
-"""Micro-batches decoded ahead of the teacher."""
-
-log = logging.getLogger(__name__)
+"""Micro-batches prepared ahead of the teacher."""
 
 
 @dataclass
@@ -62,6 +53,8 @@ class Work:
     labels: np.ndarray | None = None
     masks: np.ndarray | None = None
     errors: dict[int, str] = field(default_factory=dict)
+    foreseen: object = None
+    """What the teacher prepared for it."""
     source_digests: np.ndarray | None = None
     """uint64 (count,), of every byte that the source holds of each sample."""
 
@@ -87,16 +80,31 @@ class Input(Protocol):
         """Digest the first `count` entries, to recognise a source that grew."""
         ...
 
-    def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
-        """Yield the micro-batches of samples [start, start + count), decoded ahead in a thread."""
+    def works(
+        self, start: int, count: int, *, micro_batch: int, foresee: Foresee | None = None
+    ) -> Iterator[Work]:
+        """Yield the micro-batches of samples [start, start + count), prepared ahead in threads.
+
+        Args:
+            start, count: which samples.
+            micro_batch: rows of the forward pass; padding fills the rest.
+            foresee: of the teacher that will be given them.
+        """
         ...
 
-    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+    def gather(
+        self,
+        samples: np.ndarray,
+        *,
+        micro_batch: int,
+        pool: ThreadPoolExecutor,
+        foresee: Foresee | None = None,
+    ) -> Work:
         """Return one micro-batch of any samples, at most `micro_batch`; for one thread at a time.
 
         Args:
             samples: int64 (n,).
-            micro_batch: rows of the forward pass; padding fills the rest.
+            micro_batch, foresee: as in `works`.
             pool: threads that decode images.
         """
         ...
@@ -141,15 +149,27 @@ class LatentInput:
         """Return the one digest of any number of latents."""
         return "latents"
 
-    def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
+    def works(
+        self, start: int, count: int, *, micro_batch: int, foresee: Foresee | None = None
+    ) -> Iterator[Work]:
         """Yield padded ranges of indices."""
-        for offset in range(0, count, micro_batch):
-            samples = start + offset + np.arange(min(micro_batch, count - offset))
-            yield Work(offset, len(samples), padded(samples, micro_batch), b"")
 
-    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        def prepare(offset: int) -> Work:
+            samples = start + offset + np.arange(min(micro_batch, count - offset))
+            return _latents(samples, offset, micro_batch, foresee)
+
+        yield from prepared_ahead(prepare, range(0, count, micro_batch))
+
+    def gather(
+        self,
+        samples: np.ndarray,
+        *,
+        micro_batch: int,
+        pool: ThreadPoolExecutor,
+        foresee: Foresee | None = None,
+    ) -> Work:
         """Return the padded sample numbers."""
-        return Work(0, len(samples), padded(samples, micro_batch), b"")
+        return _latents(samples, 0, micro_batch, foresee)
 
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher draw the samples."""
@@ -210,28 +230,31 @@ class ImageInput:
         """Digest the first `count` entries of the source."""
         return prefix_digest(self._source, count)
 
-    def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
-        """Yield prepared micro-batches; reading and decoding run ahead in threads."""
+    def works(
+        self, start: int, count: int, *, micro_batch: int, foresee: Foresee | None = None
+    ) -> Iterator[Work]:
+        """Yield prepared micro-batches; reading, decoding and foreseeing run ahead in threads."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
-        ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
+
+        def prepare(offset: int) -> Work:
+            samples = start + offset + np.arange(min(micro_batch, count - offset))
+            return self._prepare(pool, samples, offset, micro_batch, foresee)
+
         try:
-            starts = iter(range(0, count, micro_batch))
-            window = []
-            for offset in starts:
-                real = min(micro_batch, count - offset)
-                samples = start + offset + np.arange(real)
-                window.append(ahead.submit(self._prepare, pool, samples, offset, micro_batch))
-                if len(window) > PREFETCH:
-                    yield window.pop(0).result()
-            while window:
-                yield window.pop(0).result()
+            yield from prepared_ahead(prepare, range(0, count, micro_batch))
         finally:
-            ahead.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+    def gather(
+        self,
+        samples: np.ndarray,
+        *,
+        micro_batch: int,
+        pool: ThreadPoolExecutor,
+        foresee: Foresee | None = None,
+    ) -> Work:
         """Return the images of any samples, prepared."""
-        return self._prepare(pool, samples, 0, micro_batch)
+        return self._prepare(pool, samples, 0, micro_batch, foresee)
 
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher see the images; add what the source knows of them."""
@@ -265,9 +288,15 @@ class ImageInput:
         }
 
     def _prepare(
-        self, pool: ThreadPoolExecutor, samples: np.ndarray, offset: int, micro_batch: int
+        self,
+        pool: ThreadPoolExecutor,
+        samples: np.ndarray,
+        offset: int,
+        micro_batch: int,
+        foresee: Foresee | None,
     ) -> Work:
         count, indices = len(samples), padded(samples, micro_batch)
+        foreseen = pool.submit(foresee, indices) if foresee is not None else None
         real = indices[:count].tolist()
         views = self._config.views
         originals = sorted({index // views for index in real})
@@ -287,6 +316,7 @@ class ImageInput:
         work.keys = [sample[2].key + suffix for sample, suffix in zip(rows, suffixes, strict=True)]
         if self.has_labels:
             work.labels = np.array([record.label for _, _, record in rows], np.int64)
+        work.foreseen = foreseen.result() if foreseen is not None else None
         return work
 
     def _fill(self, work: Work, row: int, index: int, record: Record) -> tuple[int, str]:
@@ -306,50 +336,25 @@ class ImageInput:
         return row, ""
 
 
-def read_retrying(source: ImageSource, indices: list[int]) -> list[Record]:
-    """Read records, labels included; one that cannot be had costs only itself.
-
-    Storage errors say nothing about the images and are retried. What then still fails while other
-    samples of the call can be read, or while this one alone is missing or forbidden, is a record
-    with an error.
-
-    Raises:
-        OSError: if nothing can be read at all: the store or the network is down.
-    """
+def prepared_ahead(prepare: Callable[[int], Work], offsets: Iterable[int]) -> Iterator[Work]:
+    """Yield what is prepared for each offset, a few ahead, in a thread."""
+    ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
     try:
-        return _attempts(source, indices)
-    except Exception as error:
-        if len(indices) == 1 and isinstance(error, OSError) and not isinstance(error, FINAL):
-            raise
-        return labelled(source, indices, _one_by_one(source, indices, error))
+        window = []
+        for offset in offsets:
+            window.append(ahead.submit(prepare, offset))
+            if len(window) > PREFETCH:
+                yield window.pop(0).result()
+        while window:
+            yield window.pop(0).result()
+    finally:
+        ahead.shutdown(wait=False, cancel_futures=True)
 
 
-def _attempts(source: ImageSource, indices: list[int]) -> list[Record]:
-    """Read records; retry where waiting may help."""
-    for attempt in range(1, READ_ATTEMPTS + 1):
-        try:
-            return source.read(indices)
-        except OSError as error:
-            if attempt == READ_ATTEMPTS or isinstance(error, FINAL):
-                raise
-            log.warning("read failed (%s), attempt %d of %d", error, attempt, READ_ATTEMPTS)
-            time.sleep(READ_BACKOFF_S * 2 ** (attempt - 1))
-    raise AssertionError("unreachable")
-
-
-def _one_by_one(source: ImageSource, indices: list[int], cause: Exception) -> list[Record]:
-    """Read what can be read after a call failed; name what cannot."""
-    records, failures = [], 0
-    for index in indices:
-        try:
-            # Other errors were retried with the whole call: once more tells whose they are.
-            records += source.read([index])
-        except Exception as error:
-            failures += not isinstance(error, FINAL)
-            records.append(failed(source.entry(index)[0], error))
-    if failures == len(indices):
-        raise cause
-    return records
+def _latents(samples: np.ndarray, offset: int, micro_batch: int, foresee: Foresee | None) -> Work:
+    indices = padded(samples, micro_batch)
+    foreseen = foresee(indices) if foresee is not None else None
+    return Work(offset, len(samples), indices, b"", foreseen=foreseen)
 
 
 def padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:
@@ -368,21 +373,6 @@ def real_rows(batch: FeatureBatch, count: int) -> FeatureBatch:
     batch.label = None if batch.label is None else batch.label[:count]
     batch.levels = {name: values[:count] for name, values in batch.levels.items()}
     return batch
-
-
-def content_digest(record: Record) -> int:
-    """Digest every byte of a sample's image and mask, not its name or label: XXH3, 64 bits."""
-    digest = xxhash.xxh3_64()
-    for part in (record.data, record.mask):
-        if part is None:
-            digest.update(b"\0none")
-        elif isinstance(part, np.ndarray):
-            digest.update(f"{part.dtype.str}{part.shape}".encode())
-            digest.update(np.ascontiguousarray(part).data)
-        else:
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-    return digest.intdigest()
 
 
 def _digest(records: dict[int, Record]) -> bytes:

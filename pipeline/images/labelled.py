@@ -14,8 +14,8 @@ import numpy as np
 
 from dreamshard.errors import DataError
 from dreamshard.rng import generator
-from pipeline.images.inputs import read_retrying
 from pipeline.images.prepare import InvalidImageError, prepare_record
+from pipeline.images.reading import read_retrying
 from pipeline.images.source import ImageConfig, ImageSource, Record, labels_of
 
 NO_LABEL = -1

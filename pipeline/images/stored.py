@@ -18,10 +18,10 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from pipeline.images.inputs import PREFETCH, Work, padded, real_rows
+from pipeline.images.inputs import Work, padded, prepared_ahead, real_rows
 from pipeline.images.labels import Labels
 from pipeline.images.source import LATENTS, ImageConfig
-from pipeline.teachers.base import Mode, Teacher, TeacherSpec
+from pipeline.teachers.base import Foresee, Mode, Teacher, TeacherSpec
 from storage.catalog import find_dataset
 from storage.codecs.arrays import IMAGE, MASK
 from storage.dataset import Dataset
@@ -141,24 +141,34 @@ class StoredInput:
         source = self.source()
         return str(source.get("digest")) if count == source.get("count") else ""
 
-    def works(self, start: int, count: int, *, micro_batch: int) -> Iterator[Work]:
+    def works(
+        self, start: int, count: int, *, micro_batch: int, foresee: Foresee | None = None
+    ) -> Iterator[Work]:
         """Yield micro-batches of latents, read ahead in a thread."""
-        ahead = ThreadPoolExecutor(1, thread_name_prefix="read")
-        try:
-            window = []
-            for offset in range(0, count, micro_batch):
-                samples = start + offset + np.arange(min(micro_batch, count - offset))
-                window.append(ahead.submit(self._prepare, samples, offset, micro_batch))
-                if len(window) > PREFETCH:
-                    yield window.pop(0).result()
-            while window:
-                yield window.pop(0).result()
-        finally:
-            ahead.shutdown(wait=False, cancel_futures=True)
 
-    def gather(self, samples: np.ndarray, *, micro_batch: int, pool: ThreadPoolExecutor) -> Work:
+        def prepare(offset: int) -> Work:
+            samples = start + offset + np.arange(min(micro_batch, count - offset))
+            return self._foreseen(samples, offset, micro_batch, foresee)
+
+        yield from prepared_ahead(prepare, range(0, count, micro_batch))
+
+    def gather(
+        self,
+        samples: np.ndarray,
+        *,
+        micro_batch: int,
+        pool: ThreadPoolExecutor,
+        foresee: Foresee | None = None,
+    ) -> Work:
         """Return the latents of any samples."""
-        return self._prepare(samples, 0, micro_batch)
+        return self._foreseen(samples, 0, micro_batch, foresee)
+
+    def _foreseen(
+        self, samples: np.ndarray, offset: int, micro_batch: int, foresee: Foresee | None
+    ) -> Work:
+        work = self._prepare(samples, offset, micro_batch)
+        work.foreseen = foresee(work.indices) if foresee is not None else None
+        return work
 
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher start from the latents; add what the dataset knows of the images."""

@@ -53,3 +53,18 @@ class WarmupCosine:
                 "lr_scale", 1.0
             )
         return rate
+
+
+def extension(old: WarmupCosine, new: WarmupCosine, *, step: int) -> str:
+    """Say what becomes of the rate where a run gets more steps than it was planned for.
+
+    Args:
+        old, new: schedules of the run as it was planned, and as it is now.
+        step: steps done.
+    """
+    return (
+        f"extended from {old.steps:,} to {new.steps:,} steps. From step {step + 1:,} on the "
+        f"learning rate is that of a run of {new.steps:,}: it goes from {old(step):.3g} to "
+        f"{new(step + 1):.3g}, then down to {new(new.steps):.3g}. (A run that had them from "
+        "the start would have learnt something else.)"
+    )

@@ -25,7 +25,7 @@ from pipeline.cluster.metrics import Metrics
 from pipeline.cluster.worker import explain_memory, settle_torch
 from pipeline.images.inputs import Input, Work
 from pipeline.offline.unit import Tally, WriterThread, end_reading
-from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.base import TeacherConfig, foreseer
 from pipeline.teachers.load import load_teacher
 from storage.codecs.bases import FIT_SAMPLES
 from storage.dataset import Dataset
@@ -127,13 +127,13 @@ class ShardActor:
     def _make(self, unit: int, count: int, micro_batch: int) -> dict[str, object]:
         started = time.perf_counter()
         start = unit * self._dataset.samples_per_unit
-        works = self._input.works(start, count, micro_batch=micro_batch)
+        foresee = foreseer(lambda: self._teacher)
+        works = self._input.works(start, count, micro_batch=micro_batch, foresee=foresee)
         ready = itertools.chain([next(works)], works)  # reading ahead begins before our turn comes
         writer = self._dataset.unit_writer(unit, count=count, run_id=self._job.run_id)
         sink = WriterThread(writer)
         try:
-            run = self._compute.submit(self._run_teacher, ready, sink, micro_batch)
-            tally = run.result()
+            tally = self._compute.submit(self._run_teacher, ready, sink, micro_batch).result()
             sink.close()
             halved = micro_batch != self._dataset.pins.micro_batch
             commit = writer.commit(

@@ -27,7 +27,7 @@ from pipeline.images.inputs import Work
 from pipeline.request.resolve import ResolvedRequest
 from pipeline.streaming.keeper import Keeper
 from pipeline.streaming.order import EPOCH_LANE, stand_ins
-from pipeline.teachers.base import Teacher
+from pipeline.teachers.base import Foresee, Teacher, foreseer
 from pipeline.teachers.load import load_teacher
 from storage.codecs.arrays import codec_for
 from storage.codecs.base import Codec
@@ -215,7 +215,12 @@ class Server:
     ) -> dict[str, np.ndarray]:
         micro_batch = part.request.pins.micro_batch
         with self._reading:
-            work = part.request.input.gather(samples, micro_batch=micro_batch, pool=self._decoders)
+            work = part.request.input.gather(
+                samples,
+                micro_batch=micro_batch,
+                pool=self._decoders,
+                foresee=self._foreseer(number, part, epoch),
+            )
         batch = self._compute.submit(self._forward, number, part, work, epoch).result()
         keeper = self._keepers.get(number)
         if keeper is not None:
@@ -227,6 +232,12 @@ class Server:
             self._counts["bytes"] += size
         self._metrics.count(images=len(samples), bytes=size)
         return answer
+
+    def _foreseer(self, number: int, part: ServedPart, epoch: int) -> Foresee:
+        """Return what prepares a teacher's micro-batches, under the numbers it will be told."""
+        foresee = foreseer(lambda: self._teachers[number])
+        lane = epoch * EPOCH_LANE if part.fresh_noise else 0
+        return lambda indices: foresee(indices + lane)
 
     def _forward(self, number: int, part: ServedPart, work: Work, epoch: int) -> FeatureBatch:
         """Run the teacher; on the one thread that does."""

@@ -8,13 +8,16 @@ A teacher is a class with three parts:
 - its constructor `(config, mode=..., image_size=..., seed=..., pins=...)` loads the network;
 - `encode(images, indices)` and `synthesize(indices)` run it on exactly one padded micro-batch.
 
+It may also have `foresee(indices)`, which prepares what only depends on the indices, such as noise,
+while the network works on micro-batches before; see `foreseer`.
+
 To add one: write a class of this shape in its own file and enter it in `load.TEACHERS`, or name it
 in the config as `kind: my_module:MyTeacher`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Protocol
 
@@ -174,6 +177,24 @@ class TeacherSpec:
     """What identifies the autoencoder that its kept latents are of; empty: it takes no latents."""
     level_facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Level name -> what else decides its bytes, JSON-able (an interpreter's digest)."""
+
+
+Foresee = Callable[[np.ndarray], object]
+"""Indices of a micro-batch -> what to keep until the teacher is given it."""
+
+
+def foreseer(teacher: Callable[[], object]) -> Foresee:
+    """Return what prepares micro-batches, in other threads, for the teacher that there is then.
+
+    Args:
+        teacher: returns it: one that is replaced must be let go.
+    """
+
+    def foresee(indices: np.ndarray) -> object:
+        prepare = getattr(teacher(), "foresee", None)
+        return prepare(indices) if prepare is not None else None
+
+    return foresee
 
 
 class Teacher(Protocol):

@@ -27,8 +27,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "load", "door", "inspecting",
     ),
     "pipeline.images": (
-        "listing labels", "evidence ranges", "source", "sources", "prepare quality", "inputs",
-        "labelled pair stored",
+        "listing labels", "evidence ranges", "source", "sources", "prepare quality reading",
+        "inputs", "labelled pair stored",
     ),
     "distill": (
         "tables", "probes", "configs", "losses", "students modules", "data", "methods", "training",

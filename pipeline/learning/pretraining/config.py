@@ -160,7 +160,8 @@ class PretrainConfig:
     seed: int = 0
     """Decides the initial weights, the order of images, the noise and the views."""
     checkpoint_every: Count = 200
-    """Steps between checkpoints (count); a rerun goes on from the last one."""
+    """Steps between checkpoints (count); a rerun goes on from the last one, and one with more steps
+    extends a finished run."""
     sample_every: CountOrNone = 0
     """Steps between sample grids (count); 0 for one at the end."""
     num_samples: Annotated[int, Field(ge=1, le=1024)] = 16

@@ -10,8 +10,8 @@ import numpy as np
 
 from dreamshard.errors import DataError
 from dreamshard.rng import uniform
-from pipeline.images.inputs import read_retrying
 from pipeline.images.prepare import InvalidImageError, decode, fit, prepare
+from pipeline.images.reading import read_retrying
 from pipeline.images.source import ImageConfig, ImageSource
 
 KEEP_BYTES = 2 << 30

@@ -85,7 +85,7 @@ def uses_bfloat16(precision: str, device: str) -> bool:
 
 def count_classes(source: ImageSource) -> int:
     """Return the number of classes: the largest label plus one."""
-    from pipeline.images.inputs import read_retrying
+    from pipeline.images.reading import read_retrying
 
     largest = -1
     for start in range(0, len(source), 1024):

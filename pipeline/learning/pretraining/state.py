@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from dreamshard.owner.parts import part_of, sweep
 from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
+from pipeline.learning.checkpoint import checkpoints, damaged, flush, forget, read_state
 from pipeline.teachers.weights import CARD
 from storage.schema import canonical_json
 
@@ -36,12 +38,19 @@ NOT_THE_WEIGHTS = (
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
 
 
-def recipe_key(settings: Mapping[str, Any], source: Mapping[str, object]) -> str:
+def recipe_key(
+    settings: Mapping[str, Any],
+    source: Mapping[str, object],
+    *,
+    extended: Sequence[Sequence[int]] = (),
+) -> str:
     """Return the SHA-256 that two pretrainings share if they would train the same teacher.
 
     Args:
         settings: the whole configuration as plain values.
         source: fingerprint of the images; it stands for the settings of their source.
+        extended: [steps of the whole run before, step it was at] of every time it was extended:
+            its learning rate fell, and rose again.
     """
     settings = {name: v for name, v in settings.items() if name not in NOT_THE_WEIGHTS}
     if not settings["crop"]:  # teachers trained before there was one keep their key
@@ -50,41 +59,89 @@ def recipe_key(settings: Mapping[str, Any], source: Mapping[str, object]) -> str
         settings["image"] = {k: v for k, v in settings["image"].items() if k != "width"}
     if path := settings["unet"]["config"]:  # the file counts, not its name
         settings["unet"] = read_json(Path(path))
+    if extended:
+        settings["extended"] = [list(times) for times in extended]
     text = canonical_json({"algorithm": ALGORITHM, **settings, "source": dict(source)})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def find_teacher(folder: Path, key: str) -> dict[str, Any] | None:
-    """Return the card of the finished teacher in a folder; None if there is nothing.
+def find_teacher(
+    folder: Path, run_dir: Path, *, settings: Mapping[str, Any], source: Mapping[str, object]
+) -> dict[str, Any] | None:
+    """Return the card of the finished teacher in a folder; None if there is something to train.
+
+    Args:
+        folder: the teacher's.
+        run_dir: where its checkpoints are; without one, a finished teacher cannot be extended.
+        settings, source: as in `recipe_key`.
 
     Weights that a run of the same recipe was putting there when it was killed are nothing.
 
     Raises:
-        ConfigError: another teacher is there.
+        ConfigError: another teacher is there, or this one, which cannot be extended.
     """
     try:
         card = read_json(folder / CARD, infinite=True)
         if not isinstance(card, dict):
             raise ValueError("no object")
     except (CannotReadError, ValueError):
-        if (folder / WEIGHTS).exists() and not _begun(folder, key):
+        if (folder / WEIGHTS).exists() and not _begun(folder, settings=settings, source=source):
             raise _occupied(folder, "weights without a card") from None
         return None
-    if card.get("recipe_key") == key and (folder / WEIGHTS).is_file():
+    ours = is_same_run(card, settings=settings, source=source)
+    if not ours or not (folder / WEIGHTS).is_file():
+        raise _occupied(folder, "a teacher trained with other settings or images")
+    before = card.get("steps", settings["steps"])
+    if before == settings["steps"]:
         return card
-    raise _occupied(folder, "a teacher trained with other settings or images")
+    if not checkpoints(run_dir):
+        got = f"{settings['steps']}, and in {run_dir} no checkpoint of the {before} before"
+        hint = "Choose another --out, or train it anew with --overwrite true."
+        raise ConfigError(Problem("steps", got, str(before), hint))
+    return None
 
 
-def _begun(folder: Path, key: str) -> bool:
+def is_same_run(
+    record: Mapping[str, Any], *, settings: Mapping[str, Any], source: Mapping[str, object]
+) -> bool:
+    """Tell whether a card or a checkpoint's state is of this run, which may have more steps now."""
+    steps = record.get("steps", settings["steps"])  # older checkpoints do not say
+    if not isinstance(steps, int) or steps > settings["steps"]:
+        return False
+    then, key = {**settings, "steps": steps}, record.get("recipe_key", record.get("key"))
+    try:
+        return key == recipe_key(then, source, extended=record.get("extended", ()))
+    except TypeError:  # no list of lists
+        return False
+
+
+def first_key(
+    settings: Mapping[str, Any],
+    source: Mapping[str, object],
+    *,
+    extended: Sequence[Sequence[int]],
+) -> str:
+    """Return the key of a run before it was extended, under which its folder is known."""
+    steps = extended[0][0] if extended else settings["steps"]
+    return recipe_key({**settings, "steps": steps}, source)
+
+
+def _begun(folder: Path, *, settings: Mapping[str, Any], source: Mapping[str, object]) -> bool:
     """Tell whether what lies in a folder is what a run of a recipe had begun to put there."""
     try:
-        return read_json(folder / BEGUN).get("recipe_key") == key
+        return is_same_run(read_json(folder / BEGUN), settings=settings, source=source)
     except (CannotReadError, ValueError, AttributeError):
+        key = recipe_key(settings, source)
         return is_owner(folder / "run", "pretrain", {"recipe": key})
 
 
 def save_network(
-    folder: Path, module: nn.Module, *, scheduler: Mapping[str, Any], key: str, dtype: str
+    folder: Path,
+    module: nn.Module,
+    *,
+    scheduler: Mapping[str, Any],
+    run: Mapping[str, object],
+    dtype: str,
 ) -> int:
     """Write a teacher's folder but for its card; return how many weights there are.
 
@@ -92,16 +149,14 @@ def save_network(
         folder: laid out as diffusers does.
         module: a `UNet2DModel` with the averaged weights.
         scheduler: config of the scheduler that goes with it.
-        key: of the recipe.
+        run: what `is_same_run` knows it by.
         dtype: number format of the weights, as torch names it.
     """
     import torch
     from safetensors.torch import save_file
 
-    from pipeline.learning.checkpoint import flush
-
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-    write_text(folder / BEGUN, json.dumps({"recipe_key": key}) + "\n")
+    write_text(folder / BEGUN, json.dumps(dict(run)) + "\n")
     (folder / CARD).unlink(missing_ok=True)
     kind = trusted.attribute(torch, dtype, allowed=("float32", "bfloat16", "float16"))
     weights = {
@@ -132,39 +187,71 @@ def save_card(folder: Path, card: Mapping[str, object]) -> None:
 
 
 def clear(folder: Path, run_dir: Path, key: str) -> None:
-    """Remove what a run that was killed after its teacher's card has left."""
-    from pipeline.learning.checkpoint import forget
+    """Remove what a run that was killed after its teacher's card has left half written.
 
+    Args:
+        folder: the teacher's.
+        run_dir: of the run.
+        key: its first one.
+    """
     (folder / BEGUN).unlink(missing_ok=True)
     for place in (folder, folder / "scheduler"):
         for name in (WEIGHTS, CARD, BEGUN, "config.json", "scheduler_config.json"):
             sweep(place, name=name)
     if is_owner(run_dir, "pretrain", {"recipe": key}):
         sweep(run_dir)
-        forget(run_dir)
 
 
-def resume_point(run_dir: Path, key: str, steps: int) -> tuple[int, Path | None]:
-    """Return the steps done and the checkpoint of a run; 0 and None at its start.
+@dataclass(frozen=True)
+class Start:
+    """Say where a pretraining goes on.
+
+    Args:
+        step: steps done.
+        checkpoint: to load; None at the start.
+        extended: as in `recipe_key`.
+    """
+
+    step: int = 0
+    checkpoint: Path | None = None
+    extended: list[list[int]] = field(default_factory=list)
+
+
+def resume_point(
+    run_dir: Path, *, settings: Mapping[str, Any], source: Mapping[str, object]
+) -> Start:
+    """Find where a run goes on: at its last checkpoint, or at the start.
+
+    Args:
+        run_dir: the run's folder.
+        settings, source: as in `recipe_key`; told to overwrite, a run goes on with its own
+            checkpoint only, and throws any other away.
 
     Raises:
         DataError: the checkpoint is damaged, or an older version's.
         ConfigError: it belongs to other settings.
     """
-    from pipeline.learning.checkpoint import checkpoints, damaged, read_state
-
     if (old := run_dir / "checkpoint.pt").exists():
         raise DataError(f"{old}: of an older version of dreamshard. Delete it to start again.")
     if not (known := checkpoints(run_dir)):
-        return 0, None
-    state = read_state(known[-1])
-    if state.get("key") != key:
+        return Start()
+    found = read_state(known[-1])
+    step, steps = int(found["step"]), found.get("steps", settings["steps"])
+    if settings["overwrite"] and (
+        step >= steps or found.get("key") != recipe_key(settings, source)
+    ):
+        forget(run_dir)
+        return Start()
+    if not is_same_run(found, settings=settings, source=source):
         got = "of a run with other settings or images"
         problem = Problem(str(known[-1]), got, "this run's", "Delete it, or set run_dir.")
         raise ConfigError(problem)
-    if state["step"] > steps:
-        raise damaged(known[-1], f"{state['step']} steps done of {steps}")
-    return int(state["step"]), known[-1]
+    if step > steps:
+        raise damaged(known[-1], f"{step} steps done of {steps}")
+    extended = [list(times) for times in found.get("extended", ())]
+    if steps != settings["steps"]:
+        extended.append([steps, step])
+    return Start(step, known[-1], extended)
 
 
 def _occupied(folder: Path, what: str) -> ConfigError:

@@ -25,6 +25,7 @@ from dreamshard import rng
 from dreamshard.errors import DataError
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.diffusion import request, sampling
+from pipeline.teachers.diffusion.ahead import Draw, NoiseAhead
 from pipeline.teachers.diffusion.families import find_family
 from pipeline.teachers.diffusion.networks.description import Description
 from pipeline.teachers.diffusion.networks.vae import LATENT
@@ -75,8 +76,21 @@ class DiffusionTeacher(NetworkTeacher):
         self._layout = torch.contiguous_format if contiguous else torch.channels_last
         self.network.module.to(memory_format=self._layout)
         self._mean = self.request.number("mean_draws")
+        self._noise_ahead = NoiseAhead(self.seed, self.description.space)
         if settings["compile"]:
             compile_blocks(self.network.module)
+
+    def foresee(self, indices: np.ndarray) -> object:
+        """Draw the noise of a micro-batch ahead; see `pipeline.teachers.base.foreseer`."""
+        settings, draws = self.request.settings, self.request.config.draws * self._mean
+        wanted: list[Draw] = []
+        if self.request.mode == "synthesize":
+            wanted.append(("sample", 0))
+        if self.request.mode == "encode" or settings["record"] == "reencode":
+            wanted += [("noise", draw) for draw in range(draws)]
+        if settings["encoding"] == "inversion":
+            wanted = [draw for draw in wanted if draw[0] != "noise"]
+        return self._noise_ahead.draw(indices, wanted)
 
     def record_images(self, records: Records, images: Tensor, indices: np.ndarray) -> None:
         """Record what one pass per timestep and draw gives, under the request's class."""
@@ -226,8 +240,7 @@ class DiffusionTeacher(NetworkTeacher):
 
         # A GPU waits for its noise; on a CPU the cores are the network's.
         threads = DRAWERS if self.device.type == "cuda" else 1
-        space = self.description.space
-        drawn = rng.normal(self.seed, indices, draw, purpose, space, threads=threads)
+        drawn = self._noise_ahead.take(indices, (purpose, draw), threads=threads)
         return torch.from_numpy(drawn).to(self.device)
 
     def _labels(self, indices: np.ndarray, *, drawn: bool = False) -> Tensor | None:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from pipeline.teachers.base import Mode, Teacher, TeacherClass, TeacherConfig, TeacherSpec
+from pipeline.teachers.base import (
+    Mode,
+    Teacher,
+    TeacherClass,
+    TeacherConfig,
+    TeacherSpec,
+    foreseer,
+)
 from pipeline.teachers.interpreted.card import (
     InterpreterCard,
     interpreter_digest,
@@ -122,6 +129,10 @@ class InterpretedTeacher:
         interpreter, _ = load_interpreter(Path(config.interpreter))
         self._interpreter, self._device = interpreter.to(pins.device), pins.device
         self._top_k = config.top_k
+
+    def foresee(self, indices: np.ndarray) -> object:
+        """Prepare a micro-batch; see `base.foreseer`."""
+        return foreseer(lambda: self.teacher)(indices)
 
     def encode(self, images: np.ndarray, indices: np.ndarray) -> FeatureBatch:
         """Record features and soft labels of images; see `base.Teacher.encode`."""

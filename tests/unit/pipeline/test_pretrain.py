@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,46 @@ def test_a_trained_teacher_is_reused_and_another_is_not_overwritten(
         script.pretrain(tiny(tmp_path / "t", seed=1))
     script.pretrain(tiny(tmp_path / "t", seed=1, overwrite=True))
     assert (tmp_path / "t" / state.WEIGHTS).stat().st_mtime_ns != before
+
+
+def test_more_steps_extend_a_finished_run_and_say_what_becomes_of_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = script.pretrain(tiny(tmp_path / "t"))
+    before = weights_of(folder)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 7)
+        with pytest.raises(Interrupted):
+            script.pretrain(tiny(folder, steps=8))
+    told = capsys.readouterr().err
+    assert "extended from 4 to 8 steps. From step 5 on the learning rate is that of a run" in told
+    script.pretrain(tiny(folder, steps=8))  # the extension goes on, too
+    card, after = json.loads((folder / "teacher_card.json").read_text()), weights_of(folder)
+    assert card["steps"] == 8 and card["extended"] == [[4, 4]]
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 8]
+    script.pretrain(tiny(folder, steps=8))
+    assert "already trained (8 steps): reused" in capsys.readouterr().err
+    script.pretrain(tiny(tmp_path / "whole", steps=8))
+    whole = json.loads((tmp_path / "whole" / "teacher_card.json").read_text())
+    assert whole["recipe_key"] != card["recipe_key"], "another schedule, another teacher"
+    script.pretrain(tiny(folder, steps=10))
+    assert json.loads((folder / "teacher_card.json").read_text())["extended"] == [[4, 4], [8, 8]]
+    with pytest.raises(ConfigError, match="trained with other settings"):
+        script.pretrain(tiny(folder, steps=8))
+
+
+def test_what_cannot_be_extended_says_why(tmp_path: Path) -> None:
+    folder = script.pretrain(tiny(tmp_path / "t"))
+    with pytest.raises(ConfigError, match="other settings or images"):
+        script.pretrain(tiny(folder, steps=8, lr=0.5))
+    kept = weights_of(folder)
+    script.pretrain(tiny(folder, overwrite=True))  # anew, not on from the last step
+    assert all(torch.equal(kept[name], value) for name, value in weights_of(folder).items())
+    shutil.rmtree(folder / "run" / "checkpoint-000004")
+    with pytest.raises(ConfigError, match="no checkpoint of the 4 before"):
+        script.pretrain(tiny(folder, steps=8))
 
 
 def test_a_checkpoint_of_other_settings_or_damaged_is_refused(
@@ -355,6 +396,22 @@ def test_killed_at_its_end_the_same_command_goes_on(
     assert names == {path.name for path in (tmp_path / "whole").iterdir()} - {"run"}
     run = tmp_path / ("run" if apart else "t/run")
     assert {p.name for p in run.iterdir()} == {p.name for p in (tmp_path / "whole/run").iterdir()}
+
+
+def test_killed_at_the_end_of_an_extension_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("whole", "t"):
+        script.pretrain(tiny(tmp_path / name))
+    script.pretrain(tiny(tmp_path / "whole", steps=6))
+    with monkeypatch.context() as patched:
+        patched.setattr(state, "save_card", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            script.pretrain(tiny(tmp_path / "t", steps=6))
+    script.pretrain(tiny(tmp_path / "t", steps=6))
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "t")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not (tmp_path / "t" / state.BEGUN).exists()
 
 
 def test_weights_that_nobody_knows_are_not_overwritten(tmp_path: Path) -> None:

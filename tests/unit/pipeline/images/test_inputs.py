@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import inputs
-from pipeline.images.inputs import ImageInput, LatentInput, Work, read_retrying
+from pipeline.images import reading
+from pipeline.images.inputs import ImageInput, LatentInput, Work
+from pipeline.images.reading import read_retrying
 from pipeline.images.source import ImageConfig, Record
 from pipeline.teachers.base import TeacherConfig
 from pipeline.teachers.load import load_teacher
@@ -93,7 +96,7 @@ def test_a_mask_of_another_size_makes_the_row_invalid() -> None:
 
 
 def test_storage_errors_are_retried_and_then_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "READ_BACKOFF_S", 0.001)
+    monkeypatch.setattr(reading, "READ_BACKOFF_S", 0.001)
     source = ListSource([grey(1)])
     source.failures = 2
     assert read_retrying(source, [0])[0].key == "k0"
@@ -110,6 +113,27 @@ def test_the_digest_is_of_what_was_read() -> None:
     assert digest([1, 2, 3, 4]) == digest([1, 2, 3, 4])
     first, second = digest([1, 2, 3, 5]), digest([1, 2, 3, 4])
     assert first[0] == second[0] and first[1] != second[1]
+
+
+@pytest.mark.parametrize("kind", ["images", "latents"])
+def test_a_teacher_foresees_its_micro_batches_in_other_threads(kind: str) -> None:
+    told: list[tuple[list[int], str]] = []
+
+    def foresee(indices: np.ndarray) -> object:
+        told.append((indices.tolist(), threading.current_thread().name))
+        return f"for {indices[0]}"
+
+    source = ListSource([grey(value) for value in range(20)])
+    given = image_input(source) if kind == "images" else LatentInput(image_size=(8, 8))
+    works = given.works(0, 20, micro_batch=2, foresee=foresee)
+    first = next(works)
+    assert first.foreseen == "for 0" and len(told) >= 1
+    assert [work.foreseen for work in works] == [f"for {n}" for n in range(2, 20, 2)]
+    assert sorted(indices for indices, _ in told) == [[n, n + 1] for n in range(0, 20, 2)]
+    assert threading.current_thread().name not in {name for _, name in told}
+    with ThreadPoolExecutor(1) as pool:
+        work = given.gather(np.array([7, 3]), micro_batch=3, pool=pool, foresee=foresee)
+    assert work.foreseen == "for 7" and told[-1][0] == [7, 3, 3]
 
 
 def test_padding_is_dropped_after_the_teacher() -> None:

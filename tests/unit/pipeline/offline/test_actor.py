@@ -76,6 +76,21 @@ def test_a_unit_is_committed_and_told_in_brief(tmp_path: Path) -> None:
     assert commit.input_digest == digest.hexdigest()
 
 
+def test_the_teacher_foresees_its_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = actor(tmp_path)
+    told: dict[int, str] = {}
+
+    def foresee(indices: np.ndarray) -> None:
+        told[int(indices[0])] = threading.current_thread().name
+
+    monkeypatch.setattr(made._teacher, "foresee", foresee, raising=False)
+    made.make(3, 32)
+    assert sorted(told) == [96, 104, 112, 120]
+    assert all(name.startswith("decode") for name in told.values())
+
+
 def test_two_units_at_once_overlap(tmp_path: Path) -> None:
     made, dataset = actor(tmp_path, delay_s=0.05)
     started = time.monotonic()

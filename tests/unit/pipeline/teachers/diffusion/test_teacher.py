@@ -10,7 +10,8 @@ import torch
 
 from dreamshard import rng
 from dreamshard.errors import ConfigError, DataError, TeacherError
-from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.base import Mode, TeacherConfig
+from pipeline.teachers.diffusion import ahead as ahead_module
 from pipeline.teachers.diffusion import schedules
 from pipeline.teachers.diffusion.teacher import DiffusionTeacher
 from pipeline.teachers.load import describe_teacher, load_teacher
@@ -97,6 +98,40 @@ def test_noise_depends_on_the_index_not_on_the_place(unet_folder: Path) -> None:
     assert np.array_equal(straight, again)
     other = make_teacher(unet_folder, levels=["up.1"], timesteps=[100], seed=1)
     assert not np.array_equal(straight, other.encode(images, np.arange(4)).levels["up.1.t100"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [("encode", {}), ("encode", {"mean_draws": 2}), ("synthesize", {"steps": 3})],
+)
+def test_noise_drawn_ahead_is_the_noise_of_the_sample(
+    unet_folder: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode, settings: dict[str, int]
+) -> None:
+    told = {"levels": ["up.1"], "timesteps": [100], "draws": 2, "mode": mode, **settings}
+    teacher = make_teacher(unet_folder, **told)  # type: ignore[arg-type]
+
+    def run() -> dict[str, np.ndarray]:
+        if mode == "encode":
+            return teacher.encode(make_images(), np.arange(4)).levels
+        return teacher.synthesize(np.arange(4)).levels
+
+    plain = run()
+    kept = teacher.foresee(np.arange(4))
+    with monkeypatch.context() as patched:
+        patched.setattr(rng, "normal", None)  # nothing is drawn while the network waits
+        ahead = run()
+    assert all(np.array_equal(plain[name], ahead[name]) for name in plain)
+    del kept
+    assert not teacher._noise_ahead._ready, "a micro-batch that is given up leaves nothing behind"
+
+
+def test_too_much_noise_is_not_drawn_ahead(
+    unet_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_teacher(unet_folder, levels=["up.1"], timesteps=[100])
+    monkeypatch.setattr(ahead_module, "MOST_BYTES", 4 * 3 * 16 * 16 * 4 - 1)
+    assert teacher.foresee(np.arange(4)) == []
+    assert teacher.foresee(np.arange(3)) != []
 
 
 def test_only_what_the_highest_level_needs_is_run(unet_folder: Path) -> None:
