@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from distill.data.sets import TrainingSet
     from distill.methods.base import Method
     from distill.students.student import Student
-    from distill.training.rehearsal import Plan
     from distill.training.runlog import RunLog
     from distill.training.state import TrainState
     from pipeline.learning.loop import Learner
@@ -169,20 +168,6 @@ def tidy(config: TrainConfig, training_set: TrainingSet) -> None:
     unpin(training_set.source, run_dir)
 
 
-def plan_of(config: TrainConfig) -> Plan:
-    """Return what a rehearsal needs of the settings."""
-    from distill.training.rehearsal import Plan
-
-    return Plan(
-        method=config.method,
-        settings=config.method_settings(),
-        student=config.student,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        parts=config.accumulate,
-    )
-
-
 def build(
     accelerator: Accelerator,
     *,
@@ -194,8 +179,9 @@ def build(
     from distill.methods.build import build_method, method_class
     from distill.training.batch_norm import partial_statistics
     from distill.training.learner import build_learner
-    from distill.training.memory import StepSize, check_estimate, try_step
+    from distill.training.memory import check_estimate, try_step
     from distill.training.rehearsal import rehearse
+    from distill.training.start import plan_of, step_size
     from pipeline.learning.checkpoint import load_checkpoint, parts_of
 
     method = build_method(
@@ -219,13 +205,7 @@ def build(
     for line in lines:
         if accelerator.is_main_process:
             stage(f"train: {line}")
-    step = StepSize(
-        training_set=training_set,
-        count=config.part_size // ranks,
-        optimizer=config.optimizer.name,
-        averaged=config.ema > 0,
-        ranks=ranks,
-    )
+    step = step_size(config, training_set, ranks=ranks)
     if device == "cpu":
         check_estimate(method, step)
     learner = build_learner(

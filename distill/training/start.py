@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from distill.training.checkpoint import resume_point
 from distill.training.keep import kept_steps
+from distill.training.memory import StepSize
 from distill.training.optim import schedule_of
+from distill.training.rehearsal import Plan
 from distill.training.state import TrainState, first_state, flatten
 from dreamshard.config import to_dict
 from dreamshard.progress import stage
@@ -116,3 +118,26 @@ def tell_start(start: Start, config: TrainConfig) -> None:
         for steps in (before, config.steps)
     )
     stage(f"train: {extension(old, new, step=step)}")
+
+
+def plan_of(config: TrainConfig) -> Plan:
+    """Return what a rehearsal needs of the settings."""
+    return Plan(
+        method=config.method,
+        settings=config.method_settings(),
+        student=config.student,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        parts=config.accumulate,
+    )
+
+
+def step_size(config: TrainConfig, training_set: TrainingSet, *, ranks: int) -> StepSize:
+    """Return what a step's memory depends on."""
+    return StepSize(
+        training_set=training_set,
+        count=config.part_size // ranks,
+        optimizer=config.optimizer.name,
+        averaged=config.ema > 0,
+        ranks=ranks,
+    )

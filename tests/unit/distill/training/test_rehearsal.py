@@ -11,8 +11,8 @@ from distill.configs.train import DreamTeacherConfig, StudentConfig, TrainConfig
 from distill.data.open import open_training_set
 from distill.methods.base import Method
 from distill.methods.build import build_method, method_class
-from distill.train import plan_of
 from distill.training.rehearsal import rehearse
+from distill.training.start import plan_of
 from dreamshard.errors import ConfigError
 
 

@@ -16,8 +16,8 @@ from distill.data.open import open_training_set
 from distill.losses.vicreg import vicreg_loss
 from distill.methods.base import Method
 from distill.methods.build import build_method, method_class
-from distill.train import plan_of
 from distill.training.rehearsal import rehearse
+from distill.training.start import plan_of
 from pipeline.learning.ranks import gathered_rows
 from tests.two_ranks import on_two_ranks
 from tests.unit.distill.small_data import make_dataset
