@@ -43,6 +43,18 @@ FILES = {
     "distill/losses/feature.py": "distill/losses",
 }
 """What is changed -> the tests below tests/unit that must notice; fast ones, without Ray."""
+KEPT = {
+    "EMA followed before the step": "pipeline/learning/test_loop.py",
+    "SyncBatchNorm removed": "distill/training/test_launch.py",
+    "norm of an overflowed step noted": "distill/training/test_runlog.py",
+    "a claim that is always fresh": "storage/ledger/test_publish.py",
+    "gc that ignores live runs": "storage/verbs/test_collect.py",
+    "the outbox without record_stream": "pipeline/teachers/recording/test_outbox.py",
+    "the outbox not waiting for the computing stream": "pipeline/teachers/recording/test_outbox.py",
+    "the outbox not waiting for its own stream": "pipeline/teachers/recording/test_outbox.py",
+}
+"""Mutants that an earlier trial left alive -> the tests below tests/unit that kill them now; each
+was made by hand on 2026-11-26, and its tests failed."""
 EXTRA_TESTS = {"pipeline/learning/loop.py": "distill/training/test_scaled_steps.py"}
 SLOWER = 4.0
 """A mutant whose tests take so many times the usual time hangs: it is noticed, too."""

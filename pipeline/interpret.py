@@ -77,7 +77,7 @@ def interpret(config: InterpretConfig) -> Path:
             interpreter in `out`.
         DataError: images without labels, classes beyond those named, or nothing to learn from.
         TeacherError: a teacher that cannot be loaded.
-        Interrupted: Ctrl-C or SIGTERM in the fit; what was learnt is saved.
+        Interrupted: Ctrl-C or SIGTERM; what was computed and learnt is saved.
     """
     import torch
 
@@ -85,6 +85,7 @@ def interpret(config: InterpretConfig) -> Path:
     from pipeline.images.source import fingerprint, open_source
     from pipeline.learning.checkpoint import forget
     from pipeline.learning.interpreting.examples import judge
+    from pipeline.learning.interpreting.kept import forget_features
     from pipeline.teachers.base import say
     from pipeline.teachers.interpreted.interpreter import save_interpreter
     from pipeline.teachers.load import describe_teacher
@@ -110,16 +111,20 @@ def interpret(config: InterpretConfig) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     total = len(source)
-    examples = _examples(config, spec, train, total=total, judged=False)
+    keep = record.path / "features"
+    examples = _examples(
+        config, spec, train, total=total, key=card.training["recipe_key"], keep=keep
+    )
     interpreter = _fit(config, card, examples=examples, record=record)
     if len(rest):
-        scores = judge(interpreter, _examples(config, spec, rest, total=total, judged=True))
+        scores = judge(interpreter, _examples(config, spec, rest, total=total))
         card.training |= scores
         record.stats(**scores)
         shown = ", ".join(f"{name} {value:.1f} %" for name, value in scores.items())
         stage(f"interpret: {shown} on {len(rest)} images kept out")
     save_interpreter(folder, interpreter, card=card)
     forget(record.path)
+    forget_features(keep)
     record.stats(seconds=time.perf_counter() - began, interpreter=str(folder))
     record.propose(_next_command(config, folder))
     return folder
@@ -238,18 +243,35 @@ def _is_trained(folder: Path, card: InterpreterCard, *, overwrite: bool) -> bool
 
 
 def _examples(
-    config: InterpretConfig, spec: TeacherSpec, data: LabelledImages, *, total: int, judged: bool
+    config: InterpretConfig,
+    spec: TeacherSpec,
+    data: LabelledImages,
+    *,
+    total: int,
+    key: str = "",
+    keep: Path | None = None,
 ) -> Examples:
-    """Load the teacher, compute the views of some images, and let go of it."""
+    """Load the teacher, compute the views of some images, and let go of it.
+
+    Args:
+        config, spec: of the run and its teacher.
+        data: the images.
+        total: images of the source.
+        key: of the run.
+        keep: where a run that is stopped keeps what it has computed; None for images that are only
+            judged on, in the plain view.
+    """
     import torch
 
     from pipeline.learning.device import choose_device
     from pipeline.learning.interpreting.examples import Examples
-    from pipeline.learning.interpreting.features import check_memory, compute_views
+    from pipeline.learning.interpreting.features import check_memory, compute_views, empty_views
+    from pipeline.learning.interpreting.kept import load_features, save_features
+    from pipeline.learning.stopping import StopAfterStep
     from pipeline.teachers.load import load_teacher
     from storage.schema import Pins
 
-    noisings, mirror = (1, False) if judged else (config.noisings, config.mirror)
+    noisings, mirror = (config.noisings, config.mirror) if keep else (1, False)
     count = noisings * (2 if mirror else 1)
     check_memory(spec.levels, images=len(data), views=count, limit_gb=config.memory_gb)
     pins = Pins(
@@ -261,15 +283,29 @@ def _examples(
     teacher = load_teacher(
         config.teacher, mode="encode", seed=config.seed, pins=pins, image_size=spec.image_size
     )
-    with Progress("features", total=count * len(data)) as progress:
+    levels = empty_views(spec.levels, images=len(data), views=count)
+    done = load_features(keep, levels, key=key) if keep else 0
+
+    def after(so_far: int) -> None:
+        if stopping():
+            if keep:
+                save_features(keep, levels, done=so_far, key=key)
+            stopping.leave(so_far, count * len(data), unit="image")
+
+    with (
+        Progress("features", total=count * len(data), initial=done) as progress,
+        StopAfterStep("interpret") as stopping,
+    ):
         views = compute_views(
             teacher,
             data,
+            levels=levels,
             total=total,
-            noisings=noisings,
             mirror=mirror,
             micro_batch=config.micro_batch,
             progress=progress,
+            done=done,
+            after=after,
         )
     return Examples(views, _targets(config, data), ignore=config.ignore)
 
@@ -318,6 +354,8 @@ def _fit(
             if stopping.now(taken, every=1):
                 save_stopped(record.path, learner, step=taken.step, key=key)
                 stopping.leave(taken.step, steps)
+        if done < steps:  # whoever is stopped while it is judged has learnt it
+            save_stopped(record.path, learner, step=steps, key=key)
     return learner.kept.eval()
 
 

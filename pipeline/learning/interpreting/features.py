@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,41 +60,51 @@ def check_memory(levels: tuple[Level, ...], *, images: int, views: int, limit_gb
         raise ConfigError(Problem("memory_gb", got, f"at most {limit_gb:g} GB", hint))
 
 
+def empty_views(levels: tuple[Level, ...], *, images: int, views: int) -> dict[str, np.ndarray]:
+    """Return the arrays that `compute_views` fills, float16 (views, images, *level.shape)."""
+    return {level.name: np.empty((views, images, *level.shape), np.float16) for level in levels}
+
+
 def compute_views(
     teacher: Teacher,
     data: LabelledImages,
     *,
+    levels: dict[str, np.ndarray],
     total: int,
-    noisings: int,
     mirror: bool,
     micro_batch: int,
     progress: Progress,
+    done: int = 0,
+    after: Callable[[int], None] = lambda _: None,
 ) -> FeatureViews:
     """Run a frozen teacher over labelled images, once per noise draw and mirroring.
 
     Args:
         teacher: loaded, to be given whole micro-batches.
         data: N images.
+        levels: arrays to fill, of `empty_views`.
         total: images of the source, so that no two views share their noise.
-        noisings: noise draws per image.
-        mirror: add the mirrored images, with as many draws of their own.
+        mirror: the last half of the views are of the mirrored images.
         micro_batch: images per call; the last call is padded.
         progress: counts images.
+        done: images computed before, over all views.
+        after: called with the images computed, after every micro-batch but the last.
     """
-    views = noisings * (2 if mirror else 1)
-    mirrored = np.arange(views) >= noisings
-    levels = {
-        level.name: np.empty((views, len(data), *level.shape), np.float16)
-        for level in teacher.levels
-    }
+    views = len(next(iter(levels.values())))
+    mirrored = np.arange(views) >= (views // 2 if mirror else views)
     for view in range(views):
         images = data.images[:, :, ::-1] if mirrored[view] else data.images
         for first in range(0, len(data), micro_batch):
-            rows = np.minimum(np.arange(first, first + micro_batch), len(data) - 1)
             count = min(micro_batch, len(data) - first)
+            so_far = view * len(data) + first + count
+            if so_far <= done:
+                continue
+            rows = np.minimum(np.arange(first, first + micro_batch), len(data) - 1)
             indices = data.numbers[rows] + view * total
             batch = teacher.encode(np.ascontiguousarray(images[rows]), indices)
             for name, kept in levels.items():
                 kept[view, first : first + count] = batch.levels[name][:count]
             progress.update(count)
+            if so_far < views * len(data):
+                after(so_far)
     return FeatureViews(levels, mirrored)

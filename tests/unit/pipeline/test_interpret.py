@@ -273,3 +273,68 @@ def test_a_stopped_fit_goes_on_exactly(
     one, other = (load_file(folder / WEIGHTS) for folder in (trained, tmp_path / "again"))
     assert all((one[name] == other[name]).all() for name in one)
     assert not list((tmp_path / "again" / "run").glob("checkpoint-*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize("call", [2, 5])
+def test_stopped_while_features_are_computed_it_goes_on_exactly(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    from dreamshard.errors import Interrupted
+    from pipeline.learning.signals import StopSignal
+    from pipeline.teachers.diffusion.teacher import DiffusionTeacher
+
+    told: dict[str, Any] = {"micro_batch": 4, "noisings": 2, "mirror": True, "epochs": 2}
+    whole = interpret(settings(here, out=str(tmp_path / "whole"), **told))
+    encode, seen, asked = DiffusionTeacher.encode, [], 0
+
+    def counted(self: DiffusionTeacher, images: np.ndarray, indices: np.ndarray) -> Any:
+        seen.append(indices.tolist())
+        return encode(self, images, indices)
+
+    def stop(_: StopSignal) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == call
+
+    monkeypatch.setattr(DiffusionTeacher, "encode", counted)
+    broken = settings(here, out=str(tmp_path / "broken"), **told)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "__call__", stop)
+        with pytest.raises(Interrupted, match=f"stopped after image {4 * call} of 48"):
+            interpret(broken)
+    assert len(seen) == call
+    interpret(broken)
+    first = [tuple(indices) for indices in seen]
+    assert len(first) == len(set(first)) == 12 + 1, "nothing is computed twice"
+    mine, theirs = load_file(tmp_path / "broken" / WEIGHTS), load_file(whole / WEIGHTS)
+    assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+    assert not list((tmp_path / "broken" / "run").glob("features*"))
+
+
+def test_stopped_while_it_is_judged_it_keeps_what_was_learnt(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dreamshard.errors import Interrupted
+    from pipeline import interpret as script
+    from pipeline.learning import loop
+    from pipeline.learning.signals import StopSignal
+
+    config = settings(
+        here, out=str(tmp_path / "a"), micro_batch=2, noisings=1, mirror=False, epochs=2
+    )
+    judged = script.interpret.__globals__["_examples"]
+
+    def stopped(*args: Any, keep: Path | None = None, **told: Any) -> Any:
+        with monkeypatch.context() as patch:
+            if keep is None:
+                patch.setattr(StopSignal, "__call__", lambda _: True)
+            return judged(*args, keep=keep, **told)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "_examples", stopped)
+        with pytest.raises(Interrupted, match="stopped after image 2 of 4"):
+            script.interpret(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "add_gradients", None)  # no step is taken again
+        folder = script.interpret(config)
+    assert "miou" in json.loads((folder / "interpreter.json").read_text("utf-8"))["training"]

@@ -2,9 +2,10 @@
 
 Flags have the official code's names. Those the weights tell may be left out (given, they are
 checked); those they cannot tell are asked for by name, except for the sizes of the released
-networks, whose published flags are known. `noise_schedule`, `use_new_attention_order`,
-`predict_xstart` and `diffusion_steps` take the official defaults where neither says otherwise; what
-was taken is said before a run and recorded with the dataset.
+networks, whose published flags are known. `noise_schedule` and `use_new_attention_order` are asked
+for, too, unless further flags of the training command are given: what it leaves out, and
+`predict_xstart` and `diffusion_steps` always, take the official defaults; what was taken is said
+before a run and recorded with the dataset.
 """
 
 from __future__ import annotations

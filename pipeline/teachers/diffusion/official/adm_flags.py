@@ -70,6 +70,14 @@ OFFICIAL: Flags = {
     "rescale_timesteps": False,
 }
 """What the official code does where its command line says nothing."""
+ASKED = {
+    "use_new_attention_order": "true | false",
+    "noise_schedule": "linear | cosine",
+}
+"""Flags that networks of these shapes differ in: a default is a guess that changes features. Where
+the user gives flags that weights do tell, they are the training command's, whose others had theirs.
+"""
+MINIMAL = ("image_size", "num_heads", "num_head_channels", "num_heads_upsample", *ASKED)
 TOLD = (
     "image_size", "num_heads", "num_head_channels", "num_heads_upsample", *OFFICIAL
 )  # fmt: skip
@@ -92,6 +100,8 @@ def complete(flags: Flags, layout: AdmLayout) -> tuple[Flags, tuple[Flag, ...]]:
         known = {name: value for name, value in known.items() if name not in heads}
     flags = {**flags, **{name: v for name, v in known.items() if flags.get(name) is None}}
     hint = "The weights do not tell it; it is in the command the network was trained with."
+    if not released and all(given.get(name) is None for name in SETTINGS if name not in MINIMAL):
+        problems += _asked(flags, given=given, layout=layout)
     if flags["image_size"] is None:
         problems.append(Problem("settings.image_size", "nothing", "pixels", hint))
         flags["image_size"] = 2 ** (len(layout.widths) - 1)
@@ -100,6 +110,34 @@ def complete(flags: Flags, layout: AdmLayout) -> tuple[Flags, tuple[Flag, ...]]:
     if problems:
         raise ConfigError(problems)
     return flags, _sources(flags, given=given, released=released, layout=layout)
+
+
+def _asked(flags: Flags, *, given: Flags, layout: AdmLayout) -> list[Problem]:
+    """Ask for the flags that change features and for which nothing speaks."""
+    hint = (
+        "The weights do not tell it; it is in the command the network was trained with. Give that "
+        "command's other flags, too, and what it leaves out is guided-diffusion's default ({})."
+    )
+    return [
+        Problem(f"settings.{name}", "nothing", allowed, hint.format(_shown(OFFICIAL[name])))
+        for name, allowed in ASKED.items()
+        if given.get(name) is None and not _is_idle(name, flags, layout)
+    ]
+
+
+def _is_idle(name: str, flags: Flags, layout: AdmLayout) -> bool:
+    """Tell whether a flag changes nothing: with one head the two orders are one."""
+    if flags["num_heads"] is None and flags["num_head_channels"] in (None, -1):
+        return False
+    return name == "use_new_attention_order" and all(
+        heads_of(width, flags, upsample=up) == 1
+        for width in layout.head_widths
+        for up in (False, True)
+    )
+
+
+def _shown(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _released(layout: AdmLayout) -> Flags:
@@ -112,13 +150,7 @@ def _released(layout: AdmLayout) -> Flags:
 
 def _sources(flags: Flags, *, given: Flags, released: Flags, layout: AdmLayout) -> tuple[Flag, ...]:
     """Say where each flag that the weights do not tell comes from."""
-    idle = set()
-    if all(
-        heads_of(width, flags, upsample=up) == 1
-        for width in layout.head_widths
-        for up in (False, True)
-    ):
-        idle.add("use_new_attention_order")  # the two orders are one
+    idle = {name for name in TOLD if _is_idle(name, flags, layout)}
     if flags["diffusion_steps"] == 1000:
         idle.add("rescale_timesteps")
     found = []

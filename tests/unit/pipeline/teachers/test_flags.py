@@ -14,6 +14,7 @@ from pipeline.request.config import OfflineConfig
 from pipeline.request.lookup import create
 from pipeline.request.resolve import resolve
 from pipeline.teachers.base import TeacherConfig, guesses
+from pipeline.teachers.diffusion.official.adm_flags import ASKED
 from pipeline.teachers.load import describe_teacher
 from tests.unit.pipeline.teachers.conftest import UNET, make_teacher, open_teacher, randomize
 from tests.unit.pipeline.teachers.diffusion.official.adm_reference import Reference, Structure
@@ -32,7 +33,7 @@ def spec_of(path: Path, mode: Any = "synthesize", kind: str = "diffusers", **set
 
 
 def test_flags_say_where_they_come_from_and_decide_the_key(tmp_path: Path) -> None:
-    path, base = adm(tmp_path), {"image_size": 16, "num_heads": 4}
+    path, base = adm(tmp_path), {"image_size": 16, "num_heads": 4, "dropout": 0.1}
     guessed = spec_of(path, **base)
     told = {flag.name: (flag.value, flag.source) for flag in guessed.flags}
     assert told["num_heads"] == (4, "user")
@@ -49,6 +50,27 @@ def test_flags_say_where_they_come_from_and_decide_the_key(tmp_path: Path) -> No
     assert other.fingerprint != guessed.fingerprint
 
 
+def test_what_changes_features_is_asked_for_where_nothing_speaks_for_a_default(
+    tmp_path: Path,
+) -> None:
+    path, base = adm(tmp_path), {"image_size": 16, "num_heads": 4}
+
+    def asked(**more: Any) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            spec_of(path, **base, **more)
+        return [problem.key for problem in caught.value.problems if not isinstance(problem, str)]
+
+    order, schedule = (f"teacher.settings.{name}" for name in ASKED)
+    assert asked() == [order, schedule]
+    assert asked(noise_schedule="linear") == [order]
+    assert asked(use_new_attention_order=True) == [schedule]
+    told = spec_of(path, **base, use_new_attention_order=True, noise_schedule="cosine")
+    assert "use_new_attention_order" not in told.notes[0] and "noise" not in told.notes[0]
+    assert spec_of(path, **base, num_res_blocks=1).notes, "a training command's flags, less two"
+    one_head = {"image_size": 16, "num_heads": 1, "noise_schedule": "linear"}
+    assert spec_of(path, **one_head), "with one head the two orders are one"
+
+
 def test_flags_are_kept_with_the_dataset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,7 +78,7 @@ def test_flags_are_kept_with_the_dataset(
         path=str(adm(tmp_path)),
         levels=["s1"],
         timesteps=[10],
-        settings={"image_size": 16, "num_heads": 4},
+        settings={"image_size": 16, "num_heads": 4, "dropout": 0.1},
     )
     config = OfflineConfig(root=str(tmp_path / "data"), teacher=teacher, samples=4)
     request = resolve(config.settled().request())

@@ -125,6 +125,16 @@ def test_a_late_copy_has_the_values_of_its_level(monkeypatch: pytest.MonkeyPatch
     assert not device.blocking and not device.pageable
 
 
+def test_an_early_copy_waits_for_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    outbox = Outbox(torch.device("cuda"))
+    value = torch.randn(SHAPE).half()
+    outbox["a"] = device.computed(value)
+    side: Any = outbox._stream
+    side.synchronize()  # the earliest that a device may run it: before anything was computed
+    assert np.array_equal(outbox.collect()["a"], value.numpy())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_copies_overlap_and_are_whole_on_a_gpu() -> None:

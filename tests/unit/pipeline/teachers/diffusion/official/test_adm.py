@@ -115,7 +115,7 @@ def test_what_weights_cannot_tell_is_asked_for_by_name(tmp_path: Path) -> None:
 
 def test_flags_decide_the_fingerprint(tmp_path: Path) -> None:
     path = save(Reference(Structure()), tmp_path)
-    base: dict[str, Any] = {"image_size": 16, "num_heads": 4}
+    base: dict[str, Any] = {"image_size": 16, "num_heads": 4, "use_scale_shift_norm": True}
     first = open_teacher(path, **base).fingerprint
     assert open_teacher(path, **base, dropout=0.3, use_fp16=True).fingerprint == first
     for flag in ({"num_heads": 2}, {"use_new_attention_order": True}, {"noise_schedule": "cosine"}):
@@ -124,7 +124,7 @@ def test_flags_decide_the_fingerprint(tmp_path: Path) -> None:
 
 def test_schedule_flags(tmp_path: Path) -> None:
     path = save(Reference(Structure()), tmp_path)
-    base: dict[str, Any] = {"image_size": 16, "num_heads": 4}
+    base: dict[str, Any] = {"image_size": 16, "num_heads": 4, "use_scale_shift_norm": True}
     cosine = open_teacher(path, **base, noise_schedule="cosine").schedule
     assert cosine.signal[500] ** 2 == pytest.approx(0.4923, abs=1e-3)
     short = open_teacher(path, **base, diffusion_steps=100, rescale_timesteps=True).schedule
