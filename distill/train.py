@@ -176,7 +176,6 @@ def build(
     checkpoint: Path | None,
 ) -> tuple[Method, Learner]:
     """Build the method, its optimiser and average on their devices, as a checkpoint has them."""
-    from distill.methods.build import build_method, method_class
     from distill.training.batch_norm import partial_statistics
     from distill.training.learner import build_learner
     from distill.training.memory import check_estimate, try_step
@@ -184,16 +183,9 @@ def build(
     from distill.training.start import plan_of, step_size
     from pipeline.learning.checkpoint import load_checkpoint, parts_of
 
-    method = build_method(
-        method_class(config.method),
-        config.method_settings(),
-        student=config.student,
-        training_set=training_set,
-        seed=config.seed,
-    )
+    method = new_method(config, training_set)
     ranks, device = accelerator.num_processes, accelerator.device.type
-    plan = plan_of(config)
-    lines = rehearse(method, plan=plan, training_set=training_set, ranks=ranks)
+    lines = rehearse(method, plan=plan_of(config), training_set=training_set, ranks=ranks)
     lines += partial_statistics(
         method,
         batch_size=config.batch_size,
@@ -202,9 +194,8 @@ def build(
         ranks=ranks,
         device=device,
     )
-    for line in lines:
-        if accelerator.is_main_process:
-            stage(f"train: {line}")
+    for line in lines if accelerator.is_main_process else ():
+        stage(f"train: {line}")
     step = step_size(config, training_set, ranks=ranks)
     if device == "cpu":
         check_estimate(method, step)
@@ -224,6 +215,19 @@ def build(
     if checkpoint is not None:
         load_checkpoint(checkpoint, parts_of(learner))
     return method, learner
+
+
+def new_method(config: TrainConfig, training_set: TrainingSet) -> Method:
+    """Build the method as it is before the first step, on the CPU."""
+    from distill.methods.build import build_method, method_class
+
+    return build_method(
+        method_class(config.method),
+        config.method_settings(),
+        student=config.student,
+        training_set=training_set,
+        seed=config.seed,
+    )
 
 
 def open_batches(

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from pipeline.images.source import ImageSource
     from pipeline.learning.interpreting.examples import Examples
     from pipeline.learning.loop import Learner
-    from pipeline.teachers.base import TeacherSpec
+    from pipeline.teachers.base import Teacher, TeacherSpec
     from pipeline.teachers.interpreted.interpreter import Interpreter
 
 log = logging.getLogger(__name__)
@@ -261,28 +261,15 @@ def _examples(
         keep: where a run that is stopped keeps what it has computed; None for images that are only
             judged on, in the plain view.
     """
-    import torch
-
-    from pipeline.learning.device import choose_device
     from pipeline.learning.interpreting.examples import Examples
     from pipeline.learning.interpreting.features import check_memory, compute_views, empty_views
     from pipeline.learning.interpreting.kept import load_features, save_features
     from pipeline.learning.stopping import StopAfterStep
-    from pipeline.teachers.load import load_teacher
-    from storage.schema import Pins
 
     noisings, mirror = (config.noisings, config.mirror) if keep else (1, False)
     count = noisings * (2 if mirror else 1)
     check_memory(spec.levels, images=len(data), views=count, limit_gb=config.memory_gb)
-    pins = Pins(
-        micro_batch=config.micro_batch,
-        compute_dtype=config.teacher.compute_dtype,
-        device=choose_device(config.device),
-        threads=config.threads or torch.get_num_threads(),
-    )
-    teacher = load_teacher(
-        config.teacher, mode="encode", seed=config.seed, pins=pins, image_size=spec.image_size
-    )
+    teacher = _load_teacher(config, spec)
     levels = empty_views(spec.levels, images=len(data), views=count)
     done = load_features(keep, levels, key=key) if keep else 0
 
@@ -308,6 +295,24 @@ def _examples(
             after=after,
         )
     return Examples(views, _targets(config, data), ignore=config.ignore)
+
+
+def _load_teacher(config: InterpretConfig, spec: TeacherSpec) -> Teacher:
+    import torch
+
+    from pipeline.learning.device import choose_device
+    from pipeline.teachers.load import load_teacher
+    from storage.schema import Pins
+
+    pins = Pins(
+        micro_batch=config.micro_batch,
+        compute_dtype=config.teacher.compute_dtype,
+        device=choose_device(config.device),
+        threads=config.threads or torch.get_num_threads(),
+    )
+    return load_teacher(
+        config.teacher, mode="encode", seed=config.seed, pins=pins, image_size=spec.image_size
+    )
 
 
 def _fit(

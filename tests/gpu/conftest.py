@@ -34,7 +34,8 @@ def cuda(device: str) -> torch.device:
 @pytest.fixture(autouse=True)
 def settled() -> Generator[None]:
     """Give each test the pipeline's settings, and torch its own ones back."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     before = (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32)
     strict = torch.are_deterministic_algorithms_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore
@@ -52,7 +53,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def configure(url: str, tmp_path: Path, device: str) -> Callable[..., TrainConfig]:
-    def make(**changes: object) -> TrainConfig:
+    def make(**changes: Any) -> TrainConfig:
         settings: dict[str, Any] = {
             "run_dir": str(tmp_path / "run"), "steps": 6, "batch_size": 16, "log_every": 1,
             "save_every": 3, "device": device, "data": DataConfig(dataset=url), "ema": 0.9,

@@ -59,8 +59,9 @@ def forget_features(folder: Path) -> None:
 
 
 def _holder(levels: Mapping[str, np.ndarray]) -> nn.Module:
-    """Return a module whose buffers are the arrays themselves: loaded into, it fills them."""
+    """Return a module whose parameters are the arrays themselves: loaded into, it fills them."""
     holder = nn.Module()
-    for number, values in enumerate(levels.values()):  # names have dots, which buffers may not
-        holder.register_buffer(f"level_{number}", torch.from_numpy(values))
+    for number, values in enumerate(levels.values()):  # names have dots, which parameters may not
+        array = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+        holder.register_parameter(f"level_{number}", array)
     return holder

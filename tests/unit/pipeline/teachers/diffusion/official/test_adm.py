@@ -110,7 +110,7 @@ def test_what_weights_cannot_tell_is_asked_for_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean num_heads"):
         open_teacher(path, image_size=16, num_head=4)
     with pytest.raises(ConfigError, match="multiples of 2"):
-        open_teacher(path, image_size=17, num_heads=4)
+        open_teacher(path, image_size=17, num_heads=4, dropout=0.1)
 
 
 def test_flags_decide_the_fingerprint(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_bad_checkpoints_are_one_line(
         if value is not None:
             reference.state[name] = value
     with pytest.raises(TeacherError, match=message) as caught:
-        open_teacher(save(reference, tmp_path), image_size=16, num_heads=4)
+        open_teacher(save(reference, tmp_path), image_size=16, num_heads=4, dropout=0.1)
     assert "\n" not in str(caught.value)
 
 
@@ -206,7 +206,7 @@ def test_safetensors_checkpoints_work_too(tmp_path: Path) -> None:
 
     reference = Reference(Structure())
     save_file(reference.state, tmp_path / "model.safetensors")
-    teacher = open_teacher(tmp_path / "model.safetensors", image_size=16, num_heads=4)
+    teacher = open_teacher(tmp_path / "model.safetensors", image_size=16, num_heads=4, dropout=0.1)
     batch = teacher.encode(np.zeros((2, 16, 16, 3), np.uint8), np.arange(2))
     assert batch.levels["output_blocks.3.t150"].shape == (2, 32, 16, 16)
 
