@@ -253,13 +253,7 @@ def _examples(
 ) -> Examples:
     """Load the teacher, compute the views of some images, and let go of it.
 
-    Args:
-        config, spec: of the run and its teacher.
-        data: the images.
-        total: images of the source.
-        key: of the run.
-        keep: where a run that is stopped keeps what it has computed; None for images that are only
-            judged on, in the plain view.
+    Stopped, a run keeps what it has computed in `keep`; None: images to judge on, in a plain view.
     """
     from pipeline.learning.interpreting.examples import Examples
     from pipeline.learning.interpreting.features import check_memory, compute_views, empty_views
