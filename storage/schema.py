@@ -87,6 +87,11 @@ class Level:
         """Tell features that have cells in the image from labels and pooled vectors."""
         return self.kind == "feature" and len(self.shape) == 3 and self.stride > 0
 
+    @property
+    def is_vector(self) -> bool:
+        """Tell an embedding or a pooled map: one vector per image."""
+        return self.kind != "soft_label" and len(self.shape) == 1
+
     def to_dict(self) -> dict[str, object]:
         """Return the level as plain JSON values."""
         return {**asdict(self), "shape": list(self.shape)}

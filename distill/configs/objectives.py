@@ -16,12 +16,24 @@ from dreamshard.errors import Problem
 class FeatureConfig:
     """Predict a teacher's feature maps."""
 
-    reads: ClassVar = (Table("regressor", {"fpn_ppm": "pool_scales"}),)
+    reads: ClassVar = (
+        Table("regressor", {"fpn_ppm": "pool_scales"}),
+        Table("whiten", {"layer_norm": "whiten_axes"}),
+        Table("regression", {"cos_smooth_l1": "cosine_share"}),
+    )
 
     mse_weight: Weight = 1.0
     """Weight of the whitened regression."""
     attention_weight: Weight = 10.0
     """Weight of attention transfer; 10 in the paper."""
+    whiten: Literal["layer_norm", "channel", "phi_s"] = "layer_norm"
+    """How the teacher's maps are standardised: each by itself (layer_norm, the paper's), or by
+    statistics of the dataset, each channel by its own (channel) or turned to channels of the same
+    variance (phi_s)."""
+    regression: Literal["mse", "smooth_l1", "cos_smooth_l1"] = "mse"
+    """Distance of a prediction from a standardised map; mse is the paper's. It is told as `mse`."""
+    cosine_share: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Share of 1 - cosine in cos_smooth_l1 (0..1); 0.9 in Theia, 0.5 in UNIC."""
     whiten_axes: Literal["c", "chw"] = "c"
     """Whiten the teacher over the channels of each position (c), or over the whole map (chw)."""
     attention_power: Positive = 2.0
@@ -45,6 +57,17 @@ class FeatureConfig:
             hint = "Try --dreamteacher.regressor fpn."
             return [Problem("pool_scales", "[]", "one scale or more for fpn_ppm", hint)]
         return []
+
+
+@dataclass(kw_only=True)
+class GramConfig:
+    """Match how alike the cells of an image are to one another."""
+
+    temperature: Positive = 0.07
+    """Temperature T of both sides; 0.07 in LightlyTrain."""
+    cells: Annotated[int, Field(ge=2, le=4096)] = 256
+    """Most cells of a map that are compared (count); larger maps are averaged down to as many. The
+    memory of a sample grows with their square."""
 
 
 @dataclass(kw_only=True)

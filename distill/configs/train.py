@@ -16,8 +16,11 @@ from distill.configs.methods import (
     SupervisedConfig,
     VICRegConfig,
 )
+from distill.configs.mix import MixConfig
 from distill.configs.monitor import MonitorConfig
 from distill.configs.optimizer import OptimizerConfig
+from distill.configs.similarity import ClusterConfig, CompressConfig, CRDConfig, RegConfig
+from distill.configs.squeeze import SqueezeAndSpanConfig
 from distill.configs.student import StudentConfig
 from distill.configs.types import Count, Seed
 from distill.tables import name_problem
@@ -25,8 +28,22 @@ from dreamshard.config.reads import OWN, Table, When
 from dreamshard.errors import Problem
 from pipeline.streaming.config import StreamConfig
 
-MethodConfig = DreamTeacherConfig | SimSiamConfig | VICRegConfig | SupervisedConfig
+MethodConfig = (
+    DreamTeacherConfig
+    | CompressConfig
+    | SqueezeAndSpanConfig
+    | MixConfig
+    | RegConfig
+    | CRDConfig
+    | ClusterConfig
+    | SimSiamConfig
+    | VICRegConfig
+    | SupervisedConfig
+)
 
+
+Summarised = DreamTeacherConfig | CompressConfig | SqueezeAndSpanConfig | MixConfig
+"""Sections that say what a reader of a student's card wants to know."""
 
 SERVED = (
     "stream.ray stream.actors stream.actor_resources stream.start_actors stream.deadline_s "
@@ -68,6 +85,9 @@ class DataConfig:
     join: list[str] = field(default_factory=list)
     """Kind shards: further datasets of the same samples, whose levels are read beside (soft labels,
     say)."""
+    real: str = ""
+    """Dataset of real images, of the same size, for methods that learn from those beside the
+    teacher's samples; of each as many. Its levels are not read."""
     levels: list[str] = field(default_factory=list)
     """Levels to distil, by name (up.1.t100), tap (up.1) or stride (s4); empty: every one of the
     kinds that the method distils."""
@@ -135,9 +155,16 @@ class TrainConfig:
         Table(
             "method",
             {
-                "dreamteacher": "dreamteacher data.levels data.join",
+                **{
+                    name: f"{name} data.levels data.join"
+                    for name in ("dreamteacher", "compress", "reg", "crd", "cc")
+                },
+                **{
+                    name: f"{name} data.levels data.join data.real"
+                    for name in ("squeeze_and_span", "mix")
+                },
                 **{name: name for name in ("simsiam", "vicreg", "supervised")},
-                OWN: "data.levels data.join",
+                OWN: "data.levels data.join data.real",
             },
         ),
     )
@@ -155,14 +182,27 @@ class TrainConfig:
     """Parts that a step's batch is worked on in, one after another: less memory, the same step
     (but batch norm sees a part at a time)."""
     method: str = "dreamteacher"
-    """Method: dreamteacher; the baselines simsiam, vicreg and supervised on the dataset's images;
-    or module:Class. Its settings are the section so named."""
+    """Method: dreamteacher; compress, and its baselines reg, crd and cc; squeeze_and_span; mix, any
+    of their objectives by weights; the baselines simsiam, vicreg and supervised on the dataset's
+    images; or module:Class. Its settings are the section so named."""
     student: StudentConfig = field(default_factory=StudentConfig)
     """The backbone to train."""
     data: DataConfig = field(default_factory=DataConfig)
     """The recorded features to train on."""
     dreamteacher: DreamTeacherConfig = field(default_factory=DreamTeacherConfig)
     """Settings of the method dreamteacher."""
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    """Settings of the method compress."""
+    squeeze_and_span: SqueezeAndSpanConfig = field(default_factory=SqueezeAndSpanConfig)
+    """Settings of the method squeeze_and_span."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Objectives of the method mix, and their weights."""
+    reg: RegConfig = field(default_factory=RegConfig)
+    """Settings of the method reg."""
+    crd: CRDConfig = field(default_factory=CRDConfig)
+    """Settings of the method crd."""
+    cc: ClusterConfig = field(default_factory=ClusterConfig)
+    """Settings of the method cc."""
     simsiam: SimSiamConfig = field(default_factory=SimSiamConfig)
     """Settings of the method simsiam."""
     vicreg: VICRegConfig = field(default_factory=VICRegConfig)
@@ -213,6 +253,12 @@ class TrainConfig:
         """Return the section of the method chosen; None for a method of the user's own."""
         sections: dict[str, MethodConfig] = {
             "dreamteacher": self.dreamteacher,
+            "compress": self.compress,
+            "squeeze_and_span": self.squeeze_and_span,
+            "mix": self.mix,
+            "reg": self.reg,
+            "crd": self.crd,
+            "cc": self.cc,
             "simsiam": self.simsiam,
             "vicreg": self.vicreg,
             "supervised": self.supervised,
@@ -229,7 +275,7 @@ class TrainConfig:
         settings, optimizer = self.method_settings(), self.optimizer
         told: dict[str, object] = {
             "method": self.method,
-            "settings": settings.summary() if isinstance(settings, DreamTeacherConfig) else "",
+            "settings": settings.summary() if isinstance(settings, Summarised) else "",
             "optimizer": f"{optimizer.name}, lr {optimizer.lr:g}, weight decay "
             f"{optimizer.weight_decay:g}",
             "steps": self.steps,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.data.dequantise import Dequantiser
 from distill.data.paired import open_pairs
-from distill.data.sets import TrainingSet
+from distill.data.sets import NUMBER, REAL, TrainingSet
 from distill.data.upload import Uploader
 from distill.students.normalise import Normaliser
 from storage.batches.filler import Share
@@ -25,7 +25,8 @@ class Batch:
 
     Args:
         images: float32 (B, 3, H, W), normalised.
-        targets: level name to float32 (B, C, h, w); "label" to int64 (B,) where asked for.
+        targets: level name to float32 (B, C, h, w); "label" and NUMBER to int64 (B,), and REAL
+            to float32 (B, 3, H, W), normalised, where asked for.
         index: int64 (B,) on the host, sample numbers in the dataset.
     """
 
@@ -71,6 +72,11 @@ class Batches:
             labels=training_set.needs.labels,
             kept=training_set.kept,
         )
+        self._numbered = training_set.needs.numbers
+        self._real = None
+        if training_set.real is not None:  # in an order of its own
+            seed = training_set.seed + 1
+            self._real = training_set.real.read([], share=share, seed=seed)
         self._upload = Uploader(device, pin=getattr(self._reader, "reuses_memory", False))
 
     @property
@@ -81,7 +87,8 @@ class Batches:
     @property
     def waited_s(self) -> float:
         """Seconds spent waiting for data so far: to be read, and to be on its way to the device."""
-        return self._reader.wait_s + self._upload.wait_s
+        beside = 0.0 if self._real is None else self._real.wait_s
+        return self._reader.wait_s + self._upload.wait_s + beside
 
     def next(self) -> Batch:
         """Wait for the next batch, bring it to the device and normalise it there."""
@@ -93,6 +100,12 @@ class Batches:
         targets = {name: _in_order(decode(found)) for name, decode in self._decoders.items()}
         if self._pairs is not None:
             images, targets = self._pairs(images, targets, position=rows.position)
+        if self._real is not None:
+            pixels = self._real.next().image
+            assert pixels is not None
+            targets[REAL] = self._normalise(torch.from_numpy(pixels))
+        if self._numbered:
+            targets[NUMBER] = torch.from_numpy(rows.index.astype(np.int64)).to(self._device)
         if rows.label is not None:
             targets["label"] = torch.from_numpy(rows.label).to(self._device, copy=True)
         return Batch(images=images, targets=targets, index=rows.index.copy())
@@ -101,6 +114,8 @@ class Batches:
         """Stop reading ahead."""
         self._upload.close()
         self._reader.close()
+        if self._real is not None:
+            self._real.close()
 
 
 def _in_order(values: Tensor) -> Tensor:

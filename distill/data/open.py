@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from distill.data.paired import cropped, pair_problems
 from distill.data.sets import Needs, TrainingSet
+from distill.data.shards import ShardSource, open_real
 from distill.data.source import Source
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, Problem
@@ -23,9 +24,11 @@ SOURCES = {
     "live": "distill.data.online:open_stream",
 }
 """What opens a `Source`, by `data.kind`."""
-KIND_WORDS = {"feature": "map", "soft_label": "soft label"}
+KIND_WORDS = {"feature": "map", "soft_label": "soft label", "embedding": "embedding"}
 KIND_HINTS = {
     "feature": "Choose a dataset with feature maps.",
+    "embedding": "Record vectors (`dreamshard encode --teacher.pool gap`), or maps, which are "
+    "averaged over space.",
     "soft_label": "Record them with `dreamshard encode --teacher.interpreter FOLDER`, into a "
     "dataset of their own if you like, and name it in data.join.",
 }
@@ -57,9 +60,13 @@ def open_training_set(
     if needs.labels and not source.labelled:
         allowed = "a dataset with labels, as the method learns classes"
         problems.append(Problem("data.dataset", source.url, allowed))
+    if config.real and not needs.real:
+        allowed = "nothing, as no objective of this run learns from real images"
+        problems.append(Problem("data.real", config.real, allowed, "Leave it out."))
     if problems:
         raise ConfigError(problems)
     crop = (config.crop[0], config.crop[1]) if config.crop else None
+    real = _open_real(config, source) if needs.real else None
     training_set = TrainingSet(
         source=source,
         levels=tuple(cropped(level, crop) for level in levels),
@@ -67,6 +74,7 @@ def open_training_set(
         crop=crop,
         mirror=config.flip == "mirror",
         seed=seed,
+        real=real,
     )
     if needs.classes:
         training_set.check_labels()
@@ -79,7 +87,7 @@ def _choose_levels(
     """Return the levels asked for, finest first, and what is wrong with the request."""
     usable = [level for level in source.levels if _is_usable(level, kinds)]
     words = " or ".join(KIND_WORDS[kind] for kind in kinds)
-    chosen, problems = usable, []
+    chosen, problems = _usual(usable, kinds=kinds), []
     if config.levels:
         chosen, _ = choose_levels(usable, config.levels, key="data.levels")
         problems = [
@@ -88,7 +96,7 @@ def _choose_levels(
             if not match_levels(usable, name)
         ]
     for kind in kinds:
-        if not problems and not any(level.kind == kind for level in chosen):
+        if not problems and not any(_is_usable(level, [kind]) for level in chosen):
             allowed = f"at least one {KIND_WORDS[kind]}"
             problems.append(Problem("data.dataset", source.url, allowed, KIND_HINTS[kind]))
     return sorted(chosen, key=lambda level: level.stride), problems
@@ -107,10 +115,35 @@ def _level_problem(
     return problem
 
 
+def _open_real(config: DataConfig, source: Source) -> ShardSource:
+    """Find the real images, and refuse those that cannot lie beside the samples."""
+    if not config.real:
+        allowed = "a dataset of real images, which the method learns from beside the samples"
+        hint = "Name one that `dreamshard encode` wrote: --data.real ROOT/NAME."
+        raise ConfigError(Problem("data.real", "nothing", allowed, hint))
+    real = open_real(config)
+    if real.image_size != source.image_size or config.crop:
+        got = f"images of {real.image_size}" + (" and a crop (data.crop)" if config.crop else "")
+        allowed = f"whole images of {source.image_size}, as the samples of {source.url}"
+        raise ConfigError(Problem("data.real", got, allowed))
+    return real
+
+
+def _usual(usable: Sequence[Level], *, kinds: Sequence[str]) -> list[Level]:
+    """Return the levels that are read where none are named: maps give way to vectors wanted."""
+    vectors = any(level.is_vector for level in usable)
+    if "embedding" not in kinds or "feature" in kinds or not vectors:
+        return list(usable)
+    return [level for level in usable if not level.is_map]
+
+
 def _is_usable(level: Level, kinds: Sequence[str]) -> bool:
-    if level.kind not in kinds:
-        return False
-    return level.kind == "soft_label" or (len(level.shape) == 3 and level.stride > 0)
+    """Tell whether a level is of one of the kinds; a map, averaged over space, is an embedding."""
+    return (
+        ("soft_label" in kinds and level.kind == "soft_label")
+        or ("feature" in kinds and level.is_map)
+        or ("embedding" in kinds and (level.is_vector or level.is_map))
+    )
 
 
 def _image_problems(config: DataConfig, source: Source) -> list[Problem]:

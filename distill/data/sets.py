@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,12 @@ from dreamshard.errors import ConfigError, Problem
 from dreamshard.rng import generator
 from storage.rows.pick import read_rows
 from storage.schema import Level
+
+if TYPE_CHECKING:
+    from distill.data.shards import ShardSource
+
+REAL, NUMBER = "real images", "sample number"
+"""Names among a batch's targets beside the levels', which have no space."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Needs:
         views: of the images that the student sees, as the method names them.
         deepest: the student's deepest map, whatever strides the levels have.
         bridged: maps of other resolutions than the student's are taken, too.
+        real: real images beside the samples, as many.
+        numbers: of the samples in the dataset.
     """
 
     kinds: tuple[str, ...] = ("feature",)
@@ -36,6 +45,8 @@ class Needs:
     views: tuple[str, ...] = ()
     deepest: bool = False
     bridged: bool = False
+    real: bool = False
+    numbers: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """Return what two parts of a method need together."""
@@ -47,6 +58,8 @@ class Needs:
             views=tuple(sorted({*self.views, *other.views})),
             deepest=self.deepest or other.deepest,
             bridged=self.bridged or other.bridged,
+            real=self.real or other.real,
+            numbers=self.numbers or other.numbers,
         )
 
 
@@ -61,6 +74,7 @@ class TrainingSet:
         crop: (H, W) in pixels of the random part that the student sees; None: the whole.
         mirror: half of the samples are mirrored left to right.
         seed: of the order, the share of the labels, flips and crops.
+        real: of the real images beside the samples, where the method needs them.
     """
 
     source: Source
@@ -69,6 +83,7 @@ class TrainingSet:
     crop: tuple[int, int] | None = None
     mirror: bool = False
     seed: int = 0
+    real: ShardSource | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -30,6 +30,15 @@ def open_shards(config: DataConfig) -> ShardSource:
     return ShardSource(config, tuple(find_dataset(name) for name in (config.dataset, *config.join)))
 
 
+def open_real(config: DataConfig) -> ShardSource:
+    """Find the dataset of real images.
+
+    Raises:
+        DataError: no such dataset, several of that name, or not a readable one.
+    """
+    return ShardSource(config, (find_dataset(config.real),))
+
+
 class ShardSource:
     """Read shards; see `Source` for the rest.
 

@@ -26,7 +26,12 @@ RGB_TO_YIQ = (LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 @in_float32
 def random_view(
-    images: Tensor, config: AugmentConfig, *, mean: Sequence[float], std: Sequence[float]
+    images: Tensor,
+    config: AugmentConfig,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shared: bool = False,
 ) -> Tensor:
     """Return one random view of each image: resized crop, mirror, colour jitter, gray.
 
@@ -38,34 +43,39 @@ def random_view(
         images: float32 (B, 3, H, W), normalised by mean and std.
         config: ranges and chances.
         mean, std: per channel, of pixels in 0..1.
+        shared: one draw for the whole batch, as in Squeeze-and-Span's official code.
 
     Returns:
         float32 (B, 3, H, W), normalised alike.
     """
     smallest, largest = config.crop_scale
-    views = crop_and_mirror(images, scale=(smallest, largest), mirror=config.flip)
+    views = crop_and_mirror(images, scale=(smallest, largest), mirror=config.flip, shared=shared)
     if not any(config.jitter) and not config.grayscale:
         return views
     per_channel = (1, 3, 1, 1)
     shift = torch.tensor(mean, device=images.device).view(per_channel)
     scale = torch.tensor(std, device=images.device).view(per_channel)
     pixels = (views * scale + shift).clamp(0, 1)
-    return (jitter(pixels, config).clamp(0, 1) - shift) / scale
+    return (jitter(pixels, config, shared=shared).clamp(0, 1) - shift) / scale
 
 
 @in_float32
-def crop_and_mirror(images: Tensor, *, scale: tuple[float, float], mirror: float) -> Tensor:
+def crop_and_mirror(
+    images: Tensor, *, scale: tuple[float, float], mirror: float, shared: bool = False
+) -> Tensor:
     """Resize a random part of each image back to the image's size; mirror some.
 
     Args:
         images: float (B, 3, H, W).
         scale: smallest and largest area of the part, relative to the image's (0..1].
         mirror: chance to be mirrored left to right (0..1).
+        shared: one draw for the whole batch.
 
     Returns:
         The same shape, by bilinear interpolation.
     """
-    grid = crop_grid(images, scale=scale, mirror=mirror)
+    grid = crop_grid(images[:1] if shared else images, scale=scale, mirror=mirror)
+    grid = grid.expand(len(images), -1, -1, -1)
     return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 
 
@@ -109,23 +119,24 @@ def crop_grid(
 
 
 @in_float32
-def jitter(pixels: Tensor, config: AugmentConfig) -> Tensor:
+def jitter(pixels: Tensor, config: AugmentConfig, *, shared: bool = False) -> Tensor:
     """Change brightness, contrast, saturation and hue of some images; make some gray.
 
     Args:
         pixels: float (B, 3, H, W) of 0..1.
         config: strengths and chances.
+        shared: one draw for the whole batch.
 
     Returns:
         The same shape, not clamped.
     """
     count = len(pixels)
-    drawn = torch.rand(5, count)
+    drawn = torch.rand(5, 1 if shared else count).expand(5, count)
     strengths = torch.tensor(config.jitter)[:, None] * (drawn[4] < config.jitter_chance)
     factors = 1 + strengths * (2 * drawn[:4] - 1)  # around 1, hue too
     brightness, contrast, saturation, hue = factors.to(pixels.device, pixels.dtype)
     saturation = torch.where(
-        torch.rand(count).to(pixels.device) < config.grayscale, 0.0, saturation
+        torch.rand(1 if shared else count).to(pixels.device) < config.grayscale, 0.0, saturation
     )
     pixels = (pixels * brightness.view(-1, 1, 1, 1)).clamp(0, 1)
     luma = torch.tensor(LUMA, device=pixels.device, dtype=pixels.dtype)

@@ -16,6 +16,7 @@ from pipeline.learning.precise import in_float32
 
 WhitenAxes = Literal["c", "chw"]
 AttentionForm = Literal["norm", "squared", "mean"]
+Regression = Literal["mse", "smooth_l1", "cos_smooth_l1"]
 
 # Far below the variance of any feature map in use, so that scaling a teacher leaves the loss alone.
 WHITEN_EPS = 1e-6
@@ -63,6 +64,62 @@ def whitened_mse(student: Tensor, teacher: Tensor, *, axes: WhitenAxes = "c") ->
     Source: DreamTeacher, equation 1, one level's term.
     """
     return F.mse_loss(student.float(), whiten(teacher.detach(), axes=axes))
+
+
+@in_float32
+def map_regression(
+    student: Tensor, target: Tensor, *, form: Regression = "mse", cosine_share: float = 0.9
+) -> Tensor:
+    """Return the distance between a student's map and a target that is standardised already.
+
+    "mse" is the mean of squares; "smooth_l1" Huber's loss with its corner at 1; "cos_smooth_l1" is
+    s (1 - cos) + (1 - s) smooth_l1, the cosine of the channels of each position.
+
+    Args:
+        student, target: (B, C, h, w); no gradient reaches the target.
+        form: which distance.
+        cosine_share: s; 0.9 in Theia, 0.5 in UNIC and DUNE.
+
+    Returns:
+        float32 scalar, the mean over B, h, w (and C but for the cosine).
+
+    Source: Theia (Shang et al. 2024); UNIC (Sariyildiz et al. 2024).
+    """
+    student, target = student.float(), target.detach().float()
+    if form == "mse":
+        return F.mse_loss(student, target)
+    smooth = F.smooth_l1_loss(student, target)
+    if form == "smooth_l1":
+        return smooth
+    cosine = F.cosine_similarity(student, target, dim=1).mean()
+    return cosine_share * (1 - cosine) + (1 - cosine_share) * smooth
+
+
+@in_float32
+def cell_similarity(student: Tensor, teacher: Tensor, *, temperature: float = 0.07) -> Tensor:
+    """Return how far the likeness of a student's cells to one another is from its teacher's.
+
+    For every cell: KL(softmax(g_t / T) || softmax(g_s / T)), g the cosines of its channels with
+    those of every other cell of the image; the mean over B and cells. A cell's likeness to itself,
+    1 on both sides, is left out.
+
+    Args:
+        student: (B, C, h, w), of two cells or more.
+        teacher: (B, C', h, w); the channel counts may differ. No gradient reaches it.
+        temperature: T; 0.07 in LightlyTrain.
+
+    Returns:
+        float32 scalar, 0 or more.
+    """
+    logs = []
+    for features in (student.float(), teacher.detach().float()):
+        cells = F.normalize(features.flatten(2), dim=1)
+        likeness = cells.transpose(1, 2) @ cells / temperature  # (B, cells, cells)
+        count = likeness.shape[1]
+        off = ~torch.eye(count, dtype=torch.bool, device=likeness.device)
+        others = likeness.masked_select(off).view(len(likeness), count, count - 1)
+        logs.append(others.log_softmax(dim=2).flatten(0, 1))
+    return F.kl_div(logs[0], logs[1], reduction="batchmean", log_target=True)
 
 
 @in_float32
@@ -126,6 +183,9 @@ def feature_loss(
     whiten_axes: WhitenAxes = "c",
     attention_power: float = 2.0,
     attention_form: AttentionForm = "norm",
+    standardised: Mapping[str, Tensor] | None = None,
+    regression: Regression = "mse",
+    cosine_share: float = 0.9,
 ) -> dict[str, Tensor]:
     """Return DreamTeacher's feature loss over all levels, with its two terms.
 
@@ -139,13 +199,26 @@ def feature_loss(
         whiten_axes: see `whiten`.
         attention_power: see `attention_map`.
         attention_form: see `attention_transfer`.
+        standardised: the teacher's maps where the dataset's statistics standardise them; None:
+            they are whitened.
+        regression, cosine_share: see `map_regression`; the paper's is "mse".
 
     Returns:
         float32 scalars "loss", "mse" and "at", the last two unweighted.
 
     Source: DreamTeacher, equation 3.
     """
-    mse = [whitened_mse(student[name], teacher[name], axes=whiten_axes) for name in student]
+    mse = [
+        map_regression(
+            student[name],
+            whiten(teacher[name].detach(), axes=whiten_axes)
+            if standardised is None
+            else standardised[name],
+            form=regression,
+            cosine_share=cosine_share,
+        )
+        for name in student
+    ]
     attention = [
         attention_transfer(student[name], teacher[name], power=attention_power, form=attention_form)
         for name in student

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.data.sets import Needs
+from distill.data.statistics import SAMPLES, read_values
 from distill.losses.feature import feature_loss
 from distill.methods.label_branch import Label
 from distill.methods.objective import IMAGE, Batch, Composite, Objective, Part
 from distill.modules.bridge import check_resolutions, resize
 from distill.modules.regressor import FeatureRegressor
+from distill.modules.standardise import Standardiser
 from distill.students.student import nearest_strides, output_shapes
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import DreamTeacherConfig
     from distill.configs.objectives import FeatureConfig
+    from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
 
@@ -71,6 +74,15 @@ class Feature(Objective):
             width=config.width,
             scales=config.pool_scales,
         )
+        self.standards = nn.ModuleList()
+        if config.whiten != "layer_norm":  # one per head; names have dots, so they are in a list
+            self.standards.extend(Standardiser(d, kind=config.whiten) for d in depths)
+
+    def prepare(self, training_set: TrainingSet) -> None:
+        """Take the statistics of the dataset, where they standardise the teacher's maps."""
+        for name, standard in zip(self.sizes, self.standards, strict=False):
+            assert isinstance(standard, Standardiser)
+            standard.fit(read_values(training_set, name, most=SAMPLES))
 
     def weights(self) -> dict[str, float]:
         """Return those of the regression and of attention transfer."""
@@ -92,7 +104,14 @@ class Feature(Objective):
             whiten_axes=self.config.whiten_axes,
             attention_power=self.config.attention_power,
             attention_form=self.config.attention_form,
+            standardised=self._standardised(batch) if self.standards else None,
+            regression=self.config.regression,
+            cosine_share=self.config.cosine_share,
         )
+
+    def _standardised(self, batch: Batch) -> dict[str, Tensor]:
+        by_head = dict(zip(self.sizes, self.standards, strict=True))
+        return {name: by_head[head](batch.targets[name]) for name, head in self.head_of.items()}
 
 
 class DreamTeacher(Composite):
@@ -100,6 +119,8 @@ class DreamTeacher(Composite):
 
     Source: DreamTeacher, sections 3.1 and 3.2, equation 6.
     """
+
+    section = "dreamteacher"
 
     @classmethod
     def parts(cls, config: DreamTeacherConfig) -> dict[str, Part]:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from distill.data.sets import Needs
+from distill.data.sets import REAL, Needs
 from distill.data.views import random_view
 from distill.methods.base import Method
-from dreamshard.errors import ConfigError
+from distill.modules.anchors import AnchorQueue
+from distill.modules.memory_bank import MemoryBank
+from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -25,9 +28,10 @@ if TYPE_CHECKING:
     from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
-IMAGE, FIRST, SECOND = "image", "first view", "second view"
+IMAGE, FIRST, SECOND = "image", "view 1", "view 2"
 """Views of a sample: its image as it is, beside which its maps lie, and two random ones."""
-VIEWS = (IMAGE, FIRST, SECOND)
+REAL_FIRST, REAL_SECOND = "real view 1", "real view 2"
+"""Random views of the real images beside the samples."""
 PLACE = "objectives."
 GRADIENT, WEIGHT = "gradient.", "weight."
 """Beginnings of the names under which a term's gradient and weight are told."""
@@ -99,6 +103,9 @@ class Objective(nn.Module):
     def prepare(self, training_set: TrainingSet) -> None:
         """Look at the training set before the first step, for statistics of it."""
 
+    def meet(self, others: Mapping[str, Objective]) -> None:
+        """Share heads with the other objectives of a method, by name."""
+
     def weights(self) -> dict[str, float]:
         """Return the weight of each term that is a part of the loss."""
         return {}
@@ -151,6 +158,10 @@ class Composite(Method):
     """
 
     is_preset: ClassVar[bool] = True
+    qualified: ClassVar[bool] = False
+    """Names of terms begin with the objective's."""
+    section: ClassVar[str] = ""
+    """Key of its settings, which messages begin with."""
 
     @classmethod
     def parts(cls, config: Any) -> dict[str, Part]:
@@ -161,6 +172,11 @@ class Composite(Method):
     def augment(cls, config: Any) -> AugmentConfig | None:
         """Return how random views are made; None for methods without."""
         return None
+
+    @classmethod
+    def shares_draws(cls, config: Any) -> bool:
+        """Tell whether a random view of the samples is one draw for the whole batch."""
+        return False
 
     @classmethod
     def needs(cls, config: Any) -> Needs:
@@ -174,17 +190,25 @@ class Composite(Method):
     def settled(cls, config: Any, training_set: TrainingSet) -> Any:
         """Ask every objective; those that are settled by the training set are so in place."""
         problems: list[Any] = []
-        for part in cls.parts(config).values():
+        for name, part in cls.parts(config).items():
             try:
                 settled = part.kind.settled(part.settings, training_set)
             except ConfigError as error:
-                problems += error.problems
+                problems += [cls.placed(problem, name) for problem in error.problems]
                 continue
             if settled is not part.settings:
                 config = cls.with_settings(config, old=part.settings, new=settled)
         if problems:
             raise ConfigError(problems)
         return config
+
+    @classmethod
+    def placed(cls, problem: Problem | str, name: str) -> Problem | str:
+        """Return what is wrong with an objective's settings under their whole key."""
+        if isinstance(problem, str):
+            return problem
+        place = cls.section if cls.is_preset else f"{cls.section}.{name}"
+        return replace(problem, key=f"{place}.{problem.key}")
 
     @classmethod
     def with_settings(cls, config: Any, *, old: Any, new: Any) -> Any:
@@ -210,6 +234,19 @@ class Composite(Method):
                     seed=own,
                 )
         self.objectives = nn.ModuleDict(built)
+        for objective in built.values():
+            objective.meet(built)
+        self._check_weights()
+        # All ranks push the same rows: DistributedDataParallel need not send them round.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self,
+            [
+                f"{name}.{buffer}"
+                for name, module in self.named_modules()
+                if isinstance(module, (AnchorQueue, MemoryBank))
+                for buffer, _ in module.named_buffers()
+            ],
+        )
         self.seen = type(self).needs(self.config).views
         self.views, self.several = len(self.seen), len(built) > 1
         over_batch = dict.fromkeys(one.over_batch for one in built.values() if one.over_batch)
@@ -247,7 +284,7 @@ class Composite(Method):
             found = self.objectives[name](maps, pooled, batch)
             weighted = part.weight * found["loss"]
             total = weighted if total is None else total + weighted
-            begin = "" if self.is_preset else f"{name}."
+            begin = f"{name}." if self.qualified else ""
             terms |= {f"{begin}{term}": value for term, value in found.items()}
             if self.measuring:
                 told |= self._measure(name, found, maps)
@@ -260,7 +297,14 @@ class Composite(Method):
             return images
         augment = self.augment(self.config)
         assert augment is not None, "a method whose objectives need random views says how"
-        return random_view(images, augment, mean=self.student.mean, std=self.student.std)
+        is_real = view in (REAL_FIRST, REAL_SECOND)
+        return random_view(
+            targets[REAL] if is_real else images,
+            augment,
+            mean=self.student.mean,
+            std=self.student.std,
+            shared=not is_real and self.shares_draws(self.config),
+        )
 
     def keep(self, folder: Path) -> None:
         """Let the objectives write what is worth keeping."""
@@ -272,6 +316,21 @@ class Composite(Method):
         for objective in self._each():
             objective.after_step()
 
+    def _check_weights(self) -> None:
+        """Refuse weights that are all zero: nothing would be trained.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        weights = {
+            f"{name} {term}": part.weight * weight
+            for name, part in self.chosen.items()
+            for term, weight in self.objectives[name].weights().items()  # pyright: ignore
+        }
+        if weights and not any(weights.values()):
+            got = f"weights that are all zero ({', '.join(weights)})"
+            raise ConfigError(Problem(self.section, got, "a weight above 0"))
+
     def _each(self) -> list[Objective]:
         return [self.objectives[name] for name in self.chosen]  # pyright: ignore
 
@@ -282,7 +341,7 @@ class Composite(Method):
         deepest = [each[-1] for each in maps.values()]
         told = {}
         for term, weight in self.objectives[name].weights().items():  # pyright: ignore
-            key = term if self.is_preset else f"{name}.{term}"
+            key = f"{name}.{term}" if self.qualified else term
             told[f"{GRADIENT}{key}"] = gradient_norm(terms[term], deepest)
             whole = self.chosen[name].weight * weight
             told[f"{WEIGHT}{key}"] = torch.full_like(terms[term], whole).detach()

@@ -78,6 +78,7 @@ class SimSiam(Composite):
     Source: SimSiam.
     """
 
+    section = "simsiam"
     views = 2
 
     @classmethod

@@ -72,6 +72,8 @@ class Classes(Objective):
 class Supervised(Composite):
     """Train a student and a linear classifier on the dataset's labels."""
 
+    section = "supervised"
+
     @classmethod
     def parts(cls, config: SupervisedConfig) -> dict[str, Part]:
         """Return the only objective."""

@@ -83,6 +83,7 @@ class VICReg(Composite):
     Source: VICReg.
     """
 
+    section = "vicreg"
     views = 2
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from distill.data.sets import NUMBER, REAL
 from distill.methods.build import build_method, method_class
 from distill.students.backbones import is_ours
 from distill.students.student import student_strides
@@ -78,6 +79,9 @@ def rehearse(method: Method, *, plan: Plan, training_set: TrainingSet, ranks: in
     check_kept(method.student, config=student, image_size=size)
     if student.onnx:
         _check_onnx(method, size=size)
+    if method.over_batch and plan.batch_size // plan.parts < MOST:
+        allowed = f"two samples or more per forward pass, for {method.over_batch} over them"
+        raise ConfigError(Problem("batch_size", str(plan.batch_size // plan.parts), allowed))
     count = min(MOST, plan.batch_size // plan.parts // ranks)
     idle = gradientless(method, plan=plan, training_set=training_set, count=count)
     for name, parameter in method.named_parameters():
@@ -124,6 +128,10 @@ def example(
     }
     if training_set.needs.labels:
         targets["label"] = torch.zeros(count, dtype=torch.int64, device=device)
+    if training_set.needs.numbers:
+        targets[NUMBER] = torch.arange(count, device=device)
+    if training_set.needs.real:
+        targets[REAL] = torch.zeros_like(images)
     return images, targets
 
 

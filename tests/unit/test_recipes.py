@@ -13,7 +13,10 @@ from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
+OVERLAYS = [path for path in FILES if path.stem.startswith("row_")]
+"""Rows of an ablation, which lie over the train.yaml beside them."""
+RECIPES = [path for path in FILES if path not in OVERLAYS]
 VERBS = {
     "pretrain": "pipeline.learning.pretraining.config:PretrainConfig",
     "encode": "pipeline.request.config:EncodeConfig",
@@ -51,6 +54,18 @@ def test_it_parses_and_prints(path: Path, capsys: pytest.CaptureFixture[str]) ->
         load_config(cls, ["--config", str(path), "--print_config"], prog="x", description="")
     again, problems = check(cls, parse_yaml(capsys.readouterr().out))
     assert not problems and again == config, "what it prints is what it is"
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=name)
+def test_a_row_changes_its_recipe_and_has_a_folder_of_its_own(path: Path) -> None:
+    from distill.configs.train import TrainConfig
+
+    files = ["--config", str(path.parent / "train.yaml")]
+    base = load_config(TrainConfig, files, prog="x", description="")
+    row = load_config(TrainConfig, [*files, "--config", str(path)], prog="x", description="")
+    runs = [parse_yaml(other.read_text(encoding="utf-8"))["run_dir"] for other in OVERLAYS]
+    assert row.method == base.method and row.run_dir != base.run_dir
+    assert runs.count(row.run_dir) == 1
 
 
 @pytest.mark.parametrize("target", sorted(set(VERBS.values())))
@@ -115,7 +130,7 @@ def test_it_plans_without_weights_and_images(
 
 
 def test_every_published_setting_can_be_planned() -> None:
-    runnable = {"digits", "cifar10", "camvid"}
+    runnable = {"digits", "cifar10", "camvid", "cifar10-compress", "cifar10-squeeze-and-span"}
     assert {p.parent.name for p in PLANNED} - runnable == {p.parent.name for p in PUBLISHED}
 
 

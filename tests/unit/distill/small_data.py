@@ -25,6 +25,12 @@ LEVELS = tuple(
     for tap, stride, channels in ((0, 4, 12), (1, 2, 8))
 )
 
+VECTOR = Level(
+    name="w", kind="embedding", tap="w", timestep=-1, draw=0, pool="none", stride=0, shape=(6,),
+    dtype="float16",
+)  # fmt: skip
+"""A teacher's embedding: mixtures of an image's mean colours."""
+
 
 def make_batch(index: np.ndarray) -> FeatureBatch:
     """Return images of random boxes, and maps that a convolution can find from them."""
@@ -40,6 +46,8 @@ def make_batch(index: np.ndarray) -> FeatureBatch:
         cells = image.reshape(len(index), size, level.stride, size, level.stride, 3) / 255
         small = cells.mean(axis=(2, 4)) @ mixing.standard_normal((3, channels))
         levels[level.name] = small.transpose(0, 3, 1, 2).astype(np.float16)
+    colours = (image / 255).mean(axis=(1, 2)) @ mixing.standard_normal((3, 6))
+    levels[VECTOR.name] = colours.astype(np.float16)
     return FeatureBatch(
         index=index.astype(np.int64),
         key=[f"box-{number}" for number in index],
@@ -57,13 +65,14 @@ def make_dataset(
     samples_per_unit: int = 16,
     name: str = "boxes",
     labels: bool = True,
+    levels: tuple[Level, ...] = LEVELS,
 ) -> Dataset:
     """Commit a dataset of boxes under a root."""
     recipe = Recipe(
         name=name,
         content={
             "teacher": {"kind": "boxes"},
-            "levels": [level.to_dict() for level in LEVELS],
+            "levels": [level.to_dict() for level in levels],
             "image": {"size": list(IMAGE_SIZE), "range": "0..255"},
             "source": {"kind": "boxes", "count": num_samples, "digest": "0"},
         },
@@ -73,7 +82,7 @@ def make_dataset(
     dataset = Dataset.create(
         str(root),
         recipe,
-        levels=LEVELS,
+        levels=levels,
         image_size=IMAGE_SIZE,
         pins=pins,
         labels=labels,
@@ -91,6 +100,8 @@ def add_units(dataset: Dataset, *, num_samples: int) -> None:
         for unit in dataset.missing(num_samples).tolist():
             count = min(size, num_samples - unit * size)
             with dataset.unit_writer(unit, count=count, run_id="test") as writer:
-                writer.write(0, make_batch(np.arange(unit * size, unit * size + count)))
+                batch = make_batch(np.arange(unit * size, unit * size + count))
+                batch.levels = {level.name: batch.levels[level.name] for level in dataset.levels}
+                writer.write(0, batch)
                 writer.commit()
     dataset.roll_up(final=True)

@@ -10,7 +10,9 @@ import torch
 from distill.losses.feature import (
     attention_map,
     attention_transfer,
+    cell_similarity,
     feature_loss,
+    map_regression,
     whiten,
     whitened_mse,
 )
@@ -148,3 +150,30 @@ def test_memory_order_changes_nothing() -> None:
         {"a": student.to(memory_format=last)}, {"a": teacher.to(memory_format=last)}
     )
     torch.testing.assert_close(plain["loss"], other["loss"])
+
+
+def test_regressions_of_a_standardised_map_are_those_counted_by_hand() -> None:
+    student = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    target = torch.tensor([3.0, 0.0]).view(1, 2, 1, 1)
+    assert float(map_regression(student, target)) == pytest.approx(8.0)
+    smooth = (0 + (4 - 0.5)) / 2
+    assert float(map_regression(student, target, form="smooth_l1")) == pytest.approx(smooth)
+    both = map_regression(student, target, form="cos_smooth_l1")
+    assert float(both) == pytest.approx(0.9 * (1 - 0.6) + 0.1 * smooth)
+    half = map_regression(student, target, form="cos_smooth_l1", cosine_share=0.5)
+    assert float(half) == pytest.approx(0.5 * (1 - 0.6) + 0.5 * smooth)
+
+
+def test_cells_that_are_alike_in_the_same_way_cost_nothing_whatever_their_channels() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(2, 3, 2, 3)
+    rotation = torch.linalg.qr(torch.randn(5, 3)).Q
+    student = 7 * torch.einsum("dc,bchw->bdhw", rotation, teacher)
+    assert float(cell_similarity(student, teacher)) == pytest.approx(0, abs=1e-5)
+    # Three cells: the teacher's first is like its second (cosine 1) and not its third (0).
+    teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).view(1, 2, 1, 3)
+    student = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).view(1, 3, 1, 3)
+    at_one = math.exp(1) / (math.exp(1) + 1)
+    one_cell = at_one * math.log(at_one / 0.5) + (1 - at_one) * math.log((1 - at_one) / 0.5)
+    loss = cell_similarity(student, teacher, temperature=1.0)
+    assert float(loss) == pytest.approx(2 * one_cell / 3)  # the third is like none of the others

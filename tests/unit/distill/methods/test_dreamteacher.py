@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from distill.configs.train import DreamTeacherConfig, StudentConfig
+from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig
+from distill.data.open import open_training_set
 from distill.data.sets import TrainingSet
 from distill.losses.feature import feature_loss
 from distill.methods.build import build_method
 from distill.methods.dreamteacher import DreamTeacher, resize
 from distill.students.student import build_student
 from dreamshard.errors import ConfigError
+from storage.dataset import Dataset
+from storage.rows.pick import read_rows
 from storage.schema import Level
 from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS, make_batch
 
@@ -119,3 +122,24 @@ def test_resizing_keeps_what_fits_and_averages_what_shrinks() -> None:
     assert resize(features, size=(4, 4)) is features
     assert resize(features, size=(1, 1)).item() == pytest.approx(7.5)
     assert resize(torch.ones(1, 2, 3, 3), size=(7, 5)).eq(1).all()
+
+
+@pytest.mark.parametrize("whiten", ["channel", "phi_s"])
+def test_statistics_of_the_dataset_standardise_the_teacher(whiten, dataset: Dataset) -> None:
+    config = DreamTeacherConfig(width=8, whiten=whiten, regression="cos_smooth_l1")
+    training_set = open_training_set(DataConfig(dataset=dataset.url))
+    student = StudentConfig(
+        name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 8, 8]}
+    )
+    method = build_method(DreamTeacher, config, student=student, training_set=training_set, seed=0)
+    feature = method.objectives["feature"]
+    stored = dataset.snapshot()
+    for name, standard in zip(feature.sizes, feature.standards, strict=True):
+        values = torch.from_numpy(read_rows(stored, name, np.arange(64))).float()
+        after = standard(values).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(after.mean(dim=1), torch.zeros(len(after)), atol=1e-3, rtol=0)
+        spread = after.var(dim=1, correction=0)
+        torch.testing.assert_close(spread, torch.ones(len(after)), atol=0.02, rtol=0)
+    assert any(name.startswith("standards.0.") for name in method.state_dict())
+    images, targets = tensors()
+    method(images, targets)["loss"].backward()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from distill.configs.methods import METHODS, SimSiamConfig, VICRegConfig
+from distill.configs.methods import SimSiamConfig, VICRegConfig
 from distill.configs.train import StudentConfig, TrainConfig
 from distill.methods.build import build_method, method_class
 from distill.methods.objective import PLACE, Composite
+from dreamshard.errors import ConfigError
 from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS
 
 HEADS = {
@@ -22,8 +23,10 @@ HEADS = {
 }
 
 
-def build(name: str, **sections: Any) -> Composite:
-    student = StudentConfig(name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8] * 3})
+def build(name: str, **sections: Any) -> Any:
+    student = StudentConfig(
+        name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 8, 8]}
+    )
     small = {
         "simsiam": SimSiamConfig(width=8, predictor_width=8),
         "vicreg": VICRegConfig(width=8, hidden=8),
@@ -51,7 +54,7 @@ def tensors(count: int = 4) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", sorted(HEADS))
 def test_a_presets_tensors_are_named_after_its_heads_alone(name: str) -> None:
     method = build(name)
-    state = method.state_dict()
+    state = {key: value.clone() for key, value in method.state_dict().items()}
     assert {key.partition(".")[0] for key in state} == {"student"} | HEADS[name]
     for value in method.parameters():
         value.data.add_(1)
@@ -67,7 +70,7 @@ def test_names_of_the_fixed_rate_are_those_of_parameters() -> None:
     assert all(name.startswith(f"{PLACE}simsiam.predictor.") for name in fixed)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(HEADS))
 def test_the_student_runs_once_per_view(name: str) -> None:
     method, calls = build(name), []
     method.student.register_forward_hook(lambda *_: calls.append(1))
@@ -92,3 +95,9 @@ def test_measured_terms_tell_their_weight_and_the_gradient_at_the_deepest_map() 
     told["loss"].backward()  # the graph is still there
     method.measuring = False
     assert not [name for name in method(images, targets) if name.startswith("gradient.")]
+
+
+def test_weights_that_are_all_zero_are_refused() -> None:
+    with pytest.raises(ConfigError, match="vicreg: got weights that are all zero"):
+        build("vicreg", vicreg=VICRegConfig(invariance=0, variance=0, covariance=0))
+    build("vicreg", vicreg=VICRegConfig(width=8, hidden=8, invariance=0))

@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distill.configs.methods import SimSiamConfig, SupervisedConfig, VICRegConfig
+from distill.configs.augment import AugmentConfig
+from distill.configs.methods import METHODS, SimSiamConfig, SupervisedConfig, VICRegConfig
+from distill.configs.mix import FeaturePartConfig, MixConfig, SimilarityPartConfig, SpanPartConfig
+from distill.configs.similarity import ClusterConfig, CompressConfig, RegConfig
+from distill.configs.squeeze import SqueezeAndSpanConfig
 from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig, TrainConfig
 from distill.data.open import open_training_set
+from distill.data.sets import REAL
 from distill.losses.vicreg import vicreg_loss
 from distill.methods.base import Method
 from distill.methods.build import build_method, method_class
@@ -20,7 +26,7 @@ from distill.training.rehearsal import rehearse
 from distill.training.start import plan_of
 from pipeline.learning.ranks import gathered_rows
 from tests.two_ranks import on_two_ranks
-from tests.unit.distill.small_data import make_dataset
+from tests.unit.distill.small_data import LEVELS, VECTOR, make_dataset
 
 SMALL = {"name": "cifar_resnet", "settings": {"depths": [1, 1, 1], "widths": [8, 8, 8]}}
 RUNS: dict[str, dict[str, Any]] = {
@@ -106,7 +112,79 @@ def _vicreg_is_that_of_one_process(rank: int, folder: Path) -> None:
     torch.testing.assert_close(network.weight.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
+UNMOVED = AugmentConfig(crop_scale=[1.0, 1.0], flip=0.0, jitter=[0.0] * 4, grayscale=0.0)
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dreamteacher": {"dreamteacher": DreamTeacherConfig(width=8)},
+    "compress": {"compress": CompressConfig(queue=20, augment=UNMOVED)},
+    "reg": {"reg": RegConfig(augment=UNMOVED)},
+    "cc": {"cc": ClusterConfig(clusters=4, augment=UNMOVED)},
+    "simsiam": {"simsiam": SimSiamConfig(width=8, predictor_width=8, augment=UNMOVED)},
+    "vicreg": {"vicreg": VICRegConfig(width=8, hidden=8, augment=UNMOVED)},
+    "supervised": {"supervised": SupervisedConfig(classes=3, augment=UNMOVED)},
+    "squeeze_and_span": {
+        "squeeze_and_span": SqueezeAndSpanConfig(
+            width=8, squeeze_width=8, projector_layers=2, augment=UNMOVED
+        )
+    },
+    "mix": {
+        "mix": MixConfig(
+            feature=FeaturePartConfig(weight=1.0, width=8),
+            similarity=SimilarityPartConfig(weight=1.0, variant="1q", queue=20),
+            span=SpanPartConfig(weight=0.5, width=8, projector_layers=2),
+            augment=UNMOVED,
+        )
+    },
+}
+"""Every method, without random views: two ranks draw other ones than one."""
+
+
+def _one_pass(name: str, folder: Path, rows: slice, *, ranks: int) -> dict[str, torch.Tensor]:
+    """Return the terms, gradients and anchors of some rows of a batch of eight, as one dict.
+
+    Batch norm is in evaluation mode: CPUs cannot share its statistics.
+    """
+    url = str(folder / "vectors" / "boxes")
+    config = TrainConfig(
+        method=name,
+        student=StudentConfig(**SMALL),
+        data=DataConfig(dataset=url),
+        **OBJECTIVES[name],
+    )
+    kind, settings = method_class(name), config.method_settings()
+    needs = kind.needs(settings)
+    config.data.real = url if needs.real else ""
+    training_set = open_training_set(config.data, needs=needs)
+    method = build_method(kind, settings, student=config.student, training_set=training_set, seed=0)
+    method.eval()
+    torch.manual_seed(5)
+    size = training_set.image_size
+    images, targets = torch.randn(8, 3, *size), _targets(training_set, 8)
+    targets[REAL] = torch.randn(8, 3, *size)
+    model = DistributedDataParallel(method) if ranks > 1 else method
+    terms = model(images[rows], {key: value[rows] for key, value in targets.items()})
+    terms["loss"].backward()
+    found = {f"term {key}": value.detach().clone() for key, value in terms.items()}
+    for value in found.values() if ranks > 1 else ():
+        torch.distributed.all_reduce(value)
+        value /= ranks
+    grads = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    anchors = {n: b.clone() for n, b in method.named_buffers() if "_queue." in n}
+    return found | grads | anchors
+
+
+def _objectives_are_those_of_one_process(rank: int, folder: Path) -> None:
+    for name in OBJECTIVES:
+        found = _one_pass(name, folder, slice(rank * 4, rank * 4 + 4), ranks=2)
+        expected = load_file(folder / f"{name}.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in found.items():
+            difference = float((value - expected[key]).abs().max())
+            scale = max(1e-2, float(expected[key].abs().max()))
+            assert difference <= 1e-3 * scale, (name, key, difference, scale)
+
+
 def _all(rank: int, folder: Path) -> None:
+    _objectives_are_those_of_one_process(rank, folder)
     _vicreg_is_that_of_one_process(rank, folder)
     _weights_stay_the_same(rank, folder)
 
@@ -114,4 +192,10 @@ def _all(rank: int, folder: Path) -> None:
 @pytest.mark.slow
 def test_every_method_and_odd_students_train_on_two_processes(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", labels=True)
+    make_dataset(tmp_path / "vectors", labels=True, levels=(*LEVELS, VECTOR))
+    assert set(OBJECTIVES) == set(METHODS) - {"crd"}, "whose negatives every rank draws"
+    for name in OBJECTIVES:
+        whole = _one_pass(name, tmp_path, slice(None), ranks=1)
+        save_file({key: value.contiguous() for key, value in whole.items()},
+                  tmp_path / f"{name}.safetensors")  # fmt: skip
     on_two_ranks(_all, tmp_path)

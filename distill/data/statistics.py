@@ -1,0 +1,40 @@
+"""Read a level of stored samples before training, for statistics of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.sets import TrainingSet
+from dreamshard.errors import ConfigError, Problem
+from dreamshard.rng import generator
+from storage.rows.pick import read_rows
+
+SAMPLES = 512
+"""Samples that standardise a level: thousands of cells per channel of any map."""
+
+
+def read_values(training_set: TrainingSet, name: str, *, most: int | None = None) -> Tensor:
+    """Return a level's values of all valid samples, or of some drawn by the run's seed.
+
+    Args:
+        training_set: whose source must be stored: a stream's samples are gone once they are used.
+        name: of the level.
+        most: how many samples at most; None: all.
+
+    Returns:
+        float32 (N, *shape) on the CPU, whole maps where the student sees a part of them.
+
+    Raises:
+        ConfigError: a stream.
+    """
+    stored = training_set.source.stored
+    if stored is None:
+        allowed = "shards, as statistics of the dataset are taken before the first step"
+        raise ConfigError(Problem("data.kind", "a stream", allowed, "Record it first."))
+    numbers = np.flatnonzero(stored.valid)
+    if most is not None and len(numbers) > most:
+        drawn = generator(training_set.seed, 0, 0, "statistics").permutation(len(numbers))
+        numbers = np.sort(numbers[drawn[:most]])
+    return torch.from_numpy(read_rows(stored, name, numbers).astype(np.float32, copy=False))

@@ -1,0 +1,34 @@
+"""CRD's loss and memory by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from distill.losses.contrast import noise_contrast
+from distill.modules.memory_bank import MemoryBank
+
+
+def test_one_positive_and_two_negatives_give_the_loss_counted_by_hand() -> None:
+    # N = 4, K = 2: noise 1/2. h = 1/(1 + 1/2), 1 - h = (1/2)/(1/2 + 1/2) and (1/2)/(3/2 + 1/2).
+    loss = noise_contrast(torch.tensor([[1.0, 0.5, 1.5]]), samples=4)
+    assert float(loss) == pytest.approx(-(math.log(2 / 3) + math.log(1 / 2) + math.log(1 / 4)))
+
+
+def test_scores_are_normalised_by_the_first_batch_and_rows_move_by_their_momentum() -> None:
+    torch.manual_seed(0)
+    bank = MemoryBank(6, 4, momentum=0.5)
+    before = bank.rows.clone()
+    embeddings, rows = F.normalize(torch.randn(2, 4), dim=1), torch.tensor([[0, 1], [3, 5]])
+    first = bank.scores(embeddings, rows, temperature=1.0)
+    assert float(first.mean()) == pytest.approx(1 / 6)
+    constant = float(bank.constant)
+    bank.scores(embeddings * 0, rows, temperature=1.0)
+    assert float(bank.constant) == constant
+    bank.update(embeddings, torch.tensor([0, 3]))
+    expected = F.normalize(0.5 * before[[0, 3]] + 0.5 * embeddings, dim=1)
+    torch.testing.assert_close(bank.rows[[0, 3]], expected)
+    assert torch.equal(bank.rows[[1, 2, 4, 5]], before[[1, 2, 4, 5]])
