@@ -38,7 +38,25 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simsiam": Agreement,
     "supervised": Classes,
 }
-"""Objective by its name in a mix, in the order in which they are computed."""
+"""Objective by its name in a mix."""
+
+
+def _sections(config: MixConfig) -> dict[str, tuple[float, object]]:
+    """Return each objective's weight and settings, by name."""
+    return {
+        "feature": (config.feature.weight, config.feature),
+        "gram": (config.gram.weight, config.gram),
+        "label": (config.label.weight, config.label),
+        "similarity": (config.similarity.weight, config.similarity),
+        "regression": (config.regression.weight, config.regression),
+        "clusters": (config.clusters.weight, config.clusters),
+        "contrast": (config.contrast.weight, config.contrast),
+        "squeeze": (config.squeeze.weight, config.squeeze),
+        "span": (config.span.weight, config.span),
+        "vicreg": (config.vicreg.weight, config.vicreg.settings),
+        "simsiam": (config.simsiam.weight, config.simsiam.settings),
+        "supervised": (config.supervised.weight, config.supervised.settings),
+    }
 
 
 class Mix(Composite):
@@ -55,11 +73,9 @@ class Mix(Composite):
     def parts(cls, config: MixConfig) -> dict[str, Part]:
         """Return the objectives whose weight is above 0."""
         parts = {}
-        for name, kind in OBJECTIVES.items():
-            section = getattr(config, name)
-            if section.weight > 0:
-                settings = getattr(section, "settings", section)
-                parts[name] = Part(kind, settings, weight=section.weight)
+        for name, (weight, settings) in _sections(config).items():
+            if weight > 0:
+                parts[name] = Part(OBJECTIVES[name], settings, weight=weight)
         if not parts:
             got = "weights that are all zero"
             hint = "Try --mix.feature.weight 1 --mix.similarity.weight 1."

@@ -50,7 +50,7 @@ def method(request: pytest.FixtureRequest, every_level: Dataset) -> Method:
         method=request.param,
         student=student,
         data=DataConfig(dataset=every_level.url),
-        compress=CompressConfig(queue=48, temperature=0.5),
+        compress=CompressConfig(queue=48),
         cc=ClusterConfig(clusters=4),
         crd=CRDConfig(negatives=8, width=8),
         squeeze_and_span=SqueezeAndSpanConfig(width=16, squeeze_width=16, projector_layers=3),
