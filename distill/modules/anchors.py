@@ -6,16 +6,12 @@ Shapes: B samples, K anchors, D dimensions.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.learning.ranks import gathered_rows
-
-if TYPE_CHECKING:
-    from distill.students.student import Student
 
 
 class AnchorQueue(nn.Module):
@@ -71,7 +67,7 @@ class KeyEncoder(nn.Module):
     Source: CompRess's official code.
     """
 
-    def __init__(self, student: Student, *, momentum: float) -> None:
+    def __init__(self, student: nn.Module, *, momentum: float) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(student)
         self.encoder.requires_grad_(False)
@@ -88,10 +84,10 @@ class KeyEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to the deepest map's mean, float32 (B, C)."""
-        return self.encoder.pooled(images)
+        return self.encoder(images)[-1].float().mean(dim=(2, 3))
 
     @torch.no_grad()
-    def follow(self, student: Student) -> None:
+    def follow(self, student: nn.Module) -> None:
         """Move towards a student: keep `momentum` of itself, and take the rest of it."""
         for mine, its in zip(self.encoder.parameters(), student.parameters(), strict=True):
             mine.lerp_(its.to(mine.dtype), 1 - self.momentum)
