@@ -83,7 +83,7 @@ def test_layer_decay_slows_the_stem_most_and_spares_the_regressor(configure, dat
     assert scales["student.backbone.layer3.1.conv1.weight"] == 0.5
     assert scales["student.backbone.layer3.0.conv1.weight"] == 0.5**2
     assert scales["student.backbone.conv1.weight"] == 0.5**7
-    assert scales["regressor.heads.0.weight"] == 1.0
+    assert scales["objectives.feature.regressor.heads.0.weight"] == 1.0
 
 
 def test_a_transformers_rates_are_those_of_mae() -> None:
