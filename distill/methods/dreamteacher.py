@@ -43,16 +43,10 @@ class Feature(Objective):
     @classmethod
     def needs(cls, config: FeatureConfig) -> Needs:
         """Say that it needs maps, and the images that they lie beside."""
-        bridged = config.bridge != "none"
-        return Needs(kinds=("feature",), views=(IMAGE,), bridged=bridged)
+        return Needs(kinds=("feature",), views=(IMAGE,), bridged=config.bridge != "none")
 
     def build(
-        self,
-        student: Student,
-        levels: Sequence[Level],
-        *,
-        image_size: tuple[int, int],
-        seed: int,
+        self, student: Student, levels: Sequence[Level], *, image_size: tuple[int, int], seed: int
     ) -> None:
         """Build the regressor."""
         config, levels = self.config, [level for level in levels if level.is_map]

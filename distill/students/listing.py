@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distill.students.backbones import BACKBONES
-from distill.students.card import CARD, read_card
 from dreamshard.errors import DreamshardError
 
 MAX_DEPTH = 4
@@ -35,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
 
 def found(folders: Sequence[str]) -> list[str]:
     """Return a line per trained student: where, network, strides, method, steps, licence."""
+    from distill.students.card import read_card
+
     lines = []
     for folder in folders:
         for path in _students(Path(folder), MAX_DEPTH):
@@ -62,6 +62,8 @@ def networks(pattern: str = "") -> list[str]:
     """
     import timm
 
+    from distill.students.backbones import BACKBONES
+
     names = timm.list_models(pattern or "*")
     if pattern:
         more = [f"... and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
@@ -75,6 +77,8 @@ def networks(pattern: str = "") -> list[str]:
 
 
 def _students(folder: Path, depth: int) -> Iterator[Path]:
+    from distill.students.card import CARD
+
     if (folder / CARD).is_file():
         yield folder
         return

@@ -26,6 +26,8 @@ PARITY_FLAGS: dict[str, Any] = {
     "noise_schedule": "linear", "resblock_updown": True, "use_scale_shift_norm": True,
     "dropout": 0.1,
 }  # fmt: skip
+UNTOLD: dict[str, Any] = {"use_new_attention_order": False, "noise_schedule": "linear"}
+"""What weights do not tell and nothing says a default for, where few other flags are given."""
 EXACT = 5e-5
 
 STRUCTURES = {
@@ -85,7 +87,7 @@ def test_every_block_equals_an_independent_forward(name: str, tmp_path: Path) ->
 
 def test_flags_in_the_weights_may_be_left_out_and_are_checked(tmp_path: Path) -> None:
     path = save(Reference(Structure(head_channels=16)), tmp_path)
-    needed: dict[str, Any] = {"image_size": 16, "num_head_channels": 16}
+    needed: dict[str, Any] = {"image_size": 16, "num_head_channels": 16, **UNTOLD}
     assert open_teacher(path, **needed).levels[0].tap == "output_blocks.3"
     wrong = {
         "num_channels": 64, "num_res_blocks": 3, "channel_mult": "1,2,3", "learn_sigma": False,
@@ -213,7 +215,7 @@ def test_safetensors_checkpoints_work_too(tmp_path: Path) -> None:
 
 def test_half_precision_is_close(tmp_path: Path) -> None:
     path = save(Reference(Structure(head_channels=16)), tmp_path)
-    flags: dict[str, Any] = {"image_size": 16, "num_head_channels": 16}
+    flags: dict[str, Any] = {"image_size": 16, "num_head_channels": 16, **UNTOLD}
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     maps = [
         open_teacher(path, **flags, compute_dtype=kind).encode(images, np.arange(2)).levels
