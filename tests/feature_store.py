@@ -149,7 +149,12 @@ def data_files(dataset: Dataset) -> dict[str, bytes]:
 
 
 def all_keys(dataset: Dataset) -> set[str]:
-    return set(dataset.files.walk(""))
+    """List a dataset's files but for the marks of readers.
+
+    Those live as long as what reads does, which Python collects when it likes; one whose removal a
+    bad network lost goes stale by itself.
+    """
+    return {key for key in dataset.files.walk("") if not key.startswith("pins/readers/")}
 
 
 def expected_keys(dataset: Dataset) -> set[str]:

@@ -235,5 +235,6 @@ def staging_folder() -> str:
 
 
 def _clear(process: int) -> None:
-    if process == os.getpid():  # a forked child leaves its parent's files alone
-        shutil.rmtree(_made.pop(process), ignore_errors=True)
+    own = _made.pop(process, None)
+    if own is not None and process == os.getpid():  # a forked child leaves its parent's alone
+        shutil.rmtree(own, ignore_errors=True)
