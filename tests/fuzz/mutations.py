@@ -259,7 +259,7 @@ def change_file(rng: random.Random, path: Path) -> str:
         new = by(rng, data)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, struct.error):
         by, new = change_bytes, change_bytes(rng, data)  # changed before into what it is not
-    except (pa.ArrowException, tarfile.TarError):
+    except (pa.ArrowException, tarfile.TarError, RecursionError):
         by, new = change_bytes, change_bytes(rng, data)
     path.write_bytes(new)
     return by.__name__
