@@ -6,11 +6,11 @@ import functools
 import glob
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.errors import TeacherError
+from dreamshard.errors import ConfigError, Problem, TeacherError
 from dreamshard.foreign import text
 from dreamshard.foreign.arrays import (
     npz_shapes,
@@ -325,3 +325,29 @@ def refuse_not_finite(state: Mapping[str, Tensor], *, where: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def one_file(path: Path, *, named: str, of: str, look: Callable[[Path], Sequence[Path]]) -> Path:
+    """Return a checkpoint: the file named, or the only one that is found in a folder.
+
+    Args:
+        path: of a file or a folder.
+        named: what such files are called, such as "D*.pth".
+        of: what to give instead of a path that leads nowhere.
+        look: lists those of a folder, in order.
+
+    Raises: ConfigError if there is none, or more than one.
+    """
+    suffixes = (*SAFE, *PICKLED)
+    if path.is_file():
+        if path.suffix not in suffixes:
+            raise ConfigError(Problem("path", str(path), f"a file of {', '.join(suffixes)}"))
+        return path
+    if not path.is_dir():
+        hint = f"Give {of}, or its folder."
+        raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
+    files = look(path)
+    if len(files) != 1:
+        got = ", ".join(file.name for file in files) or f"no {named} in {path}"
+        raise ConfigError(Problem("path", got, f"one {named}", "Name the file."))
+    return files[0]

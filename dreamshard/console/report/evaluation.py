@@ -7,7 +7,7 @@ from typing import Any
 
 from dreamshard.console.report import svg
 from dreamshard.console.report.material import Material
-from dreamshard.console.report.page import Drawing, Row, Section, Strip, Table, Tile
+from dreamshard.console.report.page import Drawing, Row, Section, Strip, Table, Tile, compared
 from dreamshard.console.report.runs import is_number
 
 FEW_LABEL = "few_label"
@@ -126,11 +126,8 @@ def tiles(material: Material) -> list[Tile]:
         others = [
             row[column] for row_name, row in rows.items() if row_name != ours if column in row
         ]
-        ahead = own[column] - max(others) if others else 0.0
         label = f"{ours}, {TITLES.get(name, name).lower()}, {column}"
-        if others:
-            label += f"; next best {max(others):.1f} ({ahead:+.1f})"
-        found.append(Tile(f"{own[column]:.1f}", label, "%", best=ahead > 0))
+        found.append(compared(own[column], label, others))
     return found
 
 

@@ -11,6 +11,7 @@ from dreamshard.console.report.page import (
     Section,
     Table,
     Tile,
+    compared,
     plural,
 )
 from dreamshard.console.report.runs import folder_tree, format_bytes
@@ -27,11 +28,8 @@ def few_label_tiles(material: Material) -> list[Tile]:
         rows, subject = material.probe["rows"], material.probe["subject"]
         for shots, cell in rows[subject].items():
             others = [row[shots]["mean"] for name, row in rows.items() if name != subject]
-            ahead = cell["mean"] - max(others) if others else 0.0
             label = f"{subject}, {plural(shots, 'label')} per class"
-            if others:
-                label += f"; next best {max(others):.1f} ({ahead:+.1f})"
-            found.append(Tile(f"{cell['mean']:.1f}", label, "%", best=ahead > 0))
+            found.append(compared(cell["mean"], label, others))
     return found
 
 

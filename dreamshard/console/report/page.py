@@ -26,6 +26,14 @@ class Tile:
     best: bool = False
 
 
+def compared(value: float, label: str, others: Sequence[float]) -> Tile:
+    """Make the tile of a percentage beside the best of its rivals, marked where it is ahead."""
+    ahead = value - max(others) if others else 0.0
+    if others:
+        label += f"; next best {max(others):.1f} ({ahead:+.1f})"
+    return Tile(f"{value:.1f}", label, "%", best=ahead > 0)
+
+
 @dataclass(frozen=True)
 class Strip:
     """Hold a picture made of images; `name` and `note` are written to its left in a level table.

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.gan.biggan import flags as biggan_flags
@@ -99,20 +98,14 @@ def find_file(path: Path) -> Path:
 
     Raises: ConfigError if there is none, or more than one.
     """
+    of = "D.pth of BigGAN-PyTorch"
+    return weights.one_file(path, named="D*.pth", of=of, look=_files_in)
+
+
+def _files_in(folder: Path) -> list[Path]:
     suffixes = (*weights.SAFE, *weights.PICKLED)
-    if path.is_file():
-        if path.suffix not in suffixes:
-            raise ConfigError(Problem("path", str(path), f"a file of {', '.join(suffixes)}"))
-        return path
-    if not path.is_dir():
-        hint = "Give D.pth of BigGAN-PyTorch, or its folder."
-        raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
-    found = [p for p in path.glob("D*") if biggan_flags.NAME.match(p.name) and p.suffix in suffixes]
-    files = sorted(p for p in found if not p.name.startswith("D_optim"))
-    if len(files) != 1:
-        got = ", ".join(p.name for p in files) or f"no D*.pth in {path}"
-        raise ConfigError(Problem("path", got, "one D*.pth", "Name the file."))
-    return files[0]
+    named = [p for p in folder.glob("D*") if biggan_flags.NAME.match(p.name)]
+    return sorted(p for p in named if p.suffix in suffixes and not p.name.startswith("D_optim"))
 
 
 def block_taps(layout: DiscriminatorLayout) -> list[Tap]:

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import weights
 from pipeline.teachers.base import Flag, Scalar
 from pipeline.teachers.gan.biggan import flags as biggan_flags
@@ -176,20 +175,14 @@ def find_file(path: Path) -> Path:
 
     Raises: ConfigError if there is none, or more than one.
     """
+    of = f"{WEIGHTS}.pth of BigGAN-PyTorch"
+    return weights.one_file(path, named=f"{WEIGHTS}*.pth", of=of, look=_files_in)
+
+
+def _files_in(folder: Path) -> list[Path]:
     suffixes = (*weights.SAFE, *weights.PICKLED)
-    if path.is_file():
-        if path.suffix not in suffixes:
-            raise ConfigError(Problem("path", str(path), f"a file of {', '.join(suffixes)}"))
-        return path
-    if not path.is_dir():
-        hint = f"Give {WEIGHTS}.pth of BigGAN-PyTorch, or its folder."
-        raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
-    files = sorted(p for p in path.glob(f"{WEIGHTS}*") if p.suffix in suffixes)
-    files = files or sorted(file for name in HUGGINGFACE for file in path.glob(name))
-    if len(files) != 1:
-        got = ", ".join(p.name for p in files) or f"no {WEIGHTS}*.pth in {path}"
-        raise ConfigError(Problem("path", got, f"one {WEIGHTS}*.pth", "Name the file."))
-    return files[0]
+    files = sorted(p for p in folder.glob(f"{WEIGHTS}*") if p.suffix in suffixes)
+    return files or sorted(file for name in HUGGINGFACE for file in folder.glob(name))
 
 
 def block_taps(layout: BigGANLayout) -> list[Tap]:
