@@ -1,0 +1,1 @@
+"""Generators against discriminators: one trainer, and an objective for each published method."""
