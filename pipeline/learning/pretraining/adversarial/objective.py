@@ -33,6 +33,8 @@ class Facts:
         batch_size: images of a turn over all processes (count).
         seed: of the initial weights.
         device: where networks live; the objective builds them there, channels last.
+        half: the trainer runs steps under autocast to bfloat16; parts that need float32 say so
+            (`pipeline.learning.precise.in_float32`).
     """
 
     side: int
@@ -40,6 +42,7 @@ class Facts:
     batch_size: int
     seed: int
     device: torch.device
+    half: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,30 @@ def load_baked(
     if "mapping.w_avg" in plain:
         plain["mapping.w_avg"] = plain["mapping.w_avg"].float()
     plain[filter_at] = _taps(state, where)
+    bake(plain, module, mapping=mapping, residual=residual, half=dtype == torch.float16)
+    weights.load_into(module, plain, where=where)
+    for name, part in module.named_modules():
+        if isinstance(part, Modulated) or (isinstance(part, Convolution) and "b4." not in name):
+            _convert(part, dtype)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def bake(
+    plain: dict[str, Tensor],
+    module: nn.Module,
+    *,
+    mapping: MappingLayout | None,
+    residual: bool,
+    half: bool = False,
+) -> None:
+    """Replace official tensors by what our layers compute with, differentiably.
+
+    Args:
+        plain: official name -> tensor, changed in place; what is missing stays so.
+        module: our network, for its layers' kinds and shapes.
+        mapping, residual: as in `load_baked`.
+        half: scale weights so that float16 does not overflow.
+    """
     for name, part in module.named_modules():
         if isinstance(part, Dense):
             hidden = mapping is not None and name.startswith("mapping.fc")
@@ -74,12 +98,7 @@ def load_baked(
             _scale(plain, f"{name}.weight", gain / math.sqrt(part.weight[0].numel()))
             _scale(plain, f"{name}.bias", gain)
         elif isinstance(part, Modulated):
-            _bake_modulated(plain, name, part, half=dtype == torch.float16)
-    weights.load_into(module, plain, where=where)
-    for name, part in module.named_modules():
-        if isinstance(part, Modulated) or (isinstance(part, Convolution) and "b4." not in name):
-            _convert(part, dtype)
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            _bake_modulated(plain, name, part, half=half)
 
 
 def _bake_modulated(plain: dict[str, Tensor], name: str, part: Modulated, *, half: bool) -> None:

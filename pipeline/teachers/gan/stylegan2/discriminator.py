@@ -9,6 +9,7 @@ statistics of a whole batch are kept for comparison alone (`whole_batch`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,8 @@ class Epilogue(nn.Module):
         self.conv = Convolution(inputs + layout.statistics, layout.width, 3, **style)
         self.fc = Dense(layout.width * 16, layout.width, activation=layout.activation)
         self.out = Dense(layout.width, layout.outputs)
+        self.whole: Callable[[Tensor], Tensor] = _as_it_is
+        self.share: Callable[[Tensor], Tensor] = _as_it_is
 
     def forward(self, x: Tensor, image: Tensor, statistic: float | None) -> Tensor:
         """Map features (N, C, 4, 4) to (N, outputs); statistic None: that of the batch."""
@@ -82,12 +85,21 @@ class Epilogue(nn.Module):
         return self.out(self.fc(self.conv(x).flatten(1)))
 
     def _of_batch(self, x: Tensor, count: int) -> Tensor:
-        """Return the mean standard deviation of each group of images: (N, count, H, W)."""
+        """Return the mean standard deviation of each group of images: (N, count, H, W).
+
+        Several processes that train it have shares of a batch: `whole` stacks them, `share` takes
+        this process's again.
+        """
+        x = self.whole(x)
         group = min(self.layout.group or len(x), len(x))
         rows, channels, height, width = x.shape
         groups = x.reshape(group, rows // group, count, channels // count, height, width)
         spread = groups.var(0, unbiased=False).add(DEVIATION_EPS).sqrt().mean((2, 3, 4))
-        return spread[:, :, None, None].repeat(group, 1, height, width)
+        return self.share(spread[:, :, None, None].repeat(group, 1, height, width))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 class Discriminator(nn.Module):

@@ -1,0 +1,1 @@
+"""StyleGAN2-ADA for training: networks in the official parametrisation, losses, files."""
