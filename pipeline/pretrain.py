@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamshard import rng
 from dreamshard.config import load_config, to_dict
@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.images.source import ImageSource
-    from pipeline.learning.loop import Learner, Taken
+    from pipeline.learning.loop import Taken
     from pipeline.learning.pretraining.batches import Batch
-    from pipeline.learning.pretraining.watch import ProxyDistance
     from pipeline.learning.schedule import WarmupCosine
 
 DESCRIPTION = "Train a diffusion teacher (a UNet2DModel) on a set of images."
@@ -50,7 +49,8 @@ LOG_EVERY = 10
 def main(argv: Sequence[str]) -> int | None:
     """Run the command; see `dreamshard pretrain --help`."""
     config = load_config(PretrainConfig, argv, prog="dreamshard pretrain", description=DESCRIPTION)
-    begin(f"pretrain: {config.steps:,} steps into {config.out}; loading PyTorch")
+    length = f"{config.steps:,} steps" if config.minutes is None else f"{config.minutes:g} minutes"
+    begin(f"pretrain: {length} into {config.out}; loading PyTorch")
     pretrain(config)
     return None
 
@@ -65,9 +65,11 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     from pipeline.images.source import fingerprint, open_source
     from pipeline.learning.pretraining import state
+    from pipeline.learning.pretraining.network import start_ranks
     from pipeline.learning.ranks import check_same, check_shared, decided_by_chief, together
 
-    accelerator, folder = _join_ranks(config), Path(config.out)
+    asked = {name: getattr(config, name) for name in ("device", "precision", "threads")}
+    accelerator, folder = start_ranks(**asked, batch_size=config.batch_size), Path(config.out)
     source = together(lambda: open_source(config.source))
     identity = together(lambda: fingerprint(source))
     if config.class_conditional and not source.has_labels:
@@ -77,16 +79,17 @@ def pretrain(config: PretrainConfig) -> Path:
     check_same({**told, "source": identity})
     run_dir = Path(config.run_dir or folder / "run")
     check_shared(run_dir, key="run_dir")
+    config = _within_budget(config, accelerator, source, identity)
     card = None
     if not config.overwrite:
         card = decided_by_chief(
-            lambda: state.find_teacher(folder, run_dir, settings=to_dict(config), source=identity)
+            lambda: state.find_teacher(folder, run_dir, settings=_told(config), source=identity)
         )
     if card is not None:
         if accelerator.is_main_process:
             extended = card.get("extended", ())
             state.clear(
-                folder, run_dir, state.first_key(to_dict(config), identity, extended=extended)
+                folder, run_dir, state.first_key(_told(config), identity, extended=extended)
             )
             stage(f"teacher {folder} is already trained ({card.get('steps')} steps): reused")
         return folder
@@ -108,7 +111,7 @@ class _Run:
         from pipeline.learning.pretraining import network, objective
         from pipeline.learning.pretraining.batches import Batches
         from pipeline.learning.pretraining.data import TrainingImages
-        from pipeline.learning.pretraining.watch import Sampler
+        from pipeline.learning.pretraining.watch import Sampler, Watch
 
         self.config, self.identity = config, identity
         self.accelerator = accelerator
@@ -134,8 +137,14 @@ class _Run:
         module = network.build_network(
             config.unet, sample_size=size, classes=classes, seed=config.seed
         )
-        self.learner = _learner(config, on_device(module, self.device))
-        self.sampler = Sampler(
+        self.learner = network.build_learner(
+            on_device(module, self.device),
+            schedule=schedule_of(config),
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            ema=config.ema,
+        )
+        sampler = Sampler(
             network=self.learner.kept,
             schedule=self.schedule,
             size=(config.crop, config.crop) if config.crop else shape,  # what the network knows
@@ -144,13 +153,38 @@ class _Run:
             seed=config.seed,
         )
         self.folder = Path(config.run_dir or Path(config.out) / "run")
-        self._distance: ProxyDistance | None = None
+        self.watch = Watch(
+            sampler=sampler,
+            images=self.images,
+            folder=self.folder,
+            crop=config.crop,
+            extractor=config.distance_extractor,
+            samples=config.distance_samples,
+        )
+
+    def rate(self, minutes: float) -> float:
+        """Take steps for their time alone; return how many a second there are, on every rank."""
+        from pipeline.learning.loop import take_steps
+        from pipeline.learning.pretraining.budget import measure
+        from pipeline.learning.ranks import decided_by_chief
+
+        batches = self.batches.between(0, self.config.steps)
+        steps = take_steps(
+            self.learner,
+            lambda model, step, _: self._forward(model, step, next(batches)),
+            engine=self.accelerator,
+        )
+        whole = (float(taken.terms["loss"]) for taken in steps)  # the device is waited for
+        found = measure(whole, minutes=minutes, tell=lambda s: decided_by_chief(lambda: s))
+        batches.close()
+        self.images.close()
+        return found
 
     def _record(self) -> RunFolder:
         """Open the record of the run; another teacher's goes where this one replaces it."""
         from pipeline.learning.pretraining.state import first_key
 
-        key = first_key(to_dict(self.config), self.identity, extended=self.start.extended)
+        key = first_key(_told(self.config), self.identity, extended=self.start.extended)
         of = {"recipe": key}
         return RunFolder(self.folder, config=self.config, of=of, replace=self.config.overwrite)
 
@@ -160,7 +194,7 @@ class _Run:
         from pipeline.learning.pretraining import state
         from pipeline.learning.ranks import decided_by_chief, together
 
-        settings = to_dict(self.config)
+        settings = _told(self.config)
         self.start = decided_by_chief(
             lambda: state.resume_point(self.folder, settings=settings, source=self.identity)
         )
@@ -258,7 +292,6 @@ class _Run:
     def _keep_and_show(self, taken: Taken, record: RunFolder | None, *, stop: bool) -> None:
         """Write a checkpoint, draw samples and measure them when they are due."""
         from pipeline.learning.checkpoint import parts_of, save_checkpoint
-        from pipeline.learning.pretraining import watch
 
         assert record is not None, "rank zero has one"
         config, step = self.config, taken.step
@@ -268,30 +301,13 @@ class _Run:
         if taken.last:  # the finished teacher's are drawn with it
             return
         if config.sample_every and step % config.sample_every == 0:
-            samples = self.sampler(range(config.num_samples))
-            watch.draw_grid(samples, self.folder / f"samples-{step:06d}.png")
-            watch.draw_loss_curve(self.folder)
+            self.watch.draw(config.num_samples, self.folder / f"samples-{step:06d}.png")
         if config.distance_every and step % config.distance_every == 0:
-            self._measure(step, record)
-
-    def _measure(self, step: int, record: RunFolder) -> dict[str, float]:
-        """Measure the samples' distance to the training images, log it, say it, return it."""
-        from pipeline.learning.pretraining.watch import ProxyDistance
-
-        if self._distance is None:
-            images = self.images.plain(self.config.distance_samples)
-            if side := self.config.crop:  # windows from the middle: samples are windows, too
-                top, left = ((length - side) // 2 for length in images.shape[1:3])
-                images = images[:, top : top + side, left : left + side]
-            self._distance = ProxyDistance(self.config.distance_extractor, images)
-        figures = self._distance.measure(self.sampler)
-        record.log(step=step, **figures)
-        stage(f"step {step}: proxy Fréchet distance {figures['proxy_fd']:.4g}")
-        return figures
+            self.watch.measure(step, record)
 
     def _finish(self, record: RunFolder | None, **speed: float) -> None:
         """Write the teacher and its last pictures; `speed` is that of this part of the run."""
-        from pipeline.learning.pretraining import state, watch
+        from pipeline.learning.pretraining import state
         from pipeline.learning.pretraining.following import next_commands
 
         assert record is not None, "rank zero has one"
@@ -308,7 +324,7 @@ class _Run:
         }
         if config.distance_every:
             told = {"samples": config.distance_samples, "extractor": config.distance_extractor}
-            card["proxy_distance"] = {**self._measure(config.steps, record), **told}
+            card["proxy_distance"] = {**self.watch.measure(config.steps, record), **told}
         network, dtype = self.learner.kept, config.weights_dtype
         card["parameters"] = state.save_network(
             folder,
@@ -317,8 +333,7 @@ class _Run:
             run={"recipe_key": self.key, **self.length},
             dtype=dtype,
         )
-        watch.draw_grid(self.sampler(range(config.num_samples)), folder / "samples.png")
-        watch.draw_loss_curve(self.folder)
+        self.watch.draw(config.num_samples, folder / "samples.png")
         record.stats(teacher=str(folder), steps=config.steps, **speed)
         depth, timesteps = len(network.config["block_out_channels"]), config.objective.timesteps
         record.propose(
@@ -327,43 +342,43 @@ class _Run:
         state.save_card(folder, card)  # from here on the run is finished
 
 
-def _join_ranks(config: PretrainConfig) -> Accelerator:
-    import torch
+def _told(config: PretrainConfig) -> dict[str, Any]:
+    """Return the settings that a teacher is known by: an average fitted to the steps is no number.
 
-    from pipeline.learning import launcher
-    from pipeline.learning.device import choose_device
-    from pipeline.learning.pretraining.network import uses_bfloat16
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    half = uses_bfloat16(config.precision, device)
-    accelerator = launcher.start(  # without a format of its own: the loop has an autocast
-        device=device,
-        precision="bfloat16" if half else "float32",
-        names={"bf16": "bfloat16"},
-        instead={},
-    )
-    if config.batch_size % accelerator.num_processes:
-        allowed = f"a multiple of the {accelerator.num_processes} processes"
-        raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))
-    return accelerator
+    So a run that is given more minutes is the same run, extended.
+    """
+    return to_dict(config) | ({} if config.minutes is None else {"ema": "fitted"})
 
 
-def _learner(config: PretrainConfig, network: nn.Module) -> Learner:
-    """Put AdamW, its learning rate and the average of the weights beside a network."""
-    from torch.optim import AdamW
+def _within_budget(
+    config: PretrainConfig,
+    accelerator: Accelerator,
+    source: ImageSource,
+    identity: dict[str, object],
+) -> PretrainConfig:
+    """Turn minutes into steps, as planned before or by a rate measured now, and say what they buy.
 
-    from pipeline.learning.average import RatioEma
-    from pipeline.learning.loop import Learner
+    Raises:
+        ConfigError: less than the warm-up needs, or than the run was given before.
+    """
+    from pipeline.learning.pretraining import budget
+    from pipeline.learning.ranks import decided_by_chief
 
-    return Learner(
-        module=network,
-        optimizer=AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay),
-        schedule=schedule_of(config),
-        clip=config.clip,
-        average=RatioEma(network, decay=config.ema),
-    )
+    minutes, run_dir = config.minutes, Path(config.run_dir or Path(config.out) / "run")
+    if minutes is None:
+        return config
+    anew = config.overwrite
+    plan = None if anew else decided_by_chief(lambda: budget.plan_of(run_dir, minutes=minutes))
+    if plan is None:
+        trial = _Run(replace(config, steps=sys.maxsize), accelerator, source, identity)
+        rate = trial.rate(minutes)
+        warmup = config.warmup_steps
+        plan = decided_by_chief(
+            lambda: budget.make_plan(run_dir, minutes=minutes, rate=rate, warmup=warmup, anew=anew)
+        )
+    if accelerator.is_main_process:
+        stage(budget.tell_plan(plan, batch_size=config.batch_size, images=len(source)))
+    return replace(config, steps=plan.steps, ema=budget.fitted_average(plan.steps))
 
 
 def schedule_of(config: PretrainConfig) -> WarmupCosine:

@@ -98,8 +98,8 @@ class PretrainConfig:
     """Train a diffusion teacher on your own images."""
 
     main_settings: ClassVar[str] = """
-    out source.kind source.path source.split image.size image.views crop class_conditional steps
-    batch_size lr ema precision device seed licence num_samples distance_every
+    out source.kind source.path source.split image.size image.views crop class_conditional
+    minutes steps batch_size lr ema precision device seed licence num_samples distance_every
     unet.block_out_channels unet.layers_per_block unet.attention_levels objective.kind
     """
 
@@ -109,6 +109,12 @@ class PretrainConfig:
             "distance_samples distance_extractor",
             lambda config: config.distance_every > 0,
             "distance_every",
+        ),
+        When(
+            "without minutes, which decide them",
+            "steps ema",
+            lambda config: config.minutes is None,
+            "minutes",
         ),
     )
 
@@ -132,6 +138,9 @@ class PretrainConfig:
     """What the network learns."""
     class_conditional: bool = False
     """Condition the network on the source's labels."""
+    minutes: Positive | None = None
+    """Time to train for, instead of steps: a measured rate says how many steps it buys, schedule
+    and average are fitted to them, and more minutes extend a run."""
     steps: Count = 600
     """Optimiser steps (count)."""
     batch_size: Count = 64
@@ -190,7 +199,7 @@ class PretrainConfig:
         if self.crop > min(self.image.shape or (0,)):
             allowed = f"0..{min(self.image.shape or (0,))}, the shorter side of the images"
             found.append(Problem("crop", str(self.crop), allowed))
-        if self.warmup_steps >= self.steps:
+        if self.minutes is None and self.warmup_steps >= self.steps:
             allowed = f"less than steps ({self.steps})"
             found.append(Problem("warmup_steps", str(self.warmup_steps), allowed))
         if self.sample_steps > self.objective.timesteps:

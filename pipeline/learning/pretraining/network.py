@@ -10,7 +10,11 @@ from pipeline.images.source import ImageSource
 from pipeline.learning.pretraining.config import UNetConfig
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
+
+    from pipeline.learning.loop import Learner
+    from pipeline.learning.schedule import WarmupCosine
 
 
 def build_network(
@@ -66,6 +70,56 @@ def _unet_settings(
         "dropout": unet.dropout,
         "num_class_embeds": classes or None,
     }
+
+
+def build_learner(
+    network: nn.Module, *, schedule: WarmupCosine, weight_decay: float, clip: float, ema: float
+) -> Learner:
+    """Put AdamW, its learning rate and the average of the weights beside a network."""
+    from torch.optim import AdamW
+
+    from pipeline.learning.average import RatioEma
+    from pipeline.learning.loop import Learner
+
+    return Learner(
+        module=network,
+        optimizer=AdamW(network.parameters(), lr=schedule.peak, weight_decay=weight_decay),
+        schedule=schedule,
+        clip=clip,
+        average=RatioEma(network, decay=ema),
+    )
+
+
+def start_ranks(*, device: str, precision: str, threads: int, batch_size: int) -> Accelerator:
+    """Join the other processes of a training, if there are any.
+
+    Args:
+        device, precision: as the settings have them.
+        threads: of a CPU (count); 0 for torch's choice.
+        batch_size: of all processes together; each takes its equal share.
+
+    Raises:
+        ConfigError: a launcher says otherwise than the settings, or shares are not equal.
+    """
+    import torch
+
+    from pipeline.learning import launcher
+    from pipeline.learning.device import choose_device
+
+    if threads:
+        torch.set_num_threads(threads)
+    device = choose_device(device)
+    half = uses_bfloat16(precision, device)
+    accelerator = launcher.start(  # without a format of its own: the loop has an autocast
+        device=device,
+        precision="bfloat16" if half else "float32",
+        names={"bf16": "bfloat16"},
+        instead={},
+    )
+    if batch_size % accelerator.num_processes:
+        allowed = f"a multiple of the {accelerator.num_processes} processes"
+        raise ConfigError(Problem("batch_size", str(batch_size), allowed))
+    return accelerator
 
 
 def uses_bfloat16(precision: str, device: str) -> bool:

@@ -34,6 +34,7 @@ NOT_THE_WEIGHTS = (
     *("out", "run_dir", "overwrite", "licence", "device", "threads"),
     *("checkpoint_every", "sample_every", "num_samples", "sample_steps"),
     *("distance_every", "distance_samples", "distance_extractor"),
+    *("minutes",),  # the steps they bought count
 )
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
 

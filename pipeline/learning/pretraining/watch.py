@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from dreamshard import rng
 from dreamshard.foreign.text import parse_json
 from dreamshard.pictures import image_grid
+from dreamshard.progress import stage
+from dreamshard.runfolder import RunFolder
 from pipeline.images import quality
+from pipeline.learning.pretraining.data import TrainingImages
 from pipeline.teachers.diffusion import sampling
 from pipeline.teachers.diffusion.schedules import Schedule
 from pipeline.teachers.pixels import to_uint8
@@ -77,6 +80,50 @@ class ProxyDistance:
             "proxy_fd": quality.frechet_distance(self._reference, drawn),
             "proxy_kd": quality.kernel_distance(self._reference, drawn),
         }
+
+
+class Watch:
+    """Show how a teacher in training draws, and measure it.
+
+    Args:
+        sampler: of the network.
+        images: that it is trained on.
+        folder: of the run.
+        crop: side of the windows that it sees (pixels); 0 for whole images.
+        extractor, samples: of the distance, as the settings have them.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler,
+        images: TrainingImages,
+        folder: Path,
+        crop: int,
+        extractor: str,
+        samples: int,
+    ) -> None:
+        self._sampler, self._images, self._folder, self._crop = sampler, images, folder, crop
+        self._extractor, self._samples = extractor, samples
+        self._distance: ProxyDistance | None = None
+
+    def draw(self, count: int, path: Path) -> None:
+        """Draw this many samples into a PNG, and the loss so far beside the run's record."""
+        draw_grid(self._sampler(range(count)), path)
+        draw_loss_curve(self._folder)
+
+    def measure(self, step: int, record: RunFolder) -> dict[str, float]:
+        """Measure the samples' distance to the training images, log it, say it, return it."""
+        if self._distance is None:
+            images = self._images.plain(self._samples)
+            if side := self._crop:  # windows from the middle: samples are windows, too
+                top, left = ((length - side) // 2 for length in images.shape[1:3])
+                images = images[:, top : top + side, left : left + side]
+            self._distance = ProxyDistance(self._extractor, images)
+        figures = self._distance.measure(self._sampler)
+        record.log(step=step, **figures)
+        stage(f"step {step}: proxy Fréchet distance {figures['proxy_fd']:.4g}")
+        return figures
 
 
 def draw(

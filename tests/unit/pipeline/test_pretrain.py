@@ -155,6 +155,45 @@ def test_more_steps_extend_a_finished_run_and_say_what_becomes_of_the_rate(
         script.pretrain(tiny(folder, steps=8))
 
 
+def minutes_for(steps: float) -> float:
+    """Minutes that buy these steps at a step a second."""
+    return (steps + 0.5) / 57
+
+
+def test_a_budget_is_planned_once_and_gone_on_with_and_extended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script._Run, "rate", lambda self, minutes: 1.0)
+    four, six = ({"minutes": minutes_for(n), "steps": 600, "ema": 0.995} for n in (4.0, 6.25))
+    whole = script.pretrain(tiny(tmp_path / "whole", **four))
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 4)
+        with pytest.raises(Interrupted):
+            script.pretrain(tiny(tmp_path / "broken", **four))
+    monkeypatch.setattr(script._Run, "rate", lambda self, minutes: 100.0)  # a plan stands
+    capsys.readouterr()
+    broken = script.pretrain(tiny(tmp_path / "broken", **four))
+    assert "min buy 4 steps: 16 images seen" in capsys.readouterr().err
+    assert all(torch.equal(v, weights_of(broken)[n]) for n, v in weights_of(whole).items())
+    script.pretrain(tiny(broken, **four))
+    assert "already trained (4 steps): reused" in capsys.readouterr().err
+    monkeypatch.setattr(script._Run, "rate", lambda self, minutes: 1.0)
+    script.pretrain(tiny(broken, **six))
+    card = json.loads((broken / "teacher_card.json").read_text())
+    assert card["steps"] == 6 and card["extended"] == [[4, 4]]
+    with pytest.raises(ConfigError, match="minutes: got 0.0789"):
+        script.pretrain(tiny(broken, **four))
+
+
+def test_a_rate_is_measured_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    folder = script.pretrain(tiny(tmp_path / "t", minutes=0.02, steps=600, ema=0.995))
+    card = json.loads((folder / "teacher_card.json").read_text())
+    steps = card["steps"]
+    assert steps > 2 and card["settings"]["minutes"] == 0.02
+    again = script.pretrain(tiny(tmp_path / "steps", steps=steps, ema=card["settings"]["ema"]))
+    assert all(torch.equal(v, weights_of(again)[n]) for n, v in weights_of(folder).items())
+
+
 def test_what_cannot_be_extended_says_why(tmp_path: Path) -> None:
     folder = script.pretrain(tiny(tmp_path / "t"))
     with pytest.raises(ConfigError, match="other settings or images"):
