@@ -127,15 +127,16 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     if start.finished:
         decided_by_chief(lambda: tidy(config, training_set))
         return run_dir / STUDENT_FOLDER
-    training_set = together(lambda: training_set.at(start.state.snapshot))
-    decided_by_chief(lambda: pin_for_checkpoints(training_set.source, run_dir))
+    state = start.state
+    training_set = together(lambda: training_set.at(state.snapshot, real=state.real))
+    decided_by_chief(lambda: pin_for_checkpoints(training_set.sources, run_dir))
     method, learner = together(
         lambda: build(
             accelerator, config=config, training_set=training_set, checkpoint=start.checkpoint
         )
     )
     log = train_steps(
-        start.state,
+        state,
         config=config,
         accelerator=accelerator,
         training_set=training_set,
@@ -148,11 +149,11 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
         keep_student(
             learner.kept,
             config=config.student,
-            summary=config.summary(views=method.views, extended=start.state.extended),
+            summary=config.summary(views=method.views, extended=state.extended),
             training_set=training_set,
             log=log,
         )
-        unpin(training_set.source, run_dir)
+        unpin(training_set.sources, run_dir)
 
     decided_by_chief(keep)
     return run_dir / STUDENT_FOLDER
@@ -165,7 +166,7 @@ def tidy(config: TrainConfig, training_set: TrainingSet) -> None:
 
     run_dir = Path(config.run_dir)
     complete_record(run_dir, lambda: RunFolder(config.run_dir, config=config))
-    unpin(training_set.source, run_dir)
+    unpin(training_set.sources, run_dir)
 
 
 def build(

@@ -142,11 +142,24 @@ class TrainingSet:
         allowed = f"0..{self.needs.classes - 1}"
         raise ConfigError(Problem("supervised.classes", f"labels {listed}", allowed, hint))
 
-    def at(self, version: str) -> TrainingSet:
-        """Return the same at another version of the source, where a resumed run began."""
-        if version == self.source.version:
-            return self
-        return replace(self, source=self.source.at(version))
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Of the samples and, where they are read, of the real images beside them."""
+        return (self.source,) if self.real is None else (self.source, self.real)
+
+    def at(self, version: str, *, real: str = "") -> TrainingSet:
+        """Return the same at other versions, where a resumed run began.
+
+        Args:
+            version: of the source.
+            real: of the real images; empty: as they are now.
+        """
+        found = self
+        if version != self.source.version:
+            found = replace(found, source=self.source.at(version))
+        if self.real is not None and real not in ("", self.real.version):
+            found = replace(found, real=self.real.at(real))
+        return found
 
 
 def labelled_share(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from distill.data.sets import NUMBER, Needs
 from distill.losses.contrast import noise_contrast
 from distill.methods.compress import Embedding
 from distill.methods.objective import Batch, Composite, Part
+from distill.modules.draws import SampleDraws
 from distill.modules.memory_bank import MemoryBank
 from distill.modules.vectors import as_vector
 from dreamshard.errors import ConfigError, Problem
@@ -64,6 +65,7 @@ class Contrast(Embedding):
             MemoryBank(config.samples, config.width, momentum=config.bank_momentum)
             for _ in range(2)
         )
+        self.draws = SampleDraws(self.seed)
 
     def forward(
         self, maps: Mapping[str, Sequence[Tensor]], pooled: Mapping[str, Tensor], batch: Batch
@@ -73,9 +75,7 @@ class Contrast(Embedding):
         student = F.normalize(self.student_head(pooled[self.view]).float(), dim=1)
         vector = as_vector(batch.targets[self.level.name])
         teacher = F.normalize(self.teacher_head(vector).float(), dim=1)
-        # On the CPU, whose generator the trainer seeds for every step.
-        drawn = torch.randint(config.samples - 1, (len(numbers), config.negatives))
-        others = drawn.to(numbers.device)
+        others = self.draws.integers(numbers, config.negatives, below=config.samples - 1)
         others = others + (others >= numbers[:, None])  # any sample but its own
         rows = torch.cat([numbers[:, None], others], dim=1)
         pairs = ((student, self.teacher_bank), (teacher, self.student_bank))

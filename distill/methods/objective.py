@@ -77,7 +77,7 @@ class Objective(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.seed = config, seed
         self.build(student, levels, image_size=image_size, seed=seed)
 
     @classmethod

@@ -56,6 +56,7 @@ def resume_point(run_dir: Path, *, fresh: TrainState) -> tuple[TrainState, Path 
         step=state.step,
         position=state.position,
         snapshot=state.snapshot,
+        real=state.real or fresh.real,  # of checkpoints from before it was noted
         extended=extended,
     )
     return state, last
@@ -67,7 +68,7 @@ def _check_values(state: TrainState) -> None:
     Raises:
         ValueError: naming the field.
     """
-    texts = (state.dataset, state.content_key, state.layout_key, state.snapshot)
+    texts = (state.dataset, state.content_key, state.layout_key, state.snapshot, state.real)
     if not all(isinstance(text, str) for text in texts) or not isinstance(state.config, dict):
         raise ValueError("dataset, keys, snapshot and config of other kinds than they have")
     batch_size, steps = state.config.get("batch_size", 0), state.config.get("steps", 0)

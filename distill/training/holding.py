@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from distill.data.shards import ShardSource
 from dreamshard.errors import DataError
+from storage.dataset import Dataset
 from storage.ledger import holds
 
 log = logging.getLogger(__name__)
@@ -22,17 +24,19 @@ def name_run(run_dir: str | Path) -> str:
     return name
 
 
-def pin_for_checkpoints(source: object, run_dir: str | Path) -> None:
+def pin_for_checkpoints(sources: Iterable[object], run_dir: str | Path) -> None:
     """Pin the datasets that a run's checkpoints go on with, until the run has its student.
+
+    Args:
+        sources: of samples, of real images beside them; those that are not stored are passed over.
+        run_dir: the run's folder.
 
     Raises:
         DataError: if one of them is gone.
     """
-    if not isinstance(source, ShardSource):
-        return
-    for dataset in source.datasets:
+    for dataset, version in _datasets(sources):
         try:
-            reason = f"checkpoints in {run_dir} at version {source.version}"
+            reason = f"checkpoints in {run_dir} at version {version}"
             holds.pin(dataset.files, name=name_run(run_dir), reason=reason)
         except DataError as error:
             if holds.is_gone(dataset.files):
@@ -40,13 +44,19 @@ def pin_for_checkpoints(source: object, run_dir: str | Path) -> None:
             log.warning("%s: cannot be pinned for this run's checkpoints: %s", dataset.url, error)
 
 
-def unpin(source: object, run_dir: str | Path) -> None:
-    """Take the pins of a run off that is finished."""
-    if not isinstance(source, ShardSource):
-        return
-    for dataset in source.datasets:
+def unpin(sources: Iterable[object], run_dir: str | Path) -> None:
+    """Take the pins of a run off that is finished; arguments as of `pin_for_checkpoints`."""
+    for dataset, _ in _datasets(sources):
         try:
             holds.unpin(dataset.files, name=name_run(run_dir))
             dataset.files.prune(holds.PINS)
         except DataError as error:
             log.warning("%s: the run's pin cannot be taken off: %s", dataset.url, error)
+
+
+def _datasets(sources: Iterable[object]) -> list[tuple[Dataset, str]]:
+    """Return every dataset of some sources once, with the version that is read."""
+    shards = [source for source in sources if isinstance(source, ShardSource)]
+    return list(
+        {one.url: (one, source.version) for source in shards for one in source.datasets}.values()
+    )

@@ -37,6 +37,7 @@ OWN = (
     "data.prefetch",
     "data.dataset",
     "data.join",
+    "data.real",
 )
 """Settings that ranks may have of their own: paths are compared by what is there."""
 OWN_SECTIONS = ("data.stream.",)
@@ -85,11 +86,12 @@ def find_start(config: TrainConfig, training_set: TrainingSet) -> Start:
         DataError: the checkpoint cannot be read.
     """
     state, name, finished = decided_by_chief(lambda: _decide(config, training_set))
-    recipe = training_set.source.recipe
+    recipe, real = training_set.source.recipe, training_set.real
     check_same(
         {
             "data.dataset (content)": recipe.content_key,
             "data.dataset (layout)": recipe.layout_key,
+            "data.real (content)": "" if real is None else real.recipe.content_key,
         }
     )
     return Start(state, Path(config.run_dir) / name if name else None, finished)

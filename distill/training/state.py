@@ -21,6 +21,7 @@ class TrainState:
         dataset: URL of the dataset, without secrets.
         content_key, layout_key: its recipe's.
         snapshot: version of its snapshot, which the run keeps to its end.
+        real: the same of the real images beside it; empty without any.
         config: the whole configuration, as plain values, without secrets.
         processes: how many ranks trained.
         extended: [steps of the whole run before, step it was at] of every time it was extended.
@@ -35,6 +36,7 @@ class TrainState:
     config: dict[str, object] = field(default_factory=dict)
     processes: int = 1
     extended: list[list[int]] = field(default_factory=list)
+    real: str = ""
 
 
 def first_state(
@@ -49,6 +51,7 @@ def first_state(
         snapshot=training_set.source.version,
         config={name: redact(value, name=name) for name, value in settings.items()},
         processes=processes,
+        real="" if training_set.real is None else training_set.real.version,
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
-from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.images.source import LATENTS, ImageConfig, SourceConfig
 from pipeline.request.config import Count, DatasetRequest, EncodeConfig, PipelineConfig
 from pipeline.request.paths import input_path
 from storage.codecs.table import find_codec
@@ -84,12 +84,14 @@ class StreamRequest:
         parts: its sources; the first one names it.
         fresh_noise: draw new noise for every epoch.
         keep: commit the first source's samples to its dataset, too.
+        mixup: mix the images of a micro-batch before the teacher sees them.
     """
 
     name: str
     parts: tuple[PartRequest, ...]
     fresh_noise: bool
     keep: bool
+    mixup: bool = False
 
 
 @dataclass(kw_only=True)
@@ -118,6 +120,9 @@ class StreamConfig(PipelineConfig):
     """Further sources in stated proportions: real images, drawn ones, cached shards."""
     fresh_noise: bool = False
     """Draw new noise for every epoch: stochastic encoding as augmentation. Crops and flips stay."""
+    mixup: bool = False
+    """Mix the images of a micro-batch before the teacher sees them, by one share of 0..1: every
+    objective then learns from what the teacher says of mixtures, which the student sees, too."""
     keep: bool = False
     """Commit what is streamed as shards under root, too, and read them in later epochs."""
     window: int = 8
@@ -150,9 +155,27 @@ class StreamConfig(PipelineConfig):
         if self.fresh_noise and self.mode == "synthesize":
             hint = "A generator draws new samples anyway: leave samples at null."
             found.append(Problem("fresh_noise", "true with mode synthesize", "false", hint))
+        if self.mixup:
+            found += self._mixup_problems()
         if self.keep and self.mode == "synthesize" and self.samples is None:
             hint = "Try --samples 50000: later epochs then read what the first one made."
             found.append(Problem("samples", "null with keep", "a count", hint))
+        return found
+
+    def _mixup_problems(self) -> list[Problem]:
+        """Say why the images cannot be mixed: none are encoded now, or they are kept."""
+        found, others = [], [part.mode for part in self.mix if part.mode != "encode"]
+        if self.keep:
+            hint = "Set one of the two to false."
+            found.append(Problem("mixup", "true with keep", "false: shards hold images", hint))
+        if self.mode == "synthesize" or others:
+            got = f"true with mode {others[0] if others else self.mode}"
+            hint = "Only images that a teacher encodes now can be mixed before it."
+            found.append(Problem("mixup", got, "false, or mode encode throughout", hint))
+        kinds = [self.source.kind, *(part.source.kind for part in self.mix)]
+        if LATENTS in kinds:
+            allowed = "false: the teacher starts from latents, and sees no image"
+            found.append(Problem("mixup", f"true with source.kind {LATENTS}", allowed))
         return found
 
     def settled(self) -> Self:
@@ -171,7 +194,7 @@ class StreamConfig(PipelineConfig):
         for number, part in enumerate(self.mix):
             asked = part.dataset if part.mode == "shards" else self._of(part)
             parts.append(PartRequest(f"mix.{number}", part.weight, asked))
-        return StreamRequest(self.name, tuple(parts), self.fresh_noise, self.keep)
+        return StreamRequest(self.name, tuple(parts), self.fresh_noise, self.keep, self.mixup)
 
     def _of(self, part: StreamConfig | PartConfig) -> DatasetRequest:
         if part.mode == "synthesize":

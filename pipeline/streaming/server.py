@@ -26,6 +26,7 @@ from pipeline.cluster.worker import explain_memory, same_device, settle_torch
 from pipeline.images.inputs import Work
 from pipeline.request.resolve import ResolvedRequest
 from pipeline.streaming.keeper import Keeper
+from pipeline.streaming.mixup import mix_images
 from pipeline.streaming.order import EPOCH_LANE, stand_ins
 from pipeline.teachers.base import Foresee, Teacher, foreseer
 from pipeline.teachers.load import load_teacher
@@ -57,11 +58,13 @@ class ServedPart:
         request: what it is, understood; its pins are those of the dataset it fills, if it does.
         fresh_noise: draw new noise for every epoch.
         url: dataset to commit to, "" for none.
+        mixup: mix the images of a micro-batch before the teacher sees them.
     """
 
     request: ResolvedRequest
     fresh_noise: bool = False
     url: str = ""
+    mixup: bool = False
 
 
 class Server:
@@ -113,7 +116,7 @@ class Server:
         Args:
             part: number of the source.
             samples: int64 (n,), n at most the micro-batch.
-            epoch: pass over the source; matters only where it draws fresh noise.
+            epoch: pass over the source; matters only where it draws fresh noise or mixes.
             shared: others will ask for the same one; keep it for a while.
 
         Returns:
@@ -144,7 +147,7 @@ class Server:
         """Make a micro-batch, or hand out one that somebody else has asked for."""
         if not shared:
             return self._make(part, served, samples, epoch)
-        key = (part, samples.tobytes(), epoch if served.fresh_noise else 0)
+        key = (part, samples.tobytes(), epoch if served.fresh_noise or served.mixup else 0)
         with self._lock:
             known = self._recent.get(key)
             future = self._recent.setdefault(key, Future())
@@ -220,6 +223,15 @@ class Server:
                 micro_batch=micro_batch,
                 pool=self._decoders,
                 foresee=self._foreseer(number, part, epoch),
+            )
+        if part.mixup:
+            assert work.images is not None and work.valid is not None
+            work.images = mix_images(
+                work.images,
+                work.valid[: work.count],
+                samples=samples,
+                seed=part.request.asked.seed,
+                epoch=epoch,
             )
         batch = self._compute.submit(self._forward, number, part, work, epoch).result()
         keeper = self._keepers.get(number)

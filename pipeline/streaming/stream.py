@@ -132,7 +132,7 @@ def resolve_stream(asked: StreamRequest, *, prefix: str = "") -> Stream:
             first = not part.key
             resolved, endless = _resolve_part(part.asked, writing=asked.keep and first)
             kept = resolved if first else kept
-            parts.append(_made(resolved, part.weight, asked.fresh_noise, endless=endless))
+            parts.append(_made(resolved, part.weight, asked, endless=endless))
         except ConfigError as error:
             problems += error.under(part.key).problems
     if not problems:
@@ -163,8 +163,9 @@ def _resolve_part(asked: DatasetRequest, *, writing: bool) -> tuple[ResolvedRequ
     return resolve(asked, writing=writing), endless
 
 
-def _made(request: ResolvedRequest, weight: int, fresh_noise: bool, *, endless: bool) -> Part:
-    served = ServedPart(request, fresh_noise and request.asked.mode == "encode")
+def _made(request: ResolvedRequest, weight: int, asked: StreamRequest, *, endless: bool) -> Part:
+    fresh_noise = asked.fresh_noise and request.asked.mode == "encode"
+    served = ServedPart(request, fresh_noise, mixup=asked.mixup)
     return Part(
         weight=weight,
         recipe=request.recipe,
@@ -264,6 +265,10 @@ def _identity(parts: Sequence[Part]) -> dict[str, object]:
         identity[f"{key}micro_batch"] = part.micro_batch
         identity[f"{key}fresh_noise"] = part.served.fresh_noise
         identity[f"{key}keep"] = part.served.url
+        if (
+            part.served.mixup
+        ):  # streams without have the identity that they had before there was any
+            identity[f"{key}mixup"] = True
     return identity
 
 

@@ -101,7 +101,9 @@ def test_a_state_holds_no_secrets_and_is_still_that_of_its_run(tmp_path: Path) -
     source = SimpleNamespace(recipe=recipe, url="s3://u:S3CR3T@b/x", version="1")
     settings = {"data": {"dataset": source.url, "stream": {"teacher": {"hf_token": "S3CR3T"}}}}
     state = first_state(
-        cast(Any, settings), training_set=cast(Any, SimpleNamespace(source=source)), processes=1
+        cast(Any, settings),
+        training_set=cast(Any, SimpleNamespace(source=source, real=None)),
+        processes=1,
     )
     assert "S3CR3T" not in json.dumps(vars(state)) and settings["data"]["dataset"] == source.url
     again = replace(state, config=settings)  # as an older version kept it
