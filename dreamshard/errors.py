@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dreamshard.foreign.shown import plain, plain_streams
+from dreamshard.threads import wait_asleep
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's own convention
 OPTIONAL_MODULES = frozenset(
@@ -124,6 +125,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
         0 on success, else the error's exit code (1 other, 2 configuration, 3 data, 4 teacher,
         130 interrupted). Errors that are not the user's keep their traceback: they are raised.
     """
+    wait_asleep()
     try:
         with plain_streams():  # whatever a file holds, the terminal shows it
             return main(argv) or 0

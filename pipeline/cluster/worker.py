@@ -12,6 +12,7 @@ from typing import Any
 
 from dreamshard import permissions
 from dreamshard.errors import TeacherError
+from dreamshard.threads import POLICY
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
@@ -52,7 +53,7 @@ def num_cpus() -> int:
 
 
 def worker_env(threads: int) -> dict[str, str]:
-    """Return the environment of an actor process: pinned threads, the umask, where our code is."""
+    """Return the environment of an actor process: pinned threads, asleep when waiting, umask, our code."""
     here = os.getcwd() if {"", os.getcwd()} & set(sys.path) else ""  # for module:Class of a user's
     places = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", ""), here]
     path = os.pathsep.join(dict.fromkeys(filter(None, places)))
@@ -62,6 +63,7 @@ def worker_env(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
+        POLICY: os.environ.get(POLICY, "passive"),
         permissions.VARIABLE: f"{permissions.umask():03o}",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or cuBLAS may sum in another order each time
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.console.api.settings import Recipe, arguments, config_of
 from dreamshard.errors import INTERRUPTED, ConfigError, Interrupted, Problem
+from dreamshard.threads import wait_asleep
 
 if TYPE_CHECKING:
     from distill.students.student import Student
@@ -95,6 +96,7 @@ def as_command(command: Sequence[str]) -> Iterator[None]:
 
     A notebook's own `sys.argv` is its kernel's.
     """
+    wait_asleep()
     before, sys.argv = sys.argv, [*command]
     try:
         yield
