@@ -53,7 +53,7 @@ def num_cpus() -> int:
 
 
 def worker_env(threads: int) -> dict[str, str]:
-    """Return the environment of an actor process: pinned threads, asleep when waiting, umask, our code."""
+    """Return the environment of an actor process: threads, how they wait, umask, our code."""
     here = os.getcwd() if {"", os.getcwd()} & set(sys.path) else ""  # for module:Class of a user's
     places = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", ""), here]
     path = os.pathsep.join(dict.fromkeys(filter(None, places)))
