@@ -54,12 +54,14 @@ class Variant:
     Args:
         group: what is compared.
         method: settings of DreamTeacherConfig, over those of the base.
+        changes: any other settings of `dreamshard train`, by dotted keys.
         encode: options of `dreamshard encode`; none: the base's dataset.
         codec: arguments of `dreamshard export --codec`; none: the dataset as encoded.
     """
 
     group: str
     method: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     encode: tuple[str, ...] = ()
     codec: tuple[str, ...] = ()
 
@@ -69,6 +71,31 @@ def low_rank(fold: int, inner: str) -> tuple[str, ...]:
     per_value = {"int8": 2, "int4": 4}[inner]  # of float16's bytes, how many times fewer
     ranks = {level: max(1, round(per_value * size / fold)) for level, size in LEVELS.items()}
     return tuple(f"{level}=lowrank{rank}-{inner}" for level, rank in ranks.items())
+
+
+COARSE = {"data.levels": ["s4", "s2"]}
+VECTOR = "up.0.t50"
+"""The deepest level, averaged over space: what similarity and embedding methods compare."""
+FEATURES = {"feature.weight": 1.0, "feature.attention_weight": 0.0, "feature.width": 32}
+CHANNEL = FEATURES | {"feature.whiten": "channel"}
+SIMILARITY = {
+    "similarity.weight": 1.0,
+    "similarity.variant": "1q",
+    "similarity.queue": 4096,
+    "similarity.level": VECTOR,
+}
+
+
+def compress(variant: str, *, queue: int = 1024, **more: float) -> dict[str, Any]:
+    """Return settings of CompRess; more: temperature (0.04 where unsaid), momentum."""
+    momentum = {"momentum": 0.99} if variant == "2q" else {}
+    words = {"variant": variant, "queue": queue, "level": VECTOR} | momentum | more
+    return {"method": "compress"} | {f"compress.{name}": value for name, value in words.items()}
+
+
+def mix(parts: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a mix of objectives."""
+    return {"method": "mix"} | {f"mix.{name}": value for name, value in parts.items()}
 
 
 VARIANTS: dict[str, Variant] = {
@@ -98,6 +125,35 @@ VARIANTS: dict[str, Variant] = {
         f"t = {t}": Variant("timestep", encode=("--teacher.timesteps", f"[{t}]"))
         for t in (0, 25, 100, 200, 400)
     },
+    **{f"whiten {kind}": Variant("standardise", {"whiten": kind}) for kind in ("channel", "phi_s")},
+    "smooth L1": Variant("standardise", {"regression": "smooth_l1"}),
+    "channel, smooth L1": Variant("standardise", {"whiten": "channel", "regression": "smooth_l1"}),
+    "channel, cosine + smooth L1": Variant(
+        "standardise", {"whiten": "channel", "regression": "cos_smooth_l1"}
+    ),
+    "without the finest": Variant("standardise", changes=COARSE),
+    "channel, without the finest": Variant("standardise", {"whiten": "channel"}, changes=COARSE),
+    **{
+        f"CompRess {form}, queue {queue}": Variant(
+            "similarity", changes=compress(form, queue=queue)
+        )
+        for form in ("1q", "2q")
+        for queue in (64, 1024, 16384)
+    },
+    "CompRess 2q, no momentum": Variant("similarity", changes=compress("2q", momentum=0.0)),
+    **{
+        f"CompRess 1q, T = {t}": Variant("similarity", changes=compress("1q", temperature=t))
+        for t in (0.02, 0.2, 1.0)
+    },
+    "Reg": Variant("similarity", changes={"method": "reg", "reg.level": VECTOR}),
+    "Reg-BN": Variant(
+        "similarity", changes={"method": "reg", "reg.level": VECTOR, "reg.batch_norm": True}
+    ),
+    "Gram": Variant("similarity", changes=mix({"gram.weight": 1.0})),
+    "features + 1q": Variant("mix", changes=mix(FEATURES | SIMILARITY)),
+    "features + Gram": Variant("mix", changes=mix(FEATURES | {"gram.weight": 1.0})),
+    "channel + 1q": Variant("mix", changes=mix(CHANNEL | SIMILARITY)),
+    "channel + 1q + Gram": Variant("mix", changes=mix(CHANNEL | SIMILARITY | {"gram.weight": 1.0})),
 }
 GROUPS = list(dict.fromkeys(variant.group for variant in VARIANTS.values()))[1:]
 
@@ -161,6 +217,7 @@ def run_variant(
     cifar10.ARMS[arm] = {
         **cifar10.ARMS["dreamteacher"],
         "settings": BASE_METHOD | VARIANTS[name].method,
+        "changes": VARIANTS[name].changes,
     }
     return cifar10.run_arm(arm, options, seed=seed)
 
@@ -239,7 +296,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--unseen", type=int, default=15_000, help="never encoded training images that also judge"
     )
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
     options = parser.parse_args()

@@ -86,7 +86,7 @@ def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConf
     config = TrainConfig(
         run_dir=str(options.out / f"{arm}-{seed}"),
         seed=seed,
-        method=settings.get("method", "vicreg"),
+        method=settings.get("changes", {}).get("method") or settings.get("method", "vicreg"),
         student=StudentConfig(
             name="cifar_resnet18",
             settings={"width": options.width},
@@ -110,13 +110,23 @@ def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConf
     steps = max(1, round(options.images / options.batch_size))
     log_every = max(1, min(50, steps // 4))
     return replace(
-        config,
+        with_changes(config, settings.get("changes", {})),
         batch_size=options.batch_size // views,
         steps=steps,
         log_every=log_every,
         save_every=4 * log_every,
         keep=1,
     )
+
+
+def with_changes(config: Any, changes: dict[str, Any]) -> Any:
+    """Return a configuration with other values under dotted keys."""
+    for key, value in changes.items():
+        name, _, rest = key.partition(".")
+        if rest:
+            value = with_changes(getattr(config, name), {rest: value})
+        config = replace(config, **{name: value})
+    return config
 
 
 def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
@@ -198,7 +208,7 @@ def images(
     from pipeline.images.source import ImageConfig, SourceConfig
 
     if not hasattr(options, "loaded"):
-        sources = [SourceConfig(kind="parquet", path=path) for path in (options.train, options.val)]
+        sources = [SourceConfig(kind="parquet", path=str(path)) for path in (options.train, options.val)]
         options.loaded = read_pair(
             *sources,
             ImageConfig(size=32),
