@@ -4,6 +4,7 @@
 # make fuzz    read 10,000 hostile files
 # make mutate  change the product a little, and see whether its tests notice
 # make protocol  play 100,000 schedules of the commit protocol (minutes)
+# make docs    build the documentation into build/site
 # make lint    check style and types
 # make clean   remove .venv, caches and builds (never data or runs)
 #
@@ -20,7 +21,7 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-compile
 # Tests start processes by the hundred; in a shell that forbids bytecode each would compile torch.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help demo test chaos fuzz mutate protocol lint clean
+.PHONY: docs help demo test chaos fuzz mutate protocol lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +55,10 @@ mutate: $(STAMP)
 protocol: $(STAMP)
 	@OMP_NUM_THREADS=1 DREAMSHARD_PROTOCOL=$(or $(SCHEDULES),100000) DREAMSHARD_PROTOCOL_SEED=$(or $(SEED),0) \
 	  $(PY) -m pytest -q -n $(WORKERS) tests/protocol $(ARGS)
+
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q -f docs/site/mkdocs.yml
+	@echo "open build/site/index.html (search: $(PY) -m http.server -d build/site)"
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

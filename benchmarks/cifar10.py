@@ -208,7 +208,9 @@ def images(
     from pipeline.images.source import ImageConfig, SourceConfig
 
     if not hasattr(options, "loaded"):
-        sources = [SourceConfig(kind="parquet", path=str(path)) for path in (options.train, options.val)]
+        sources = [
+            SourceConfig(kind="parquet", path=str(path)) for path in (options.train, options.val)
+        ]
         options.loaded = read_pair(
             *sources,
             ImageConfig(size=32),

@@ -1,0 +1,98 @@
+"""Commands of README and documentation are ones that the product takes; links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamshard.console.cli import VERBS, load_verb
+from dreamshard.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / "docs").rglob("*.md")])
+CONFIGURED = {
+    "pretrain", "interpret", "encode", "synthesize", "serve", "train", "evaluate", "publish", "plan"
+}  # fmt: skip
+"""Verbs that take `--print_config`."""
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return (page, command) of every line that begins with `dreamshard`."""
+    found = []
+    for page in PAGES:
+        if not page.exists():
+            continue
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text("utf-8"), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in re.split(r"&&|;|\|", line.partition(" #")[0].removeprefix("$ ")):
+                    if part.strip().startswith("dreamshard "):
+                        found.append((page.relative_to(ROOT).as_posix(), part.strip()))
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_are_known_to_the_last_setting(
+    page: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = [word for word in shlex.split(command) if word != "&"][1:]
+    verb = " ".join(words[:2]) if " ".join(words[:2]) in VERBS else words[0]
+    assert verb in VERBS, f"{page}: {command}"
+    if verb not in CONFIGURED:
+        return
+    rest = words[len(verb.split()) :]
+    # What a run of one's own would have written is not there; its keys are ours all the same.
+    for place, word in enumerate(rest):
+        if word == "--config" and not (ROOT / rest[place + 1]).exists():
+            rest[place : place + 2] = []
+            break
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            load_verb(verb)([*rest, "--print_config"])
+        except SystemExit as left:
+            assert left.code == 0
+        except ConfigError as error:
+            unknown = [p for p in error.problems if "unknown" in f"{p.got} {p.allowed}".lower()]
+            assert not unknown, f"{page}: {command}\n{error}"
+
+
+def test_links_lead_somewhere() -> None:
+    lost = []
+    for page in filter(Path.exists, PAGES):
+        text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            if target.startswith(("http:", "https:", "mailto:")) or "reference/" in target:
+                continue  # reference pages are made while the site is built, which is strict
+            if not (page.parent / target).exists():
+                lost.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not lost
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").read_text("utf-8").count("\n") <= 120
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="mkdocs-material is not installed ([docs])")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", "docs/site/mkdocs.yml",
+         "-d", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for verb in VERBS:
+        page = tmp_path / "site" / "reference" / f"{verb.replace(' ', '-')}.html"
+        assert f"dreamshard {verb}" in page.read_text("utf-8")
+    # Nothing is fetched when it is looked at.
+    for page in (tmp_path / "site").rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]+)", page.read_text()
+        )
+        assert not loaded, page
