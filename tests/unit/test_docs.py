@@ -16,7 +16,14 @@ from dreamshard.console.cli import VERBS, load_verb
 from dreamshard.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "AGENTS.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "AGENTS.md",
+        ROOT / "skills/dreamshard/SKILL.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
 CONFIGURED = {
     "pretrain", "interpret", "encode", "synthesize", "serve", "train", "evaluate", "publish", "plan"
 }  # fmt: skip
@@ -75,8 +82,9 @@ def test_links_lead_somewhere() -> None:
     assert not lost
 
 
-def test_the_readme_is_short() -> None:
-    assert (ROOT / "README.md").read_text("utf-8").count("\n") <= 120
+def test_what_is_read_first_is_short() -> None:
+    for name, most in (("README.md", 120), ("AGENTS.md", 150), ("skills/dreamshard/SKILL.md", 150)):
+        assert (ROOT / name).read_text("utf-8").count("\n") <= most
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
