@@ -170,7 +170,12 @@ def encoder_taps(layout: EncoderLayout) -> list[Tap]:
     """List what can be recorded of the encoder, in the order it is computed."""
     width = layout.widths[-1]
     listed = [
-        Tap(f"e.block{stage + 1}", f"encoder.stages.{stage}", channels, 4 * 2**stage)
+        Tap(
+            f"e.block{stage + 1}",
+            f"encoder.stages.{stage}",
+            channels,
+            layout.first_stride * 2**stage,
+        )
         for stage, channels in enumerate(layout.widths)
     ]
     listed.append(taps.vector("e.avepool", "encoder.pool", width))

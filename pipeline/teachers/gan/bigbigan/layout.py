@@ -2,7 +2,9 @@
 
 Names, in the order of the computation; F is 64 times the width, kernels are (out, in, h, w):
 
-    stem.weight                      (F, 3, 7, 7), of a RevNet (4 F, 3, 7, 7)
+    stem.weight                      (F, 3, 7, 7), of a RevNet (4 F, 3, 7, 7); a kernel of 3x3, of
+                                     encoders of small images, neither halves the map nor has the
+                                     maxima after it
     stages.S.U.norm1.*               unit U of stage S, both from 0: three times norm, ReLU,
     stages.S.U.conv1.weight          convolution; 1x1, then 3x3 (which halves the map in the first
     stages.S.U.norm2.*, conv2, ...   unit of stages 1 .. of a ResNet), then 1x1
@@ -42,8 +44,8 @@ RESNET, REVNET = "resnet50v2", "revnet50"
 ARCHITECTURES = (RESNET, REVNET)
 BOTTLENECK = 4
 """Channels of a unit over those of its inner convolutions."""
-STEM_REDUCTION = 4
-"""Image pixels per cell of the first stage."""
+STEM_REDUCTION = {7: 4, 3: 1}
+"""Kernel of the stem -> image pixels per cell of the first stage."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class EncoderLayout:
         eps: of all norms.
         last_relu: whether a ReLU follows the last norm.
         image_size: height and width of the images (pixels).
+        stem: kernel of the first convolution.
     """
 
     reversible: bool
@@ -82,6 +85,7 @@ class EncoderLayout:
     eps: float
     last_relu: bool
     image_size: int
+    stem: int = 7
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -91,7 +95,12 @@ class EncoderLayout:
     @property
     def reduction(self) -> int:
         """Return image pixels per cell of the last stage."""
-        return int(STEM_REDUCTION * 2 ** (len(self.units) - 1))
+        return int(self.first_stride * 2 ** (len(self.units) - 1))
+
+    @property
+    def first_stride(self) -> int:
+        """Return image pixels per cell of the first stage."""
+        return STEM_REDUCTION[self.stem]
 
 
 def read_layout(shapes: Shapes, metadata: Mapping[str, str], *, where: str) -> EncoderLayout:
@@ -141,7 +150,10 @@ def _read(shapes: Shapes, metadata: Mapping[str, str]) -> EncoderLayout:
         eps=eps,
         last_relu=last_relu == "true",
         image_size=int(metadata["image_size"]),
+        stem=shapes["stem.weight"][-1],
     )
+    if layout.stem not in STEM_REDUCTION:
+        raise ValueError(f"a stem of {layout.stem}x{layout.stem}, not 7x7 or 3x3")
     if layout.image_size <= 0 or layout.image_size % layout.reduction:
         raise ValueError(f"image_size {layout.image_size}, not a multiple of {layout.reduction}")
     return layout

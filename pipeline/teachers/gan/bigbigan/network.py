@@ -144,7 +144,10 @@ class BigBiGANEncoder(nn.Module):
         super().__init__()
         self.layout, eps = layout, layout.eps
         width = layout.filters * (BOTTLENECK if layout.reversible else 1)
-        self.stem = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        small = layout.first_stride == 1
+        self.stem = nn.Conv2d(
+            3, width, layout.stem, stride=1 if small else 2, padding=layout.stem // 2, bias=False
+        )
         self.stages = nn.ModuleList()
         for stage, count in enumerate(layout.units):
             outputs = layout.widths[stage]
@@ -174,8 +177,10 @@ class BigBiGANEncoder(nn.Module):
     def forward(self, images: Tensor) -> Encoded:
         """Map images (N, 3, H, W) in [-1, 1] to the distributions of z."""
         x = images.to(dtype=self.stem.weight.dtype, memory_format=torch.channels_last)
-        # The map is padded by zeros before its maxima are taken, as in the official code.
-        x = F.max_pool2d(F.pad(self.stem(x), (1, 1, 1, 1)), 3, stride=2)
+        x = self.stem(x)
+        if self.layout.first_stride > 1:
+            # The map is padded by zeros before its maxima are taken, as in the official code.
+            x = F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, stride=2)
         for stage, units in enumerate(self.stages):
             x = self.widen(x) if stage and self.layout.reversible else x
             x = units(x)

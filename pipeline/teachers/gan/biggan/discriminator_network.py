@@ -101,8 +101,8 @@ class BigGANDiscriminator(nn.Module):
             self.embed = nn.Embedding(layout.classes, layout.width)
             self.logits = ClassLogits()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to float32 (N, 1), or (N, K) for K classes."""
+    def pooled(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to what logits are made of, float32 (N, C)."""
         convolution = next(part for part in self.modules() if isinstance(part, nn.Conv2d))
         x = images.to(dtype=convolution.weight.dtype, memory_format=torch.channels_last)
         if hasattr(self, "input_conv"):
@@ -110,6 +110,10 @@ class BigGANDiscriminator(nn.Module):
         for parts in self.blocks:
             for part in cast(nn.ModuleList, parts):
                 x = part(x)
-        pooled = self.pool(x)
+        return self.pool(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to float32 (N, 1), or (N, K) for K classes."""
+        pooled = self.pooled(images)
         logit = self.linear(pooled)
         return self.logits((pooled, logit, self.embed.weight)) if hasattr(self, "embed") else logit

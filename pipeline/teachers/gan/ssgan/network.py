@@ -171,14 +171,18 @@ class SSGANDiscriminator(nn.Module):
         if layout.rotations:
             self.rotation = nn.Linear(width, layout.rotations)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, 3, H, W) in [-1, 1] to logits float32 (N, 1)."""
+    def pooled(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to what both logits are made of, float32 (N, C)."""
         first = cast(DownBlock, next(iter(self.blocks.values())))
         x = images / 2 + 0.5 if self.layout.unsigned else images
         x = x.to(dtype=first.conv1.weight.dtype, memory_format=torch.channels_last)
         for block in self.blocks.values():
             x = block(x)
-        pooled = self.pool(x)
+        return self.pool(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [-1, 1] to logits float32 (N, 1)."""
+        pooled = self.pooled(images)
         if self.layout.rotations:
             self.rotation(pooled)
         return self.logit(pooled)

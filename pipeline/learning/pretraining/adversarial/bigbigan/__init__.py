@@ -1,0 +1,1 @@
+"""BigBiGAN: generator and encoder against one discriminator of images, latents and their pairs."""

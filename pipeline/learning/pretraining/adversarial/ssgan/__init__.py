@@ -1,0 +1,1 @@
+"""SS-GAN: rotations beside the hinge, with the baselines it is compared with."""
