@@ -22,56 +22,13 @@ import time
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.teacher_study import read_images
 from dreamshard.progress import Progress
 from dreamshard.rng import generator
 from pipeline.images import quality
+from pipeline.images.cifar_features import CifarFeatures
 from pipeline.teachers.door import open_teacher
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BLOCKS = 9  # per stage of a ResNet-56 for CIFAR (He et al. 2016, section 4.2)
-
-
-class Classifier:
-    """A CIFAR ResNet-56 with option-A shortcuts: its pooled features, (N, 64)."""
-
-    def __init__(self, path: str) -> None:
-        self.w = load_file(path)
-
-    def _layer(self, x: Tensor, conv: str, norm: str, stride: int = 1) -> Tensor:
-        x = F.conv2d(x, self.w[f"{conv}.weight"], stride=stride, padding=1)
-        mean, var = self.w[f"{norm}.running_mean"], self.w[f"{norm}.running_var"]
-        return F.batch_norm(x, mean, var, self.w[f"{norm}.weight"], self.w[f"{norm}.bias"])
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [self._features(images[start : start + 250]) for start in range(0, len(images), 250)]
-        )
-
-    @torch.inference_mode()
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
-        x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
-        x = self._layer(x, "conv1", "bn1").relu()
-        for stage in (1, 2, 3):
-            for block in range(BLOCKS):
-                name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-                y = self._layer(x, f"{name}.conv1", f"{name}.bn1", stride).relu()
-                y = self._layer(y, f"{name}.conv2", f"{name}.bn2")
-                if stride == 2:  # option A: every other pixel, missing channels are zero
-                    side = (y.shape[1] - x.shape[1]) // 2
-                    x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, side, side))
-                x = (x + y).relu()
-        return x.mean((2, 3)).numpy()
-
-    def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
-        """Return the share classified right, to see that the network is read as it was made."""
-        head = self.w["linear.weight"].numpy(), self.w["linear.bias"].numpy()
-        return float(((features @ head[0].T + head[1]).argmax(1) == labels).mean())
 
 
 def draw(options: argparse.Namespace) -> np.ndarray:
@@ -113,7 +70,7 @@ def main() -> None:
         "other_real_images": real[count : 2 * count],
         "noise": noise.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8),
     }
-    classifier = Classifier(options.classifier)
+    classifier = CifarFeatures(options.classifier)
     result: dict[str, object] = {
         "command": "python benchmarks/teacher_distance.py " + " ".join(sys.argv[1:]),
         "classifier_accuracy": round(classifier.accuracy(classifier(real), labels), 4),

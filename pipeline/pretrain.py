@@ -1,11 +1,10 @@
-"""Train a diffusion teacher on your own images.
+"""Train a teacher on your own images: a diffusion model here, a GAN in `pretrain_gan`.
 
     dreamshard pretrain --config recipes/digits/pretrain.yaml
     accelerate launch pipeline/pretrain.py --config recipes/digits/pretrain.yaml
 
-Everything random is keyed by (seed, position): noise, noise levels, views and the order of the
-images depend on nothing else, so an interrupted run goes on from its checkpoint exactly as if
-undisturbed, and any number of processes sees the same global batches.
+Everything random is keyed by (seed, position), so an interrupted run goes on from its checkpoint
+exactly as if undisturbed, and any number of processes sees the same global batches.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.redact import redact
 from dreamshard.runfolder import RunFolder, trim_metrics
+from pipeline import pretrain_gan
 from pipeline.learning.pretraining.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.learning.pretraining.batches import Batch
     from pipeline.learning.schedule import WarmupCosine
 
-DESCRIPTION = "Train a diffusion teacher (a UNet2DModel) on a set of images."
+DESCRIPTION = "Train a teacher on a set of images: a diffusion model (a UNet2DModel) or a GAN."
 OF_A_RANK = ("out", "run_dir", "threads", "device", "licence", "source")
 """Settings that ranks may have of their own; of the source its content counts."""
 LOG_EVERY = 10
@@ -79,6 +79,8 @@ def pretrain(config: PretrainConfig) -> Path:
     check_same({**told, "source": identity})
     run_dir = Path(config.run_dir or folder / "run")
     check_shared(run_dir, key="run_dir")
+    if config.kind != "diffusion":
+        return pretrain_gan.train(config, accelerator, source, identity)
     config = _within_budget(config, accelerator, source, identity)
     card = None
     if not config.overwrite:

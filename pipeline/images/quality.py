@@ -27,8 +27,9 @@ def open_extractor(name: str) -> Extractor:
 
     Args:
         name: `pixels` (means over an 8x8 grid of cells: no network), `timm:MODEL` with an optional
-            `@FILE` of weights (any timm network, pooled features), or `module:function` of your
-            own; a function without arguments that returns an `Extractor`.
+            `@FILE` of weights (any timm network, pooled features), `resnet56:FILE` (a classifier of
+            CIFAR), or `module:function` of your own; a function without arguments that returns an
+            `Extractor`.
 
     Raises: ConfigError: there is no such extractor, or its package is missing.
     """
@@ -38,10 +39,12 @@ def open_extractor(name: str) -> Extractor:
     try:
         if kind == "timm" and rest:
             return _timm(*rest.split("@", 1))
+        if kind == "resnet56" and rest:
+            return _resnet56(rest)
         return trusted.find(name, table={})()
     except (ImportError, AttributeError, RuntimeError, ValueError, OSError) as error:
         got = f"{name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        allowed = "pixels | timm:MODEL[@FILE] | module:function"
+        allowed = "pixels | timm:MODEL[@FILE] | resnet56:FILE | module:function"
         raise ConfigError(Problem("extractor", got, allowed)) from error
 
 
@@ -101,6 +104,12 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
         return float((grid.sum() - np.trace(grid)) / (len(a) * (len(a) - 1)))
 
     return within(x) + within(y) - 2 * float(kernel(x, y).mean())
+
+
+def _resnet56(file: str) -> Extractor:
+    from pipeline.images.cifar_features import CifarFeatures
+
+    return CifarFeatures(file)
 
 
 def _timm(model: str, file: str = "") -> Extractor:

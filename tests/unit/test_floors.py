@@ -19,7 +19,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "dataset", "catalog join relabel", "verbs",
     ),
     "pipeline": (
-        "teachers", "images", "learning", "cluster", "request", "offline streaming", "run",
+        "teachers", "images", "learning", "cluster", "request", "offline streaming",
+        "run pretrain_gan",
         "encode synthesize pretrain interpret serve",
     ),
     "pipeline.teachers": (
@@ -27,7 +28,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "load", "door", "inspecting",
     ),
     "pipeline.images": (
-        "listing labels", "evidence ranges", "source", "sources", "prepare quality reading",
+        "listing labels cifar_features", "evidence ranges", "source", "sources",
+        "prepare quality reading",
         "inputs", "labelled pair stored",
     ),
     "distill": (

@@ -14,6 +14,7 @@ WHOLE = {
 }  # fmt: skip
 COMPOSITION = {
     "pipeline/run.py", "pipeline/encode.py", "pipeline/synthesize.py", "pipeline/pretrain.py",
+    "pipeline/pretrain_gan.py",
     "pipeline/interpret.py", "pipeline/serve.py", "pipeline/request/plan_command.py",
     "distill/train.py", "distill/evaluate.py", "distill/publish.py", "distill/training/start.py",
 }  # fmt: skip

@@ -19,6 +19,7 @@ OVERLAYS = [path for path in FILES if path.stem.startswith("row_")]
 RECIPES = [path for path in FILES if path not in OVERLAYS]
 VERBS = {
     "pretrain": "pipeline.learning.pretraining.config:PretrainConfig",
+    "pretrain_cpu": "pipeline.learning.pretraining.config:PretrainConfig",
     "encode": "pipeline.request.config:EncodeConfig",
     "encode_timm": "pipeline.request.config:EncodeConfig",
     "soft_labels": "pipeline.request.config:EncodeConfig",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Batch:
 
     Args:
         images: float32 (B, 3, H, W) in -1..1.
-        noise: float32 (B, 3, H, W), standard normal.
+        noise: float32 (B, 3, H, W), standard normal; nothing (0) where none is asked for.
         labels: int64 (B,), or None.
         positions: of the share in the endless stream.
     """
@@ -46,6 +47,7 @@ class Batches:
         rank, ranks: this process and how many there are.
         device: where batches go.
         labels: give the images' labels, too.
+        noise: give standard normal numbers of the images' shape, too.
     """
 
     images: TrainingImages
@@ -55,6 +57,7 @@ class Batches:
     ranks: int
     device: torch.device
     labels: bool
+    noise: bool = True
 
     def between(self, done: int, end: int) -> Iterator[Batch]:
         """Yield the batches of the steps after `done` up to `end`, prepared ahead in a thread."""
@@ -74,7 +77,9 @@ class Batches:
     def _load(self, stream: PositionStream, positions: range) -> Batch:
         samples = stream.samples(positions.start, len(positions))
         images, labels = self.images.batch(samples, positions)
-        noise = rng.normal(self.seed, positions, 0, "pretrain-noise", (3, *images.shape[1:3]))
+        noise = np.zeros(0, np.float32)
+        if self.noise:
+            noise = rng.normal(self.seed, positions, 0, "pretrain-noise", (3, *images.shape[1:3]))
         told = self.labels and labels is not None
         return Batch(
             images=signed(torch.from_numpy(images).to(self.device)),

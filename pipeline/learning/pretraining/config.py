@@ -10,12 +10,18 @@ from pydantic import Field
 from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.learning.pretraining.adversarial.stylegan2.config import (
+    StyleGAN2Config,
+    size_problems,
+)
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 SIZE_OF_DIGITS = 16
+KINDS = ("stylegan2",)
+"""Kinds that train a generator against a discriminator; each has a section of its own."""
 
 
 @dataclass(kw_only=True)
@@ -95,12 +101,12 @@ class ObjectiveConfig:
 
 @dataclass(kw_only=True)
 class PretrainConfig:
-    """Train a diffusion teacher on your own images."""
+    """Train a teacher on your own images: a diffusion model, or a generator of a GAN."""
 
     main_settings: ClassVar[str] = """
-    out source.kind source.path source.split image.size image.views crop class_conditional
+    kind out source.kind source.path source.split image.size image.views class_conditional
     minutes steps batch_size lr ema precision device seed licence num_samples distance_every
-    unet.block_out_channels unet.layers_per_block unet.attention_levels objective.kind
+    unet.block_out_channels unet.attention_levels objective.kind stylegan2.channel_max
     """
 
     reads: ClassVar = (
@@ -116,8 +122,18 @@ class PretrainConfig:
             lambda config: config.minutes is None,
             "minutes",
         ),
+        Table(
+            "kind",
+            {
+                "diffusion": "crop unet objective lr weight_decay warmup_steps floor clip ema "
+                "sample_steps",
+                **{kind: f"teacher {kind}" for kind in KINDS},
+            },
+        ),
     )
 
+    kind: Literal["diffusion", "stylegan2"] = "diffusion"
+    """What is trained."""
     out: str = "teachers/my-teacher"
     """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""
     run_dir: str = ""
@@ -138,11 +154,17 @@ class PretrainConfig:
     """What the network learns."""
     class_conditional: bool = False
     """Condition the network on the source's labels."""
+    stylegan2: StyleGAN2Config = field(default_factory=StyleGAN2Config)
+    """Settings of kind stylegan2."""
     minutes: Positive | None = None
-    """Time to train for, instead of steps: a measured rate says how many steps it buys, schedule
-    and average are fitted to them, and more minutes extend a run."""
+    """Time to train for, instead of steps, and more minutes extend a run. Diffusion: a measured
+    rate says how many steps it buys, schedule and average are fitted to them. A GAN: all its starts
+    together take this time."""
     steps: Count = 600
-    """Optimiser steps (count)."""
+    """Optimiser steps (count); of a GAN, those of its generator."""
+    teacher: Literal["best", "last"] = "best"
+    """Which generator becomes the teacher: the best by proxy distance where distance_every says to
+    measure it, or the last."""
     batch_size: Count = 64
     """Images per step over all processes (count)."""
     lr: Positive = 1e-3
@@ -183,13 +205,16 @@ class PretrainConfig:
     distance_samples: Annotated[int, Field(ge=2, le=50_000)] = 512
     """Samples, and as many training images, that the distance compares (count)."""
     distance_extractor: str = "pixels"
-    """Features compared: pixels, timm:MODEL[@FILE], or a module:function of your own."""
+    """Features compared: pixels, timm:MODEL[@FILE], resnet56:FILE (of a CIFAR classifier), or a
+    module:function of your own."""
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
         found = []
         if self.image.size == 0:
             found.append(Problem("image.size", "0", "a size in pixels", "Try --image.size 32."))
+        if self.kind != "diffusion":
+            return found + self._adversarial_problems()
         stride = 2 ** (len(self.unet.block_out_channels) - 1)
         sides = {"image.size": self.image.size, "image.width": self.image.width, "crop": self.crop}
         for key, side in sides.items():
@@ -205,4 +230,14 @@ class PretrainConfig:
         if self.sample_steps > self.objective.timesteps:
             allowed = f"1..{self.objective.timesteps} (objective.timesteps)"
             found.append(Problem("sample_steps", str(self.sample_steps), allowed))
+        return found
+
+    def _adversarial_problems(self) -> list[Problem]:
+        found, section = [], self.stylegan2
+        if self.kind == "stylegan2" and self.image.size:
+            side, width = self.image.size, self.image.width
+            found += size_problems(side, width, self.batch_size, section.statistics_group)
+        if self.kind == "stylegan2" and section.augment == "ada" and self.checkpoint_every % 10:
+            allowed = "a multiple of 10 (ADA's strength moves every ten steps)"
+            found.append(Problem("checkpoint_every", str(self.checkpoint_every), allowed))
         return found

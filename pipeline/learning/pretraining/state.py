@@ -19,6 +19,7 @@ from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.learning.checkpoint import checkpoints, damaged, flush, forget, read_state
+from pipeline.learning.pretraining.config import KINDS
 from pipeline.teachers.weights import CARD
 from storage.schema import canonical_json
 
@@ -37,6 +38,8 @@ NOT_THE_WEIGHTS = (
     *("minutes",),  # the steps they bought count
 )
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
+NOT_OF_DIFFUSION = ("kind", "teacher", *KINDS)
+"""Settings that came with the adversarial kinds: diffusion teachers of before keep their key."""
 
 
 def recipe_key(
@@ -53,7 +56,8 @@ def recipe_key(
         extended: [steps of the whole run before, step it was at] of every time it was extended:
             its learning rate fell, and rose again.
     """
-    settings = {name: v for name, v in settings.items() if name not in NOT_THE_WEIGHTS}
+    ruled = (*NOT_THE_WEIGHTS, *NOT_OF_DIFFUSION)
+    settings = {name: v for name, v in settings.items() if name not in ruled}
     if not settings["crop"]:  # teachers trained before there was one keep their key
         settings.pop("crop")
     if not settings["image"]["width"]:

@@ -1,0 +1,154 @@
+"""Train a generator against a discriminator: what `dreamshard pretrain` does for kinds of GANs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreamshard.config import to_dict
+from dreamshard.errors import ConfigError, Problem
+from dreamshard.progress import stage
+from dreamshard.redact import redact
+from dreamshard.runfolder import RunFolder
+from pipeline.learning.pretraining.config import KINDS
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from pipeline.images.source import ImageSource
+    from pipeline.learning.pretraining.adversarial.kept import Recipe
+    from pipeline.learning.pretraining.adversarial.run import Plan
+    from pipeline.learning.pretraining.batches import Batches
+    from pipeline.learning.pretraining.config import PretrainConfig
+
+WEIGHTS = ("network-snapshot.pkl",)
+"""Files by which another teacher in the folder is known."""
+
+
+def train(
+    config: PretrainConfig,
+    accelerator: Accelerator,
+    source: ImageSource,
+    identity: dict[str, object],
+) -> Path:
+    """Train a generator, or find it already trained; return its folder.
+
+    Args:
+        config: with another `kind` than diffusion.
+        accelerator: the processes, which have agreed on settings and images.
+        source, identity: the images, and their fingerprint.
+
+    Raises:
+        ConfigError: `out` or the checkpoints are of other settings or images; figures are not
+            finite; fewer images than a batch.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
+    """
+    from pipeline.learning.pretraining.adversarial import kept
+    from pipeline.learning.pretraining.adversarial.run import AdversarialRun
+    from pipeline.learning.ranks import decided_by_chief, together
+
+    recipe = kept.recipe_of(to_dict(config), identity, set(KINDS))
+    plan = _plan(config, recipe, accelerator, identity)
+    folder, run_dir = plan.folder, plan.run_dir
+    if not config.overwrite and decided_by_chief(
+        lambda: kept.find_finished(
+            folder, run_dir, recipe=recipe, budget=plan.budget, files=WEIGHTS
+        )
+    ):
+        if accelerator.is_main_process:
+            stage(f"teacher {folder} is already trained: reused")
+        return folder
+    start = decided_by_chief(
+        lambda: kept.resume_point(run_dir, recipe=recipe, overwrite=config.overwrite)
+    )
+    batches = together(lambda: _batches(config, accelerator, source))
+    objective = _objective(config, accelerator, source, half=plan.half)
+    of, replace = {"recipe": recipe.key}, config.overwrite
+    record = together(
+        lambda: (
+            RunFolder(run_dir, config=config, of=of, replace=replace)
+            if accelerator.is_main_process
+            else None
+        )
+    )
+    run = AdversarialRun(
+        plan, objective, batches,
+        recipe=recipe, start=start, accelerator=accelerator, record=record,
+    )  # fmt: skip
+    try:
+        run.go()
+    finally:
+        batches.images.close()
+    return folder
+
+
+def _plan(
+    config: PretrainConfig, recipe: Recipe, accelerator: Accelerator, identity: dict[str, object]
+) -> Plan:
+    from pipeline.learning.pretraining import network
+    from pipeline.learning.pretraining.adversarial.kept import Budget
+    from pipeline.learning.pretraining.adversarial.run import Plan
+
+    folder = Path(config.out)
+    return Plan(
+        kind=config.kind,
+        folder=folder,
+        run_dir=Path(config.run_dir or folder / "run"),
+        budget=Budget(config.steps, config.minutes),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        half=network.uses_bfloat16(config.precision, accelerator.device.type),
+        checkpoint_every=config.checkpoint_every,
+        sample_every=config.sample_every,
+        num_samples=config.num_samples,
+        distance_every=config.distance_every,
+        distance_samples=config.distance_samples,
+        distance_extractor=config.distance_extractor,
+        weights_dtype=config.weights_dtype,
+        teacher=config.teacher,
+        card={
+            "licence": config.licence,
+            "data": identity,
+            "seed": config.seed,
+            "settings": redact(dict(recipe.settings)),
+        },
+    )
+
+
+def _batches(config: PretrainConfig, accelerator: Accelerator, source: ImageSource) -> Batches:
+    from pipeline.learning.pretraining.batches import Batches
+    from pipeline.learning.pretraining.data import TrainingImages
+
+    images = TrainingImages(source, config=config.image, seed=config.seed)
+    if (usable := int(images.valid.sum())) < config.batch_size:
+        images.close()
+        allowed = f"1..{usable}, the images of the source that can be decoded"
+        raise ConfigError(Problem("batch_size", str(config.batch_size), allowed))
+    return Batches(
+        images=images,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+        device=accelerator.device,
+        labels=config.class_conditional,
+        noise=False,
+    )
+
+
+def _objective(
+    config: PretrainConfig, accelerator: Accelerator, source: ImageSource, *, half: bool
+) -> object:
+    from pipeline.learning.pretraining import network
+    from pipeline.learning.pretraining.adversarial import kinds
+    from pipeline.learning.pretraining.adversarial.objective import Facts
+
+    facts = Facts(
+        side=config.image.size,
+        classes=network.count_classes(source) if config.class_conditional else 0,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=accelerator.device,
+        half=half,
+    )
+    return kinds.build(config.kind, getattr(config, config.kind), facts)
