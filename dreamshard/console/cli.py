@@ -29,7 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "pipeline.request.plan_command:main",
         "show samples, bytes, hours and bandwidth before spending them",
     ),
-    "pretrain": ("pipeline.pretrain:main", "train a diffusion teacher on your own images"),
+    "pretrain": ("pipeline.pretrain:main", "train a teacher on your own images: diffusion or GAN"),
     "interpret": ("pipeline.interpret:main", "teach a teacher's features to name what they show"),
     "encode": ("pipeline.encode:main", "record a teacher's features of given images"),
     "synthesize": (

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from dreamshard.config.words import command_line
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign import trusted
 from dreamshard.owner.parts import part_of
@@ -285,7 +286,11 @@ class AdversarialRun:
             teacher=str(plan.folder), steps=step, seconds=took,
             img_per_s=made * plan.batch_size / max(took, 1e-9), best=self.best,
         )  # fmt: skip
-        record.propose(f"dreamshard inspect-teacher {plan.folder}")
+        words = ("--teacher.kind", plan.kind, "--teacher.path", str(plan.folder))
+        record.propose(
+            command_line("dreamshard", "inspect", "teacher", str(plan.folder)),
+            command_line("dreamshard", "synthesize", *words, "--teacher.levels", "[s4,s2,s1]"),
+        )
 
     def _take(self, best: Path, step: int) -> None:
         """Make the best teacher the finished one, its card last."""
