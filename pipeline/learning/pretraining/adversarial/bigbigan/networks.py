@@ -6,7 +6,8 @@ appendix B; BigGAN-PyTorch (`G_arch`, `D_arch`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -55,9 +56,7 @@ def generator_layout(config: BigBiGANConfig, side: int) -> BigGANLayout:
     blocks = len(widths) - 1
     chunk, rest = divmod(config.latent, blocks + 1)
     if rest:
-        allowed = (
-            f"a multiple of {blocks + 1} (a part for the first map and each of {blocks} blocks)"
-        )
+        allowed = f"a multiple of {blocks + 1} (parts for the first map and for {blocks} blocks)"
         raise ConfigError(Problem("bigbigan.latent", str(config.latent), allowed))
     return BigGANLayout(
         blocks=tuple(
@@ -68,7 +67,7 @@ def generator_layout(config: BigBiGANConfig, side: int) -> BigGANLayout:
                 upsample=True,
                 attention=BOTTOM * 2 ** (number + 1) == config.attention,
             )
-            for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False))
+            for number, (inputs, outputs) in enumerate(pairwise(widths))
         ),
         deep=False,
         bottom=BOTTOM,
@@ -200,19 +199,11 @@ def side_of(images: Tensor, side: int) -> Tensor:
     return images if factor == 1 else F.avg_pool2d(images, factor)
 
 
-def counts(networks: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Return network -> number of its parameters."""
-    return {
-        name: sum(weight.numel() for weight in network.parameters())
-        for name, network in networks.items()
-    }
-
-
 def _perceptron(inputs: int, width: int, blocks: int) -> nn.Sequential:
     sizes = [inputs, *[width] * blocks]
     return nn.Sequential(
         *(
             ResidualPerceptron(Perceptron(a, width, b, shortcut=a != b, norms=False), EPS)
-            for a, b in zip(sizes, sizes[1:], strict=False)
+            for a, b in pairwise(sizes)
         )
     )

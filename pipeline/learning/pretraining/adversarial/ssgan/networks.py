@@ -7,6 +7,7 @@ Source: Chen et al. 2019, tables 6 and 7; Miyato and Koyama 2018; torch-mimicry 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.learning.pretraining.adversarial.ssgan.config import ROTATING, SIZES, SSGANConfig
@@ -22,8 +23,8 @@ BOTTOM = 4
 """Cells per side of the generator's first map."""
 EPS = 1e-5
 """Of the generator's normalisation, in both codes' published configurations."""
-CIFAR = (256, 128)
-"""Published widths at 32 px, generator and discriminator; elsewhere 64 and its multiples."""
+CIFAR_SIDE, CIFAR = 32, (256, 128)
+"""Pixels, and the published widths of generator and discriminator at them; else 64, multiplied."""
 WIDTH = 64
 UP = {
     ("mimicry", 64): (16, 8, 4, 2, 1),
@@ -64,7 +65,7 @@ def generator_layout(config: SSGANConfig, side: int) -> GeneratorLayout:
                 resample=True,
                 shortcut=3 if tensorflow else 1,
             )
-            for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False))
+            for number, (inputs, outputs) in enumerate(pairwise(widths))
         ),
         latent=config.latent,
         bottom=BOTTOM,
@@ -107,9 +108,6 @@ def discriminator_layout(config: SSGANConfig, side: int) -> DiscriminatorLayout:
     )
 
 
-CIFAR_SIDE = 32
-
-
 def conditional_layouts(
     config: SSGANConfig, side: int, classes: int
 ) -> tuple[BigGANLayout, ProjectionLayout]:
@@ -118,7 +116,7 @@ def conditional_layouts(
     generator = BigGANLayout(
         blocks=tuple(
             ConditionalBlock(inputs, outputs, outputs, upsample=True, attention=False)
-            for inputs, outputs in zip(up, up[1:], strict=False)
+            for inputs, outputs in pairwise(up)
         ),
         deep=False,
         bottom=BOTTOM,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dreamshard.errors import ConfigError
 from pipeline.learning.pretraining.adversarial.bigbigan import networks
 from pipeline.learning.pretraining.adversarial.bigbigan.config import BigBiGANConfig, EncoderConfig
+from pipeline.learning.pretraining.adversarial.bigbigan.measure import relative_l1
 from pipeline.learning.pretraining.adversarial.bigbigan.objective import BigBiGANObjective
 from pipeline.learning.pretraining.adversarial.objective import Facts, Share
 from pipeline.teachers.gan.bigbigan import encoder, family
@@ -181,3 +182,12 @@ def test_mistakes_are_named() -> None:
         build(64, generator_side=48)
     assert BigBiGANConfig(scores=["z"]).problems()
     assert BigBiGANConfig(scores=["x", "x"]).problems()
+
+
+def test_relative_l1_by_hand() -> None:
+    images = torch.tensor([0.0, 2.0, 6.0]).view(3, 1, 1, 1)
+    assert relative_l1(images, images) == 0
+    # Own errors 1 + 1 + 5, those to the next image 1 + 5 + 1.
+    assert relative_l1(images, torch.ones(3, 1, 1, 1)) == pytest.approx(1.0)
+    rebuilt = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1, 1)
+    assert relative_l1(images, rebuilt) == pytest.approx((1 + 0 + 2) / (1 + 4 + 4))
