@@ -320,7 +320,10 @@ class ImageInput:
         return work
 
     def _fill(self, work: Work, row: int, index: int, record: Record) -> tuple[int, str]:
-        """Decode one sample into its row; return why not, if not."""
+        """Decode one sample into its row; return why not, if not.
+
+        Raises: MemoryError: that there was none says nothing of the image.
+        """
         from pipeline.images.prepare import InvalidImageError, prepare_record
 
         assert work.images is not None
@@ -328,8 +331,10 @@ class ImageInput:
             pixels, mask = prepare_record(
                 record, config=self._config, size=self._size, seed=self._seed, index=index
             )
-        except (InvalidImageError, MemoryError) as error:
-            return row, f"{record.key}: {error or 'not enough memory to decode it'}"
+        except InvalidImageError as error:
+            return row, f"{record.key}: {error}"
+        except MemoryError as error:
+            raise MemoryError(f"{record.key}: not enough memory to decode it") from error
         work.images[row] = pixels
         if work.masks is not None and mask is not None:
             work.masks[row] = mask

@@ -202,7 +202,7 @@ def _decoded(
         image = _open(data)
         image.load()
         return convert(image)
-    except InvalidImageError:
+    except (InvalidImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise a dozen types on hostile bytes
         raise InvalidImageError(f"{prefix}{type(error).__name__}: {error}"[:200]) from error

@@ -1,4 +1,4 @@
-"""Read records of a source: storage errors are retried, what cannot be had costs only itself."""
+"""Read records of a source: refusals are retried and raised, what is broken costs only itself."""
 
 from __future__ import annotations
 
@@ -9,30 +9,42 @@ import numpy as np
 import xxhash
 
 from pipeline.images.source import FINAL, ImageSource, Record, failed, labelled
+from storage.fs.beneath import is_unreadable
 
 READ_ATTEMPTS = 3
 READ_BACKOFF_S = 0.5
 """First pause after a failed read; doubled each time."""
+CLIENTS = frozenset(
+    ("aiohttp", "azure", "botocore", "gcsfs", "google", "httpx", "obstore", "requests", "urllib3")
+)
+"""Packages whose errors are a store's answers: many of them are no OSErrors."""
 
 log = logging.getLogger(__name__)
 
 
 def read_retrying(source: ImageSource, indices: list[int]) -> list[Record]:
-    """Read records, labels included; one that cannot be had costs only itself.
+    """Read records, labels included; one that is missing or broken costs only itself.
 
-    Storage errors say nothing about the images and are retried. What then still fails while other
-    samples of the call can be read, or while this one alone is missing or forbidden, is a record
-    with an error.
+    What the system, the machine or the store refuses (permission, descriptors, memory, a failing
+    disk, a server) says nothing about an image: it is retried, and then raised, never a record.
 
     Raises:
-        OSError: if nothing can be read at all: the store or the network is down.
+        OSError, MemoryError, CannotReadError: what was refused to the last.
     """
     try:
         return _attempts(source, indices)
     except Exception as error:
-        if len(indices) == 1 and isinstance(error, OSError) and not isinstance(error, FINAL):
+        if len(indices) == 1 and is_refusal(error):
             raise
         return labelled(source, indices, _one_by_one(source, indices, error))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Say whether an error tells that something would not be read, and nothing of what it holds."""
+    if isinstance(error, FINAL):
+        return False
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return is_unreadable(error) or bool(packages & CLIENTS)
 
 
 def _attempts(source: ImageSource, indices: list[int]) -> list[Record]:
@@ -40,8 +52,9 @@ def _attempts(source: ImageSource, indices: list[int]) -> list[Record]:
     for attempt in range(1, READ_ATTEMPTS + 1):
         try:
             return source.read(indices)
-        except OSError as error:
-            if attempt == READ_ATTEMPTS or isinstance(error, FINAL):
+        except Exception as error:
+            retried = isinstance(error, OSError) or is_refusal(error)
+            if attempt == READ_ATTEMPTS or isinstance(error, FINAL) or not retried:
                 raise
             log.warning("read failed (%s), attempt %d of %d", error, attempt, READ_ATTEMPTS)
             time.sleep(READ_BACKOFF_S * 2 ** (attempt - 1))
@@ -53,9 +66,11 @@ def _one_by_one(source: ImageSource, indices: list[int], cause: Exception) -> li
     records, failures = [], 0
     for index in indices:
         try:
-            # Other errors were retried with the whole call: once more tells whose they are.
+            # Refusals were retried with the whole call: once more tells whose they are.
             records += source.read([index])
         except Exception as error:
+            if is_refusal(error):
+                raise
             failures += not isinstance(error, FINAL)
             records.append(failed(source.entry(index)[0], error))
     if failures == len(indices):

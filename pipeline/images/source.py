@@ -327,8 +327,8 @@ def labels_of(source: ImageSource) -> Labels | None:
     return getattr(source, "labels", None)
 
 
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""What says that one sample is missing or forbidden, not that the store is down."""
+FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+"""What says that one sample is not there, not that it could not be read just now."""
 
 
 def failed(key: str, error: Exception) -> Record:

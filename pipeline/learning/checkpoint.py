@@ -9,6 +9,7 @@ does its learning rate: neither is stored.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import logging
@@ -16,6 +17,7 @@ import math
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -331,12 +333,26 @@ def _put_back_optimizer(
     for number, state in states.items():
         for name, value in state.items():
             _check_value(f"state.{number}.{name}", value, parameters[number])
+        if missing := sorted(_moments(optimizer, parameters[number]) - state.keys()):
+            raise ValueError(f"state.{number} has no {missing[0]}")
     optimizer.load_state_dict({"state": states, "param_groups": groups})
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dim():
                 # Fused steps read parameter and state side by side.
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _moments(optimizer: Optimizer, parameter: Tensor) -> set[str]:
+    """Name what the optimiser keeps of a parameter: what its step makes for a small one like it."""
+    like = torch.zeros([2] * parameter.dim(), dtype=parameter.dtype, requires_grad=True)
+    like.grad = torch.zeros_like(like)
+    trial = copy.copy(getattr(optimizer, "optimizer", optimizer))  # Accelerate's holds another
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    plain = {key: False for key in ("fused", "foreach", "capturable") if key in group}
+    trial.param_groups, trial.state = [group | plain | {"params": [like]}], defaultdict(dict)
+    trial.step()
+    return {name for name, value in trial.state[like].items() if value is not None}
 
 
 def _check_value(name: str, value: object, parameter: Tensor) -> None:

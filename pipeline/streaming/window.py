@@ -17,6 +17,7 @@ import numpy as np
 from dreamshard.errors import DreamshardError, TeacherError
 from pipeline.cluster.deadline import Deadline
 from pipeline.cluster.outcomes import Done, Event, Failed, Lost, Returned, Tries, one_line
+from pipeline.images.reading import is_refusal
 from pipeline.streaming.order import MicroBatch
 
 POLL_S = 0.1
@@ -253,7 +254,8 @@ class Window:
     ) -> None:
         text, tries = one_line(event.error), pending.tries
         tries.note(event)
-        if isinstance(event, Failed) and isinstance(event.error, DreamshardError):
+        final = isinstance(event.error, DreamshardError) and not is_refusal(event.error)
+        if isinstance(event, Failed) and final:
             raise event.error
         if tries.failures >= MAX_FAILURES:
             raise TeacherError(

@@ -58,7 +58,9 @@ def refused(path: str, verb: str, error: OSError | MemoryError) -> DataError:
 def is_unreadable(error: BaseException) -> bool:
     """Say whether an error tells that something could not be read, and nothing of what it holds."""
     if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in _NOT_A_FILE
+        if error.errno is None:  # stores say by the class alone; pyarrow calls damage an OSError
+            return isinstance(error, PermissionError | TimeoutError | ConnectionError)
+        return error.errno not in _NOT_A_FILE
     return isinstance(error, CannotReadError | MemoryError)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import threading
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreamshard.foreign.guard import CannotReadError
 from pipeline.images import reading
 from pipeline.images.inputs import ImageInput, LatentInput, Work
 from pipeline.images.reading import read_retrying
@@ -102,6 +105,71 @@ def test_storage_errors_are_retried_and_then_raised(monkeypatch: pytest.MonkeyPa
     assert read_retrying(source, [0])[0].key == "k0"
     source.failures = 3
     with pytest.raises(TimeoutError):
+        list(image_input(source).works(0, 1, micro_batch=1))
+
+
+class Answer(Exception):
+    """What an HTTP client raises for a server's 500."""
+
+
+Answer.__module__ = "aiohttp.client_exceptions"
+REFUSALS = (
+    *(OSError(n, os.strerror(n)) for n in (errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE)),
+    *(PermissionError("Forbidden"), ConnectionResetError("x"), Answer("500")),
+    *(MemoryError(), CannotReadError("a file: cannot be read.")),
+)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=repr)
+def test_what_is_refused_for_one_image_is_no_bad_image(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READ_BACKOFF_S", 0.001)
+    source = ListSource([grey(value) for value in range(4)])
+    plainly, refused = source.read, [9]
+
+    def read(indices: Sequence[int]) -> list[Record]:
+        if 2 in indices and refused[0]:
+            refused[0] -= 1
+            raise refusal
+        return plainly(indices)
+
+    monkeypatch.setattr(source, "read", read)
+    with pytest.raises(type(refusal)):
+        list(image_input(source).works(0, 4, micro_batch=4))
+    assert refused[0] == 9 - reading.READ_ATTEMPTS - 1
+    refused[0] = 2
+    (work,) = image_input(source).works(0, 4, micro_batch=4)
+    assert work.valid is not None and work.valid.all()
+
+
+@pytest.mark.parametrize("broken", [FileNotFoundError("x"), ValueError("x"), OSError("not JPEG")])
+def test_what_is_missing_or_broken_costs_only_itself(
+    broken: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READ_BACKOFF_S", 0.001)
+    source = ListSource([grey(value) for value in range(4)])
+    plainly = source.read
+
+    def read(indices: Sequence[int]) -> list[Record]:
+        if 2 in indices:
+            raise broken
+        return plainly(indices)
+
+    monkeypatch.setattr(source, "read", read)
+    (work,) = image_input(source).works(0, 4, micro_batch=4)
+    assert work.valid is not None and work.valid.tolist() == [True, True, False, True]
+    assert type(broken).__name__ in work.errors[2]
+
+
+@pytest.mark.parametrize("place", ["PIL.Image.Image.convert", "pipeline.images.prepare.fit"])
+def test_no_memory_to_decode_is_no_bad_image(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(place, refuse)
+    source = ListSource([grey(1)[..., 0] if "convert" in place else np.zeros((9, 9, 3), np.uint8)])
+    with pytest.raises(MemoryError, match="k0: not enough memory"):
         list(image_input(source).works(0, 1, micro_batch=1))
 
 

@@ -289,6 +289,35 @@ def test_moments_of_another_shape_or_kind_are_refused(tmp_path: Path, moment: to
 
 
 @pytest.mark.parametrize(
+    ("name", "moment"),
+    [
+        *(("adamw", moment) for moment in ("step", "exp_avg", "exp_avg_sq")),
+        ("sgd", "momentum_buffer"),
+        ("lamb", "exp_avg_sq"),
+        ("lars", "momentum_buffer"),
+    ],
+)
+def test_a_missing_moment_is_refused_before_the_step(
+    tmp_path: Path, name: str, moment: str
+) -> None:
+    from safetensors.torch import save_file
+    from timm.optim._optim_factory import create_optimizer_v2
+
+    ours = trained(0)
+    more = {"momentum": 0.9} if moment == "momentum_buffer" else {}
+    ours.optimizer = create_optimizer_v2(ours.module, opt=name, lr=0.1, **more)  # type: ignore[arg-type]
+    step(ours)
+    path = unprotected(save_checkpoint(tmp_path, parts_of(ours), state={"step": 2}, keep=9))
+    load_checkpoint(path, parts_of(ours))
+    file = path / "optimizer.safetensors"
+    kept = load_file(file)
+    del kept[f"state.1.{moment}"]
+    save_file(kept, file)
+    with pytest.raises(DataError, match=rf"checkpoint-000002.*state\.1 has no {moment}"):
+        load_checkpoint(path, parts_of(ours))
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"lr": "x"},

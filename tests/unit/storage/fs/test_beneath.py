@@ -181,6 +181,9 @@ def test_errors_are_sorted_into_damage_and_refusals_to_read() -> None:
         error = OSError(number, os.strerror(number))
         assert not isinstance(beneath.refused("p", "read", error), CannotReadError)
         assert not beneath.is_unreadable(error)
+    for kind in (PermissionError, TimeoutError, ConnectionResetError):  # as stores raise them
+        assert beneath.is_unreadable(kind("x"))
+    assert not beneath.is_unreadable(OSError("not a Parquet file"))
     assert not beneath.is_unreadable(ValueError("x")) and not beneath.is_unreadable(DataError("x"))
 
 
