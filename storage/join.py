@@ -238,6 +238,17 @@ def joined_levels(datasets: Sequence[Dataset]) -> tuple[Level, ...]:
     )
 
 
+def teachers_of(datasets: Sequence[Dataset]) -> dict[str, int]:
+    """Number the teachers of several datasets' levels, by the names that `join` shows them by."""
+    numbers: dict[str, int] = {}
+    found = {}
+    for dataset, names in zip(datasets, prefixes(datasets), strict=True):
+        teacher = canonical_json(dataset.recipe.content.get("teacher"))
+        number = numbers.setdefault(teacher, len(numbers))
+        found |= {rename(level, names).name: number for level in dataset.levels}
+    return found
+
+
 def prefixes(datasets: Sequence[Dataset]) -> list[dict[str, str]]:
     """Return per dataset what goes before the names of its levels, where it must.
 

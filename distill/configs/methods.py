@@ -16,8 +16,8 @@ Width = Annotated[int, Field(ge=1, le=16384)]
 
 METHODS = {
     "dreamteacher": "distill.methods.dreamteacher:DreamTeacher",
-    "simsiam": "distill.methods.simsiam:SimSiam",
-    "vicreg": "distill.methods.vicreg:VICReg",
+    "simsiam": "distill.methods.two_views:SimSiam",
+    "vicreg": "distill.methods.two_views:VICReg",
     "supervised": "distill.methods.supervised:Supervised",
     "compress": "distill.methods.compress:CompRess",
     "squeeze_and_span": "distill.methods.squeeze_and_span:SqueezeAndSpan",
@@ -31,7 +31,8 @@ METHODS = {
 
 MAPS = (
     "mse_weight attention_weight whiten regression cosine_share whiten_axes attention_power "
-    "attention_form regressor width pool_scales bridge"
+    "attention_form regressor width pool_scales bridge timestep_heads shift_cells balance "
+    "teacher_dropping"
 )
 LABELS = "label_weight temperature temperature_scaled head_width"
 

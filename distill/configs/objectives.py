@@ -50,6 +50,19 @@ class FeatureConfig:
     bridge: Literal["none", "interpolate"] = "none"
     """Levels of resolutions that the student has not: refuse them (none, as in the paper), or
     predict them from the nearest stride and resize the prediction (interpolate)."""
+    timestep_heads: Literal["own", "shared"] = "own"
+    """A head for each map and timestep, or one for all timesteps of a map, which is told the
+    timestep (shared; needs levels of several)."""
+    shift_cells: Annotated[int, Field(ge=0, le=8)] = 0
+    """Show the student each image moved by up to as many cells of the coarsest level each way, and
+    compare where both saw it: what the teacher's maps have of their places cannot be copied. 0: it
+    sees what the teacher saw; 1 in C-RADIOv4."""
+    balance: Literal["levels", "teachers", "losses"] = "levels"
+    """How the losses of several teachers (data.join) are weighted: by their levels; each teacher
+    alike; or each by the inverse of its loss's moving average (losses), so that all count alike."""
+    teacher_dropping: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Chance of each teacher to be left out for an image (0..1), but for the one of largest loss;
+    weights of the others are scaled up. Needs several teachers (data.join); 0.5 in UNIC."""
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

@@ -66,6 +66,7 @@ class StreamSource:
         self._config, self._settings, self.stream = config, settings, stream
         self.url = f"stream {stream.name!r}"
         self.levels: tuple[Level, ...] = stream.levels
+        self.teachers = {level.name: 0 for level in stream.levels}
         self.image_size, self.licence = first.image_size, first.licence
         content: dict[str, object] = {
             **first.recipe.content,

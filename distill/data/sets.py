@@ -143,7 +143,7 @@ class TrainingSet:
         raise ConfigError(Problem("supervised.classes", f"labels {listed}", allowed, hint))
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[Source | ShardSource, ...]:
         """Of the samples and, where they are read, of the real images beside them."""
         return (self.source,) if self.real is None else (self.source, self.real)
 

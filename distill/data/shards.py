@@ -14,7 +14,7 @@ from storage.batches.reader import BatchReader
 from storage.catalog import find_dataset
 from storage.codecs.base import Codec
 from storage.dataset import Dataset
-from storage.join import join, joined_levels
+from storage.join import join, joined_levels, teachers_of
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class ShardSource:
         self.licence = "; ".join(dict.fromkeys(one.about.licence for one in datasets))
         self.labelled = any(one.about.labels for one in datasets)
         self.levels: tuple[Level, ...] = joined_levels(datasets)
+        self.teachers = teachers_of(datasets)
         self.joined = tuple(one.recipe for one in datasets[1:])
 
     @cached_property

@@ -50,6 +50,8 @@ class Source(Protocol):
     """Every level, as recorded."""
     image_size: tuple[int, int]
     """Height and width of the images, in pixels."""
+    teachers: dict[str, int]
+    """Number of the teacher that a level is of, by the level's name."""
     joined: tuple[Recipe, ...]
     """Recipes of what joins it on the same samples, such as those of further teachers."""
     licence: str

@@ -5,7 +5,7 @@ Shapes: B samples, C channels, h and w cells of one level's map.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -68,7 +68,12 @@ def whitened_mse(student: Tensor, teacher: Tensor, *, axes: WhitenAxes = "c") ->
 
 @in_float32
 def map_regression(
-    student: Tensor, target: Tensor, *, form: Regression = "mse", cosine_share: float = 0.9
+    student: Tensor,
+    target: Tensor,
+    *,
+    form: Regression = "mse",
+    cosine_share: float = 0.9,
+    each: bool = False,
 ) -> Tensor:
     """Return the distance between a student's map and a target that is standardised already.
 
@@ -79,20 +84,27 @@ def map_regression(
         student, target: (B, C, h, w); no gradient reaches the target.
         form: which distance.
         cosine_share: s; 0.9 in Theia, 0.5 in UNIC and DUNE.
+        each: of each sample.
 
     Returns:
-        float32 scalar, the mean over B, h, w (and C but for the cosine).
+        float32 scalar, the mean over B, h, w (and C but for the cosine); (B,) with `each`.
 
     Source: Theia (Shang et al. 2024); UNIC (Sariyildiz et al. 2024).
     """
     student, target = student.float(), target.detach().float()
+    mean = _mean_of_each if each else torch.mean
     if form == "mse":
-        return F.mse_loss(student, target)
-    smooth = F.smooth_l1_loss(student, target)
+        return mean((student - target).square()) if each else F.mse_loss(student, target)
+    smooth = F.smooth_l1_loss(student, target, reduction="none" if each else "mean")
+    smooth = mean(smooth) if each else smooth
     if form == "smooth_l1":
         return smooth
-    cosine = F.cosine_similarity(student, target, dim=1).mean()
+    cosine = mean(F.cosine_similarity(student, target, dim=1))
     return cosine_share * (1 - cosine) + (1 - cosine_share) * smooth
+
+
+def _mean_of_each(values: Tensor) -> Tensor:
+    return values.flatten(1).mean(dim=1)
 
 
 @in_float32
@@ -144,7 +156,12 @@ def attention_map(features: Tensor, *, power: float = 2.0) -> Tensor:
 
 @in_float32
 def attention_transfer(
-    student: Tensor, teacher: Tensor, *, power: float = 2.0, form: AttentionForm = "norm"
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    power: float = 2.0,
+    form: AttentionForm = "norm",
+    each: bool = False,
 ) -> Tensor:
     """Return the distance between a student's and a teacher's attention maps.
 
@@ -159,18 +176,21 @@ def attention_transfer(
         teacher: (B, C', h, w), the recorded features; the channel counts may differ.
         power: the exponent p of `attention_map`.
         form: which distance.
+        each: of each sample.
 
     Returns:
-        float32 scalar.
+        float32 scalar; (B,) with `each`.
 
     Source: DreamTeacher, equation 2, one level's term.
     """
     target = attention_map(teacher.detach(), power=power)
     difference = attention_map(student, power=power) - target
     if form == "norm":
-        return torch.linalg.vector_norm(difference, dim=1).mean()
-    squares = difference.square()
-    return squares.sum(dim=1).mean() if form == "squared" else squares.mean()
+        found = torch.linalg.vector_norm(difference, dim=1)
+    else:
+        squares = difference.square()
+        found = squares.sum(dim=1) if form == "squared" else squares.mean(dim=1)
+    return found if each else found.mean()
 
 
 @in_float32
@@ -186,6 +206,7 @@ def feature_loss(
     standardised: Mapping[str, Tensor] | None = None,
     regression: Regression = "mse",
     cosine_share: float = 0.9,
+    weigh: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return DreamTeacher's feature loss over all levels, with its two terms.
 
@@ -202,6 +223,8 @@ def feature_loss(
         standardised: the teacher's maps where the dataset's statistics standardise them; None:
             they are whitened.
         regression, cosine_share: see `map_regression`; the paper's is "mse".
+        weigh: given both terms of each sample and level (B, L), returns what each counts (B, L),
+            1 in sum over the levels; None: 1/L.
 
     Returns:
         float32 scalars "loss", "mse" and "at", the last two unweighted.
@@ -216,13 +239,25 @@ def feature_loss(
             else standardised[name],
             form=regression,
             cosine_share=cosine_share,
+            each=weigh is not None,
         )
         for name in student
     ]
     attention = [
-        attention_transfer(student[name], teacher[name], power=attention_power, form=attention_form)
+        attention_transfer(
+            student[name],
+            teacher[name],
+            power=attention_power,
+            form=attention_form,
+            each=weigh is not None,
+        )
         for name in student
     ]
-    mse_mean, at_mean = torch.stack(mse).mean(), torch.stack(attention).mean()
+    if weigh is None:
+        mse_mean, at_mean = torch.stack(mse).mean(), torch.stack(attention).mean()
+    else:
+        both = torch.stack(mse, dim=1), torch.stack(attention, dim=1)
+        counts = weigh(*both)
+        mse_mean, at_mean = ((counts * each).sum(dim=1).mean() for each in both)
     loss = mse_weight * mse_mean + attention_weight * at_mean
     return {"loss": loss, "mse": mse_mean, "at": at_mean}

@@ -12,10 +12,9 @@ from distill.methods.dreamteacher import Feature
 from distill.methods.gram import Gram
 from distill.methods.label_branch import Label
 from distill.methods.objective import Composite, Objective, Part
-from distill.methods.simsiam import Agreement
 from distill.methods.squeeze_and_span import Span, Squeeze
 from distill.methods.supervised import Classes
-from distill.methods.vicreg import Invariance
+from distill.methods.two_views import Agreement, Invariance
 from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

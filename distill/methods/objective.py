@@ -19,6 +19,7 @@ from distill.data.sets import REAL, Needs
 from distill.data.views import random_view
 from distill.methods.base import Method
 from distill.modules.anchors import AnchorQueue
+from distill.modules.gradients import gradient_norm
 from distill.modules.memory_bank import MemoryBank
 from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
@@ -32,6 +33,8 @@ IMAGE, FIRST, SECOND = "image", "view 1", "view 2"
 """Views of a sample: its image as it is, beside which its maps lie, and two random ones."""
 REAL_FIRST, REAL_SECOND = "real view 1", "real view 2"
 """Random views of the real images beside the samples."""
+SHIFTED = "shifted image"
+"""The image moved by whole cells, by the objective that compares it with unmoved maps."""
 PLACE = "objectives."
 GRADIENT, WEIGHT = "gradient.", "weight."
 """Beginnings of the names under which a term's gradient and weight are told."""
@@ -124,6 +127,16 @@ class Objective(nn.Module):
             float32 scalars: "loss", the sum of the terms by their weights, and the terms.
         """
         raise NotImplementedError
+
+    def show(self, view: str, images: Tensor, targets: Mapping[str, Tensor]) -> Tensor | None:
+        """Return what the student sees in a view of this objective's own; None for the others'.
+
+        Args:
+            view: its name, among those that the objective needs.
+            images: (B, 3, H, W), normalised.
+            targets: as of `Batch`.
+        """
+        return None
 
     def after_step(self) -> None:
         """Do what follows an optimiser's step, such as a moving average."""
@@ -295,6 +308,10 @@ class Composite(Method):
         """Return what the student sees in a view."""
         if view == IMAGE:
             return images
+        for objective in self._each():
+            shown = objective.show(view, images, targets)
+            if shown is not None:
+                return shown
         augment = self.augment(self.config)
         assert augment is not None, "a method whose objectives need random views says how"
         is_real = view in (REAL_FIRST, REAL_SECOND)
@@ -346,21 +363,6 @@ class Composite(Method):
             whole = self.chosen[name].weight * weight
             told[f"{WEIGHT}{key}"] = torch.full_like(terms[term], whole).detach()
         return told
-
-
-def gradient_norm(value: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of a scalar's gradient at some tensors, 0 where it reaches none.
-
-    Args:
-        value: a scalar whose graph is kept.
-        places: tensors it may depend on.
-    """
-    if not value.requires_grad:
-        return torch.zeros_like(value)
-    with torch.autocast(value.device.type, enabled=False):  # of the backward pass's own formats
-        found = torch.autograd.grad(value, places, retain_graph=True, allow_unused=True)
-    squares = [each.float().square().sum() for each in found if each is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(value).detach()
 
 
 def _owners(method: Composite) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 RegressorKind = Literal["fpn_ppm", "fpn", "fpn_attention", "pafpn"]
 PPM_SCALES = (1, 2, 3, 6)
 HEAD_WIDTH = 64  # channels per attention head, as usual in transformers
+TIME_WIDTH = 64  # numbers that tell a timestep
 
 
 class ConvBlock(nn.Sequential):
@@ -103,6 +104,40 @@ class BottomUp(nn.Module):
         return merged
 
 
+class TimedHead(nn.Module):
+    """Predict one map at any of its timesteps: a pointwise block told t, then a 1x1 convolution.
+
+    out(x + mix(silu(x * (1 + scale(t)) + shift(t)))); scale and shift begin as zero.
+
+    Source: the heads of CleanDIFT (Stracke et al. 2024, arXiv 2412.03439), in their simplest form.
+    """
+
+    def __init__(self, width: int, out_channels: int) -> None:
+        super().__init__()
+        self.time = nn.Sequential(
+            nn.Linear(TIME_WIDTH, width), nn.SiLU(), nn.Linear(width, 2 * width)
+        )
+        last = self.time[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mix = nn.Conv2d(width, width, 1)
+        self.out = nn.Conv2d(width, out_channels, 1)
+
+    def forward(self, features: Tensor, timestep: int) -> Tensor:
+        """Map (B, width, h, w) to (B, out_channels, h, w), as the teacher has it at a timestep."""
+        told = time_embedding(timestep).to(features)
+        scale, shift = self.time(told).view(2, 1, -1, 1, 1)
+        return self.out(features + self.mix(F.silu(features * (1 + scale) + shift)))
+
+
+def time_embedding(timestep: int) -> Tensor:
+    """Return sines and cosines of a timestep at falling frequencies, float32 (TIME_WIDTH,)."""
+    half = TIME_WIDTH // 2
+    angles = timestep * 10_000 ** -(torch.arange(half) / half)
+    return torch.cat([angles.sin(), angles.cos()])
+
+
 class FeatureRegressor(nn.Module):
     """Predict every teacher level from a student's pyramid.
 
@@ -117,6 +152,7 @@ class FeatureRegressor(nn.Module):
         width: channels inside the regressor; 256 in the paper.
         scales: regions per side of the pyramid pooling; those the map has no cells for are left
             out.
+        timed: level name to (what shares a head, timestep), of levels that have none of their own.
 
     Source: DreamTeacher, section 3.1, table 8 and appendix (regressor).
     """
@@ -131,6 +167,7 @@ class FeatureRegressor(nn.Module):
         kind: RegressorKind = "fpn_ppm",
         width: int = 256,
         scales: Sequence[int] = PPM_SCALES,
+        timed: Mapping[str, tuple[str, int]] | None = None,
     ) -> None:
         super().__init__()
         deepest = channels[-1]
@@ -144,7 +181,15 @@ class FeatureRegressor(nn.Module):
         # A level's name has dots, which a module's name may not have: heads are kept in a list.
         self.level_names = tuple(levels)
         self.level_maps = tuple(tuple(strides).index(stride) for stride, _ in levels.values())
-        self.heads = nn.ModuleList(nn.Conv2d(width, out, 1) for _, out in levels.values())
+        self.timesteps = dict(timed or {})
+        groups = {name: self.timesteps.get(name, (name, 0))[0] for name in levels}
+        shared = {group for group, _ in self.timesteps.values()}
+        depths = {groups[name]: out for name, (_, out) in levels.items()}
+        self.head_places = [list(depths).index(groups[name]) for name in levels]
+        self.heads = nn.ModuleList(
+            TimedHead(width, out) if group in shared else nn.Conv2d(width, out, 1)
+            for group, out in depths.items()
+        )
         # Only what leads to a level: processes that train together need a gradient everywhere.
         used, last = set(self.level_maps), len(channels) - 1
         bottom_up = kind == "pafpn"
@@ -162,11 +207,13 @@ class FeatureRegressor(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Map the student's pyramid, finest first, to {level name: (B, C_level, h, w)}."""
-        merged = self.pyramid(features)
-        return {
-            name: head(merged[index])
-            for name, index, head in zip(self.level_names, self.level_maps, self.heads, strict=True)
-        }
+        merged, found = self.pyramid(features), {}
+        for name, index, place in zip(
+            self.level_names, self.level_maps, self.head_places, strict=True
+        ):
+            told = self.timesteps[name][1:] if name in self.timesteps else ()
+            found[name] = self.heads[place](merged[index], *told)
+        return found
 
     def pyramid(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """Fuse the student's pyramid, finest first, into maps of `width` channels each.

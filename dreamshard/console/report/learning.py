@@ -23,6 +23,7 @@ from dreamshard.console.report.runs import Run, is_number
 LOSS_NAMES = {"at": "attention transfer", "mse": "whitened regression"}
 NOT_A_LOSS = frozenset("step time lr img_per_s wait_percent grad_norm memory_gb skipped".split())
 MONITOR = "monitor_"  # how the names of what a run's monitor saw begin
+GRADIENT, WEIGHT = "gradient.", "weight."  # and of what is told of each term of the loss
 MAX_LOOKS = 12
 
 
@@ -34,6 +35,7 @@ def losses(material: Material) -> Section | None:
         if lines:
             section.drawings.append(Drawing(svg.curves(title, lines, y="loss")))
     if material.train is not None:
+        section.tables += term_tables(material.train)
         section.tables += monitor_tables(material.train)
     if not section.drawings and not section.tables:
         return None
@@ -44,7 +46,8 @@ def losses(material: Material) -> Section | None:
 def loss_lines(run: Run, *, most: int = 6) -> dict[str, list[tuple[float, float]]]:
     """Return a run's losses by name, `loss` first; those that say the same share a line."""
     names = {key for line in run.metrics() for key, value in line.items() if is_number(value)}
-    names = {name for name in names - NOT_A_LOSS if not name.startswith(MONITOR)}
+    beside = (MONITOR, GRADIENT, WEIGHT)
+    names = {name for name in names - NOT_A_LOSS if not name.startswith(beside)}
     lines: dict[str, list[tuple[float, float]]] = {}
     for name in sorted(names, key=lambda name: (name != "loss", name)):
         points = [point for point in run.curve(name) if math.isfinite(point[1])]
@@ -55,6 +58,27 @@ def loss_lines(run: Run, *, most: int = 6) -> dict[str, list[tuple[float, float]
         elif points and len(lines) < most:
             lines[shown] = points
     return lines
+
+
+def term_tables(run: Run) -> list[Table]:
+    """Lay out each term of the loss, first and last as logged: value, weight, gradient."""
+    lines = [line for line in run.metrics() if any(name.startswith(WEIGHT) for name in line)]
+    if not lines:
+        return []
+    terms = [name.removeprefix(WEIGHT) for name in lines[-1] if name.startswith(WEIGHT)]
+    ends = (lines[0], lines[-1])
+    rows = [
+        Row([LOSS_NAMES.get(term, term)] + [
+            f"{line[key]:.3g}" if is_number(line.get(key)) else "-"
+            for key in (term, f"{WEIGHT}{term}", f"{GRADIENT}{term}")
+            for line in (ends[1:] if key.startswith(WEIGHT) else ends)
+        ])
+        for term in terms
+    ]  # fmt: skip
+    first, last = (f"step {line.get('step', '?'):,}" for line in ends)
+    heads = ["term", first, last, "weight", f"gradient, {first}", f"gradient, {last}"]
+    text = "Gradient: its norm at the student's deepest map, before the weight."
+    return [Table(heads, rows, title="Terms of the loss", text=text)]
 
 
 def monitor_tables(run: Run) -> list[Table]:

@@ -66,12 +66,13 @@ def make_dataset(
     name: str = "boxes",
     labels: bool = True,
     levels: tuple[Level, ...] = LEVELS,
+    teacher: str = "boxes",
 ) -> Dataset:
     """Commit a dataset of boxes under a root."""
     recipe = Recipe(
         name=name,
         content={
-            "teacher": {"kind": "boxes"},
+            "teacher": {"kind": teacher},
             "levels": [level.to_dict() for level in levels],
             "image": {"size": list(IMAGE_SIZE), "range": "0..255"},
             "source": {"kind": "boxes", "count": num_samples, "digest": "0"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 
 from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig
 from distill.data.open import open_training_set
-from distill.data.sets import TrainingSet
-from distill.losses.feature import feature_loss
+from distill.data.sets import NUMBER, TrainingSet
+from distill.losses.feature import attention_transfer, feature_loss, whiten
 from distill.methods.build import build_method
 from distill.methods.dreamteacher import DreamTeacher, resize
 from distill.students.student import build_student
@@ -21,7 +22,7 @@ from dreamshard.errors import ConfigError
 from storage.dataset import Dataset
 from storage.rows.pick import read_rows
 from storage.schema import Level
-from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS, make_batch
+from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS, make_batch, make_dataset
 
 FINEST_FIRST = tuple(sorted(LEVELS, key=lambda level: level.stride))
 
@@ -143,3 +144,105 @@ def test_statistics_of_the_dataset_standardise_the_teacher(whiten, dataset: Data
     assert any(name.startswith("standards.0.") for name in method.state_dict())
     images, targets = tensors()
     method(images, targets)["loss"].backward()
+
+
+def test_one_head_serves_all_timesteps_of_a_map() -> None:
+    both = (*FINEST_FIRST, *(replace(lv, name=f"{lv.tap}.t50", timestep=50) for lv in LEVELS))
+    method = build(both, timestep_heads="shared")
+    assert len(method.regressor.heads) == 2
+    images, targets = tensors()
+    targets |= {f"{lv.tap}.t50": 2 * targets[lv.name] for lv in LEVELS}
+    method(images, targets)["loss"].backward()
+    assert all(p.grad is not None for p in method.parameters())
+    told = {level.name: method.regressor.timesteps[level.name] for level in both}
+    assert told["up.0.t50"][0] == told["up.0.t100"][0] and told["up.0.t50"][1] == 50
+
+
+def test_a_shifted_student_is_compared_where_both_saw_the_image() -> None:
+    method = build(shift_cells=1).eval()
+    images, targets = tensors()
+    targets[NUMBER] = torch.arange(4)
+    terms = method(images, targets)
+    shift = method.objectives["feature"].shift  # type: ignore[union-attr]
+    rows, columns = shift.moved.T.tolist()  # type: ignore[union-attr]
+    expected = []
+    for row in range(4):
+        moved = torch.roll(images[row], (-4 * rows[row], -4 * columns[row]), (1, 2))
+        for axis, step in ((1, 4 * rows[row]), (2, 4 * columns[row])):
+            if step:  # what was rolled in is the border, repeated
+                edge = moved.narrow(axis, 15 - step if step > 0 else -step, 1)
+                start, count = (16 - step, step) if step > 0 else (0, -step)
+                moved.narrow(axis, start, count).copy_(edge)
+        found = method.regressor(method.student(moved[None]))
+        for level in LEVELS:
+            n, ratio = 4 // level.stride, 4 // level.stride
+            top, left = n + rows[row] * ratio, n + columns[row] * ratio
+            side = level.shape[1] - 2 * n
+            target = whiten(targets[level.name][row : row + 1])
+            target = target[..., top : top + side, left : left + side]
+            mine = found[level.name][..., n : n + side, n : n + side]
+            expected.append((mine - target).square().mean())
+    torch.testing.assert_close(terms["mse"], torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+def two_teachers(folder: Path, **changes: Any) -> tuple[Any, Any]:
+    """Return the method and the training set of two joined teachers' maps."""
+    urls = [make_dataset(folder / kind, teacher=kind).url for kind in ("one", "two")]
+    data = DataConfig(dataset=urls[0], join=urls[1:])
+    settings = DreamTeacherConfig(width=8, **changes)
+    training_set = open_training_set(data, needs=DreamTeacher.needs(settings))
+    student = StudentConfig(
+        name="cifar_resnet", settings={"depths": [1, 1, 1], "widths": [8, 8, 8]}
+    )
+    return build_method(
+        DreamTeacher, settings, student=student, training_set=training_set, seed=0
+    ), training_set
+
+
+def test_joined_teachers_are_weighed_and_left_out(tmp_path: Path) -> None:
+    """The terms are those of each teacher, by what it counts for each image."""
+    changes: dict[str, Any] = {"balance": "teachers", "teacher_dropping": 0.5}
+    method, training_set = two_teachers(tmp_path, **changes)
+    method.eval()
+    assert sorted(set(training_set.source.teachers.values())) == [0, 1]
+    images, targets = tensors()
+    names = list(training_set.recorded)
+    targets = {name: targets[name.removeprefix("boxes.")] for name in names}
+    for name in names:
+        if name.startswith("boxes."):
+            targets[name] = targets[name].flip(0)
+    targets[NUMBER] = torch.arange(4) * 5
+    terms = method(images, targets)
+    feature = method.objectives["feature"]
+    feature.teachers.draws.count.zero_()
+    predicted = method.regressor(method.student(images))
+    each = []
+    for teacher in (0, 1):
+        of = [n for n in names if training_set.source.teachers[n] == teacher]
+        mse = [(predicted[n] - whiten(targets[n])).square().flatten(1).mean(1) for n in of]
+        at = [attention_transfer(predicted[n], targets[n], each=True) for n in of]
+        each.append((sum(mse) / len(mse), sum(at) / len(at)))
+    mse, at = (torch.stack(pair, dim=1) for pair in zip(*each, strict=True))
+    weights = feature.teachers.weigh((mse + 10 * at).detach(), targets[NUMBER])
+    assert {len(set(row)) for row in weights.tolist()} <= {1, 2}
+    torch.testing.assert_close(terms["mse"], (weights * mse).sum(1).mean())
+    torch.testing.assert_close(terms["loss"], (weights * (mse + 10 * at)).sum(1).mean())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"balance": "losses"}, r"dreamteacher\.balance: got losses with one teacher's maps"),
+        ({"teacher_dropping": 0.5}, r"teacher_dropping: got 0\.5 with one.*data\.join"),
+        ({"timestep_heads": "shared"}, r"timestep_heads: got shared .*timesteps"),
+        ({"shift_cells": 2}, r"shift_cells: got 2, allowed at most 1, .*stride 4. has 4 cells"),
+    ],
+)
+def test_settings_that_the_levels_do_not_allow_are_refused(
+    dataset: Dataset, changes: dict[str, Any], message: str
+) -> None:
+    settings = DreamTeacherConfig(**changes)
+    data = DataConfig(dataset=dataset.url)
+    training_set = open_training_set(data, needs=DreamTeacher.needs(settings))
+    with pytest.raises(ConfigError, match=message):
+        DreamTeacher.settled(settings, training_set)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,9 @@ from distill.modules.regressor import (
     FeatureRegressor,
     PyramidPooling,
     RegressorKind,
+    TimedHead,
     fitting_scales,
+    time_embedding,
 )
 from distill.students.backbones import available_maps
 
@@ -231,3 +235,31 @@ def test_only_parts_that_lead_to_a_level_are_built(
     }
     sum(output.square().mean() for output in outputs.values()).backward()
     assert [name for name, p in regressor.named_parameters() if p.grad is None] == []
+
+
+def test_a_head_told_the_timestep_by_hand() -> None:
+    """out(x + mix(silu(x (1 + scale) + shift))), with all of them ones or known numbers."""
+    head = TimedHead(2, 1)
+    features = torch.tensor([1.0, -2.0]).view(1, 2, 1, 1)
+    with torch.no_grad():
+        for layer in (head.mix, head.out):
+            layer.weight.fill_(1.0)
+            layer.bias.zero_()  # type: ignore[union-attr]
+    mixed = torch.nn.functional.silu(torch.tensor([1.0, -2.0])).sum()
+    torch.testing.assert_close(head(features, 7).flatten(), (-1 + 2 * mixed)[None])
+    assert torch.equal(head(features, 7), head(features, 300)), "they begin alike"
+    last = head.time[-1]
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([1.0, 1.0, 0.5, 0.5]))  # scale 1, shift 0.5
+    mixed = torch.nn.functional.silu(torch.tensor([2.5, -3.5])).sum()
+    torch.testing.assert_close(head(features, 7).flatten(), (-1 + 2 * mixed)[None])
+    torch.nn.init.normal_(last.weight)
+    assert not torch.allclose(head(features, 7), head(features, 300))
+
+
+def test_a_timestep_is_told_by_sines_and_cosines() -> None:
+    told = time_embedding(3)
+    assert told.shape == (64,)
+    angles = [3 * 10_000 ** -(place / 32) for place in range(32)]
+    expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    torch.testing.assert_close(told, torch.tensor(expected))

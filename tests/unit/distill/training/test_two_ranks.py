@@ -13,7 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distill.configs.augment import AugmentConfig
 from distill.configs.methods import METHODS, SimSiamConfig, SupervisedConfig, VICRegConfig
-from distill.configs.mix import FeaturePartConfig, MixConfig, SimilarityPartConfig, SpanPartConfig
+from distill.configs.mix import (
+    ContrastPartConfig,
+    FeaturePartConfig,
+    GramPartConfig,
+    MixConfig,
+    RegressionPartConfig,
+    SimilarityPartConfig,
+    SpanPartConfig,
+    SqueezePartConfig,
+)
 from distill.configs.similarity import ClusterConfig, CompressConfig, CRDConfig, RegConfig
 from distill.configs.squeeze import SqueezeAndSpanConfig
 from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig, TrainConfig
@@ -113,8 +122,10 @@ def _vicreg_is_that_of_one_process(rank: int, folder: Path) -> None:
 
 
 UNMOVED = AugmentConfig(crop_scale=[1.0, 1.0], flip=0.0, jitter=[0.0] * 4, grayscale=0.0)
+DROPPED = DreamTeacherConfig(width=8, shift_cells=1, balance="losses", teacher_dropping=0.5)
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "dreamteacher": {"dreamteacher": DreamTeacherConfig(width=8)},
+    "dreamteacher of two teachers": {"dreamteacher": DROPPED},
     "compress": {"compress": CompressConfig(queue=20, augment=UNMOVED)},
     "reg": {"reg": RegConfig(augment=UNMOVED)},
     "cc": {"cc": ClusterConfig(clusters=4, augment=UNMOVED)},
@@ -125,6 +136,15 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "squeeze_and_span": {
         "squeeze_and_span": SqueezeAndSpanConfig(
             width=8, squeeze_width=8, projector_layers=2, augment=UNMOVED
+        )
+    },
+    "mix of others": {
+        "mix": MixConfig(
+            gram=GramPartConfig(weight=1.0),
+            regression=RegressionPartConfig(weight=1.0),
+            contrast=ContrastPartConfig(weight=1.0, width=8, negatives=20),
+            squeeze=SqueezePartConfig(weight=1.0, width=8, squeeze_width=8, projector_layers=2),
+            augment=UNMOVED,
         )
     },
     "mix": {
@@ -144,14 +164,15 @@ def _one_pass(name: str, folder: Path, rows: slice, *, ranks: int) -> dict[str, 
 
     Batch norm is in evaluation mode: CPUs cannot share its statistics.
     """
-    url = str(folder / "vectors" / "boxes")
+    url, joined = (str(folder / part / "boxes") for part in ("vectors", "others"))
+    method_name = name.partition(" ")[0]
     config = TrainConfig(
-        method=name,
+        method=method_name,
         student=StudentConfig(**SMALL),
-        data=DataConfig(dataset=url),
+        data=DataConfig(dataset=url, join=[joined] if "two teachers" in name else []),
         **OBJECTIVES[name],
     )
-    kind, settings = method_class(name), config.method_settings()
+    kind, settings = method_class(method_name), config.method_settings()
     needs = kind.needs(settings)
     config.data.real = url if needs.real else ""
     training_set = open_training_set(config.data, needs=needs)
@@ -194,6 +215,7 @@ def _all(rank: int, folder: Path) -> None:
 def test_every_method_and_odd_students_train_on_two_processes(tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", labels=True)
     make_dataset(tmp_path / "vectors", labels=True, levels=(*LEVELS, VECTOR))
+    make_dataset(tmp_path / "others", teacher="others")
     assert set(METHODS) <= set(OBJECTIVES)
     for name in OBJECTIVES:
         whole = _one_pass(name, tmp_path, slice(None), ranks=1)

@@ -486,3 +486,17 @@ def test_what_the_monitor_saw_is_a_table_of_few_rows_and_not_a_loss(tmp_path: Pa
     assert table.heads == ["step", "knn"] and len(table.rows) <= 12
     assert table.rows[-1].cells == ["40", "60.0"], "the last look is always shown"
     assert learning.losses(material).tables == [table]
+
+
+def test_terms_of_the_loss_are_a_table_of_value_weight_and_gradient(tmp_path: Path) -> None:
+    record = RunFolder(tmp_path / "train", config=Config(), command=["dreamshard", "train"])
+    for step in (10, 20, 30):
+        beside = {"gradient.feature.mse": 0.5 / step, "weight.feature.mse": 2.0}
+        record.log(step=step, loss=2.0 / step, **{"feature.mse": 1.0 / step}, **beside)
+    material = gather(tmp_path)
+    assert material.train is not None
+    (table,) = learning.term_tables(material.train)
+    assert table.heads[1:3] == ["step 10", "step 30"]
+    assert table.rows[0].cells == ["feature.mse", "0.1", "0.0333", "2", "0.05", "0.0167"]
+    assert set(learning.loss_lines(material.train)) == {"loss", "feature.mse"}
+    assert learning.losses(material).tables == [table]
