@@ -12,7 +12,9 @@ from tests.setting_reads import Reads
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ["dreamshard", "storage", "pipeline", "distill"]
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-FOLDERS = [*PACKAGES, "tests", "recipes", "benchmarks", "cluster_configs", "docs", ".ci"]
+FOLDERS = [
+    *PACKAGES, "tests", "recipes", "benchmarks", "cluster_configs", "docs", "notebooks", ".ci"
+]  # fmt: skip
 TEXTS = [
     path
     for path in [*ROOT.iterdir(), *(p for name in FOLDERS for p in (ROOT / name).rglob("*"))]

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import stage
@@ -170,7 +170,8 @@ def _choose(options: argparse.Namespace, seen: Seen, plan: Any) -> tuple[Choice,
         return choice, PRETRAIN, [*said, *_told(choice)]
     choice = presets.choose(Path(asked).expanduser(), size=size, student=student, kind=options.kind)
     check_teacher(choice)
-    return choice, "", [f"teacher: {asked}, family {choice.family}", *_told(choice)]
+    note = f" ({choice.note})" if choice.note else ""
+    return choice, "", [f"teacher: {asked}, family {choice.family}{note}", *_told(choice)]
 
 
 def check_teacher(choice: Choice) -> None:
@@ -179,10 +180,11 @@ def check_teacher(choice: Choice) -> None:
     Raises:
         ConfigError, TeacherError: it cannot do that, or needs a setting of its own.
     """
-    from pipeline.teachers.base import TeacherConfig
+    from pipeline.teachers.base import Part, TeacherConfig
     from pipeline.teachers.load import describe_teacher
 
     config = TeacherConfig(kind=choice.kind, path=choice.path, settings=dict(choice.settings))
+    config.part = cast(Part, choice.part)
     config.levels = [*choice.levels]
     config.timesteps = [] if choice.timestep is None else [choice.timestep]
     describe_teacher(config, mode="encode", image_size=choice.size)

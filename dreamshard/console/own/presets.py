@@ -33,12 +33,16 @@ class Preset:
         why: of that timestep.
         size: pixels where the network's own size is not told.
         settings: `teacher.settings` that it needs.
+        part: which of the family's networks looks at images; "" where there is one.
+        note: what is told of the choice, beside the family.
     """
 
     timestep: int | None
     why: str
     size: int = 0
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+    part: str = ""
+    note: str = ""
 
 
 PIXELS = Preset(
@@ -46,6 +50,11 @@ PIXELS = Preset(
 )
 LATENT = Preset(150, "what DreamTeacher takes for general images (appendix, table 17)", size=512)
 NO_STEPS = Preset(None, "")
+PLAIN_NETWORK = "a network that looks: no noise, no timestep; a plain transformer has one stride"
+DISCRIMINATOR = (
+    "of its networks the discriminator looks at images; `dreamshard synthesize` records the "
+    "generator's own"
+)
 FAMILIES: dict[str, Preset] = {
     "unet": PIXELS,
     "adm": PIXELS,
@@ -54,6 +63,8 @@ FAMILIES: dict[str, Preset] = {
     "sit": Preset(LATENT.timestep, LATENT.why, size=256),
     "sd3": Preset(LATENT.timestep, LATENT.why, size=1024),
     "flux": Preset(LATENT.timestep, LATENT.why, size=1024),
+    "timm": Preset(None, "", note=PLAIN_NETWORK),
+    "stylegan2.discriminator": Preset(None, "", part="discriminator", note=DISCRIMINATOR),
 }
 """Family of a network's description -> what to ask of it."""
 STUDENTS: dict[str, tuple[int, ...]] = {
@@ -79,6 +90,8 @@ class Choice:
         timestep: where; None where the family has none.
         why: of the timestep.
         settings: of the teacher.
+        part: which of the teacher's networks; "" where there is one.
+        note: what is told of the choice; may be empty.
         student: name.
         strides: of the student's maps: the levels', and deeper ones so that all of it is trained.
     """
@@ -93,6 +106,8 @@ class Choice:
     settings: Mapping[str, Scalar]
     student: str
     strides: tuple[int, ...]
+    part: str = ""
+    note: str = ""
 
 
 def choose(path: Path, *, size: int, student: str, kind: str = "") -> Choice:
@@ -139,6 +154,8 @@ def choose(path: Path, *, size: int, student: str, kind: str = "") -> Choice:
         settings=dict(preset.settings),
         student=name,
         strides=whole_strides(name, common, side=side),
+        part=preset.part,
+        note=preset.note,
     )
 
 

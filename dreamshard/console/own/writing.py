@@ -98,6 +98,8 @@ def teacher_lines(choice: Choice, *, note: str = "") -> list[Line]:
     """Return the settings of the teacher."""
     lines = [Line("teacher.kind", choice.kind)] if choice.kind != "diffusers" else []
     lines.append(Line("teacher.path", shown(choice.path), note or f"family {choice.family}"))
+    if choice.part:
+        lines.append(Line("teacher.part", choice.part, choice.note))
     strides = "strides that the teacher and the student share, coarsest first"
     lines.append(Line("teacher.levels", [*choice.levels], strides))
     if choice.timestep is not None:

@@ -17,6 +17,7 @@ from dreamshard.console.own.writing import Line, render
 from dreamshard.errors import ConfigError, DataError
 from pipeline.request.config import EncodeConfig
 from tests.unit.distill import small_data
+from tests.unit.pipeline.teachers.gan.stylegan2.stylegan2_reference import Reference
 
 needs_teacher = pytest.mark.skipif(not presets.SHIPPED.is_dir(), reason="no shipped teacher here")
 
@@ -143,3 +144,24 @@ def test_text_of_a_recipe() -> None:
     ]
     text = render(lines, head=["head"])
     assert text == ("# head\na: 1 # why\nb:\n  c:\n    d: [1, x y]\n    e: 'a: b'\n  f: 1.0e-05\n")
+
+
+def test_presets_of_timm_and_stylegan2_say_which_network_looks(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timm = pytest.importorskip("timm")
+    draw(here / "photos", count=6)
+    network = timm.create_model("resnet10t", pretrained=False)
+    timm.models.save_for_hf(network, here / "timm", safe_serialization=True)
+    Reference(side=32).write(here / "network.pkl")
+    for path, part, levels in (
+        ("timm", "", ["s32", "s16", "s8", "s4"]),
+        ("network.pkl", "discriminator", ["s8", "s4", "s2"]),
+    ):
+        assert begin.main(["photos", "--teacher", path, "--out", f"runs/{path}"]) == 0
+        teacher = read(EncodeConfig, here / "runs" / path / "encode.yaml").teacher
+        assert (teacher.part, teacher.levels, teacher.path) == (part, levels, path)
+        assert presets.FAMILIES[presets.choose(Path(path), size=0, student="").family].note
+        assert not teacher.timesteps
+    said = capsys.readouterr().out
+    assert "the discriminator looks at images" in said and "a network that looks" in said
