@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from pipeline.learning.pretraining.batches import Batches
     from pipeline.learning.pretraining.config import PretrainConfig
 
-WEIGHTS = ("network-snapshot.pkl",)
+WEIGHTS = (
+    *("network-snapshot.pkl", "netG.pth", "ssgan.npz", "G_ema.pth", "BigBiGAN.pth"),
+    *("uniform-generator.pth", "diffusion_pytorch_model.safetensors"),
+)
 """Files by which another teacher in the folder is known."""
 
 

@@ -10,6 +10,8 @@ from pydantic import Field
 from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.learning.pretraining.adversarial.bigbigan.config import BigBiGANConfig
+from pipeline.learning.pretraining.adversarial.ssgan.config import SSGANConfig
 from pipeline.learning.pretraining.adversarial.stylegan2.config import (
     StyleGAN2Config,
     size_problems,
@@ -20,7 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 SIZE_OF_DIGITS = 16
-KINDS = ("stylegan2",)
+KINDS = ("stylegan2", "ssgan", "bigbigan")
 """Kinds that train a generator against a discriminator; each has a section of its own."""
 
 
@@ -132,7 +134,7 @@ class PretrainConfig:
         ),
     )
 
-    kind: Literal["diffusion", "stylegan2"] = "diffusion"
+    kind: Literal["diffusion", "stylegan2", "ssgan", "bigbigan"] = "diffusion"
     """What is trained."""
     out: str = "teachers/my-teacher"
     """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""
@@ -156,6 +158,10 @@ class PretrainConfig:
     """Condition the network on the source's labels."""
     stylegan2: StyleGAN2Config = field(default_factory=StyleGAN2Config)
     """Settings of kind stylegan2."""
+    ssgan: SSGANConfig = field(default_factory=SSGANConfig)
+    """Settings of kind ssgan."""
+    bigbigan: BigBiGANConfig = field(default_factory=BigBiGANConfig)
+    """Settings of kind bigbigan."""
     minutes: Positive | None = None
     """Time to train for, instead of steps, and more minutes extend a run. Diffusion: a measured
     rate says how many steps it buys, schedule and average are fitted to them. A GAN: all its starts

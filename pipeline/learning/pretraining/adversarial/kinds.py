@@ -7,6 +7,8 @@ from pipeline.learning.pretraining.adversarial.objective import Facts, Objective
 
 KINDS = {
     "stylegan2": "pipeline.learning.pretraining.adversarial.stylegan2.method:StyleGAN2",
+    "ssgan": "pipeline.learning.pretraining.adversarial.ssgan.objective:SSGANObjective",
+    "bigbigan": "pipeline.learning.pretraining.adversarial.bigbigan.objective:BigBiGANObjective",
 }
 """Name, which its section of settings has, too -> class, of that section and `Facts`."""
 
