@@ -12,6 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path: import our packages, not the files beside this script
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import contextlib
 import hashlib
 import json
 import shlex
@@ -46,9 +47,19 @@ READ_OUTS = "read-outs"
 
 def main(argv: Sequence[str]) -> int | None:
     """Run the command; see `dreamshard evaluate --help`."""
-    config = load_config(EvaluateConfig, argv, prog="dreamshard evaluate", description=DESCRIPTION)
+    told = "--json" in argv
+    words = [word for word in argv if word != "--json"]
+    config = load_config(EvaluateConfig, words, prog="dreamshard evaluate", description=DESCRIPTION)
     begin(f"evaluate: {', '.join(config.tasks)} of {config.student}; loading PyTorch")
-    evaluate(config)
+    if not told:
+        evaluate(config)
+        return None
+    from storage.verbs.as_json import SCHEMA
+    from storage.verbs.commands import print_json
+
+    with contextlib.redirect_stdout(sys.stderr):  # tables are for people
+        results = evaluate(config)
+    print_json({"schema": SCHEMA, "run_dir": config.run_dir, **results})
     return None
 
 

@@ -7,16 +7,76 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class ColourBasis:
+    """Map feature vectors to colours, the same for the same vector.
+
+    Args:
+        mean: float64 (C,), of the cells it was fitted to.
+        vectors: float64 (C, 3), their first three principal axes; 0 for those there are none of.
+        low, high: float64 (3,), scores that become 0 and 255.
+        flat: bool (3,), components that do not vary; they become 128.
+    """
+
+    mean: np.ndarray
+    vectors: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    flat: np.ndarray
+
+    def colours(self, features: np.ndarray) -> np.ndarray:
+        """Colour maps (N, C, H, W): uint8 (N, H, W, 3), mid grey where a value is not finite."""
+        count, _, height, width = features.shape
+        cells, finite = _cells(features)
+        colours = np.full((len(cells), 3), 128, np.uint8)
+        scores = (cells[finite] - self.mean) @ self.vectors
+        unit = (scores - self.low) / np.where(self.flat, 1.0, self.high - self.low)
+        unit[:, self.flat] = 128 / 255
+        colours[finite] = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+        return colours.reshape(count, height, width, 3)
+
+
+def fit_colours(features: np.ndarray, *, percentile: float = 1.0) -> ColourBasis:
+    """Fit a basis of colours to all cells of some maps.
+
+    Each component is stretched between its percentiles; its sign is chosen so that the longer tail
+    is bright, which makes the picture the same on every machine.
+
+    Args:
+        features: floating (N, C, H, W); cells with a value that is not finite are left out.
+        percentile: 0 to 49, the share in percent cut off at both ends of each component.
+
+    Raises: ValueError if `features` is not (N, C, H, W) with at least one cell.
+    """
+    if features.ndim != 4 or 0 in features.shape:
+        raise ValueError(
+            f"features: got shape {features.shape}, allowed (N, C, H, W) without empty axes"
+        )
+    cells, finite = _cells(features)
+    cells = cells[finite] if finite.any() else np.zeros((1, cells.shape[1]))
+    mean = cells.mean(axis=0)
+    centred = cells - mean
+    _, axes = np.linalg.eigh(centred.T @ centred / len(centred))
+    vectors = np.zeros((cells.shape[1], 3))
+    vectors[:, : min(3, axes.shape[1])] = axes[:, ::-1][:, :3]
+    scores = centred @ vectors
+    sign = np.where((scores**3).sum(axis=0) < 0, -1.0, 1.0)
+    scores *= sign
+    low, high = np.percentile(scores, [percentile, 100 - percentile], axis=0)
+    flat = high - low <= 1e-12 * max(1.0, float(np.abs(scores).max()))
+    return ColourBasis(mean, vectors * sign, low, high, flat)
 
 
 def feature_rgb(features: np.ndarray, *, percentile: float = 1.0) -> np.ndarray:
     """Show feature maps as colours: their first three principal components as red, green and blue.
 
     One basis is fitted over all cells of all images given, so equal colours mean equal features
-    within one call. Each component is stretched between its percentiles; its sign is chosen so that
-    the longer tail is bright, which makes the picture the same on every machine.
+    within one call; see `fit_colours`.
 
     Args:
         features: floating (N, C, H, W). Cells with a value that is not finite become mid grey.
@@ -25,38 +85,13 @@ def feature_rgb(features: np.ndarray, *, percentile: float = 1.0) -> np.ndarray:
     Returns: uint8 (N, H, W, 3).
     Raises: ValueError if `features` is not (N, C, H, W) with at least one cell.
     """
-    if features.ndim != 4 or 0 in features.shape:
-        raise ValueError(
-            f"features: got shape {features.shape}, allowed (N, C, H, W) without empty axes"
-        )
-    count, channels, height, width = features.shape
-    cells = np.moveaxis(features, 1, -1).reshape(-1, channels).astype(np.float64)
-    finite = np.isfinite(cells).all(axis=1)
-    colours = np.full((len(cells), 3), 128, np.uint8)
-    if finite.any():
-        colours[finite] = _stretch(_principal_scores(cells[finite]), percentile)
-    return colours.reshape(count, height, width, 3)
+    return fit_colours(features, percentile=percentile).colours(features)
 
 
-def _principal_scores(cells: np.ndarray) -> np.ndarray:
-    """Return the first three principal scores of (M, C) cells as float64 (M, 3), signs fixed."""
-    centred = cells - cells.mean(axis=0)
-    _, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    basis = vectors[:, ::-1][:, :3]
-    scores = np.zeros((len(cells), 3))
-    scores[:, : basis.shape[1]] = centred @ basis
-    skew = (scores**3).sum(axis=0)
-    return scores * np.where(skew < 0, -1.0, 1.0)
-
-
-def _stretch(scores: np.ndarray, percentile: float) -> np.ndarray:
-    """Map each column from between its percentiles to uint8 0..255; a flat column to 128."""
-    low, high = np.percentile(scores, [percentile, 100 - percentile], axis=0)
-    span = high - low
-    flat = span <= 1e-12 * max(1.0, float(np.abs(scores).max()))
-    unit = (scores - low) / np.where(flat, 1.0, span)
-    unit[:, flat] = 128 / 255
-    return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+def _cells(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells of maps, float64 (M, C), and which of them are finite, bool (M,)."""
+    cells = np.moveaxis(features, 1, -1).reshape(-1, features.shape[1]).astype(np.float64)
+    return cells, np.isfinite(cells).all(axis=1)
 
 
 def image_grid(

@@ -24,6 +24,7 @@ EXTRAS = {
     "evaluate": ("segmentation-models-pytorch", "torchmetrics", "pycocotools"),
     "latent": ("transformers",),
     "report": ("matplotlib", "Jinja2", "pillow"),
+    "view": ("aiohttp", "pillow"),
     "hf": ("datasets",),
     "tar": ("webdataset",),
     "remote": ("s3fs", "gcsfs"),

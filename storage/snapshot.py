@@ -21,9 +21,10 @@ from storage.formats.remote_chunks import RemoteChunks
 from storage.formats.stores import Store
 from storage.fs.local import Files
 from storage.ledger import quarantine
+from storage.ledger.commits import Commit, read_commit
 from storage.ledger.holds import hold_for
 from storage.ledger.labels import LabelVersion
-from storage.ledger.manifest import read_samples, sample_rows
+from storage.ledger.manifest import numbers, read_samples, sample_rows
 from storage.ledger.versions import Pinned
 from storage.rows.chunk_files import Access, Chunks
 from storage.rows.relabelled import Relabelled
@@ -177,7 +178,7 @@ class Snapshot:
             mask[unit * size : unit * size + count] = True
         if self._table.invalid.any():
             for rows in self._rows(("index", "unit", "version", "valid"), invalid_only=True):
-                mask[rows["index"].to_numpy()] = rows["valid"].to_numpy()
+                mask[numbers(rows["index"])] = numbers(rows["valid"])
         mask[list(self._dropped)] = False
         mask.flags.writeable = False
         return mask
@@ -189,7 +190,7 @@ class Snapshot:
             return self._relabelled.first(self.num_samples)
         labels = np.full(self.num_samples, -1, np.int64)
         for rows in self._rows(("index", "unit", "version", "valid", "label")):
-            labels[rows["index"].to_numpy()] = rows["label"].to_numpy()
+            labels[numbers(rows["index"])] = numbers(rows["label"])
         labels.flags.writeable = False
         return labels
 
@@ -207,14 +208,39 @@ class Snapshot:
             mask[first : first + count] = True
         return mask
 
+    @property
+    def relabelled(self) -> bool:
+        """Whether labels are those of a later version, not the ones in the commit records."""
+        return self._relabelled is not None
+
+    @cached_property
+    def key_column(self) -> pa.ChunkedArray:
+        """The source's own names of the samples as a column to search, "" in holes."""
+        parts = list(self._rows(("index", "unit", "version", "valid", "key")))
+        if not parts:
+            return pa.chunked_array([pa.array([""] * self.num_samples, pa.string())])
+        rows = pa.concat_tables(parts)
+        place = np.full(self.num_samples, -1, np.int64)
+        index = numbers(rows["index"])
+        place[index] = np.arange(len(index))  # the last row of an index stands
+        taken = rows["key"].take(pa.array(place, mask=place < 0))
+        return taken.fill_null("")
+
     @cached_property
     def keys(self) -> list[str]:
         """The source's own names of the samples, "" in holes; read when first asked for."""
-        keys = [""] * self.num_samples
-        for rows in self._rows(("index", "unit", "version", "valid", "key")):
-            for index, key in zip(rows["index"].to_pylist(), rows["key"].to_pylist(), strict=True):
-                keys[index] = key
-        return keys
+        return self.key_column.to_pylist()
+
+    def commit(self, unit: int) -> Commit | None:
+        """Read one unit's commit record, which names its samples; None if it is a hole.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        row = int(np.searchsorted(self.units, unit))
+        if row == len(self.units) or self.units[row] != unit:
+            return None
+        return read_commit(self._files, unit, int(self._table.version[row]))
 
     @property
     def errors(self) -> dict[int, str]:
@@ -270,13 +296,11 @@ class Snapshot:
             yield self._choose(rows, invalid_only=invalid_only)
 
     def _choose(self, table: pa.Table, *, invalid_only: bool) -> pa.Table:
-        index, unit, version = (
-            table[name].to_numpy().astype(np.int64) for name in ("index", "unit", "version")
-        )
+        index, unit, version = (numbers(table[name]) for name in ("index", "unit", "version"))
         row = np.minimum(np.searchsorted(self.units, unit), max(0, len(self.units) - 1))
         keep = (index >= 0) & (index < self.num_samples) & (index // self.samples_per_unit == unit)
         if len(self.units):
             keep &= (self.units[row] == unit) & (version <= self._table.version[row])
         if invalid_only:
-            keep &= ~table["valid"].to_numpy() | (version > 0)
+            keep &= (numbers(table["valid"]) == 0) | (version > 0)
         return table.filter(pa.array(keep))

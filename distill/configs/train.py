@@ -223,7 +223,9 @@ class TrainConfig:
     0: none. Its first steps decay faster."""
     sync_batchnorm: Literal["auto", "on", "off"] = "auto"
     """Share batch norm's statistics between processes; auto: on GPUs (CPUs cannot)."""
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=list)
+    trackers: list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] = field(
+        default_factory=list
+    )
     """Where metrics go besides metrics.jsonl; each needs the extra of its name."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     """A look at the student while it trains."""

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from dreamshard.errors import DreamshardError
 
@@ -24,33 +25,63 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("folders", nargs="*", default=["runs"], help="where to look; default: runs")
     parser.add_argument("--timm", default="", help="name timm's networks of a pattern: '*resnet*'")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(list(argv))
+    if options.json:
+        from storage.verbs.as_json import SCHEMA
+        from storage.verbs.commands import print_json
+
+        print_json({"schema": SCHEMA, "found": look(options.folders)})
+        return 0
     lines = [*found(options.folders), "", *networks(options.timm)]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def found(folders: Sequence[str]) -> list[str]:
-    """Return a line per trained student: where, network, strides, method, steps, licence."""
+def look(folders: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe the trained students below some folders.
+
+    Members: path; network, strides, image_size, method, steps, licence, or else error.
+    """
     from distill.students.card import read_card
 
-    lines = []
+    rows: list[dict[str, Any]] = []
     for folder in folders:
         for path in _students(Path(folder), MAX_DEPTH):
             try:
                 card, _ = read_card(path)
             except DreamshardError as error:
-                lines.append(f"{path}  cannot be read: {str(error)[:120]}")
+                rows.append({"path": str(path), "error": str(error)})
                 continue
             told = card.provenance
-            name = str(card.student.get("name"))
-            strides = ", ".join(f"s{stride}" for stride in card.strides)
-            method, steps = told.get("method", "?"), told.get("steps", "?")
-            lines.append(
-                f"{path}  {name}  {strides}  {card.size[0]}x{card.size[1]} pixels  {method}, "
-                f"{steps} steps  licence {told.get('licence', 'unknown')}"
+            rows.append(
+                {
+                    "path": str(path),
+                    "network": str(card.student.get("name")),
+                    "strides": card.strides,
+                    "image_size": card.image_size,
+                    "method": told.get("method", "?"),
+                    "steps": told.get("steps", "?"),
+                    "licence": told.get("licence", "unknown"),
+                }
             )
+    return rows
+
+
+def found(folders: Sequence[str]) -> list[str]:
+    """Return a line per trained student: where, network, strides, method, steps, licence."""
+    lines = []
+    for one in look(folders):
+        if "error" in one:
+            lines.append(f"{one['path']}  cannot be read: {one['error'][:120]}")
+            continue
+        strides = ", ".join(f"s{stride}" for stride in one["strides"])
+        height, width = one["image_size"]
+        lines.append(
+            f"{one['path']}  {one['network']}  {strides}  {height}x{width} pixels  "
+            f"{one['method']}, {one['steps']} steps  licence {one['licence']}"
+        )
     return lines or [f"no trained student found below {', '.join(folders)}"]
 
 

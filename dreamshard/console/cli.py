@@ -38,9 +38,16 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "serve": ("pipeline.serve:main", "serve a teacher's features to trainers, while they train"),
     "train": ("distill.train:main", "distil recorded features into a student backbone"),
-    "publish": ("distill.publish:main", "copy a trained student for timm, the Hub or ONNX"),
+    "publish": (
+        "dreamshard.console.publish:main",
+        "copy a dataset, a student or a teacher for the Hub; a student for timm or ONNX, too",
+    ),
     "evaluate": ("distill.evaluate:main", "measure what a student has learned"),
     "report": ("dreamshard.console.report:main", "write an HTML report of runs and datasets"),
+    "view": (
+        "dreamshard.console.view:main",
+        "look into datasets and runs in a browser on this machine",
+    ),
     "ls": ("storage.verbs.commands:ls", "list the feature datasets under a folder or URL"),
     "inspect": ("storage.verbs.commands:inspect", "show what a feature dataset holds"),
     "inspect teacher": (
@@ -69,6 +76,10 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "pin": ("storage.verbs.collect_commands:pin", "keep a feature dataset from being removed"),
     "drop": ("storage.verbs.collect_commands:drop", "take samples out of a feature dataset"),
+    "completion": (
+        "dreamshard.console.completion:main",
+        "print a script that completes verbs and settings in bash or zsh",
+    ),
     "doctor": (
         "dreamshard.console.doctor:main",
         "check this machine and name the next thing to fix",

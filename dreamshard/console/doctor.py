@@ -243,7 +243,12 @@ def main(argv: Sequence[str]) -> int:
     checks = examine(options.root)
     if options.json:
         rows = [dataclasses.asdict(check) for check in checks]
-        report = {"checks": rows, "next": next_step(checks), "versions": all_versions()}
+        report = {
+            "schema": 1,
+            "checks": rows,
+            "next": next_step(checks),
+            "versions": all_versions(),
+        }
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         sys.stdout.write(f"{format_table(checks)}\n\nNext: {next_step(checks)}\n")

@@ -16,9 +16,11 @@ from dreamshard.progress import begin
 from pipeline.request.config import EncodeConfig, SynthesizeConfig
 
 if TYPE_CHECKING:
-    from pipeline.request.plan import Speed
+    from pipeline.request.plan import Plan, Speed
     from pipeline.request.resolve import ResolvedRequest
 
+SCHEMA = 1
+"""Raised when a member of --json changes its meaning or goes."""
 Rate = Annotated[float, Field(ge=0)]
 
 
@@ -62,21 +64,85 @@ def main(argv: Sequence[str]) -> int:
 
     Unless it is to measure, no weights are loaded and nothing is written.
     """
-    words = list(argv)
+    words = [word for word in argv if word != "--json"]
     verb = words.pop(0) if words[:1] in (["encode"], ["synthesize"]) else _guess(words)
     cls = EncodePlanConfig if verb == "encode" else SynthesizePlanConfig
-    description = "Show samples, shards, bytes and hours before anything is spent."
+    description = (
+        "Show samples, shards, bytes and hours before anything is spent; --json for scripts."
+    )
     config = load_config(cls, words, prog="dreamshard plan", description=description)
     begin(f"plan: {verb} {config.name}")
-    sys.stdout.write("\n".join(_plan(config.settled())) + "\n")
+    found = _look(config.settled())
+    if "--json" in argv:
+        from storage.verbs.commands import print_json
+
+        print_json({"schema": SCHEMA, "verb": verb, **found.as_json()})
+    else:
+        sys.stdout.write("\n".join(found.lines()) + "\n")
     return 0
 
 
-def _plan(config: EncodePlanConfig | SynthesizePlanConfig) -> Iterator[str]:
-    """Yield the lines of a plan."""
+@dataclass(frozen=True)
+class Found:
+    """Hold what a plan says.
+
+    Args:
+        plan, speed: what there is to make, and how fast that goes.
+        notes: what the teacher notes, and what was assumed.
+        dataset: where it would lie; "" where that is not known.
+        there: units made already.
+        reason: in what the dataset that is there differs; "" for none there.
+    """
+
+    plan: Plan
+    speed: Speed
+    notes: tuple[str, ...]
+    dataset: str = ""
+    there: int = 0
+    reason: str = ""
+
+    def lines(self) -> Iterator[str]:
+        """Yield what people read."""
+        from pipeline.request.plan import describe
+
+        yield describe(self.plan, speed=self.speed)
+        yield from (f"note      {note}" for note in self.notes)
+        if self.dataset:
+            yield f"dataset   {self.dataset}"
+        if self.reason:
+            num_units = self.plan.num_units
+            whole = self.there == num_units
+            state = "complete" if whole else f"{self.there:,} of {num_units:,} shards"
+            yield f"there     {state}: {self.reason}"
+
+    def as_json(self) -> dict[str, object]:
+        """Return what scripts read; null where it is not known."""
+        plan, speed = self.plan, self.speed
+        seconds = plan.num_samples / speed.rate if speed.rate > 0 else None
+        return {
+            "samples": plan.num_samples,
+            "units": plan.num_units,
+            "samples_per_unit": plan.samples_per_unit,
+            "bytes": plan.total_bytes,
+            "arrays": {
+                name: {"bytes_per_sample": size, "codec": plan.codecs.get(name)}
+                for name, size in plan.bytes_per_sample.items()
+            },
+            "images_per_s": speed.rate or None,
+            "seconds": seconds,
+            "root_bytes_per_s": speed.write_bytes_per_s or None,
+            "memory_bytes_per_actor": speed.memory_bytes or None,
+            "notes": list(self.notes),
+            "dataset": self.dataset or None,
+            "units_there": self.there,
+            "match": self.reason or None,
+        }
+
+
+def _look(config: EncodePlanConfig | SynthesizePlanConfig) -> Found:
+    """Work out a plan."""
     from pipeline.request.assume import images_are_missing, teacher_is_missing
     from pipeline.request.lookup import look_up
-    from pipeline.request.plan import describe
     from pipeline.request.resolve import resolve
 
     asked = config.request()
@@ -84,19 +150,17 @@ def _plan(config: EncodePlanConfig | SynthesizePlanConfig) -> Iterator[str]:
     no_images = images_are_missing(asked, config.assume)
     # Which dataset it would be follows from the weights and the images.
     known = not no_images and not teacher_is_missing(asked, config.assume)
-    yield describe(request.plan, speed=_speed(config, request if known else None))
-    yield from (f"note      {note}" for note in request.spec.notes)
+    speed, notes = _speed(config, request if known else None), [*map(str, request.spec.notes)]
     if no_images:
-        yield f"note      the images are not there: {config.assume.samples:,}, says `assume`"
+        notes.append(f"the images are not there: {config.assume.samples:,}, says `assume`")
     if not known:
-        return
-    existing = look_up(request)
-    yield f"dataset   {config.root}/{request.recipe.folder}"
-    if existing is not None:
-        num_units = request.plan.num_units
-        made = num_units - len(existing.dataset.missing(request.plan.num_samples))
-        state = "complete" if existing.complete else f"{made:,} of {num_units:,} shards"
-        yield f"there     {state}: {existing.reason}"
+        return Found(request.plan, speed, tuple(notes))
+    place, existing = f"{config.root}/{request.recipe.folder}", look_up(request)
+    if existing is None:
+        return Found(request.plan, speed, tuple(notes), place)
+    missing = len(existing.dataset.missing(request.plan.num_samples))
+    made = request.plan.num_units - (0 if existing.complete else missing)
+    return Found(request.plan, speed, tuple(notes), place, made, existing.reason)
 
 
 def _speed(

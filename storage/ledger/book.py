@@ -18,6 +18,7 @@ from storage.ledger.manifest import (
     append_part,
     finish_part,
     num_parts,
+    numbers,
     read_units,
 )
 from storage.schema import MAX_UNIT_SAMPLES
@@ -149,7 +150,7 @@ def read_rolled(files: Files, parts: int) -> UnitTable:
         DataError: if the manifest is damaged or holds absurd numbers.
     """
     table = read_units(files, columns=STATE_COLUMNS, parts=parts)
-    whole = [table[name].to_numpy().astype(np.int64) for name in STATE_COLUMNS[:-1]]
+    whole = [numbers(table[name]) for name in STATE_COLUMNS[:-1]]
     unit, version, count, size, invalid = whole
     absurd = (unit < 0) | (unit > MAX_UNIT) | (version < 0) | (size < 0)
     absurd |= (count < 1) | (count > MAX_UNIT_SAMPLES) | (invalid < 0) | (invalid > count)

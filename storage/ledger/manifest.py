@@ -103,7 +103,8 @@ def read_units(
     read = functools.partial(read_parquet, files, schema=UNIT_SCHEMA, columns=columns)
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         tables = list(pool.map(read, keys))
-    empty = pa.schema([UNIT_SCHEMA.field(name) for name in columns]).empty_table()
+    schema = pa.schema([UNIT_SCHEMA.field(name) for name in columns])
+    empty = pa.Table.from_batches([], schema)  # `empty_table` would import pandas
     return pa.concat_tables([empty, *tables])
 
 
@@ -149,6 +150,14 @@ def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence
             f"{files.path(key)}: got a damaged manifest part ({error!s:.200}). Remove the manifest "
             "folder and rerun: it is made again from the commit records."
         ) from None
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of whole numbers or truth values, none of them null, as int64.
+
+    Not by `to_numpy`, which imports pandas first: most of what opening a dataset would take.
+    """
+    return np.from_dlpack(column.cast(pa.int64()).combine_chunks())
 
 
 def append_part(files: Files, part: int, commits: Sequence[Commit], *, fsync: bool = True) -> bool:

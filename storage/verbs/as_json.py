@@ -105,10 +105,16 @@ def verified(dataset: Dataset, report: Report) -> dict[str, Any]:
     return told | {"damaged": damaged, "unreadable": unreadable}
 
 
+def strict(value: Any) -> Any:
+    """Return JSON values with null for every number that is not finite: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _finite(facts: LevelStatistics) -> dict[str, Any]:
     values = dataclasses.asdict(facts)
     del values["name"]
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
+    return strict(values)

@@ -18,7 +18,7 @@ from storage.catalog import find_dataset
 from storage.dataset import Dataset
 from storage.ledger import requests
 from storage.snapshot import Snapshot
-from storage.verbs.as_json import SCHEMA, inspected, listed, verified
+from storage.verbs.as_json import SCHEMA, inspected, listed, strict, verified
 from storage.verbs.findings import Report
 from storage.verbs.inspect import Summary, describe, summarize
 from storage.verbs.statistics import (
@@ -169,7 +169,7 @@ def format_bytes(count: float) -> str:
 
 def print_json(value: object) -> None:
     """Print plain values as JSON, for scripts."""
-    print(json.dumps(value, indent=2))
+    print(json.dumps(strict(value), indent=2, allow_nan=False))
 
 
 def verb_parser(verb: str, description: str, *, told: bool = False) -> argparse.ArgumentParser:

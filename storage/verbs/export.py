@@ -129,8 +129,13 @@ def plan_copy(
     return Copy(source, snapshot, tuple(chosen), count, recipe)
 
 
-def create_copy(copy: Copy, root: str) -> Dataset:
+def create_copy(copy: Copy, root: str, *, origin: str | None = None) -> Dataset:
     """Make the dataset to copy into, or return the one that is there.
+
+    Args:
+        copy: what goes into it.
+        root: folder of datasets.
+        origin: what it says it was copied from; None for the source's URL.
 
     Raises:
         DataError: if it is the source itself, or the root cannot be written.
@@ -142,7 +147,7 @@ def create_copy(copy: Copy, root: str) -> Dataset:
         levels=copy.levels,
         image_size=about.image_size,
         pins=about.pins,
-        extra={**about.extra, "licence": about.licence, "exported_from": copy.source.url},
+        extra={**about.extra, "licence": about.licence, "exported_from": origin or copy.source.url},
         images=about.images,
         labels=about.labels,
         masks=about.masks,

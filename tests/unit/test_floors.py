@@ -36,7 +36,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "tables", "probes", "configs", "losses", "students modules", "data", "methods", "training",
         "bench", "tasks", "train evaluate publish",
     ),
-    "dreamshard.console": ("shadow", "cli", "report verify api", "doctor demo", "own"),
+    "dreamshard.console": (
+        "shadow", "cli", "report verify api", "doctor demo view publish completion", "own",
+    ),
 }  # fmt: skip
 """Place -> its floors, the lowest first; rooms on one floor do not import one another."""
 MAX_ROOMS = 14

@@ -14,6 +14,7 @@ import yaml
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import DataError
 from dreamshard.foreign import text
+from dreamshard.foreign.files import read_bytes
 from dreamshard.foreign.text import parse_json
 
 VERBS = ("pretrain", "encode", "synthesize", "train", "evaluate")
@@ -78,7 +79,7 @@ def read_run(path: Path) -> Run | None:
     history = path / "command.txt"
     if not history.exists():
         return None
-    lines = history.read_text(encoding="utf-8").splitlines()
+    lines = _text_of(history).splitlines()
     commands = tuple(line for line in lines if line.strip() and not line.startswith("#"))
     found = _VERB.search(commands[-1]) if commands else None
     config = path / "config.resolved.yaml"
@@ -86,10 +87,15 @@ def read_run(path: Path) -> Run | None:
         path=path,
         verb=found.group(1) if found else "",
         commands=commands,
-        config=config.read_text(encoding="utf-8") if config.exists() else "",
+        config=_text_of(config) if config.exists() else "",
         environment=read_json(path / "environment.json"),
         stats=read_json(path / "stats.json"),
     )
+
+
+def _text_of(path: Path) -> str:
+    """Read a record of a run; a pipe or a device is refused, not waited for."""
+    return read_bytes(path).decode("utf-8", "replace")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from dreamshard.errors import DreamshardError
 from pipeline.teachers import weights
@@ -29,25 +30,43 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="*", default=["."], help="where to look; default: here")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(list(argv))
+    if options.json:
+        from storage.verbs.as_json import SCHEMA
+        from storage.verbs.commands import print_json
+
+        teachers, others = look(options.folders)
+        told = {"schema": SCHEMA, "families": known_families(), "found": teachers}
+        print_json(told | {"not_teachers": others})
+        return 0
     sys.stdout.write("\n".join([*families(), "", *found(options.folders)]) + "\n")
     return 0
+
+
+def known_families() -> list[dict[str, object]]:
+    """Describe every family and part: kind, part ("" for the only one), modes, about."""
+    rows: list[dict[str, object]] = []
+    for kind in TEACHERS:
+        for part, cls in parts_of(kind).items():
+            about = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()
+            told = about[0].rstrip(":") if about else ""
+            rows.append({"kind": kind, "part": part, "modes": list(cls.modes), "about": told})
+    return rows
 
 
 def families() -> list[str]:
     """Return a line per family and part: its kind, what it can do, what it is."""
     rows = []
-    for kind in TEACHERS:
-        for part, cls in parts_of(kind).items():
-            about = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()
-            name = f"{kind} ({part})" if part else kind
-            rows.append((name, ", ".join(cls.modes), about[0].rstrip(":") if about else ""))
+    for one in known_families():
+        name = f"{one['kind']} ({one['part']})" if one["part"] else str(one["kind"])
+        rows.append((name, ", ".join(cast("list[str]", one["modes"])), str(one["about"])))
     return _columns([("kind", "does", "what it is"), *rows])
 
 
-def found(folders: Sequence[str]) -> list[str]:
-    """Return a line per teacher below some folders: where, which kind, under which licence."""
+def look(folders: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """Find the teachers below some folders (path, kind, licence), and files that are none."""
     rows, others = [], []
     for folder in folders:
         for path in _teachers(Path(folder), MAX_DEPTH):
@@ -55,11 +74,16 @@ def found(folders: Sequence[str]) -> list[str]:
                 kind = kind_of(path)
                 if kind == "diffusers" and path.is_file():
                     family_of(path)
-                licence = _licence(path, kind)
+                rows.append({"path": str(path), "kind": kind, "licence": _licence(path, kind)})
             except DreamshardError:
                 others.append(str(path))
-                continue
-            rows.append((str(path), kind, f"licence {licence}"))
+    return rows, others
+
+
+def found(folders: Sequence[str]) -> list[str]:
+    """Return a line per teacher below some folders: where, which kind, under which licence."""
+    teachers, others = look(folders)
+    rows = [(one["path"], one["kind"], f"licence {one['licence']}") for one in teachers]
     lines = _columns([("found", "kind", ""), *rows]) if rows else []
     if others:
         lines.append(f"{len(others)} files that are no teacher, such as {others[0]}")
