@@ -1,6 +1,7 @@
 """The command `dreamshard inspect teacher PATH`: what a network can record, and what it costs.
 
-With `--samples N` it is run, too: each level's ten strongest channels, and a contact sheet of
+With `--choose` it is read at every candidate tap and timestep, and the best place is told. With
+`--samples N` it is run, too: each level's ten strongest channels, and a contact sheet of
 samples (or of images given) with every map's principal components as colours.
 """
 
@@ -11,12 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import begin
 from pipeline.teachers.base import Scalar, guesses
 from pipeline.teachers.diffusion.checkpoints import kind_of
-from pipeline.teachers.inspecting import look
+from pipeline.teachers.inspecting import choosing, look
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
 from pipeline.teachers.load import teacher_class
 from pipeline.teachers.recording.teacher import NetworkDescription
@@ -24,15 +27,20 @@ from storage.schema import FeatureBatch
 
 Encode = Callable[..., Iterable[FeatureBatch]]
 """(teacher, images=path, count=n) -> batches of what it makes of images."""
+Read = Callable[[str, int, tuple[int, int]], tuple[np.ndarray, np.ndarray | None]]
+"""(path, count, (H, W)) -> images uint8 (N, H, W, 3), and their classes int64 (N,) or None."""
 MAX_SAMPLES = 4096
+SOME = 384
+"""Images that --choose looks at where no --samples says how many (count)."""
 EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
 
 
-def main(argv: Sequence[str], *, encode: Encode | None = None) -> int:
+def main(argv: Sequence[str], *, encode: Encode | None = None, read: Read | None = None) -> int:
     """Print a teacher's table of taps; exit code 0.
 
     Args:
         encode: gives a teacher a count of images of a path, or of the digits where it is empty.
+        read: reads images of a path with their classes, drawn at random.
 
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
@@ -40,6 +48,8 @@ def main(argv: Sequence[str], *, encode: Encode | None = None) -> int:
     options, rest = _parser().parse_known_args(list(argv))
     settings = _settings(rest)
     size = _size(options.image_size)
+    if options.choose:
+        choosing.check(options.path, kind=options.kind, images=options.images)
     begin(f"inspect teacher: reading {options.path}")
     description, rows = tap_table(
         options.path,
@@ -60,7 +70,15 @@ def main(argv: Sequence[str], *, encode: Encode | None = None) -> int:
     depths = [name for name in description.aliases if not name.startswith("s")]
     if depths:
         print(f"aliases by depth: {', '.join(depths)}")
-    if options.samples:
+    if options.choose:
+        assert read is not None, "given by whoever offers --choose"
+        images, labels = read(options.images, options.samples or SOME, description.image_size)
+        told = choosing.choose(
+            options.path, description, images, labels, levels=options.levels,
+            timesteps=options.timesteps, settings=settings, image_size=size,
+        )  # fmt: skip
+        print(told)
+    elif options.samples:
         options.levels = options.levels or _usual(description)
         _show_samples(options, settings, size, encode)
     elif options.sheet or options.images:
@@ -125,6 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_costs", action="store_true", help="do not read the weights")
     parser.add_argument(
         "--samples", type=_count, default=0, help="run this many samples: strongest channels, sheet"
+    )
+    parser.add_argument(
+        "--choose", action="store_true", help="find the best tap and timestep; needs --images"
     )
     parser.add_argument("--images", default="", help="look at these: folder, tar, Parquet or URL")
     parser.add_argument("--timesteps", nargs="+", type=_count, help="of a diffusion teacher")
