@@ -3,6 +3,7 @@
 # make chaos   disturb some hundred runs, and compare with undisturbed ones
 # make fuzz    read 10,000 hostile files
 # make mutate  change the product a little, and see whether its tests notice
+# make kit     rehearse the GPU acceptance kit on this machine's CPU, with tiny networks
 # make protocol  play 100,000 schedules of the commit protocol (minutes)
 # make docs    build the documentation into build/site
 # make lint    check style and types
@@ -21,7 +22,7 @@ PIP_FLAGS := -qq --disable-pip-version-check --no-compile
 # Tests start processes by the hundred; in a shell that forbids bytecode each would compile torch.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: docs help demo test chaos fuzz mutate protocol lint clean
+.PHONY: docs help demo test chaos fuzz mutate kit protocol lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -50,6 +51,9 @@ mutate: $(STAMP)
 	@$(PY) -c 'import cosmic_ray' 2>/dev/null || \
 	  $(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[mutate]"
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/mutate.py $(ARGS)
+
+kit: $(STAMP)
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/gpu.py --device cpu --tiny --out build/kit $(ARGS)
 
 # SCHEDULES=N plays N of them, SEED=K draws others.
 protocol: $(STAMP)
