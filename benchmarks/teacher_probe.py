@@ -5,7 +5,8 @@
 
 Every (tap, timestep) is judged by a linear probe fitted on `1 - holdout` of the training images and
 tested on the rest of them; the best is then fitted on all training images and reported, with k-NN,
-on the validation images, which chose nothing. The probe is multinomial logistic regression on
+on the validation images, which chose nothing. A clean teacher
+(`dreamshard clean`) has no timesteps: give none. The probe is multinomial logistic regression on
 standardised features, by L-BFGS on the device, its strength of regularisation chosen likewise.
 """
 
@@ -103,11 +104,12 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
     held, kept = order.to(device).tensor_split([int(options.holdout * len(order))])
     table: dict[str, dict[str, float]] = {}
     best: tuple[float, dict[str, Any]] = (0.0, {})
-    for timestep in options.timesteps:
+    for timestep in options.timesteps or [None]:
+        told = [] if timestep is None else [timestep]
         teacher = cast(
             DiffusionTeacher,
             open_teacher(
-                options.teacher, levels=wanted, timesteps=[timestep], pool="gap", seed=0,
+                options.teacher, levels=wanted, timesteps=told, pool="gap", seed=0,
                 compute_dtype=options.dtype, device=options.device, threads=options.threads,
                 mean_draws=options.mean_draws,
             ),
@@ -157,7 +159,9 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--train", required=True)
     parser.add_argument("--val", required=True)
-    parser.add_argument("--timesteps", type=int, nargs="+", required=True)
+    parser.add_argument(
+        "--timesteps", type=int, nargs="*", default=[], help="none: a clean teacher"
+    )
     parser.add_argument("--taps", nargs="*", help="default: mid and every layer")
     parser.add_argument("--samples", type=int, default=0, help="training images; 0 for all")
     parser.add_argument("--val_samples", type=int, default=0, help="validation images; 0 for all")

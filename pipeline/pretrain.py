@@ -21,7 +21,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dreamshard import rng
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, begin, stage
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.images.source import ImageSource
-    from pipeline.learning.loop import Taken
+    from pipeline.learning.loop import Learner, Taken
     from pipeline.learning.pretraining.batches import Batch
     from pipeline.learning.schedule import WarmupCosine
 
@@ -68,8 +67,9 @@ def pretrain(config: PretrainConfig) -> Path:
     from pipeline.learning.pretraining.network import start_ranks
     from pipeline.learning.ranks import check_same, check_shared, decided_by_chief, together
 
-    asked = {name: getattr(config, name) for name in ("device", "precision", "threads")}
-    accelerator, folder = start_ranks(**asked, batch_size=config.batch_size), Path(config.out)
+    device, threads = config.device, config.threads
+    accelerator = start_ranks(device, config.precision, threads, batch_size=config.batch_size)
+    folder = Path(config.out)
     source = together(lambda: open_source(config.source))
     identity = together(lambda: fingerprint(source))
     if config.class_conditional and not source.has_labels:
@@ -109,42 +109,31 @@ class _Run:
         source: ImageSource,
         identity: dict[str, object],
     ) -> None:
-        from pipeline.learning.device import on_device
         from pipeline.learning.pretraining import network, objective
         from pipeline.learning.pretraining.batches import Batches
         from pipeline.learning.pretraining.data import TrainingImages
         from pipeline.learning.pretraining.watch import Sampler, Watch
 
-        self.config, self.identity = config, identity
-        self.accelerator = accelerator
-        self.device = self.accelerator.device
+        self.config, self.identity, self.accelerator = config, identity, accelerator
+        self.device, seed, goal = accelerator.device, config.seed, config.objective
         self.half = network.uses_bfloat16(config.precision, self.device.type)
-        seed, window = config.seed, config.crop
-        self.images = TrainingImages(source, config=config.image, seed=seed, window=window)
-        goal = config.objective
+        self.images = TrainingImages(source, config=config.image, seed=seed, window=config.crop)
         self.scheduler = objective.scheduler_config(goal.kind, goal.noise_schedule, goal.timesteps)
         self.schedule = objective.schedule_for(goal.kind, goal.noise_schedule, goal.timesteps)
         classes = network.count_classes(source) if config.class_conditional else 0
         self.batches = Batches(
             images=self.images,
-            seed=config.seed,
+            seed=seed,
             batch_size=config.batch_size,
-            rank=self.accelerator.process_index,
-            ranks=self.accelerator.num_processes,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
             device=self.device,
             labels=classes > 0,
         )
         shape = config.image.shape or (0, 0)
         size = shape if config.image.width else config.image.size
-        module = network.build_network(
-            config.unet, sample_size=size, classes=classes, seed=config.seed
-        )
-        self.learner = network.build_learner(
-            on_device(module, self.device),
-            schedule=schedule_of(config),
-            weight_decay=config.weight_decay,
-            clip=config.clip,
-            ema=config.ema,
+        self.learner = self._learner(
+            network.build_network(config.unet, sample_size=size, classes=classes, seed=seed)
         )
         sampler = Sampler(
             network=self.learner.kept,
@@ -152,17 +141,39 @@ class _Run:
             size=(config.crop, config.crop) if config.crop else shape,  # what the network knows
             classes=classes,
             steps=config.sample_steps,
-            seed=config.seed,
+            seed=seed,
         )
         self.folder = Path(config.run_dir or Path(config.out) / "run")
+        kind, count = config.distance_extractor, config.distance_samples
         self.watch = Watch(
-            sampler=sampler,
-            images=self.images,
-            folder=self.folder,
-            crop=config.crop,
-            extractor=config.distance_extractor,
-            samples=config.distance_samples,
+            sampler, self.images, self.folder, crop=config.crop, extractor=kind, samples=count
         )
+
+    def _learner(self, module: nn.Module) -> Learner:
+        """Put beside a network what trains it."""
+        from pipeline.learning.device import on_device
+        from pipeline.learning.pretraining import network
+        from pipeline.learning.pretraining.diffusion import DiffusionStep
+        from pipeline.teachers.recording.compiled import compile_blocks
+
+        config, goal = self.config, self.config.objective
+        self.step = DiffusionStep(
+            schedule=self.schedule,
+            seed=config.seed,
+            device=self.device.type,
+            half=self.half,
+            dropout=config.unet.dropout > 0,
+            min_snr=goal.min_snr,
+            augment=goal.augment,
+            dispersive=goal.dispersive,
+            temperature=goal.dispersive_temperature,
+        )
+        trained, schedule = on_device(self.step.module(module), self.device), schedule_of(config)
+        decay, clip, ema = config.weight_decay, config.clip, config.ema
+        learner = network.build_learner(trained, module, schedule, decay=decay, clip=clip, ema=ema)
+        if network.compiles(config.compile, self.device.type, config.steps):
+            compile_blocks(module)  # after the average has its copy
+        return learner
 
     def rate(self, minutes: float) -> float:
         """Take steps for their time alone; return how many a second there are, on every rank."""
@@ -268,23 +279,7 @@ class _Run:
 
     def _forward(self, model: nn.Module, step: int, batch: Batch) -> Mapping[str, Tensor]:
         """Return the loss of this rank's share of a step's batch."""
-        import torch
-
-        from pipeline.learning.pretraining import objective
-
-        config = self.config
-        if config.unet.dropout:  # torch's generator decides dropout: set it by step and rank
-            rank = self.accelerator.process_index
-            drawn = rng.generator(config.seed, step - 1, rank, "pretrain-dropout")
-            torch.manual_seed(int(drawn.integers(2**62)))
-        levels = objective.draw_levels(self.schedule, seed=config.seed, positions=batch.positions)
-        example = objective.example(
-            self.schedule, batch.images, batch.noise, levels, min_snr=config.objective.min_snr
-        )
-        x = example.x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-            output = model(x, example.time, class_labels=batch.labels, return_dict=False)[0]
-        return {"loss": objective.loss_of(output, example)}
+        return self.step(model, step, batch)
 
     def _is_due(self, taken: Taken) -> bool:
         """Tell whether rank zero has something to keep or show, for which all ranks wait."""

@@ -30,6 +30,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "show samples, bytes, hours and bandwidth before spending them",
     ),
     "pretrain": ("pipeline.pretrain:main", "train a teacher on your own images: diffusion or GAN"),
+    "clean": (
+        "pipeline.learning.pretraining.cleaning.command:main",
+        "train a copy of a diffusion teacher that needs no noise",
+    ),
     "interpret": ("pipeline.interpret:main", "teach a teacher's features to name what they show"),
     "encode": ("pipeline.encode:main", "record a teacher's features of given images"),
     "synthesize": (

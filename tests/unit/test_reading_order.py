@@ -10,11 +10,13 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = 900
 WHOLE = {
     "TrainConfig", "EvaluateConfig", "PipelineConfig", "OfflineConfig", "EncodeConfig",
-    "SynthesizeConfig", "PretrainConfig", "InterpretConfig", "ServeConfig", "PublishConfig",
+    "SynthesizeConfig", "PretrainConfig", "CleanConfig", "InterpretConfig", "ServeConfig",
+    "PublishConfig",
 }  # fmt: skip
 COMPOSITION = {
     "pipeline/run.py", "pipeline/encode.py", "pipeline/synthesize.py", "pipeline/pretrain.py",
     "pipeline/pretrain_gan.py",
+    "pipeline/learning/pretraining/cleaning/command.py",
     "pipeline/interpret.py", "pipeline/serve.py", "pipeline/request/plan_command.py",
     "distill/train.py", "distill/evaluate.py", "distill/publish.py", "distill/training/start.py",
 }  # fmt: skip

@@ -21,6 +21,7 @@ from dreamshard.config.reads import OWN, Table, default_of, rules_of, unread
 from dreamshard.errors import ConfigError
 from pipeline.images.source import EVERY, LATENTS, READS, SOURCES, SourceConfig, open_source
 from pipeline.learning.interpreting.config import InterpretConfig
+from pipeline.learning.pretraining.cleaning.config import CleanConfig
 from pipeline.learning.pretraining.config import PretrainConfig
 from pipeline.request.config import EncodeConfig, SynthesizeConfig
 from pipeline.request.plan_command import EncodePlanConfig, SynthesizePlanConfig
@@ -32,7 +33,7 @@ from tests.setting_reads import Reads
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     *(EncodeConfig, SynthesizeConfig, EncodePlanConfig, SynthesizePlanConfig, ServeConfig),
-    *(PretrainConfig, InterpretConfig, TrainConfig, EvaluateConfig, PartConfig),
+    *(PretrainConfig, CleanConfig, InterpretConfig, TrainConfig, EvaluateConfig, PartConfig),
 )
 
 

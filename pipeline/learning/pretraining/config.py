@@ -34,7 +34,7 @@ class UNetConfig:
         When(
             "without unet.config",
             "block_out_channels layers_per_block attention_levels attention_head_dim "
-            "norm_num_groups time_scale_shift resampling dropout",
+            "norm_num_groups time_scale_shift resampling dropout self_conditioning",
             lambda unet: not unet.config,
             "config",
         ),
@@ -60,6 +60,10 @@ class UNetConfig:
     """Change of resolution by strided convolutions or by residual blocks (ADM)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of features dropped in training, 0 .. 1."""
+    self_conditioning: bool = False
+    """Tell the decoder the pooled middle feature (DDAE++)."""
+    weights: str = ""
+    """Folder of a teacher of this architecture to begin with; parts that it lacks begin at zero."""
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
@@ -89,6 +93,12 @@ class ObjectiveConfig:
         Table(
             "kind", dict.fromkeys(("epsilon", "v_prediction", "sample"), "noise_schedule min_snr")
         ),
+        When(
+            "with dispersive above 0",
+            "dispersive_temperature",
+            lambda objective: objective.dispersive > 0,
+            "dispersive",
+        ),
     )
 
     kind: Literal["epsilon", "v_prediction", "sample", "flow", "edm"] = "epsilon"
@@ -99,6 +109,12 @@ class ObjectiveConfig:
     """Timesteps of the schedule (count)."""
     min_snr: Annotated[float, Field(ge=0)] = 0.0
     """Cap gamma of min-SNR loss weighting, 5 in the paper; 0 for none."""
+    augment: Share = 0.0
+    """Probability of each of EDM's geometric changes, which the network is told; 0.12 there."""
+    dispersive: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the dispersive loss of the middle features; 0.5 in the paper, 0 for none."""
+    dispersive_temperature: Positive = 0.5
+    """Temperature of the dispersive loss; 0.5 in the paper."""
 
 
 @dataclass(kw_only=True)
@@ -190,6 +206,8 @@ class PretrainConfig:
     weights_dtype: Literal["float32", "float16"] = "float32"
     """Number format of the finished weights; float16 halves the file, and they are computed with in
     the teacher's own compute_dtype all the same."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the network's blocks with torch.compile; auto where it pays: long runs on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     threads: CountOrNone = 0

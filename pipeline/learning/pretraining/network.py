@@ -34,17 +34,46 @@ def build_network(
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     from pipeline.teachers import weights
+    from pipeline.teachers.diffusion.networks import conditioned
 
-    settings = _unet_settings(unet, sample_size, classes)
+    settings, own = _unet_settings(unet, sample_size, classes), unet.self_conditioning
     if unet.config:
         settings = weights.read_json(Path(unet.config))
         settings["num_class_embeds"] = classes or None
+        own = settings.get("_class_name") == conditioned.CONDITIONED
+    cls = conditioned.SelfConditionedUNet2DModel if own else UNet2DModel
+    settings.pop("_class_name", None)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return UNet2DModel.from_config(settings).train()  # type: ignore[union-attr]
+            network: Any = cls.from_config(settings).train()  # type: ignore[union-attr]
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem("unet", str(error), "a UNet2DModel")) from error
+    if unet.weights:
+        _begin_with(network, Path(unet.weights))
+    return network
+
+
+def _begin_with(network: nn.Module, folder: Path) -> None:
+    """Load a teacher's weights into a network that may have further parts.
+
+    Raises: ConfigError naming what does not fit.
+    """
+    from pipeline.teachers import weights
+
+    state, ours = weights.read(weights.find_weights(folder)), network.state_dict()
+    new = {name for name in ours if name.startswith("mid_condition.")}
+    unlike = [name for name in state if name not in ours or state[name].shape != ours[name].shape]
+    unlike += sorted(ours.keys() - state.keys() - new)
+    if unlike:
+        name = unlike[0]
+        there, here = (
+            tuple(each[name].shape) if name in each else "none" for each in (state, ours)
+        )
+        got = f"{folder}, whose {name} is {there}, here {here} ({len(unlike)} such)"
+        hint = "Set unet.config to its config.json, or the same widths and layers."
+        raise ConfigError(Problem("unet.weights", got, "a teacher of this architecture", hint))
+    network.load_state_dict({k: v.to(ours[k].dtype) for k, v in state.items()}, strict=False)
 
 
 def _unet_settings(
@@ -73,24 +102,39 @@ def _unet_settings(
 
 
 def build_learner(
-    network: nn.Module, *, schedule: WarmupCosine, weight_decay: float, clip: float, ema: float
+    module: nn.Module,
+    network: nn.Module,
+    schedule: WarmupCosine,
+    *,
+    decay: float,
+    clip: float,
+    ema: float,
 ) -> Learner:
-    """Put AdamW, its learning rate and the average of the weights beside a network."""
+    """Put AdamW, its learning rate and the average of the weights beside a network.
+
+    Args:
+        module: what is trained: the network, perhaps with what is dropped in the end.
+        network: what is kept.
+        schedule: of the learning rate.
+        decay: of the weights.
+        clip, ema: as the settings have them.
+    """
     from torch.optim import AdamW
 
     from pipeline.learning.average import RatioEma
     from pipeline.learning.loop import Learner
 
     return Learner(
-        module=network,
-        optimizer=AdamW(network.parameters(), lr=schedule.peak, weight_decay=weight_decay),
+        module=module,
+        network=network,
+        optimizer=AdamW(module.parameters(), lr=schedule.peak, weight_decay=decay),
         schedule=schedule,
         clip=clip,
         average=RatioEma(network, decay=ema),
     )
 
 
-def start_ranks(*, device: str, precision: str, threads: int, batch_size: int) -> Accelerator:
+def start_ranks(device: str, precision: str, threads: int, *, batch_size: int) -> Accelerator:
     """Join the other processes of a training, if there are any.
 
     Args:
@@ -120,6 +164,15 @@ def start_ranks(*, device: str, precision: str, threads: int, batch_size: int) -
         allowed = f"a multiple of the {accelerator.num_processes} processes"
         raise ConfigError(Problem("batch_size", str(batch_size), allowed))
     return accelerator
+
+
+LONG = 1000
+"""Steps from which on compiling, a minute or so, pays on a GPU (count)."""
+
+
+def compiles(asked: str, device: str, steps: int) -> bool:
+    """Tell whether to compile the network's blocks: if asked, or by itself where it pays."""
+    return asked == "on" or (asked == "auto" and device == "cuda" and steps >= LONG)
 
 
 def uses_bfloat16(precision: str, device: str) -> bool:

@@ -20,7 +20,7 @@ from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.learning.checkpoint import checkpoints, damaged, flush, forget, read_state
 from pipeline.learning.pretraining.config import KINDS
-from pipeline.teachers.weights import CARD
+from pipeline.teachers.weights import CARD, digest, find_weights
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ NOT_THE_WEIGHTS = (
     *("out", "run_dir", "overwrite", "licence", "device", "threads"),
     *("checkpoint_every", "sample_every", "num_samples", "sample_steps"),
     *("distance_every", "distance_samples", "distance_extractor"),
-    *("minutes",),  # the steps they bought count
+    *("minutes", "compile"),  # the steps they bought count
 )
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
 NOT_OF_DIFFUSION = ("kind", "teacher", *KINDS)
@@ -62,12 +62,23 @@ def recipe_key(
         settings.pop("crop")
     if not settings["image"]["width"]:
         settings["image"] = {k: v for k, v in settings["image"].items() if k != "width"}
-    if path := settings["unet"]["config"]:  # the file counts, not its name
-        settings["unet"] = read_json(Path(path))
+    unet = _but_unused(settings["unet"], self_conditioning=False, weights="")
+    unused = {"augment": 0.0, "dispersive": 0.0}
+    if not settings["objective"].get("dispersive"):
+        unused["dispersive_temperature"] = settings["objective"].get("dispersive_temperature")
+    settings["objective"] = _but_unused(settings["objective"], **unused)
+    if start := unet.pop("weights", ""):  # files count, not their names
+        settings["start"] = digest(find_weights(Path(start)))
+    settings["unet"] = read_json(Path(unet["config"])) if unet["config"] else unet
     if extended:
         settings["extended"] = [list(times) for times in extended]
     text = canonical_json({"algorithm": ALGORITHM, **settings, "source": dict(source)})
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _but_unused(settings: Mapping[str, Any], **unused: Any) -> dict[str, Any]:
+    """Leave out settings that are new and unused: teachers of before keep their key."""
+    return {k: v for k, v in settings.items() if k not in unused or v != unused[k]}
 
 
 def find_teacher(
@@ -147,6 +158,7 @@ def save_network(
     scheduler: Mapping[str, Any],
     run: Mapping[str, object],
     dtype: str,
+    config: Mapping[str, Any] | None = None,
 ) -> int:
     """Write a teacher's folder but for its card; return how many weights there are.
 
@@ -156,6 +168,7 @@ def save_network(
         scheduler: config of the scheduler that goes with it.
         run: what `is_same_run` knows it by.
         dtype: number format of the weights, as torch names it.
+        config: further members of config.json.
     """
     import torch
     from safetensors.torch import save_file
@@ -173,7 +186,8 @@ def save_network(
     apply_umask(part)
     flush(part)
     part.replace(folder / WEIGHTS)
-    write_text(folder / "config.json", module.to_json_string())  # type: ignore[operator]
+    whole = {**json.loads(module.to_json_string()), **(config or {})}  # type: ignore[operator]
+    write_text(folder / "config.json", json.dumps(whole, indent=2, sort_keys=True) + "\n")
     scheduler_text = json.dumps(dict(scheduler), indent=2) + "\n"
     write_text(folder / "scheduler" / "scheduler_config.json", scheduler_text)
     return sum(tensor.numel() for tensor in weights.values())

@@ -95,10 +95,10 @@ class Watch:
 
     def __init__(
         self,
-        *,
         sampler: Sampler,
         images: TrainingImages,
         folder: Path,
+        *,
         crop: int,
         extractor: str,
         samples: int,

@@ -21,6 +21,7 @@ from pipeline.teachers.diffusion.siblings import check_siblings
 
 FAMILIES: dict[str, str] = {
     "UNet2DModel": "pipeline.teachers.diffusion.networks.unet",
+    "SelfConditionedUNet2DModel": "pipeline.teachers.diffusion.networks.unet",
     "UNet2DConditionModel": "pipeline.teachers.diffusion.networks.latent",
     "DiTTransformer2DModel": "pipeline.teachers.diffusion.networks.dit",
     "SD3Transformer2DModel": "pipeline.teachers.diffusion.networks.sd3",

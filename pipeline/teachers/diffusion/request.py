@@ -115,6 +115,8 @@ class DiffusionRequest(NetworkRequest):
         """Return the settings that change recorded bytes in this mode, defaults filled in."""
         inverted = self.settings["encoding"] == "inversion"
         names = ["encoding", "memory_format", "inversion_steps" if inverted else "mean_draws"]
+        if self.description.clean:
+            names = ["memory_format"]
         if self.description.classes:
             names.append("class_label")
         if self.mode == "synthesize":
@@ -138,6 +140,8 @@ class DiffusionRequest(NetworkRequest):
 
     def _way_problems(self) -> list[Problem]:
         """Find what contradicts itself in how timesteps are reached."""
+        if self.description.clean:
+            return self._clean_problems()
         total = len(self.description.schedule)
         latents_alone = {level.kind for level in self.levels} == {"latent"}
         if not self.timesteps and not latents_alone:
@@ -173,6 +177,20 @@ class DiffusionRequest(NetworkRequest):
                 allowed = f"steps of the sampler: {shown}"
                 problems.append(Problem("timesteps", str(missing), allowed))
         return problems
+
+    def _clean_problems(self) -> list[Problem]:
+        """Find what a clean teacher, which draws nothing, cannot do."""
+        found = []
+        if self.mode == "synthesize":
+            hint = "Use the teacher it was cleaned from."
+            found.append(Problem("path", "a clean teacher for synthesize", "encode alone", hint))
+        hint = "A clean teacher reads each image once, without noise: leave it out."
+        draws = {"draws": self.config.draws, "settings.mean_draws": self.settings["mean_draws"]}
+        found += [Problem(k, str(v), "1", hint) for k, v in draws.items() if v != 1]
+        if self.settings["encoding"] != "stochastic":
+            got = str(self.settings["encoding"])
+            found.append(Problem("settings.encoding", got, "nothing", hint))
+        return found
 
     def _unread_problems(self, synthesize: bool, on_the_way: bool, inverted: bool) -> list[Problem]:
         """Find settings that were given and that this way of recording does not read."""

@@ -13,6 +13,7 @@ _HARMLESS = {"scheduler", "safety_checker", "feature_extractor"}
 _TEXT = {f"{part}{n}" for part in ("text_encoder", "tokenizer") for n in ("", "_2", "_3")}
 PARTS: dict[str, set[str]] = {
     "UNet2DModel": _HARMLESS,
+    "SelfConditionedUNet2DModel": _HARMLESS,
     "UNet2DConditionModel": {*_HARMLESS, *_TEXT, "vae", "image_encoder"},
     "DiTTransformer2DModel": {*_HARMLESS, "vae"},
     "SD3Transformer2DModel": {*_HARMLESS, *_TEXT, "vae", "image_encoder"},

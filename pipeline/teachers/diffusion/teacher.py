@@ -82,6 +82,8 @@ class DiffusionTeacher(NetworkTeacher):
 
     def foresee(self, indices: np.ndarray) -> object:
         """Draw the noise of a micro-batch ahead; see `pipeline.teachers.base.foreseer`."""
+        if self.description.clean:
+            return None
         settings, draws = self.request.settings, self.request.config.draws * self._mean
         wanted: list[Draw] = []
         if self.request.mode == "synthesize":
@@ -133,6 +135,9 @@ class DiffusionTeacher(NetworkTeacher):
         """Keep x_0 (N, C, H, W) where it is asked for, and record at the requested timesteps."""
         if self.description.latent:
             self.keep(records, {LATENT: x0})
+        if self.description.clean:
+            self.keep(records, self.activations(x0, 0, labels))
+            return
         if not self.request.timesteps:
             return
         if self.request.settings["encoding"] == "inversion":

@@ -74,6 +74,7 @@ UNET: dict[str, Rule] = {
     "attention_head_dim": keys.whole(1, MAX_CHANNELS, none=True),
     "attn_norm_num_groups": keys.whole(1, MAX_CHANNELS, none=True),
     "add_attention": keys.flag,
+    "clean": keys.flag,  # ours: see unet.CLEAN
     "num_class_embeds": keys.whole(1, 1 << 24, none=True),
     "num_train_timesteps": keys.whole(1, 100_000, none=True),
 }  # fmt: skip
@@ -192,13 +193,14 @@ VAE: dict[str, Rule] = {
 }  # fmt: skip
 TABLES: dict[str, Mapping[str, Rule]] = {
     "UNet2DModel": UNET,
+    "SelfConditionedUNet2DModel": {**UNET, "mid_block_type": keys.words("UNetMidBlock2D")},
     "UNet2DConditionModel": CONDITION_UNET,
     "DiTTransformer2DModel": DIT,
     "SD3Transformer2DModel": SD3,
     "FluxTransformer2DModel": FLUX,
     "AutoencoderKL": VAE,
 }
-"""Class of diffusers -> what its config may say."""
+"""Class of diffusers, or ours that extends one -> what its config may say."""
 
 
 def check_network(config: Mapping[str, Any], kind: str, *, where: str) -> None:

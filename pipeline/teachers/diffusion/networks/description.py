@@ -55,16 +55,20 @@ class Description(NetworkDescription):
     """Whether x_0 is a VAE's latent instead of pixels."""
     vae: str = ""
     """What identifies the autoencoder whose latents x_0 is, for latents that are kept."""
+    clean: bool = False
+    """Whether it reads clean images, without noise and at no timestep."""
     exact: bool = False
     """Whether float32 keeps the official code's order of operations (and its slower layout)."""
 
     @property
-    def num_timesteps(self) -> int:
-        """Return the diffusion steps (count)."""
-        return len(self.schedule)
+    def num_timesteps(self) -> int | None:
+        """Return the diffusion steps (count); None for a clean teacher, which is told none."""
+        return None if self.clean else len(self.schedule)
 
     def summary(self) -> list[str]:
         """Say what it predicts, and what it works on."""
+        if self.clean:
+            return ["reads clean images in one pass: no noise, no timestep"]
         lines = [f"{self.schedule.prediction}, timesteps 0..{len(self.schedule) - 1}"]
         if self.latent:
             channels, rows, columns = self.space
@@ -104,7 +108,6 @@ def build(
 
     Raises: TeacherError if config and weights do not fit, or the weights are damaged.
     """
-    import diffusers
     from accelerate import init_empty_weights
 
     if state is None:
@@ -112,12 +115,22 @@ def build(
     check_size(config, sum(value.numel() for value in state.values()), where=str(files[0]))
     try:
         with init_empty_weights():
-            module = trusted.attribute(diffusers, name, allowed=TABLES).from_config(dict(config))
+            module = _class(name).from_config(dict(config))
     # What diffusers raises on a config that contradicts itself depends on where it notices.
     except Exception as error:
         why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise TeacherError(f"{files[0]}: its config cannot be built ({why}).") from error
     return weights.load_into(module, state, where=str(files[0]), dtype=dtype)
+
+
+def _class(name: str) -> Any:
+    """Return a class of diffusers, or ours that extends one."""
+    import diffusers
+
+    from pipeline.teachers.diffusion.networks import conditioned
+
+    owner = conditioned if name == conditioned.CONDITIONED else diffusers
+    return trusted.attribute(owner, name, allowed=TABLES)
 
 
 def fit_image_size(

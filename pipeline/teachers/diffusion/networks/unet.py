@@ -24,6 +24,8 @@ from pipeline.teachers.recording.taps import Tap
 if TYPE_CHECKING:
     from torch import Tensor
 
+CLEAN = "clean"
+"""Member of a config.json: the network was trained to read clean images (`dreamshard clean`)."""
 SETTINGS: Mapping[str, Scalar] = process.SETTINGS
 
 
@@ -48,14 +50,17 @@ def describe(
     config = weights.read_json(path / "config.json")
     where = str(path / "config.json")
     files = weights.find_weights(path)
-    check_network(config, "UNet2DModel", where=where)
+    name = str(config["_class_name"])
+    check_network(config, name, where=where)
     channels = check_blocks(config, where)
     size, problems = fit_image_size(image_size, config.get("sample_size"), 2 ** (len(channels) - 1))
     if problems:
         raise ConfigError(problems)
     listed, noise = unet_taps(config), process.find_process(path, settings, guess=True)
+    built = {key: value for key, value in config.items() if key != CLEAN}  # diffusers has no such
     return Description(
         family="unet",
+        clean=bool(config.get(CLEAN)),
         image_size=size,
         taps=tuple(listed),
         aliases=unet_aliases(listed),
@@ -63,7 +68,7 @@ def describe(
         weights=files,
         architecture={"config": plain_config(config), "scheduler": plain_config(noise.config)},
         space=(3, *size),
-        load=lambda dtype: UNetNetwork(build("UNet2DModel", config, files, dtype)),
+        load=lambda dtype: UNetNetwork(build(name, built, files, dtype)),
         classes=int(config.get("num_class_embeds") or 0),
         flags=noise.flags,
     )
