@@ -317,7 +317,7 @@ def test_training_on_windows_of_wide_images_and_old_keys(tmp_path: Path) -> None
             **{
                 name: value
                 for name, value in settings.items()
-                if name not in (*state.NOT_THE_WEIGHTS, "crop")
+                if name not in (*state.NOT_THE_WEIGHTS, *state.NOT_OF_DIFFUSION, "crop")
             },
             "image": {k: v for k, v in to_dict(config.image).items() if k != "width"},
             "unet": {k: v for k, v in settings["unet"].items() if k not in later},
