@@ -20,7 +20,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dreamshard.threads import POLICY
+from dreamshard.errors import POLICY
 
 BATCH = 64
 SPIN = "while True: pass"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dreamshard.foreign.shown import plain, plain_streams
-from dreamshard.threads import wait_asleep
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's own convention
 OPTIONAL_MODULES = frozenset(
@@ -112,6 +111,19 @@ class Interrupted(DreamshardError):
     """Report a run that was asked to stop and kept what it had; say how it goes on."""
 
     exit_code = INTERRUPTED
+
+
+POLICY = "OMP_WAIT_POLICY"
+"""OpenMP's own variable; its libraries read it when they are loaded, GNU's and Intel's alike."""
+
+
+def wait_asleep() -> None:
+    """Let OpenMP's threads sleep where they wait for each other, unless the user said otherwise.
+
+    They spin by default: on a machine with other work they burn the CPU that the thread waited for
+    needs, at every operation of a network. Call it before torch is loaded; later it does nothing.
+    """
+    os.environ.setdefault(POLICY, "passive")
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

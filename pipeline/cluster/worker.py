@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamshard import permissions
-from dreamshard.errors import TeacherError
-from dreamshard.threads import POLICY
+from dreamshard.errors import POLICY, TeacherError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")

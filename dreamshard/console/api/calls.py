@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.console.api.settings import Recipe, arguments, config_of
-from dreamshard.errors import INTERRUPTED, ConfigError, Interrupted, Problem
-from dreamshard.threads import wait_asleep
+from dreamshard.errors import INTERRUPTED, ConfigError, Interrupted, Problem, wait_asleep
 
 if TYPE_CHECKING:
     from distill.students.student import Student

@@ -7,8 +7,7 @@ import os
 import pytest
 
 from dreamshard.console.api.calls import as_command
-from dreamshard.errors import run_main
-from dreamshard.threads import POLICY
+from dreamshard.errors import POLICY, run_main
 
 
 def seen(argv: object) -> int:
