@@ -18,10 +18,10 @@ _LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(?:#[^)]*)?\)")
 
 
 def help_of(verb: str) -> str:
-    """Return what `dreamshard VERB --help all` prints, 100 columns wide."""
+    """Return what `dreamshard VERB --help all` prints, 80 columns wide."""
     from dreamshard.console.cli import load_verb
 
-    os.environ["COLUMNS"] = "100"
+    os.environ["COLUMNS"] = "80"
     said = io.StringIO()
     words = sys.argv
     sys.argv = ["dreamshard", *verb.split()]
