@@ -90,6 +90,7 @@ class Feature(Objective):
         if config.whiten != "layer_norm":  # one per head; names have dots, so they are in a list
             self.standards.extend(Standardiser(d, kind=config.whiten) for d in depths)
         self.view, self.shift, self.teachers = IMAGE, None, None
+        self.weighed = config.balance != "levels" or config.teacher_dropping > 0
         if config.shift_cells:
             self.view = SHIFTED
             self.shift = CellShift(config.shift_cells, levels, seed=self.seed)
@@ -100,7 +101,7 @@ class Feature(Objective):
         And tell the teachers apart, where they are weighed.
         """
         config = self.config
-        if config.balance != "levels" or config.teacher_dropping:
+        if self.weighed:
             of_level = training_set.source.teachers
             self.teachers = TeacherWeights(
                 [of_level[name] for name in self.head_of],
