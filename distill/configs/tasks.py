@@ -124,12 +124,23 @@ class LinearProbeConfig:
 class KnnConfig:
     """Nearest neighbours, exact."""
 
+    reads: ClassVar = (
+        When("with temperature 0", "ties", lambda knn: knn.temperature == 0, "temperature"),
+    )
+
     k: list[Count] = field(default_factory=lambda: [1, 5, 20, 200])
     """Neighbours that vote, one column each (counts)."""
     temperature: Weight = 0.1
-    """Votes weigh exp(similarity / temperature); 0: a plain majority, ties to the nearest."""
-    metric: Literal["cosine", "l1"] = "cosine"
-    """Cosine similarity, or the L1 distance of L1-normalised features (BigBiGAN's D1)."""
+    """Votes weigh exp(similarity / temperature); 0: a plain majority."""
+    metric: Literal["cosine", "l1", "both"] = "cosine"
+    """Cosine similarity, whose order is that of BigBiGAN's D2, or the L1 distance of L1-normalised
+    features, its D1; both: columns for each."""
+    ties: Literal["nearest", "random"] = "nearest"
+    """Of classes with equally many votes, that of the nearest neighbour (BigBiGAN), or any
+    (CompRess)."""
+    scaling: Literal["chosen", "raw"] = "chosen"
+    """How features are brought to scale: chosen per cell on training images kept out, or raw, as
+    the published protocols have it."""
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

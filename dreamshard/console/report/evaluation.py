@@ -49,7 +49,7 @@ def figures(task: str, result: Mapping[str, Any]) -> dict[str, dict[str, float]]
     for name, row in result["rows"].items():
         cells = found.setdefault(str(name), {})
         for column, cell in row.items() if isinstance(row, dict) else ():
-            told = COLUMNS.get(task, "{}").format(column)
+            told = column if "=" in column else COLUMNS.get(task, "{}").format(column)
             if is_number(cell):
                 cells[told] = float(cell)
             elif isinstance(cell, dict) and is_number(cell.get("mean")):

@@ -83,3 +83,27 @@ def test_the_scaling_is_chosen_on_training_samples() -> None:
     found = [choose_scalings(each, labels, ks=[5], seed=0)[0] for each in (signal, offset, loud)]
     assert [scaling for scaling, _ in found] == ["raw", "centred", "standardised"]
     assert all(accuracy > 0.7 for _, accuracy in found)
+
+
+def test_of_tied_classes_the_nearest_ones_wins_however_deep_it_stands() -> None:
+    """Behind 120 neighbours of 60 classes, two classes of 40 members each, nearer by one place."""
+    angles = np.linspace(0.1, 1.0, 200)  # nearest first
+    train = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    labels = np.repeat(np.arange(60), 2)  # two votes each
+    deep = np.array([777, 500] * 40)  # 777 stands one place before 500
+    query = np.array([[1.0, 0.0]], np.float32)
+    found = knn_classes(train, np.concatenate([labels, deep]), query, ks=[200], temperature=0)
+    assert found.tolist() == [[777]]
+    swapped = np.array([500, 777] * 40)
+    found = knn_classes(train, np.concatenate([labels, swapped]), query, ks=[200], temperature=0)
+    assert found.tolist() == [[500]]
+
+
+def test_random_ties_fall_to_each_class_alike_whatever_the_chunk() -> None:
+    train = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [1.0, 0.3], [0.0, 1.0]], np.float32)
+    labels, queries = np.array([2, 2, 9, 9, 4]), np.tile(np.float32([[1.0, -0.1]]), (600, 1))
+    how: dict = {"ks": [4, 1], "temperature": 0, "ties": "random", "seed": 1}
+    found = knn_classes(train, labels, queries, **how)
+    assert set(found[:, 0].tolist()) == {2, 9} and set(found[:, 1].tolist()) == {2}
+    assert 250 < (found[:, 0] == 9).sum() < 350
+    np.testing.assert_array_equal(found, knn_classes(train, labels, queries, chunk=7, **how))
