@@ -12,6 +12,7 @@ from distill.configs.types import Count, Positive, Share, Weight
 from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 
+PROTOCOLS = ("lbfgs", "simsiam", "bigbigan", "squeeze_and_span", "compress")
 CountOrNone = Annotated[int, Field(ge=0)]
 
 TASKS = {
@@ -64,6 +65,49 @@ class SimSiamProbeConfig:
 
 
 @dataclass(kw_only=True)
+class SgdProbeConfig:
+    """Squeeze-and-Span's linear probe: SGD on the pooled features of augmented images."""
+
+    epochs: Count = 90
+    """Passes over the training images (count); 90 published."""
+    batch_size: Count = 256
+    """Images per step (count)."""
+    lr: Positive = 30.0
+    """Learning rate for 256 images: the peak is lr x batch_size / 256, a cosine per epoch."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum."""
+    look_every: CountOrNone = 5
+    """Judge every this many epochs, and report the best beside the last (count); 0: only last."""
+
+
+@dataclass(kw_only=True)
+class CompressProbeConfig:
+    """CompRess's linear probe: L2-normalised, standardised features of augmented images, SGD."""
+
+    epochs: Count = 40
+    """Passes over the training images (count)."""
+    batch_size: Count = 256
+    """Images per step (count)."""
+    lr: Positive = 0.01
+    """Learning rate; CompRess does not scale it with the batch."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum."""
+    weight_decay: Weight = 1e-4
+    """Weight decay."""
+    drops: list[Count] = field(default_factory=lambda: [15, 30])
+    """Epochs after which the learning rate is a tenth of what it was."""
+    look_every: CountOrNone = 1
+    """Judge every this many epochs, and report the best beside the last (count); 0: only last."""
+
+    def problems(self) -> list[Problem]:
+        """Check what one field alone cannot tell."""
+        if all(drop < self.epochs for drop in self.drops):
+            return []
+        hint = f"Where epochs is {self.epochs}, say when the rate drops, or give []."
+        return [Problem("drops", str(self.drops), f"epochs below {self.epochs}", hint)]
+
+
+@dataclass(kw_only=True)
 class BigBiGanProbeConfig:
     """BigBiGAN's linear probe: Adam at several rates, zero initial weights, averaged weights."""
 
@@ -97,21 +141,23 @@ class FrozenProbeConfig:
 class LinearProbeConfig:
     """Linear probes by published protocols."""
 
-    reads: ClassVar = (
-        Table("protocols", {name: name for name in ("lbfgs", "simsiam", "bigbigan")}),
-    )
+    reads: ClassVar = (Table("protocols", {name: name for name in PROTOCOLS}),)
 
-    protocols: list[Literal["lbfgs", "simsiam", "bigbigan"]] = field(
-        default_factory=lambda: ["lbfgs"]
+    protocols: list[Literal["lbfgs", "simsiam", "bigbigan", "squeeze_and_span", "compress"]] = (
+        field(default_factory=lambda: ["lbfgs"])
     )
-    """lbfgs: frozen features, extracted once; simsiam and bigbigan: on random resized crops
-    (area 0.08 to 1) and flips, see their sections."""
+    """lbfgs: frozen features, extracted once; the others: on random resized crops (area 0.08 to 1)
+    and flips, see their sections."""
     lbfgs: FrozenProbeConfig = field(default_factory=FrozenProbeConfig)
     """Settings of the protocol lbfgs."""
     simsiam: SimSiamProbeConfig = field(default_factory=SimSiamProbeConfig)
     """Settings of the protocol simsiam."""
     bigbigan: BigBiGanProbeConfig = field(default_factory=BigBiGanProbeConfig)
     """Settings of the protocol bigbigan."""
+    squeeze_and_span: SgdProbeConfig = field(default_factory=SgdProbeConfig)
+    """Settings of the protocol squeeze_and_span."""
+    compress: CompressProbeConfig = field(default_factory=CompressProbeConfig)
+    """Settings of the protocol compress."""
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""

@@ -11,12 +11,15 @@ import torch
 from distill.bench.bench import SUBJECT, UNTRAINED
 from distill.configs.tasks import (
     BigBiGanProbeConfig,
+    CompressProbeConfig,
     FrozenProbeConfig,
     LinearProbeConfig,
+    SgdProbeConfig,
     SimSiamProbeConfig,
 )
 from distill.probes.frozen import fit_logistic, frozen_probe
-from distill.tasks.linear_probe import LinearProbe, Sweep, lars
+from distill.tasks.linear_epochs import Standard, compress, lars, squeeze_and_span
+from distill.tasks.linear_probe import LinearProbe, Sweep
 from tests.unit.distill.tasks.shape_bench import ShapeBench
 
 
@@ -149,3 +152,45 @@ def test_the_rate_follows_every_weights_own_size() -> None:
         moved = float((layer.weight.detach() - before).norm())
         assert moved == pytest.approx(2.0 * 0.001 * float(before.norm()), rel=1e-3)
         assert torch.allclose(layer.bias.detach(), moved_bias), "a weight of 0 takes plain steps"
+
+
+def test_standardised_features_are_compresss() -> None:
+    """(3, 4) and (5, 12) lie at (.6, .8) and (5/13, 12/13): deviations of half the differences."""
+    known = torch.tensor([[3.0, 4.0], [5.0, 12.0]])
+    apart = np.array([0.6 - 5 / 13, 0.8 - 12 / 13])
+    expected = (apart / 2) / np.sqrt((apart / 2) ** 2 + 1e-5)
+    found = Standard(known)(7 * known)
+    np.testing.assert_allclose(found.numpy(), [expected, -expected], rtol=1e-4)
+
+
+def test_rates_are_the_papers() -> None:
+    recipe = squeeze_and_span(SgdProbeConfig(), 50_000)
+    (group,) = recipe.build(torch.nn.Linear(2, 2)).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (30.0, 0.9, 0)
+    assert [recipe.rate(epoch) for epoch in (0, 45)] == pytest.approx([1.0, 0.5])
+    small = squeeze_and_span(SgdProbeConfig(), 128)
+    assert small.build(torch.nn.Linear(2, 2)).param_groups[0]["lr"] == 15.0
+    recipe = compress(CompressProbeConfig(), 50_000)
+    (group,) = recipe.build(torch.nn.Linear(2, 2)).param_groups
+    assert (group["lr"], group["weight_decay"], recipe.batch_size) == (0.01, 1e-4, 256)
+    rates = [recipe.rate(epoch) for epoch in (14, 15, 29, 30)]
+    assert rates == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+def test_the_best_epoch_is_told_beside_the_last(tmp_path: Path) -> None:
+    config = LinearProbeConfig(
+        protocols=["squeeze_and_span", "compress"],
+        squeeze_and_span=SgdProbeConfig(epochs=4, batch_size=16, look_every=3),
+        compress=CompressProbeConfig(epochs=3, batch_size=16, drops=[2], lr=0.1, look_every=0),
+    )
+    task = LinearProbe(config, seed=0)
+    bench = ShapeBench(tmp_path)
+    result = task.run(bench)
+    row = result["rows"][SUBJECT]
+    assert row["squeeze_and_span"]["steps"] == 12 and row["compress"]["steps"] == 9
+    best = row["squeeze_and_span"]["best"]
+    assert best["epoch"] in (3, 4) and best["mean"] >= row["squeeze_and_span"]["mean"]
+    assert "best" not in row["compress"] and task.count(bench) == 4
+    assert "(" in task.tables(result)[0].lines[0][1]
+    (problem,) = CompressProbeConfig(epochs=20).problems()
+    assert (problem.key, problem.got) == ("drops", "[15, 30]")
