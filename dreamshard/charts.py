@@ -172,6 +172,42 @@ def stage_bars(stages: Mapping[str, tuple[float | None, float | None]], theme: T
     return to_png(figure)
 
 
+def scatter_panels(
+    planes: Mapping[str, np.ndarray],
+    labels: np.ndarray | None,
+    names: Sequence[str],
+    theme: Theme,
+) -> bytes:
+    """Draw points of a plane, one panel per thing compared, coloured by class.
+
+    Args:
+        planes: {panel title: float (N, 2)}, the same N samples in each.
+        labels: int64 (N,), -1 for none; None: all points have one colour.
+        names: of the classes by number; the number stands in where there is no name.
+        theme: of the picture. Up to 20 classes have a legend; more share colours.
+    """
+    import matplotlib
+
+    figure, panels = new_figure(theme, width=3.4 * len(planes), height=3.9, columns=len(planes))
+    found = np.unique(labels) if labels is not None else np.zeros(1, int)
+    wheel = matplotlib.colormaps["tab10" if len(found) <= 10 else "tab20"]
+    for axes, (title, points) in zip(panels, planes.items(), strict=True):
+        for place, value in enumerate(found):
+            rows = labels == value if labels is not None else slice(None)
+            known = int(value) < len(names) and value >= 0
+            label = str(names[int(value)]) if known else str(value)
+            colour = theme.series[0] if labels is None or value < 0 else wheel(place % wheel.N)
+            kind = {"s": 6, "linewidths": 0, "color": [colour], "label": label}
+            axes.scatter(points[rows, 0], points[rows, 1], **kind)
+        axes.set_title(title)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        style(axes, theme, grid="both")
+    if 1 < len(found) <= 20:
+        legend_below(figure, panels[0], theme, columns=10)
+    return to_png(figure)
+
+
 def _plain_log(axes: Axes) -> None:
     """Make the y axis logarithmic with plain numbers at 1, 2 and 5 of each decade."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter

@@ -58,6 +58,21 @@ class FeatureSets:
     classes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Hold some images of a source.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        labels: int64 (N,), -1 where there is none; None where the source has no labels.
+        names: of the classes, by number; empty where they have none.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    names: Sequence[str] = ()
+
+
 class ReadOuts:
     """Number the read-outs that are trained, in the order in which every run trains them.
 
@@ -104,6 +119,20 @@ class Bench(Protocol):
 
     def images(self, split: Split) -> LabelledImages | LazyImages:
         """Return the images of a split with labels and masks."""
+        ...
+
+    def feature_sets(
+        self, train: SourceConfig, heldout: SourceConfig, *, prefix: str
+    ) -> FeatureSets:
+        """Extract every representation of other labelled images; `prefix` leads their keys."""
+        ...
+
+    def draw(self, split: Split | SourceConfig, *, count: int, key: str = "") -> Drawn:
+        """Draw images of a split or another source, class by class where labels are listed."""
+        ...
+
+    def embed(self, images: np.ndarray, *, first: int = 0) -> dict[str, np.ndarray]:
+        """Return every representation (N, D) of uint8 (N, H, W, 3), which fit the student."""
         ...
 
 
@@ -162,45 +191,83 @@ class StudentBench:
     @cached_property
     def features(self) -> FeatureSets:
         """Every representation of all labelled images, extracted once."""
-        from distill.bench.representations import extract_all, student_extractor
-        from pipeline.images.inputs import ImageInput
-        from pipeline.images.labels import Labels
-        from pipeline.images.pair import compact
-        from pipeline.images.source import labels_of
+        return self._extract(self._sources, prefix="")
+
+    def feature_sets(
+        self, train: SourceConfig, heldout: SourceConfig, *, prefix: str
+    ) -> FeatureSets:
+        """Extract every representation of other labelled images; `prefix` leads their keys."""
+        from pipeline.images.pair import open_pair
+
+        return self._extract(open_pair(train, heldout, prefix=prefix), prefix=prefix)
+
+    def draw(self, split: Split | SourceConfig, *, count: int, key: str = "") -> Drawn:
+        """Draw images of a split or another source, class by class where labels are listed.
+
+        Raises:
+            DataError: none of them can be used.
+        """
+        from pipeline.images.pair import draw_pair, read_usable
+        from pipeline.images.source import labels_of, open_source
+
+        if isinstance(split, str):
+            source, key = self._sources[split], f"{split}_images"
+        else:
+            source = open_source(split, key=key, part="train")
+        numbers = draw_pair({"train": source}, count=count, seed=self.seed)["train"]
+        how = {"config": self._image, "size": self.image_size, "seed": self.seed}
+        with Progress(key, total=len(numbers)) as progress:
+            report = progress.update
+            images, labels = read_usable(source, numbers=numbers, key=key, report=report, **how)
+        listed = labels_of(source)
+        return Drawn(images, labels, listed.classes if listed else ())
+
+    def embed(self, images: np.ndarray, *, first: int = 0) -> dict[str, np.ndarray]:
+        """Return every representation (N, D) of uint8 (N, H, W, 3), which fit the student."""
+        from distill.bench.representations import embed
+
+        how = {"extractors": self._extractors, "micro_batch": self._micro_batch}
+        return embed(images, first_index=first, **how)
+
+    @cached_property
+    def _extractors(self) -> dict[str, Extractor]:
+        """Representation -> what computes it, in the order of `names`."""
+        from distill.bench.representations import student_extractor
 
         extractors = dict(self._baselines)
         for name in self.names[len(extractors) :]:
             network = self._untrained if name == UNTRAINED else self._student
             extractors[name] = student_extractor(network, device=self.device, pool=self._pool)
+        return extractors
 
-        inputs = [
-            ImageInput(
-                self._sources[split],
-                config=self._image,
-                image_size=self.image_size,
-                seed=self.seed,
-            )
-            for split in ("train", "heldout")
-        ]
+    def _extract(self, sources: Mapping[Split, ImageSource], *, prefix: str) -> FeatureSets:
+        from distill.bench.representations import extract_all
+        from pipeline.images.inputs import ImageInput
+        from pipeline.images.labels import Labels
+        from pipeline.images.pair import compact
+        from pipeline.images.source import labels_of
+
+        extractors = self._extractors
+        splits: tuple[Split, Split] = ("train", "heldout")
+        how = {"config": self._image, "image_size": self.image_size, "seed": self.seed}
+        inputs = [ImageInput(sources[split], **how) for split in splits]
         counts = [source.num_samples or 0 for source in inputs]
-        with Progress("features", total=sum(counts)) as progress:
+        with Progress(f"{prefix}features", total=sum(counts)) as progress:
             (train, train_labels), (heldout, heldout_labels) = (
                 extract_all(
                     source,
                     extractors=extractors,
-                    key=f"{split}_images",
+                    key=f"{prefix}{split}_images",
                     micro_batch=self._micro_batch,
                     first_index=first,  # no two images get the same noise from the teacher
                     progress=progress,
                 )
-                for split, source, first in zip(
-                    ("train", "heldout"), inputs, (0, counts[0]), strict=True
-                )
+                for split, source, first in zip(splits, inputs, (0, counts[0]), strict=True)
             )
         both = {name: Features(train[name], heldout[name]) for name in extractors}
-        keys = ("train_images", "heldout_images")
+        keys = (f"{prefix}train_images", f"{prefix}heldout_images")
         known, judged, numbers = compact(train_labels, heldout_labels, keys=keys)
-        listed = labels_of(self._sources["train"]) or Labels(train_labels)
+        listed = labels_of(sources["train"]) or Labels(train_labels)
         return FeatureSets(both, known, judged, [listed.name(int(n)) for n in numbers])
 
     @cached_property

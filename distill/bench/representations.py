@@ -169,6 +169,33 @@ def teacher_extractor(teacher: Teacher, *, card: StudentCard) -> Extractor:
     return extract
 
 
+def embed(
+    images: np.ndarray,
+    *,
+    extractors: Mapping[str, Extractor],
+    micro_batch: int,
+    first_index: int = 0,
+) -> dict[str, np.ndarray]:
+    """Run every extractor over images in memory; the last micro-batch is padded.
+
+    Args:
+        images: uint8 (N, H, W, 3), N at least 1.
+        extractors: by name.
+        micro_batch: images per call.
+        first_index: number of the first image, which decides a teacher's noise.
+
+    Returns:
+        Features float32 (N, D) by name.
+    """
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
+    for start in range(0, len(images), micro_batch):
+        there = np.minimum(np.arange(start, start + micro_batch), len(images) - 1)
+        for name, extract in extractors.items():
+            features = extract(images[there], there + first_index)
+            rows[name].append(features[: len(images) - start])
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
 def extract_all(
     source: ImageInput,
     *,

@@ -7,6 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from distill.configs.embeddings import (
+    ClusterAlignmentConfig,
+    MmdConfig,
+    PicturesConfig,
+    TransferConfig,
+)
 from distill.configs.student import OwnClassConfig
 from distill.configs.tasks import (
     TASKS,
@@ -25,6 +31,10 @@ from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.teachers.base import TeacherConfig
 
 IMAGES = "train_images heldout_images image"
+EXTRACTING = {"few_label", "knn", "cluster_alignment", "mmd", "transfer", "pictures"}
+"""Tasks that judge features which are extracted once."""
+UNLABELLED = {"segmentation", "detection", "mmd", "transfer", "pictures"}
+"""Tasks that do not read the classes of train_images and heldout_images."""
 
 
 @dataclass(kw_only=True)
@@ -49,12 +59,17 @@ class EvaluateConfig:
                 "finetune": f"finetune {IMAGES}",
                 "segmentation": f"segmentation {IMAGES}",
                 "detection": "detection",
+                "cluster_alignment": f"cluster_alignment {IMAGES}",
+                "mmd": f"mmd {IMAGES}",
+                "transfer": f"transfer {IMAGES}",
+                "pictures": f"pictures {IMAGES}",
                 OWN: IMAGES,
             },
         ),
         Table("baselines", {"teacher": "teacher"}),
         When(
-            "by few_label, knn and protocol lbfgs of linear_probe",
+            "by few_label, knn, cluster_alignment, mmd, transfer, pictures and protocol lbfgs of "
+            "linear_probe",
             "pool micro_batch",
             lambda config: config.extracts,
             "tasks",
@@ -68,8 +83,9 @@ class EvaluateConfig:
     own_class: OwnClassConfig = field(default_factory=OwnClassConfig)
     """The student's class, where it is one of your own."""
     tasks: list[str] = field(default_factory=lambda: ["few_label"])
-    """What to measure: few_label, linear_probe, knn, finetune, segmentation, detection, or
-    module:Class; settings are in the section of that name."""
+    """What to measure: few_label, linear_probe, knn, finetune, segmentation, detection,
+    cluster_alignment, mmd, transfer, pictures, or module:Class; settings are in the section of that
+    name."""
     baselines: list[Literal["pixels", "teacher", "random"]] = field(
         default_factory=lambda: ["pixels", "teacher", "random"]
     )
@@ -99,6 +115,15 @@ class EvaluateConfig:
     """Settings of the task segmentation."""
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     """Settings of the task detection."""
+    cluster_alignment: ClusterAlignmentConfig = field(default_factory=ClusterAlignmentConfig)
+    """Settings of the task cluster_alignment."""
+    mmd: MmdConfig = field(default_factory=MmdConfig)
+    """Settings of the task mmd."""
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    """Settings of the task transfer; train_images, where given, decide the statistics of the
+    student before training."""
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    """Settings of the task pictures."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where features are computed; auto: CUDA where there is one."""
     micro_batch: Annotated[int, Field(ge=1, le=65536)] = 64
@@ -108,25 +133,18 @@ class EvaluateConfig:
     def extracts(self) -> bool:
         """Whether a task may ask for features that are extracted once."""
         several = set(self.tasks)
-        if several & {"few_label", "knn"} or any(":" in task for task in several):
+        if several & EXTRACTING or any(":" in task for task in several):
             return True
         return "linear_probe" in several and "lbfgs" in self.linear_probe.protocols
 
     @property
     def classifies(self) -> bool:
         """Whether a task reads the images' labels; those of the user's own are taken to."""
-        return bool(set(self.tasks) - {"segmentation", "detection"})
+        return bool(set(self.tasks) - UNLABELLED)
 
     def task_settings(self, task: str) -> object | None:
         """Return the section of a task; None for a task of the user's own."""
-        return {
-            "few_label": self.few_label,
-            "linear_probe": self.linear_probe,
-            "knn": self.knn,
-            "finetune": self.finetune,
-            "segmentation": self.segmentation,
-            "detection": self.detection,
-        }.get(task)
+        return getattr(self, task) if task in TASKS else None
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
@@ -135,6 +153,12 @@ class EvaluateConfig:
         if "segmentation" in self.tasks and not self.segmentation.classes:
             hint = "Name the classes of the masks, in order of their numbers."
             problems.append(Problem("segmentation.classes", "[]", "two names or more", hint))
+        if "mmd" in self.tasks and not self.mmd.is_given:
+            hint = "Name them in mmd.synthetic_images, or a dataset of shards in mmd.dataset."
+            problems.append(Problem("mmd.synthetic_images", "nothing", "synthetic images", hint))
+        if "transfer" in self.tasks and not self.transfer.datasets:
+            hint = "Each has a name, train_images and heldout_images."
+            problems.append(Problem("transfer.datasets", "[]", "a dataset or more", hint))
         if "detection" in self.tasks:
             problems += [
                 Problem(f"detection.{key}", "nothing", "a path")

@@ -22,6 +22,10 @@ TASKS = {
     "finetune": "distill.tasks.finetune:Finetune",
     "segmentation": "distill.tasks.segmentation:Segmentation",
     "detection": "distill.tasks.detection:Detection",
+    "cluster_alignment": "distill.tasks.cluster_alignment:ClusterAlignment",
+    "mmd": "distill.tasks.mmd:Mmd",
+    "transfer": "distill.tasks.transfer:Transfer",
+    "pictures": "distill.tasks.pictures:Pictures",
 }
 """Name, also of the section of its settings -> `module:Class`; a path of your own works too."""
 

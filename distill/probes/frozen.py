@@ -94,6 +94,7 @@ def frozen_probe(
     selection: float,
     iterations: int,
     seed: int,
+    balanced: bool = False,
     device: str = "cpu",
     report: Callable[[], None] = lambda: None,
 ) -> ProbeResult:
@@ -109,6 +110,7 @@ def frozen_probe(
         selection: share of the training images kept out to choose on.
         iterations: most L-BFGS iterations of a fit.
         seed: of the choice of those images.
+        balanced: judge by the mean over classes, when choosing too, instead of over images.
         device: where to compute.
         report: called after each fit.
     """
@@ -130,7 +132,9 @@ def frozen_probe(
                 iterations=iterations,
                 start=start,
             )
-            scores[scaling][penalty] = _accuracy(known[kept], labels[kept], start)
+            scores[scaling][penalty] = _accuracy(
+                known[kept], labels[kept], start, balanced=balanced
+            )
             report()
     pairs: list[tuple[Scaling, float]] = [
         (scaling, penalty) for scaling in SCALINGS for penalty in scores[scaling]
@@ -142,7 +146,8 @@ def frozen_probe(
     )
     report()
     truth = torch.from_numpy(heldout_labels).to(device)
-    return ProbeResult(_accuracy(unknown, truth, solution), best[1], best[0], scores)
+    accuracy = _accuracy(unknown, truth, solution, balanced=balanced)
+    return ProbeResult(accuracy, best[1], best[0], scores)
 
 
 def _inputs(
@@ -154,6 +159,10 @@ def _inputs(
     ]
 
 
-def _accuracy(features: Tensor, labels: Tensor, solution: Tensor) -> float:
-    guess = logits(features, solution).argmax(dim=1)
-    return 100.0 * float((guess == labels).float().mean())
+def _accuracy(features: Tensor, labels: Tensor, solution: Tensor, *, balanced: bool) -> float:
+    right = (logits(features, solution).argmax(dim=1) == labels).float()
+    if balanced:  # over the classes that there are
+        return 100.0 * float(
+            torch.stack([right[labels == each].mean() for each in labels.unique()]).mean()
+        )
+    return 100.0 * float(right.mean())

@@ -19,6 +19,10 @@ TITLES = {
     "finetune": "Fine-tuned on a part of the labels",
     "segmentation": "Segmentation",
     "detection": "Detection",
+    "cluster_alignment": "Clusters as classes",
+    "mmd": "Real and synthetic images, squared MMD x 1000",
+    "transfer": "Transfer to other datasets",
+    "pictures": "Embeddings of held-out images",
 }
 COLUMNS = {
     "few_label": "{} per class",
@@ -27,6 +31,8 @@ COLUMNS = {
     "segmentation": "{} images",
 }
 """What a task's columns are counts of."""
+NO_SCORES = ("mmd", "pictures")
+"""Tasks whose figures are not the better the larger, per cent: no headline numbers."""
 MAX_BARS = 60
 
 
@@ -74,7 +80,7 @@ def tasks(material: Material) -> list[Section]:
         section = Section(name=name, title=TITLES.get(name, name.replace("_", " ").capitalize()))
         rows, ours = figures(name, result), subject_of(result)
         drawn = {row: cells for row, cells in rows.items() if cells}
-        if drawn and sum(map(len, drawn.values())) <= MAX_BARS:
+        if drawn and name not in NO_SCORES and sum(map(len, drawn.values())) <= MAX_BARS:
             section.drawings.append(Drawing(svg.bars("Held-out images", drawn, ours=ours)))
         section.tables += kept_tables(material.results, name, ours) or [plain_table(rows, ours)]
         section.strips += _pictures(material, name)
@@ -120,7 +126,7 @@ def tiles(material: Material) -> list[Tile]:
             continue
         rows, ours = figures(name, result), subject_of(result)
         own = rows.get(ours, {})
-        if not own:
+        if not own or name in NO_SCORES:
             continue
         column = max(own, key=own.__getitem__)
         others = [
