@@ -33,6 +33,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "lightly-train"
+EXTRA = "timm"
+"""LightlyTrain needs it for teachers of timm."""
 TEACHER = "vit_small_patch16_224"
 MB = 1e6
 
@@ -76,7 +78,7 @@ def make_environment(folder: Path) -> Path:
     command = folder / "bin" / "lightly-train"
     if not command.exists():
         venv.create(folder, with_pip=True, clear=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", PACKAGE]
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", f"{PACKAGE}[{EXTRA}]"]
         subprocess.run(pip, check=True, stdout=sys.stderr)
     return command
 

@@ -144,7 +144,18 @@ class EvaluateConfig:
 
     def task_settings(self, task: str) -> object | None:
         """Return the section of a task; None for a task of the user's own."""
-        return getattr(self, task) if task in TASKS else None
+        return {
+            "few_label": self.few_label,
+            "linear_probe": self.linear_probe,
+            "knn": self.knn,
+            "finetune": self.finetune,
+            "segmentation": self.segmentation,
+            "detection": self.detection,
+            "cluster_alignment": self.cluster_alignment,
+            "mmd": self.mmd,
+            "transfer": self.transfer,
+            "pictures": self.pictures,
+        }.get(task)
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
