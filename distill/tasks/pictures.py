@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from distill.configs.embeddings import PicturesConfig
 
 TRUSTED = 12
-"""Neighbours whose keeping in the plane is told (count)."""
+"""Neighbours whose keeping in the plane is told, at most (count)."""
 COMPONENTS = 50
 """Principal components that t-SNE and UMAP are given, at most (count), as their authors do."""
 CELL_PX = 48
@@ -91,7 +91,7 @@ class Pictures:
             ("clusters", "clusters"): config.clusters,
             ("neighbours", "queries"): config.queries,
             ("neighbours", "shown"): config.shown + 1,
-            ("embedding", "perplexity"): max(config.perplexity + 1, 2 * TRUSTED + 2),
+            ("embedding", "perplexity"): config.perplexity + 1,
         }
         for (kind, key), least in asked.items():
             if kind in config.kinds and there < least:
@@ -117,7 +117,8 @@ class Pictures:
         for name, rows_of in features.items():
             reduced = _components(rows_of)
             planes[name] = self._plane(reduced)
-            kept = trustworthiness(reduced, planes[name], n_neighbors=TRUSTED)
+            few = min(TRUSTED, (len(reduced) - 1) // 2)  # of more it is not defined
+            kept = trustworthiness(reduced, planes[name], n_neighbors=few)
             rows[name]["trustworthiness"] = 100.0 * float(kept)
             report()
         return scatter_panels(planes, drawn.labels, drawn.names, LIGHT)
