@@ -66,7 +66,7 @@ def make_teacher(folder: Path, *, size: int) -> Path:
     torch.save(network.state_dict(), folder / "teacher.pt")
     timm.models.save_for_hf(
         network,
-        folder / "timm",
+        str(folder / "timm"),
         model_args={"img_size": size},
         safe_serialization=True,
     )

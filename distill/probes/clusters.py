@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,11 +54,12 @@ def k_means(
     from sklearn.exceptions import ConvergenceWarning
 
     state = int(generator(seed, 0, 0, "k-means").integers(2**31))
-    method = KMeans(clusters, n_init=1, max_iter=iterations, random_state=state)
+    once: Any = 1  # scikit-learn's annotation says text
+    method = KMeans(clusters, n_init=once, max_iter=iterations, random_state=state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different samples: empty ones
         method.fit(train)
-    found = [method.predict(each).astype(np.int64) for each in (train, *others)]
+    found = [np.asarray(method.predict(each), np.int64) for each in (train, *others)]
     return method.cluster_centers_, found
 
 

@@ -108,7 +108,7 @@ class Mmd:
         snapshot = find_dataset(self.config.dataset).snapshot()
         key = f"mmd.dataset: {self.config.dataset}"
         there = np.flatnonzero(snapshot.valid)
-        if "image" not in snapshot.arrays or not len(there):
+        if "image" not in snapshot.array_names or not len(there):
             raise DataError(f"{key}: got a dataset without images, allowed one that keeps them.")
         places = np.linspace(0, len(there), min(self.config.images, len(there)), endpoint=False)
         found = list[dict[str, np.ndarray]]()
