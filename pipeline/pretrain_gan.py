@@ -154,4 +154,7 @@ def _objective(
         device=accelerator.device,
         half=half,
     )
-    return kinds.build(config.kind, getattr(config, config.kind), facts)
+    sections = {
+        "stylegan2": config.stylegan2, "ssgan": config.ssgan, "bigbigan": config.bigbigan,
+    }  # fmt: skip
+    return kinds.build(config.kind, sections[config.kind], facts)
