@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -15,6 +16,10 @@ from dreamshard.foreign.guard import UnreadableError, reading
 
 MAX_DEPTH = 64
 MAX_VALUES = 4_000_000
+MAX_WRITTEN, MAX_YAML = 30_000, 4 << 20
+"""Values and characters of a YAML document, which is parsed in Python: 30,000 take seconds."""
+MAX_DIGITS = 18
+"""Of a number in a file's name."""
 MAX_NODES = 100_000
 """Values of a YAML document, every alias counted as often as it stands for something."""
 _LONG_NUMBER = re.compile(rb"[0-9]{19}|[0-9][eE]\+?[0-9]{3}|[0-9]{200}")
@@ -75,7 +80,15 @@ def read_json(
     return parse_json(data, where=str(path), error=error, limit=limit, infinite=infinite, hint=hint)
 
 
-def parse_yaml(text: str, loader: Any, *, limit: int = MAX_BYTES) -> Any:
+def number_in(name: str) -> int | None:
+    """Return the whole number that a file's name is, as we write them; None if it is none.
+
+    Digits of ASCII alone, and no more of them than 64 bits hold.
+    """
+    return int(name) if name.isascii() and name.isdecimal() and len(name) <= MAX_DIGITS else None
+
+
+def parse_yaml(text: str, loader: Any, *, limit: int = MAX_YAML) -> Any:
     """Parse YAML: one document, aliases within bounds.
 
     Args:
@@ -90,6 +103,14 @@ def parse_yaml(text: str, loader: Any, *, limit: int = MAX_BYTES) -> Any:
         raise ValueError(f"{len(text):,} characters, more than {limit:,}")
     try:
         reader = loader(text)
+        plainly, written = reader.compose_node, itertools.count(1)
+
+        def compose_node(parent: Any, index: Any) -> Any:
+            if next(written) > MAX_WRITTEN:
+                raise ValueError(f"more than {MAX_WRITTEN:,} values")
+            return plainly(parent, index)
+
+        reader.compose_node = compose_node
         node = reader.get_single_node()
         _count_nodes(node, {}, ())
         return None if node is None else reader.construct_document(node)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import number_in
 from storage.codecs.arrays import LABEL
 from storage.codecs.base import ArraySpec
 from storage.formats.tar_format import (
@@ -63,8 +64,7 @@ class TarLayout:
 
     def unit_of(self, key: str) -> int | None:
         """Return the unit whose file a key names, None if it is no unit's."""
-        stem = key.rpartition("/")[2].partition(".")[0]
-        return int(stem) if stem.isdecimal() else None
+        return number_in(key.rpartition("/")[2].partition(".")[0])
 
     def read_index(self, unit: int) -> np.ndarray:
         """Read a shard's index, int64 (2, arrays + 1, samples)."""

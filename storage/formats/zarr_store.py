@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
-from dreamshard.foreign.text import parse_json
+from dreamshard.foreign.text import number_in, parse_json
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
 from storage.formats.unit_files import UnitFiles
@@ -53,7 +53,7 @@ class ZarrStore:
     def unit_of(self, key: str) -> int | None:
         """Return the unit whose file a key names, None if it is no unit's."""
         parts = key.split("/")
-        return int(parts[3]) if len(parts) > 3 and parts[3].isdecimal() else None
+        return number_in(parts[3]) if len(parts) > 3 else None
 
     def file_bytes(self, name: str) -> int:
         """Return the size every one of an array's files must have."""
@@ -138,7 +138,7 @@ class ZarrStore:
         """Yield the keys of units that are not done and yet have files."""
         for name in self.arrays:
             for entry in self.files.names(f"{GROUP}/{name}/c"):
-                if not entry.isdecimal() or int(entry) not in done:
+                if number_in(entry) not in done:
                     yield f"{GROUP}/{name}/c/{entry}"
 
     def _size_problem(self, name: str, key: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import number_in
 from storage.fs.local import Files
 from storage.ledger.commits import BLOCK_UNITS, MAX_UNIT, Commit, list_records, read_commit
 from storage.ledger.manifest import (
@@ -181,10 +182,10 @@ def _pending(files: Files, unit: np.ndarray, version: np.ndarray) -> list[tuple[
     for name in files.names("commits"):
         if name == "revised":
             records += list_records(files, f"commits/{name}")
-        elif name.isdecimal() and len(name) < 12:
-            block = int(name)
-            if block >= len(full) or not full[block]:
-                records += list_records(files, f"commits/{name}")
+            continue
+        block = number_in(name)
+        if block is not None and (block >= len(full) or not full[block]):
+            records += list_records(files, f"commits/{name}")
     return sorted(record for record in records if record not in known)
 
 

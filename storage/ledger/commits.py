@@ -20,6 +20,7 @@ import xxhash
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.sealed import SEAL, parse_sealed, sealed_json
+from dreamshard.foreign.text import number_in
 from storage.fs.local import Files
 from storage.schema import MAX_UNIT_SAMPLES
 
@@ -192,8 +193,9 @@ def list_records(files: Files, folder: str) -> list[tuple[int, int]]:
     for name in files.names(folder):
         unit, _, rest = name.partition(".")
         version, _, ending = rest.partition(".")
-        if ending == "json" and unit.isdecimal() and version.isdecimal() and len(name) < 40:
-            records.append((int(unit), int(version)))
+        number, revision = number_in(unit), number_in(version)
+        if ending == "json" and number is not None and revision is not None:
+            records.append((number, revision))
     return records
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.sealed import parse_sealed, sealed_json
+from dreamshard.foreign.text import number_in
 from storage.fs.local import Files
 from storage.ledger.commits import MAX_ERROR_CHARS, MAX_INDEX
 
@@ -57,7 +58,7 @@ def count_drops(files: Files) -> int:
         DataError: if one is missing.
     """
     names = files.names(FOLDER)
-    count = sum(name.endswith(".json") and name[:-5].isdecimal() for name in names)
+    count = sum(name.endswith(".json") and number_in(name[:-5]) is not None for name in names)
     if count > MAX_RECORDS or (count and f"{count - 1:06d}.json" not in names):
         raise DataError(f"{files.url}/{FOLDER}: got {count} records with gaps between them.")
     return count

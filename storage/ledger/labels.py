@@ -19,7 +19,7 @@ import xxhash
 from dreamshard.errors import DataError
 from dreamshard.foreign.sealed import PARQUET_PAIR, check_sealed_parquet, seal_end
 from dreamshard.foreign.tables import open_parquet
-from dreamshard.foreign.text import parse_json
+from dreamshard.foreign.text import number_in, parse_json
 from storage.fs.beneath import is_unreadable, open_regular
 from storage.fs.local import Files
 
@@ -69,7 +69,7 @@ def count_versions(files: Files) -> int:
         DataError: if one is missing.
     """
     names = files.names(FOLDER)
-    count = sum(name.endswith(".parquet") and name[:-8].isdecimal() for name in names)
+    count = sum(name.endswith(".parquet") and number_in(name[:-8]) is not None for name in names)
     if count > MAX_VERSIONS or (count and f"{count:06d}.parquet" not in names):
         raise DataError(
             f"{files.url}/{FOLDER}: got {count} versions with gaps between them. Restore the "

@@ -26,6 +26,7 @@ from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.sealed import PARQUET_PAIR, check_sealed_parquet, seal_end
 from dreamshard.foreign.tables import open_parquet
+from dreamshard.foreign.text import number_in
 from storage.fs.beneath import open_regular
 from storage.fs.local import Files, Sink
 from storage.ledger.commits import Commit, read_commit
@@ -85,8 +86,8 @@ def num_parts(files: Files, *, strict: bool = True) -> int:
     names = [name for name in files.names("manifest/_units") if name.startswith("units-")]
     count = sum(name.endswith(".parquet") for name in names)
     if not strict:
-        numbers = [int(name[6:12]) + 1 for name in names if name[6:12].isdecimal()]
-        return max(numbers, default=0)
+        numbers = (number_in(name[6:12]) for name in names)
+        return max((number + 1 for number in numbers if number is not None), default=0)
     if count and units_key(count - 1).rpartition("/")[2] not in names:
         raise DataError(f"{files.url}/manifest/_units: got {count} parts with gaps between them.")
     return count

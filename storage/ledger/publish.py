@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.text import number_in
 from dreamshard.owner.processes import own_name
 from storage.fs.local import STAGING, Files
 from storage.ledger import evidence
@@ -208,8 +209,8 @@ def state_of(files: Files, key: str) -> evidence.State:
 def _claims(files: Files) -> list[tuple[str, int]]:
     """List (key, unit) of all claims, passing over names that are not ours."""
     named = [name.split("~") for name in files.names(CLAIMS)]
-    whole = [parts for parts in named if len(parts) == 3 and parts[0].isdecimal()]
-    return [(f"{CLAIMS}/{'~'.join(parts)}", int(parts[0])) for parts in whole]
+    whole = [(f"{CLAIMS}/{'~'.join(p)}", number_in(p[0])) for p in named if len(p) == 3]
+    return [(key, unit) for key, unit in whole if unit is not None]
 
 
 def _record(held: Claim, version: int) -> bool:

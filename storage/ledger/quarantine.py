@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dreamshard.foreign.sealed import parse_sealed, sealed_json
+from dreamshard.foreign.text import number_in
 from storage.fs.local import Files
 
 FOLDER = "manifest/_quarantine"
@@ -71,5 +72,6 @@ def notes(files: Files) -> Iterator[tuple[int, str]]:
     """Yield (unit, key) of the notes there are."""
     for name in files.names(FOLDER):
         number, _, ending = name.partition(".")
-        if ending == "json" and number.isdecimal() and len(name) < 20:
-            yield int(number), f"{FOLDER}/{name}"
+        unit = number_in(number)
+        if ending == "json" and unit is not None:
+            yield unit, f"{FOLDER}/{name}"

@@ -11,6 +11,7 @@ import time
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.sealed import parse_sealed, sealed_json
+from dreamshard.foreign.text import number_in
 from storage.fs.local import Files
 
 FOLDER = "requests"
@@ -20,7 +21,7 @@ _MAX_BYTES = 1 << 16
 def ends(files: Files) -> list[int]:
     """Return the numbers of samples that were asked for so far, in no order."""
     names = [name.removesuffix(".json") for name in files.names(FOLDER)]
-    return [int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 19]
+    return [end for end in map(number_in, names) if end is not None]
 
 
 def largest(files: Files, known: set[int]) -> int:

@@ -58,6 +58,7 @@ def spread(snapshot: Snapshot, count: int, *, first: int | None = None) -> np.nd
     return valid[np.unique(np.linspace(0, len(valid) - 1, min(count, len(valid))).astype(int))]
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def level_statistics(
     snapshot: Snapshot,
     level: Level,
@@ -65,7 +66,7 @@ def level_statistics(
     *,
     on_samples: Callable[[int], None] = lambda _: None,
 ) -> LevelStatistics:
-    """Look at a level's values, a few samples at a time.
+    """Look at a level's values, a few samples at a time; what is not finite shows as it is.
 
     Args:
         snapshot: what to read.
@@ -94,7 +95,7 @@ def level_statistics(
         name=level.name,
         samples=len(samples),
         mean=float(mean),
-        std=math.sqrt(max(0.0, squares / count - mean**2)),
+        std=float(np.sqrt(np.maximum(0.0, squares / count - mean**2))),
         low=float(low.min()),
         high=float(high.max()),
         zeros=zeros / count,

@@ -215,3 +215,32 @@ def test_names_that_point_outside_of_the_root_are_refused(tmp_path: Path) -> Non
         with pytest.raises(DataError, match=r"bad/dataset\.json"):
             Dataset.open(str(bad))
     assert os.listdir(bad) == ["dataset.json"]
+
+
+NUMBERS = ("9" * 19, "9" * 20, "9" * 200, "\u0663", "\u00b2", "-1", "+1", " 1", "1_0", "")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("layout_format", ["zarr", "tar"])
+def test_names_that_are_no_number_of_ours_are_passed_over(
+    tmp_path: Path, layout_format: str, number: str
+) -> None:
+    dataset = build(tmp_path, layout_format)
+    record = Path(dataset.files.path("commits/000000/000000000.0.json")).read_bytes()
+    before = dataset.snapshot()
+    for key in (
+        *(f"commits/000000/{number}.0.json", f"commits/000000/000000000.{number}.json"),
+        *(f"commits/revised/{number}.1.json", f"commits/revised/000000000.{number}.json"),
+        *(f"commits/withdrawn/{number}.0.json", f"commits/withdrawn/000000000.{number}.json"),
+        *(f"commits/{number}/000000000.0.json", f"requests/{number}.json"),
+        *(f"manifest/_quarantine/{number}.json", f"staging/claims/{number}~x~1"),
+        *(f"drops/{number}.json", f"shards/{number}.tar", f"data.zarr/s4/c/{number}"),
+    ):
+        path = Path(dataset.files.path(key))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(record)
+    dataset = Dataset.open(dataset.url)
+    after = dataset.snapshot()
+    assert after.version == before.version and dataset.committed().keys() == set(before.units)
+    assert not dataset.quarantined()
+    verify_dataset(dataset)

@@ -141,6 +141,8 @@ BAD_YAML = {
     "binary": "\x00\x01",
     "two documents": "a: 1\n---\nb: 2",
     "undefined": "a: *x",
+    "many": "a: {" + ", ".join(f"k{i}: 1" for i in range(20_000)) + "}",
+    "long": "a: " + "x" * (5 << 20),
 }
 
 

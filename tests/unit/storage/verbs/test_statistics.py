@@ -36,6 +36,23 @@ def test_statistics_are_those_of_the_values(
     assert (found.zeros, found.dead) == ((values == 0).mean(), 0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_values_that_are_not_finite_show_as_they_are(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path)
+    fill(dataset, N)
+    for path in Path(dataset.url).glob(f"data.zarr/{LEVELS[0].name}/c/*/**/*"):
+        if path.is_file():
+            path.write_bytes(
+                np.tile(np.float16([np.inf, -np.inf, np.nan, 1]), 9999).tobytes()[
+                    : path.stat().st_size
+                ]
+            )
+    snapshot = dataset.snapshot()
+    found = level_statistics(snapshot, LEVELS[0], spread(snapshot, 100))
+    assert np.isnan(found.mean) and np.isnan(found.std)
+    assert inspect([dataset.url]) == 0
+
+
 def test_samples_are_spread_evenly(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     fill(dataset, N)
