@@ -288,9 +288,7 @@ class AdversarialRun:
         )  # fmt: skip
         words = ("--teacher.kind", plan.kind, "--teacher.path", str(plan.folder))
         record.propose(
-            command_line(
-                "dreamshard", "inspect", "teacher", str(plan.folder), "--kind", plan.kind
-            ),
+            command_line("dreamshard", "inspect", "teacher", str(plan.folder), "--kind", plan.kind),
             command_line("dreamshard", "synthesize", *words, "--teacher.levels", "[s4,s2,s1]"),
         )
 
