@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.data.sets import NUMBER, Needs
-from distill.data.statistics import SAMPLES, read_values
-from distill.losses.feature import feature_loss, whiten
-from distill.methods.feature_levels import feature_problems, shared_heads
+from distill.losses.feature import feature_loss
+from distill.methods.feature_levels import FeatureExtras, shared_heads
 from distill.methods.label_branch import Label
-from distill.methods.objective import IMAGE, SHIFTED, Batch, Composite, Objective, Part
+from distill.methods.objective import Batch, Composite, Part
 from distill.modules.bridge import check_resolutions, resize
 from distill.modules.regressor import FeatureRegressor
-from distill.modules.shift import CellShift
-from distill.modules.standardise import Standardiser
-from distill.modules.teachers import TeacherWeights
 from distill.students.student import nearest_strides, output_shapes
-from dreamshard.errors import ConfigError
 from storage.schema import Level
 
 if TYPE_CHECKING:
     from distill.configs.methods import DreamTeacherConfig
-    from distill.configs.objectives import FeatureConfig
-    from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
 
-class Feature(Objective):
+class Feature(FeatureExtras):
     """Predict the teacher's maps from the student's through a regressor.
 
     Noise draws of one feature map share one prediction, whose regression is best at their mean.
@@ -41,26 +33,6 @@ class Feature(Objective):
 
     Source: DreamTeacher, section 3.1.
     """
-
-    config: FeatureConfig
-
-    @classmethod
-    def needs(cls, config: FeatureConfig) -> Needs:
-        """Say that it needs maps, and the images that they lie beside."""
-        return Needs(
-            kinds=("feature",),
-            views=(SHIFTED if config.shift_cells else IMAGE,),
-            bridged=config.bridge != "none",
-            numbers=bool(config.shift_cells or config.teacher_dropping),
-        )
-
-    @classmethod
-    def settled(cls, config: FeatureConfig, training_set: TrainingSet) -> FeatureConfig:
-        """Refuse what needs several teachers, several timesteps or larger maps than there are."""
-        problems = feature_problems(config, training_set)
-        if problems:
-            raise ConfigError(problems)
-        return config
 
     def build(
         self, student: Student, levels: Sequence[Level], *, image_size: tuple[int, int], seed: int
@@ -86,32 +58,7 @@ class Feature(Objective):
             scales=config.pool_scales,
             timed=shared_heads(heads.values()) if config.timestep_heads == "shared" else None,
         )
-        self.standards = nn.ModuleList()
-        if config.whiten != "layer_norm":  # one per head; names have dots, so they are in a list
-            self.standards.extend(Standardiser(d, kind=config.whiten) for d in depths)
-        self.view, self.shift, self.teachers = IMAGE, None, None
-        self.weighed = config.balance != "levels" or config.teacher_dropping > 0
-        if config.shift_cells:
-            self.view = SHIFTED
-            self.shift = CellShift(config.shift_cells, levels, seed=self.seed)
-
-    def prepare(self, training_set: TrainingSet) -> None:
-        """Take the statistics of the dataset, where they standardise the teacher's maps.
-
-        And tell the teachers apart, where they are weighed.
-        """
-        config = self.config
-        if self.weighed:
-            of_level = training_set.source.teachers
-            self.teachers = TeacherWeights(
-                [of_level[name] for name in self.head_of],
-                balance=config.balance,
-                dropping=config.teacher_dropping,
-                seed=self.seed,
-            )
-        for name, standard in zip(self.sizes, self.standards, strict=False):
-            assert isinstance(standard, Standardiser)
-            standard.fit(read_values(training_set, name, most=SAMPLES))
+        self.build_extras(levels, depths)
 
     def weights(self) -> dict[str, float]:
         """Return those of the regression and of attention transfer."""
@@ -125,15 +72,9 @@ class Feature(Objective):
             name: resize(prediction, size=self.sizes[name])
             for name, prediction in self.regressor(maps[self.view]).items()
         }
-        student = {level: predicted[head] for level, head in self.head_of.items()}
-        teacher = {level: batch.targets[level] for level in student}
-        standardised = self._standardised(batch) if self.standards else None
-        if self.shift is not None:
-            if standardised is None:
-                axes = self.config.whiten_axes
-                standardised = {n: whiten(v.detach(), axes=axes) for n, v in teacher.items()}
-            student = self.shift.inner(student)
-            teacher, standardised = (self.shift.seen(each) for each in (teacher, standardised))
+        student, teacher, standardised = self.sides(
+            {level: predicted[head] for level, head in self.head_of.items()}, batch
+        )
         return feature_loss(
             student,
             teacher,
@@ -145,29 +86,8 @@ class Feature(Objective):
             standardised=standardised,
             regression=self.config.regression,
             cosine_share=self.config.cosine_share,
-            weigh=None if self.teachers is None else self._weigher(batch),
+            weigh=self.weigher(batch),
         )
-
-    def show(self, view: str, images: Tensor, targets: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the images moved by whole cells, for the view of that name."""
-        if view != SHIFTED or self.shift is None:
-            return None
-        return self.shift(images, targets[NUMBER])
-
-    def _weigher(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return what weighs the terms of each sample and level, (B, L), by their teachers."""
-        config, teachers = self.config, self.teachers
-        assert teachers is not None
-
-        def weigh(mse: Tensor, attention: Tensor) -> Tensor:
-            losses = config.mse_weight * mse + config.attention_weight * attention
-            return teachers(losses.detach(), batch.targets.get(NUMBER))
-
-        return weigh
-
-    def _standardised(self, batch: Batch) -> dict[str, Tensor]:
-        by_head = dict(zip(self.sizes, self.standards, strict=True))
-        return {name: by_head[head](batch.targets[name]) for name, head in self.head_of.items()}
 
 
 class DreamTeacher(Composite):

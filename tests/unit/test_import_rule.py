@@ -16,7 +16,13 @@ ORDER = ["dreamshard", "storage", "pipeline", "distill"]
 HEAVY = {"torch", "ray", "torchvision", "diffusers", "timm", "accelerate", "sklearn", "matplotlib"}
 BEHIND = {
     f"dreamshard/console/{name}.py"
-    for name in ("api/batches", "api/dataset", "own/look", "own/presets", "own/writing")
+    for name in (
+        *("api/batches", "api/dataset", "own/look", "own/presets", "own/writing"),
+        *(
+            f"view/{room}"
+            for room in ("answers", "features", "feed", "places", "samples", "server", "students")
+        ),
+    )
 }
 """Rooms behind the front door: opened once somebody has knocked, they import what they need."""
 FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
