@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def feature_rgb(features: np.ndarray, *, percentile: float = 1.0) -> np.ndarray:
 def _cells(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the cells of maps, float64 (M, C), and which of them are finite, bool (M,)."""
     cells = np.moveaxis(features, 1, -1).reshape(-1, features.shape[1]).astype(np.float64)
-    return cells, np.isfinite(cells).all(axis=1)
+    return cells, cast(np.ndarray, np.isfinite(cells).all(axis=1))
 
 
 def image_grid(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.images.source import ImageSource
     from pipeline.learning.pretraining.adversarial.kept import Recipe
+    from pipeline.learning.pretraining.adversarial.objective import Objective
     from pipeline.learning.pretraining.adversarial.run import Plan
     from pipeline.learning.pretraining.batches import Batches
     from pipeline.learning.pretraining.config import PretrainConfig
@@ -141,7 +142,7 @@ def _batches(config: PretrainConfig, accelerator: Accelerator, source: ImageSour
 
 def _objective(
     config: PretrainConfig, accelerator: Accelerator, source: ImageSource, *, half: bool
-) -> object:
+) -> Objective:
     from pipeline.learning.pretraining import network
     from pipeline.learning.pretraining.adversarial import kinds
     from pipeline.learning.pretraining.adversarial.objective import Facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class Batches:
     labels: bool
     noise: bool = True
 
-    def between(self, done: int, end: int) -> Iterator[Batch]:
+    def between(self, done: int, end: int) -> Generator[Batch, None, None]:
         """Yield the batches of the steps after `done` up to `end`, prepared ahead in a thread."""
         share = self.batch_size // self.ranks
         valid = self.images.valid

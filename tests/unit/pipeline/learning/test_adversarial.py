@@ -91,7 +91,7 @@ def test_r1_of_the_network_agrees_with_finite_differences(half: bool) -> None:
     """Its gradient by the weights goes through the derivative of the derivative."""
     objective = StyleGAN2(tiny(), facts())
     network = objective.discriminator.double() if not half else objective.discriminator
-    network.half = half
+    network.in_half = half
     given = share()
     images = given.images.double() if not half else given.images
 

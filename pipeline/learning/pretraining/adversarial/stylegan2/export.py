@@ -11,7 +11,7 @@ import io
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,9 +143,10 @@ class _Pickler(pickle._Pickler):  # the C one looks names up
 
     def save_call(self, call: _Call) -> None:
         """Write a name, its argument, and the call."""
-        self.write(pickle.GLOBAL + b"torch_utils.persistence\n_reconstruct_persistent_obj\n")
-        self.save((call.meta,))
-        self.write(pickle.REDUCE)
-        self.memoize(call)
+        writer = cast(Any, self)  # stubs leave out what the pickler in Python has of its own
+        writer.write(pickle.GLOBAL + b"torch_utils.persistence\n_reconstruct_persistent_obj\n")
+        writer.save((call.meta,))
+        writer.write(pickle.REDUCE)
+        writer.memoize(call)
 
     dispatch[_Call] = save_call

@@ -48,7 +48,7 @@ class TrainedGenerator(nn.Module):
 
     def __init__(self, layout: GeneratorLayout, *, seed: int, half: bool = False) -> None:
         super().__init__()
-        self.layout, self.half = layout, half
+        self.layout, self.in_half = layout, half
         self.network = Generator(layout)
         for layer in self.network.synthesis.noisy_layers():
             del layer.noise_strength  # of the network that learns it is a parameter
@@ -64,7 +64,7 @@ class TrainedGenerator(nn.Module):
             noise: const, none, or float32 (N, 1, side, side) of every noisy layer.
         """
         mapping, residual = self.layout.mapping, self.layout.architecture == "resnet"
-        baked = baked_tensors(self.network, mapping, residual=residual, half=self.half)
+        baked = baked_tensors(self.network, mapping, residual=residual, half=self.in_half)
         classes = None if labels is None else F.one_hot(labels, mapping.classes).float()
         parts = {name: _below(baked, f"{name}.") for name in ("mapping", "synthesis")}
         with _no_autocast(z):
@@ -84,7 +84,7 @@ class TrainedDiscriminator(nn.Module):
 
     def __init__(self, layout: DiscriminatorLayout, *, seed: int, half: bool = False) -> None:
         super().__init__()
-        self.layout, self.half = layout, half
+        self.layout, self.in_half = layout, half
         self.network = Discriminator(layout)
         self.network.b4.share = own_share
         self.network.b4.whole = whole_batch
@@ -93,7 +93,7 @@ class TrainedDiscriminator(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Map images (N, 3, R, R) in [-1, 1] and labels int64 (N,) to logits (N, 1)."""
         mapping, residual = self.layout.mapping, self.layout.architecture == "resnet"
-        baked = baked_tensors(self.network, mapping, residual=residual, half=self.half)
+        baked = baked_tensors(self.network, mapping, residual=residual, half=self.in_half)
         told = None
         if mapping is not None and labels is not None:
             told = F.one_hot(labels, mapping.classes).float()
@@ -167,7 +167,7 @@ def begin(network: nn.Module, mapping: MappingLayout | None, *, seed: int) -> No
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         if isinstance(part, Dense) and mapping is not None and name.startswith("mapping.fc"):
-            part.weight /= mapping.multiplier
+            part.weight.div_(mapping.multiplier)
         if isinstance(part, Modulated):
             normal(part.affine.weight)
             nn.init.ones_(part.affine.bias)
