@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign import trusted
 from dreamshard.foreign.guard import CannotReadError
-from dreamshard.foreign.text import read_json
+from dreamshard.foreign.text import parse_json, read_json
 from dreamshard.owner.folders import is_owner
 from dreamshard.owner.parts import part_of, sweep
 from dreamshard.permissions import apply_umask
@@ -186,7 +186,7 @@ def save_network(
     apply_umask(part)
     flush(part)
     part.replace(folder / WEIGHTS)
-    whole = {**json.loads(module.to_json_string()), **(config or {})}  # type: ignore[operator]
+    whole = {**parse_json(module.to_json_string(), where="config.json"), **(config or {})}  # type: ignore[operator]
     write_text(folder / "config.json", json.dumps(whole, indent=2, sort_keys=True) + "\n")
     scheduler_text = json.dumps(dict(scheduler), indent=2) + "\n"
     write_text(folder / "scheduler" / "scheduler_config.json", scheduler_text)
