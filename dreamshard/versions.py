@@ -19,7 +19,7 @@ EXTRAS = {
     ),
     "distill": (
         *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub"),
-        "scikit-learn",
+        *("scikit-learn", "scipy"),
     ),
     "evaluate": ("segmentation-models-pytorch", "torchmetrics", "pycocotools"),
     "latent": ("transformers",),

@@ -13,8 +13,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-BY_NAME = {"bench", "mlflow", "mutate", "onnx", "tensorboard", "wandb"}
-"""Extras asked for by name alone: trackers, one export format, rivals in benchmarks, mutants."""
+BY_NAME = {"bench", "docs", "mlflow", "mutate", "onnx", "tensorboard", "trackio", "wandb"}
+"""Extras asked for by name alone: trackers, one export format, rivals in benchmarks, mutants, a site."""
 
 
 def test_the_lists_agree_with_pyproject(repo_root: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from dreamshard.errors import TeacherError
 from pipeline.teachers.diffusion import schedulers
 from pipeline.teachers.diffusion.families import FAMILIES
-from pipeline.teachers.diffusion.networks import accepted
+from pipeline.teachers.diffusion.networks import accepted, conditioned
 
 REFUSED: dict[str, dict[str, Any]] = {
     "UNet2DModel": {
@@ -45,13 +45,16 @@ def keys_of(cls: Any) -> list[str]:
     return [name for name in found if name not in ("self", "args", "kwargs")]
 
 
+REFUSED["SelfConditionedUNet2DModel"] = REFUSED["UNet2DModel"]
+
+
 def test_every_family_has_a_table() -> None:
     assert set(FAMILIES) | {"AutoencoderKL"} == set(accepted.TABLES) == set(REFUSED)
 
 
 @pytest.mark.parametrize("kind", accepted.TABLES)
 def test_every_key_of_a_network_has_a_rule_and_defaults_are_read_or_refused(kind: str) -> None:
-    cls = getattr(diffusers, kind)
+    cls = getattr(diffusers, kind, None) or getattr(conditioned, kind)
     table = accepted.TABLES[kind]
     assert set(keys_of(cls)) <= set(table), "a key that nobody reads"
     for name, item in inspect.signature(cls.__init__).parameters.items():
