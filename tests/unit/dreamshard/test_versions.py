@@ -14,7 +14,7 @@ def _plain(name: str) -> str:
 
 
 BY_NAME = {"bench", "docs", "mlflow", "mutate", "onnx", "tensorboard", "trackio", "wandb"}
-"""Extras asked for by name alone: trackers, one export format, rivals in benchmarks, mutants, a site."""
+"""Extras asked for by name alone: trackers, one export format, rivals, mutants, a site."""
 
 
 def test_the_lists_agree_with_pyproject(repo_root: Path) -> None:
