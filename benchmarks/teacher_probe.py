@@ -8,6 +8,7 @@ tested on the rest of them; the best is then fitted on all training images and r
 on the validation images, which chose nothing. A clean teacher
 (`dreamshard clean`) has no timesteps: give none. The probe is multinomial logistic regression on
 standardised features, by L-BFGS on the device, its strength of regularisation chosen likewise.
+`--together` judges, beside each tap, all of them joined: one pass, several pooled layers.
 """
 
 from __future__ import annotations
@@ -37,19 +38,26 @@ from pipeline.teachers.inspecting.tap_table import tap_table
 TAPS = re.compile(r"mid|up\.\d+\.\d+|down\.\d+\.\d+")
 DECAYS = (1e-5, 1e-4, 1e-3)
 NEIGHBOURS, TEMPERATURE = 20, 0.1
+TOGETHER = "together"
 
 
 def pooled(
     teacher: DiffusionTeacher, images: np.ndarray, *, batch: int, first: int = 0
 ) -> dict[str, Tensor]:
-    """Return level name -> float32 (N, C) on the device, means over space."""
+    """Return tap -> float32 (N, C) on the device, means over space."""
     parts: dict[str, list[Tensor]] = {level.name: [] for level in teacher.levels}
     for start in range(0, len(images), batch):
         rows = torch.from_numpy(images[start : start + batch])
         index = np.arange(first + start, first + start + len(rows))
         for name, value in teacher.features(rows, index).items():
             parts[name].append(value.float())
-    return {name: torch.cat(values).clone() for name, values in parts.items()}
+    taps = {level.name: level.tap for level in teacher.levels}
+    return {taps[name]: torch.cat(values) for name, values in parts.items()}
+
+
+def joined(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add all taps' features side by side, as one more."""
+    return found | {TOGETHER: torch.cat(list(found.values()), 1)}
 
 
 def fit_probe(x: Tensor, y: Tensor, *, decay: float, classes: int, steps: int) -> Tensor:
@@ -115,8 +123,7 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
             ),
         )  # fmt: skip
         found = pooled(teacher, images, batch=options.batch)
-        for level in teacher.levels:
-            features = found[level.name]
+        for tap, features in (joined(found) if options.together else found).items():
             fit, test = standardised(features[kept], features[kept], features[held])
             scores = {
                 decay: accuracy(
@@ -126,17 +133,16 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
                 for decay in DECAYS
             }  # fmt: skip
             decay, score = max(scores.items(), key=lambda pair: pair[1])
-            table.setdefault(level.tap, {})[str(timestep)] = score
+            table.setdefault(tap, {})[str(timestep)] = score
             if score > best[0]:
-                told = {"tap": level.tap, "timestep": timestep, "decay": decay, "held_out": score}
-                best = (score, {**told, "features": features, "teacher": teacher})
+                row = {"tap": tap, "timestep": timestep, "decay": decay, "held_out": score}
+                best = (score, {**row, "features": features, "teacher": teacher})
         print(
             f"t {timestep}: " + ", ".join(f"{t} {s[str(timestep)]:.1f}" for t, s in table.items())
         )
     chosen = best[1]
     teacher, features = chosen.pop("teacher"), chosen.pop("features")
-    name = next(level.name for level in teacher.levels if level.tap == chosen["tap"])
-    unseen = pooled(teacher, val_images, batch=options.batch)[name]
+    unseen = joined(pooled(teacher, val_images, batch=options.batch))[chosen["tap"]]
     fit, test = standardised(features, features, unseen)
     weight = fit_probe(fit, y, decay=chosen["decay"], classes=classes, steps=4 * options.steps)
     chosen["linear"] = accuracy(weight, test, truth)
@@ -163,6 +169,7 @@ def main() -> None:
         "--timesteps", type=int, nargs="*", default=[], help="none: a clean teacher"
     )
     parser.add_argument("--taps", nargs="*", help="default: mid and every layer")
+    parser.add_argument("--together", action="store_true", help="judge all taps joined, too")
     parser.add_argument("--samples", type=int, default=0, help="training images; 0 for all")
     parser.add_argument("--val_samples", type=int, default=0, help="validation images; 0 for all")
     parser.add_argument("--holdout", type=float, default=0.2, help="share that chooses, 0..1")
