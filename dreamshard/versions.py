@@ -10,21 +10,14 @@ VERSION = "0.1.0"
 BASE = (
     *("numpy", "pyarrow", "zarr", "numcodecs", "fsspec", "numba", "xxhash"),
     *("pydantic", "jsonargparse", "docstring-parser", "PyYAML", "rich"),
+    *("torch", "torchvision", "timm", "diffusers", "accelerate", "ray", "safetensors"),
+    *("huggingface_hub", "scikit-learn", "scipy", "pillow", "matplotlib", "Jinja2"),
 )
 """Distributions of the base installation; a test holds this equal to pyproject.toml."""
 EXTRAS = {
-    "pipeline": (
-        *("torch", "ray", "diffusers", "accelerate", "safetensors", "huggingface_hub"),
-        *("scikit-learn", "pillow", "timm", "torchvision"),
-    ),
-    "distill": (
-        *("torch", "torchvision", "timm", "accelerate", "safetensors", "huggingface_hub"),
-        *("scikit-learn", "scipy"),
-    ),
     "evaluate": ("segmentation-models-pytorch", "torchmetrics", "pycocotools"),
     "latent": ("transformers",),
-    "report": ("matplotlib", "Jinja2", "pillow"),
-    "view": ("aiohttp", "pillow"),
+    "view": ("aiohttp",),
     "hf": ("datasets",),
     "tar": ("webdataset",),
     "remote": ("s3fs", "gcsfs"),

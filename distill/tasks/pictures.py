@@ -190,7 +190,7 @@ def _packages(config: PicturesConfig) -> None:
         import matplotlib  # noqa: F401
         import PIL  # noqa: F401
     except ImportError as error:
-        hint = "pip install 'dreamshard[report]', or leave pictures out of tasks."
+        hint = "pip install dreamshard, or leave pictures out of tasks."
         problem = Problem("tasks", f"pictures ({error})", "matplotlib and Pillow", hint)
         raise ConfigError(problem) from error
 

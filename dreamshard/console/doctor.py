@@ -114,9 +114,7 @@ def check_ray() -> Check:
     """Look at Ray and at whether its authentication is set, not left to what lies around."""
     found = package_versions(["ray"])
     if not found:
-        return Check(
-            "ray", "not installed", "note", "Install it: pip install 'dreamshard[pipeline]'."
-        )
+        return Check("ray", "not installed", "note", "Install it: pip install dreamshard.")
     mode = os.environ.get("RAY_AUTH_MODE")
     token = (Path.home() / ".ray" / "auth_token").exists()
     address = os.environ.get("RAY_ADDRESS")

@@ -89,7 +89,7 @@ def _find(kind: str, name: str, table: Mapping[str, str]) -> TeacherClass:
         what = f"{target} ({error})"
         hint = "Check the spelling and that the module is on PYTHONPATH."
         if kind in TEACHERS:
-            hint = "Install what it needs: pip install 'dreamshard[pipeline]'."
+            hint = "Install what it needs: pip install dreamshard."
         raise ConfigError(Problem("kind", what, "a class that can be imported", hint)) from error
 
 

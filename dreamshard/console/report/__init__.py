@@ -78,7 +78,7 @@ def write_report(first: Path, *others: Path, out: Path | None = None) -> Path:
         if (error.name or "").partition(".")[0] not in ("jinja2", "matplotlib", "PIL"):
             raise
         raise DreamshardError(
-            f"report: {error.name} is not installed. Run `pip install 'dreamshard[report]'`."
+            f"report: {error.name} is not installed. Run `pip install dreamshard`."
         ) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

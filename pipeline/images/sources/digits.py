@@ -67,7 +67,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        hint = "pip install 'dreamshard[pipeline]'."
+        hint = "pip install dreamshard."
         problem = Problem("source.kind", f"digits ({error})", "scikit-learn installed", hint)
         raise ConfigError(problem) from error
     data: Any = load_digits()

@@ -39,7 +39,7 @@ class VisionSource:
         try:
             import torchvision
         except ImportError as error:
-            hint = "pip install 'dreamshard[pipeline]'."
+            hint = "pip install dreamshard."
             problem = Problem(
                 "source.kind", f"torchvision ({error})", "torchvision installed", hint
             )

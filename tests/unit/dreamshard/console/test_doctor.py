@@ -47,7 +47,7 @@ def test_missing_extras_name_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(doctor, "package_versions", lambda names: {})
     checks = {check.name: check for check in doctor.check_packages()}
     assert checks["packages: base"].status == "fail"
-    assert checks["packages: distill"].advice == "Install it: pip install 'dreamshard[distill]'."
+    assert checks["packages: evaluate"].advice == "Install it: pip install 'dreamshard[evaluate]'."
     assert doctor.check_ray().status == "note"
 
 
