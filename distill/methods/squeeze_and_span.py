@@ -36,7 +36,7 @@ class Span(Objective):
 
     It projects as the squeeze objective of the same method does, where there is one.
 
-    Source: Squeeze-and-Span, section 3.3, equation 12.
+    Source: Squeeze-and-Span, section 4.2, equation 12.
     """
 
     config: SpanConfig
@@ -116,7 +116,7 @@ class Span(Objective):
 class Squeeze(Span):
     """Match a student's embedding with a teacher's features, squeezed into one.
 
-    Source: Squeeze-and-Span, section 3.2, equation 11.
+    Source: Squeeze-and-Span, section 4.1, equation 11.
     """
 
     config: SqueezeConfig

@@ -48,7 +48,7 @@ class SqueezeModule(nn.Module):
         width: of the embedding.
         layers: linear layers of the MLP.
 
-    Source: Squeeze-and-Span, section 3.2 (T_phi); sizes as in the official code.
+    Source: Squeeze-and-Span, section 4.1 (T_phi); sizes as in the official code.
     """
 
     def __init__(self, features: Sequence[int], *, hidden: int, width: int, layers: int) -> None:
