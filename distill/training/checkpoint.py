@@ -13,11 +13,12 @@ from pipeline.learning.checkpoint import checkpoints, damaged, read_state
 
 # Settings that a run may go on with others of. All but the third line decide neither weights nor
 # metrics; that line is like another number of processes: the same samples, and other batches for
-# batch norm's statistics (checkpointed activations update them twice).
+# batch norm's statistics (checkpointed activations update them twice). A device is like another
+# kind of GPU: the last digits differ.
 FREE = (
     *("run_dir", "restart", "keep", "save_every", "log_gradients", "trackers"),
     *("data.threads", "data.access", "data.prefetch", "data.dataset"),
-    *("accumulate", "student.grad_checkpointing", "student.compile", "student.onnx"),
+    *("device", "accumulate", "student.grad_checkpointing", "student.compile", "student.onnx"),
 )
 # What of data.stream decides the features is in the recipe, whose key is compared.
 FREE_SECTIONS = ("monitor.", "data.stream.")
