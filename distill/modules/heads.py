@@ -18,7 +18,7 @@ from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign.arrays import read_safetensors
 from dreamshard.foreign.text import read_json
 from dreamshard.permissions import apply_umask
-from pipeline.learning.checkpoint import apart
+from pipeline.learning.device import apart
 
 DROPOUT = 0.1
 WEIGHTS, CARD = "logit_head.safetensors", "logit_head.json"

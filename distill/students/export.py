@@ -33,7 +33,8 @@ from dreamshard.foreign.guard import UnreadableError
 from dreamshard.foreign.text import read_json
 from dreamshard.owner.parts import part_of
 from dreamshard.permissions import apply_umask
-from pipeline.learning.checkpoint import apart, reason_of
+from pipeline.learning.checkpoint import reason_of
+from pipeline.learning.device import apart
 
 if TYPE_CHECKING:
     from distill.configs.student import OwnClassConfig, StudentConfig

@@ -36,6 +36,7 @@ from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.sealed import SEAL, parse_sealed, sealed_json
 from dreamshard.foreign.text import read_json
 from dreamshard.permissions import apply_umask
+from pipeline.learning.device import apart
 from pipeline.learning.loop import Learner
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ FORMAT = 2
 """Of the folder; 1 had the optimiser as a pickle."""
 FILES = "files"
 """In the state: size and digest of each other file, by name; checkpoints of before have none."""
+WITHOUT = "without"
+"""In the optimiser's JSON: numbers of the parameters of which it kept nothing, as none took a step
+or it keeps nothing of any (plain SGD); checkpoints of before do not say."""
 _BLOCK = 4 << 20
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG}
 """What the system says of a name that leads to no file; all else is its refusal to read one."""
@@ -108,31 +112,6 @@ def remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
-
-
-def apart(
-    values: Mapping[str, Tensor], *, device: torch.device | str | None = None
-) -> dict[str, Tensor]:
-    """Return tensors that safetensors writes: contiguous, and none in another's memory.
-
-    Tied weights (CoaT's) are written once per name, so that whoever reads the file finds every name
-    and no reader has to know what was tied.
-
-    Args:
-        values: by name, such as a module's state.
-        device: where to bring them first; None: they stay.
-    """
-    found: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, value in values.items():
-        tensor = value if device is None else value.to(device)
-        tensor = tensor.contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        if place and place in memory:
-            tensor = tensor.clone()
-        memory.add(place)
-        found[name] = tensor
-    return found
 
 
 def reason_of(error: BaseException) -> str:
@@ -251,7 +230,7 @@ def _taken_apart(part: Part) -> tuple[dict[str, Tensor] | None, Any]:
         return None, values
     tensors: dict[str, Tensor] = {}
     places = {"state": values["state"], "param_groups": dict(enumerate(values["param_groups"]))}
-    rest: dict[str, dict[str, dict[str, Any]]] = {}
+    rest: dict[str, Any] = {}
     for place, entries in places.items():  # timm's LAMB counts its steps in the groups
         rest[place] = {str(number): {} for number in entries}
         for number, entry in entries.items():
@@ -260,7 +239,9 @@ def _taken_apart(part: Part) -> tuple[dict[str, Tensor] | None, Any]:
                     tensors[f"{place}.{number}.{name}"] = value.contiguous()
                 else:
                     rest[place][str(number)][name] = value
-    return tensors, rest
+    count = sum(len(group["params"]) for group in values["param_groups"])
+    without = sorted(set(range(count)) - values["state"].keys())
+    return tensors, {**rest, WITHOUT: without}
 
 
 def _read_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -330,6 +311,7 @@ def _put_back_optimizer(
             raise ValueError(f"the optimiser's {wrong[0]} is {group[wrong[0]]!r:.40}")
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     states = {int(number): state for number, state in values["state"].items()}
+    _check_which(states, len(parameters), values.get(WITHOUT))
     for number, state in states.items():
         for name, value in state.items():
             _check_value(f"state.{number}.{name}", value, parameters[number])
@@ -341,6 +323,22 @@ def _put_back_optimizer(
             if isinstance(value, Tensor) and value.dim():
                 # Fused steps read parameter and state side by side.
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _check_which(states: Mapping[int, object], count: int, without: object) -> None:
+    """Refuse a parameter of which nothing is there, though something was when it was saved."""
+    if odd := sorted(states.keys() - set(range(count))):
+        raise ValueError(f"state.{odd[0]} is of no parameter")
+    absent = sorted(set(range(count)) - states.keys())
+    if without is None:
+        if absent and states:
+            log.warning(
+                "the optimiser has nothing of %d of %d parameters, which begin anew; an earlier "
+                "version, which wrote this, did not say whether it ever had", len(absent), count
+            )  # fmt: skip
+    elif absent != without:
+        odd = set(absent) ^ set(cast("list[int]", without))
+        raise ValueError(f"state.{min(odd)} is not there, or ought not to be")
 
 
 def _moments(optimizer: Optimizer, parameter: Tensor) -> set[str]:

@@ -1,12 +1,13 @@
-"""Where networks run."""
+"""Where networks run, and how their tensors lie in memory."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dreamshard.errors import ConfigError, Problem
 
@@ -62,3 +63,28 @@ def avoid_narrow_kernels(module: nn.Module, device: torch.device) -> bool:
 def _risky(layer: nn.Conv2d) -> bool:
     pointwise = layer.kernel_size == (1, 1) and max(layer.stride) > 1
     return pointwise and layer.in_channels // layer.groups < FEWEST_CHANNELS
+
+
+def apart(
+    values: Mapping[str, Tensor], *, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """Return tensors that safetensors writes: contiguous, and none in another's memory.
+
+    Tied weights (CoaT's) are written once per name, so that whoever reads the file finds every name
+    and no reader has to know what was tied.
+
+    Args:
+        values: by name, such as a module's state.
+        device: where to bring them first; None: they stay.
+    """
+    found: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, value in values.items():
+        tensor = value if device is None else value.to(device)
+        tensor = tensor.contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        if place and place in memory:
+            tensor = tensor.clone()
+        memory.add(place)
+        found[name] = tensor
+    return found

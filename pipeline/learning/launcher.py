@@ -3,20 +3,32 @@
 Accelerate reads variables that `accelerate launch` sets from its own configuration, and anybody's
 shell may have set. Some change results: gradients are divided, numbers rounded, networks compiled.
 A run is what its settings say, so whatever says otherwise is an error and not a silent winner.
+
+A rank ends with its launcher: torchrun puts each into a session of its own, where it would train on
+without the others' being watched, beside the run that is started in its place.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError, DreamshardError, Problem
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 ON = ("1", "true", "yes", "on", "y", "t")
+PATIENCE_S = 20.0
+"""How long the launcher may be out of reach before it counts as gone (seconds)."""
+_parents: list[int] = []
+"""This process's parent when it joined the others, if a launcher started it."""
+
+log = logging.getLogger(__name__)
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG", "SAGEMAKER")
 
 
@@ -41,6 +53,7 @@ def start(
 
     Raises:
         ConfigError: variables that would make it another run; all at once.
+        DreamshardError: the launcher is gone.
     """
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
@@ -50,6 +63,7 @@ def start(
     )
     if problems:
         raise ConfigError(problems)
+    _meet_launcher(os.environ)
     return Accelerator(
         cpu=device == "cpu",
         mixed_precision=mixed_precision,
@@ -57,6 +71,35 @@ def start(
         log_with=log_with,  # pyright: ignore[reportArgumentType]
         project_dir=project_dir,
     )
+
+
+def has_died() -> bool:
+    """Tell whether torchrun or `accelerate launch`, which started this process, is gone."""
+    if not _parents or os.getppid() == _parents[0]:
+        return False
+    log.warning("the launcher, process %d, is gone: this process ends, too", _parents[0])
+    return True
+
+
+def _meet_launcher(environment: Mapping[str, str]) -> None:
+    """Note who started this process; do not wait for half an hour for one that is gone."""
+    # Only theirs: a shell that started a process and ended is usual.
+    _parents[:] = [os.getppid()] if "TORCHELASTIC_RUN_ID" in environment else []
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    place = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    ends = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection(place, timeout=PATIENCE_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > ends:
+                raise DreamshardError(
+                    f"launcher at {place[0]}:{place[1]}: got {error}, allowed one that this "
+                    "process can join. It has ended meanwhile: start the command again."
+                ) from error
+        time.sleep(0.5)
 
 
 def launcher_problems(

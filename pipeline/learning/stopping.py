@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from dreamshard.errors import Interrupted
 from dreamshard.redact import redact_command
+from pipeline.learning import launcher
 from pipeline.learning.loop import Taken
 from pipeline.learning.ranks import any_rank, rank_count, this_rank
 from pipeline.learning.signals import StopSignal
@@ -16,6 +17,8 @@ from pipeline.learning.signals import StopSignal
 class StopAfterStep(StopSignal):
     """Tell when a run that was asked to stop shall save and leave, as a context manager.
 
+    One whose launcher has died is as good as asked.
+
     Args:
         verb: of the command, for messages.
     """
@@ -23,6 +26,10 @@ class StopAfterStep(StopSignal):
     def __init__(self, verb: str) -> None:
         self._verb = verb
         super().__init__("saving a checkpoint after this step")
+
+    def __call__(self) -> bool:
+        """Tell whether it was asked to stop, or its launcher is gone."""
+        return super().__call__() or launcher.has_died()
 
     def now(self, taken: Taken, *, every: int) -> bool:
         """Tell whether to save and leave after this step, the same on every rank.

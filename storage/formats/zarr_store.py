@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 
 from dreamshard.errors import DataError
+from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import number_in, parse_json
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
@@ -31,6 +32,8 @@ from storage.rows.packed import PackedChunks
 from storage.schema import FeatureBatch
 
 GROUP = "data.zarr"
+_MAX_METADATA = 1 << 20
+"""Of a file whose text follows from the description: some kilobytes per array."""
 _PAD_BYTES = 1 << 20
 _READ_BYTES = 4 << 20
 
@@ -104,10 +107,15 @@ class ZarrStore:
     def num_samples(self) -> int | None:
         """Return the number of samples the metadata is for, None where it is not whole."""
         try:
-            nodes = [parse_json(self.files.read(key), where=key) for key in self.metadata_keys()]
+            nodes = [
+                parse_json(self.files.read(key, limit=_MAX_METADATA), where=key)
+                for key in self.metadata_keys()
+            ]
             sizes = {int(node["shape"][0]) for node in nodes[1:]}
             sizes.add(int(nodes[0]["attributes"]["num_samples"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
+        except CannotReadError:
+            raise
+        except (FileNotFoundError, DataError, ValueError, KeyError, TypeError, IndexError):
             return None
         return sizes.pop() if len(sizes) == 1 else None
 

@@ -16,8 +16,11 @@ from pathlib import Path
 
 from dreamshard.errors import run_main
 
-CPU_S, WALL_S = 20.0, 90.0
-"""Time one thing may take (seconds): of the processor, and by the clock, where it only waits."""
+CPU_S, ASLEEP_S, WALL_S = 20.0, 20.0, 3600.0
+"""Time one thing may take of the processor, all may sleep, and all may take (seconds).
+
+A process that waits for a busy machine's processor does not sleep; one that reads a pipe does.
+"""
 MEMORY = 1 << 30
 """Memory one thing may take beyond what the process had (bytes)."""
 CODES = (0, 1, 2, 3, 4)
@@ -90,13 +93,16 @@ def _do(do: Doing) -> list[object]:
 
 def _judge(pid: int, told: int) -> tuple[list[str], dict[str, int]]:
     began, before, problems = time.monotonic(), None, []
+    slept, looked = 0.0, began
     while True:
         ended, status, _ = os.wait4(pid, os.WNOHANG)
         if ended:
             break
         used = _memory(pid)
         before = used if before is None else before
-        late = time.monotonic() - began > WALL_S
+        now = time.monotonic()
+        slept, looked = slept + min(now - looked, 1.0) * _sleeps(pid), now  # a look is no stretch
+        late = slept > ASLEEP_S or now - began > WALL_S
         if late or used - before > MEMORY:
             problems.append("hangs" if late else f"takes more than {MEMORY >> 20} MB")
             os.kill(pid, 9)
@@ -131,6 +137,15 @@ def _memory(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, IndexError):
         return 0
+
+
+def _sleeps(pid: int) -> bool:
+    """Tell whether no thread of a process runs or would run."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return False
+    return all(text.rpartition(")")[2].split()[0] == "S" for text in stats)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, int]]:

@@ -53,6 +53,11 @@ def test_the_jail_sees_what_must_not_be(tmp_path: Path, monkeypatch: pytest.Monk
         while True:
             pass
 
+    def computes() -> None:
+        ends = time.process_time() + 1.0
+        while time.process_time() < ends:
+            pass
+
     def takes() -> None:
         taken = [bytearray(os.urandom(1 << 20) * 16) for _ in range(40)]
         time.sleep(60 + len(taken))
@@ -67,8 +72,10 @@ def test_the_jail_sees_what_must_not_be(tmp_path: Path, monkeypatch: pytest.Monk
     assert "takes more than" in found(takes)
     assert "dies with -9" in found(lambda: os.kill(os.getpid(), 9))
     assert "exit code 7" in found(lambda: sys.exit(7))
-    monkeypatch.setattr(jail, "WALL_S", 0.3)
+    monkeypatch.setattr(jail, "CPU_S", 20.0)
+    monkeypatch.setattr(jail, "ASLEEP_S", 0.3)
     assert "hangs" in found(lambda: time.sleep(60))
+    assert found(computes) == "", "however long it has to wait for the processor"
 
 
 def test_the_deceivers_digest_is_right() -> None:

@@ -244,3 +244,29 @@ def test_names_that_are_no_number_of_ours_are_passed_over(
     assert after.version == before.version and dataset.committed().keys() == set(before.units)
     assert not dataset.quarantined()
     verify_dataset(dataset)
+
+
+@pytest.mark.parametrize("body", ["shape", "values", "hole"])
+def test_a_metadata_file_larger_than_any_takes_no_memory(tmp_path: Path, body: str) -> None:
+    """`zarr.json` is for others; what reads here goes by `dataset.json`, and verify compares."""
+    import tracemalloc
+
+    dataset = build(tmp_path, "zarr")
+    key = "data.zarr/up.1.t100/zarr.json"
+    path, good = Path(dataset.files.path(key)), dataset.files.read(key)
+    path.write_bytes(b"[" + b"[]," * 10_000_000 + b"[]]" if body == "values" else good)
+    if body == "shape":
+        path.write_bytes(good.replace(b"12,", b"4611686018427387904,", 1))
+    elif body == "hole":
+        os.truncate(path, 1 << 40)
+    tracemalloc.start()
+    try:
+        read_everything(dataset.url, thorough=True)
+        findings = verify_dataset(Dataset.open(dataset.url)).findings
+        again = Dataset.open(dataset.url, fsync=False)
+        again.grow(N)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+    assert [finding.path for finding in findings] == [str(path)]
+    assert path.read_bytes() == good, "whoever makes samples writes it anew"

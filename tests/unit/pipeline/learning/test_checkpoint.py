@@ -317,6 +317,69 @@ def test_a_missing_moment_is_refused_before_the_step(
         load_checkpoint(path, parts_of(ours))
 
 
+def without_state(path: Path, number: int) -> None:
+    """Take away all that an optimiser kept of a parameter."""
+    from safetensors.torch import save_file
+
+    file, about = path / "optimizer.safetensors", path / "optimizer.json"
+    kept = {k: v for k, v in load_file(file).items() if not k.startswith(f"state.{number}.")}
+    save_file(kept, file)
+    values = json.loads(about.read_text())
+    values["state"].pop(str(number))
+    about.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
+def test_a_parameter_of_which_nothing_is_there_is_refused(tmp_path: Path, name: str) -> None:
+    from timm.optim._optim_factory import create_optimizer_v2
+
+    ours = trained(0)
+    ours.optimizer = create_optimizer_v2(ours.module, opt=name, lr=0.1, momentum=0.9)
+    step(ours)
+    path = unprotected(save_checkpoint(tmp_path, parts_of(ours), state={"step": 2}, keep=9))
+    without_state(path, 1)
+    with pytest.raises(DataError, match=r"checkpoint-000002.*state\.1 is not there"):
+        load_checkpoint(path, parts_of(ours))
+
+
+def test_one_that_never_took_a_step_is_none_of_them(tmp_path: Path) -> None:
+    for optimizer in (torch.optim.AdamW, torch.optim.SGD):
+        ours = trained(0)
+        ours.optimizer = optimizer(ours.module.parameters(), lr=0.1)
+        step(ours)
+        ours.module[0].bias.requires_grad_(False)  # frozen, and another without a gradient
+        ours.optimizer.state.pop(ours.module[0].bias, None)
+        ours.optimizer.state.pop(ours.module[1].weight, None)
+        path = save_checkpoint(tmp_path, parts_of(ours), state={"step": 2}, keep=9)
+        other = trained(0)
+        other.optimizer = optimizer(other.module.parameters(), lr=0.1)
+        load_checkpoint(path, parts_of(other))
+        assert len(other.optimizer.state) == len(ours.optimizer.state)
+        step(other)
+
+
+def test_one_of_before_that_does_not_say_is_read_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = unprotected(save(tmp_path, 2))
+    without_state(path, 1)
+    about = json.loads((path / "optimizer.json").read_text())
+    del about["without"]
+    (path / "optimizer.json").write_text(json.dumps(about))
+    load_checkpoint(path, parts_of(trained()))
+    assert "nothing of 1 of 4 parameters, which begin anew" in caplog.text
+
+
+@pytest.mark.parametrize("number", ["-1", "4", "x"])
+def test_state_of_no_parameter_is_refused(tmp_path: Path, number: str) -> None:
+    path = unprotected(save(tmp_path, 2))
+    about = json.loads((path / "optimizer.json").read_text())
+    about["state"][number] = {"step": 3}
+    (path / "optimizer.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="checkpoint-000002"):
+        load_checkpoint(path, parts_of(trained()))
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
+from dreamshard.errors import DreamshardError
+from pipeline.learning import launcher
 from pipeline.learning.launcher import launcher_problems, start
 
 NAMES = {"bf16": "bf16", "fp16": "fp16"}
@@ -64,3 +68,28 @@ def test_the_accelerator_divides_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(ConfigError, match="GRADIENT_ACCUMULATION_STEPS: got 4"):
         start(device="cpu", precision="fp32", names=NAMES, instead={})
+
+
+def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(launcher, "PATIENCE_S", 0.1)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    with pytest.raises(DreamshardError, match=f"launcher at 127.0.0.1:{port}.*start the command"):
+        start(device="cpu", precision="fp32", names=NAMES, instead={})
+
+
+def test_whose_launcher_has_died_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_parents", [])
+    monkeypatch.setattr("os.getppid", lambda: 7)
+    launcher._meet_launcher({"RANK": "0"})
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    assert not launcher.has_died(), "a shell may end before what it started"
+    monkeypatch.setattr("os.getppid", lambda: 7)
+    launcher._meet_launcher({"RANK": "0", "TORCHELASTIC_RUN_ID": "none"})
+    assert not launcher.has_died()
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    assert launcher.has_died()

@@ -86,6 +86,14 @@ def test_several_ranks_agree_only_where_they_meet(
         train(tmp_path, stop_at=2)
 
 
+def test_a_rank_whose_launcher_died_saves_and_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.learning.launcher._parents", [-1])
+    with pytest.raises(Interrupted, match="after step 1 of 6, a checkpoint is saved"):
+        train(tmp_path)
+
+
 def test_another_training_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train(tmp_path, stop_at=2)
