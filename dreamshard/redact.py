@@ -11,8 +11,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-import yaml
-
 from dreamshard.foreign.text import parse_yaml
 
 REDACTED = "<redacted>"
@@ -101,6 +99,8 @@ def redact_line(line: str) -> str:
 def _text(text: str) -> str:
     """Redact a text: as the structure that it spells, else piece by piece."""
     if text.lstrip()[:1] in ("{", "[") or re.match(r"[\w.-]+:\s", text):
+        import yaml  # slow, and few texts are structures
+
         try:
             parsed = parse_yaml(text, yaml.SafeLoader)
         except (yaml.YAMLError, ValueError, RecursionError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import metadata
 
 VERSION = "0.1.0"
 """Of dreamshard; here, where the report and the build can read it without its front door."""
@@ -27,6 +26,8 @@ EXTRAS = {
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
     """Return the version of each named distribution that is installed."""
+    from importlib import metadata  # slow, and whoever imports dreamshard imports this file
+
     versions = {}
     for name in names:
         try:

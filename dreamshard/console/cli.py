@@ -36,6 +36,10 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "interpret": ("pipeline.interpret:main", "teach a teacher's features to name what they show"),
     "encode": ("pipeline.encode:main", "record a teacher's features of given images"),
+    "import": (
+        "dreamshard.console.importing:main",
+        "make a dataset of features that somebody else recorded, in tar files",
+    ),
     "synthesize": (
         "pipeline.synthesize:main",
         "draw images from a teacher and record its features",
@@ -82,7 +86,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "drop": ("storage.verbs.collect_commands:drop", "take samples out of a feature dataset"),
     "completion": (
         "dreamshard.console.completion:main",
-        "print a script that completes verbs and settings in bash or zsh",
+        "print a script that completes verbs and settings in bash, zsh or fish",
     ),
     "doctor": (
         "dreamshard.console.doctor:main",

@@ -40,6 +40,23 @@ _SCRIPT = """# dreamshard {shell} completion; `dreamshard completion {shell}` ma
 }}
 complete -o filenames -F _dreamshard dreamshard
 """
+_ZSH = """(( $+functions[compdef] )) || {{ autoload -U +X compinit && compinit }}
+autoload -U +X bashcompinit && bashcompinit
+"""
+_FISH = """# dreamshard fish completion; `dreamshard completion fish` makes it.
+function __dreamshard_on
+  set -l words (commandline -opc)
+  test (count $words) -gt (count $argv); or return 1
+  for at in (seq (count $argv))
+    set -l next (math $at + 1)
+    test "$words[$next]" = "$argv[$at]"; or return 1
+  end
+end
+function __dreamshard_next
+  test (count (commandline -opc)) -eq (math (count $argv) + 1); and __dreamshard_on $argv
+end
+complete -c dreamshard -n "test (count (commandline -opc)) -eq 1" -f -a "{verbs}"
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,9 +65,10 @@ def main(argv: Sequence[str]) -> int:
         prog="dreamshard completion",
         description="Print a script that completes dreamshard's verbs and settings: "
         'eval "$(dreamshard completion bash)", or write it to '
-        "~/.local/share/bash-completion/completions/dreamshard.",
+        "~/.local/share/bash-completion/completions/dreamshard (bash), or "
+        "~/.config/fish/completions/dreamshard.fish (fish).",
     )
-    parser.add_argument("shell", choices=("bash", "zsh"))
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
     with Progress("completion", total=len(VERBS), unit="verbs") as progress:
@@ -80,9 +98,11 @@ def script(settings: dict[str, list[str]], *, shell: str) -> str:
     seconds: dict[str, list[str]] = {}
     for verb in pairs:
         seconds.setdefault(verb.split()[0], []).append(verb.split()[1])
+    if shell == "fish":
+        return _fish(settings, seconds)
     return _SCRIPT.format(
         shell=shell,
-        before="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
+        before=_ZSH.format() if shell == "zsh" else "",
         verbs=" ".join(dict.fromkeys(verb.split()[0] for verb in settings)),
         pairs=cases(pairs),
         singles=cases([verb for verb in settings if " " not in verb]),
@@ -92,3 +112,15 @@ def script(settings: dict[str, list[str]], *, shell: str) -> str:
             for first, words in seconds.items()
         ),
     )
+
+
+def _fish(settings: dict[str, list[str]], seconds: dict[str, list[str]]) -> str:
+    lines = [_FISH.format(verbs=" ".join(dict.fromkeys(verb.split()[0] for verb in settings)))]
+    lines += [
+        f'complete -c dreamshard -n "__dreamshard_next {first}" -f -a "{" ".join(words)}"\n'
+        for first, words in seconds.items()
+    ]
+    for verb, options in settings.items():
+        on = f'complete -c dreamshard -n "__dreamshard_on {verb}"'
+        lines += [f"{on} -l {option.removeprefix('--')}\n" for option in options]
+    return "".join(lines)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,12 @@ MAX_DIMENSIONS = 8
 MAX_MEMBERS = 1_000_000
 MAX_HEADER = 1 << 16
 """The most that an array may say of itself (bytes); numpy's own headers have 128."""
+NUMBERS = {
+    "F64": ("float64", "<f8"), "F32": ("float32", "<f4"), "F16": ("float16", "<f2"),
+    "BF16": ("bfloat16", "<u2"), "I64": ("int64", "<i8"), "I32": ("int32", "<i4"),
+    "I16": ("int16", "<i2"), "I8": ("int8", "i1"), "U8": ("uint8", "u1"),
+}  # fmt: skip
+"""Number formats of safetensors -> ours, and how numpy holds them."""
 
 
 def read_npy(path: Path, *, error: type[DreamshardError] = UnreadableError) -> np.ndarray:
@@ -90,14 +97,14 @@ def _checked_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[i
     if beginning[6:8] == b"\x02\x00" and int.from_bytes(beginning[8:12], "little") > MAX_HEADER:
         raise ValueError(f"{member.filename}: a header of more than {MAX_HEADER:,} bytes")
     with archive.open(member) as stream:
-        shape, dtype, header = _header(stream)
+        shape, _, dtype, header = _header(stream)
     held = member.file_size - header
     if math.prod(shape) * dtype.itemsize != held:
         raise ValueError(f"{member.filename}: {shape} of {dtype} in {held:,} bytes")
     return shape
 
 
-def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, int]:
+def _header(stream: Any) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
     version = np.lib.format.read_magic(stream)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -105,10 +112,54 @@ def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype, int]:
     }
     if version not in read:
         raise ValueError(f"version {version} of npy")
-    shape, _, dtype = read[version](stream)
+    shape, turned, dtype = read[version](stream)
     if dtype.hasobject or len(shape) > MAX_DIMENSIONS or any(side < 0 for side in shape):
         raise ValueError(f"an array of {dtype}, shape {shape}")
-    return shape, dtype, stream.tell()
+    return shape, "F" if turned else "C", dtype, stream.tell()
+
+
+def unpack_npy(
+    data: bytes, *, where: str, error: type[DreamshardError] = UnreadableError
+) -> np.ndarray:
+    """Read one array of plain numbers out of bytes at hand; it is no copy of them.
+
+    Args:
+        where: what they are, for messages.
+
+    Raises: `error` for a header that asks for anything but the bytes behind it.
+    """
+    with reading(where, "an array of plain numbers", error=error, hint=AGAIN):
+        if data[6:8] == b"\x02\x00" and int.from_bytes(data[8:12], "little") > MAX_HEADER:
+            raise ValueError(f"a header of more than {MAX_HEADER:,} bytes")
+        shape, order, dtype, start = _header(io.BytesIO(data))
+        if math.prod(shape) * dtype.itemsize != len(data) - start:
+            raise ValueError(f"{shape} of {dtype} in {len(data) - start:,} bytes")
+        return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
+
+
+def unpack_safetensors(
+    data: bytes, *, where: str, error: type[DreamshardError] = UnreadableError
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Read every tensor out of the bytes of a safetensors file.
+
+    Args:
+        where: what they are, for messages.
+
+    Returns:
+        name -> (number format, values); bfloat16 as uint16 bits, as numpy does not know it.
+
+    Raises: `error` for damaged bytes, or numbers that neither we nor numpy know.
+    """
+    from safetensors import deserialize
+
+    with reading(where, "safetensors, damaged or truncated", error=error, hint=AGAIN):
+        found = {}
+        for name, told in deserialize(data):
+            if told["dtype"] not in NUMBERS or len(told["shape"]) > MAX_DIMENSIONS:
+                raise ValueError(f"{name!r:.80}: {told['dtype']}, {len(told['shape'])} axes")
+            kind, dtype = NUMBERS[told["dtype"]]
+            found[name] = kind, np.frombuffer(told["data"], dtype).reshape(told["shape"])
+        return found
 
 
 def read_safetensors(

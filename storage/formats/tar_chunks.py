@@ -57,7 +57,7 @@ class TarChunks:
         access: Access,
         max_open: int,
     ) -> None:
-        self.layout, self._snapshot, self.preads = layout, snapshot, access == "pread"
+        self.layout, self._snapshot, self.preads = layout, snapshot, access != "map"
         self._files = ChunkFiles(snapshot, names, max_open)
         # One file a unit, whatever the arrays.
         self._max_units = max_units = descriptors(max_open) if self.preads else max(1, max_open)

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+
+import numpy as np
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import parse_json
+from storage.formats.ranged import Range, RangedChunks
 from storage.formats.tar_check import content_problem, size_problem
 from storage.formats.tar_chunks import TarChunks
 from storage.formats.tar_format import extension
 from storage.formats.tar_layout import FOLDER, TarLayout
 from storage.formats.tar_unit import TarUnit
 from storage.fs.beneath import damage
+from storage.fs.remote import RemoteFiles
 from storage.ledger.commits import Commit
 from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
 
 _ABOUT = f"{FOLDER}/index.json"
+_INDICES = 16  # kept while rows are read by ranges
 
 
 class TarStore(TarLayout):
@@ -64,7 +70,20 @@ class TarStore(TarLayout):
         self, snapshot: ReadableSnapshot, names: Sequence[str], *, access: Access, max_open: int
     ) -> Chunks:
         """Return what copies rows out of the shards, found by their indices."""
+        if access == "range" and isinstance(self.files, RemoteFiles):
+            specs, table_of = [self.arrays[name] for name in names], lru_cache(_INDICES)
+            place = partial(self._row_range, table_of(self.read_index))
+            return RangedChunks(self.files, snapshot, specs, place)
         return TarChunks(self, snapshot, names, access=access, max_open=max_open)
+
+    def _row_range(
+        self, table_of: Callable[[int], np.ndarray], name: str, unit: int, row: int
+    ) -> Range:
+        key, table = self.array_key(name, unit), table_of(unit)
+        if row >= table.shape[2]:
+            raise DataError(f"{self.files.path(key)}: got {table.shape[2]} samples, not {row + 1}.")
+        start, size = (int(each) for each in table[:, list(self.arrays).index(name), row])
+        return key, start, start + size
 
     def open_unit(self, unit: int, *, run_id: str) -> TarUnit:
         """Start the files of a unit, under names that carry the run."""

@@ -21,9 +21,11 @@ from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import number_in, parse_json
 from storage.codecs.base import ArraySpec
 from storage.codecs.lossless import compress, decompress, zarr_codec
+from storage.formats.ranged import Range, RangedChunks
 from storage.formats.unit_files import UnitFiles
 from storage.fs.beneath import damage, open_regular
 from storage.fs.local import Files
+from storage.fs.remote import RemoteFiles
 from storage.ledger.commits import Commit
 from storage.ledger.publish import Staged
 from storage.rows.chunk_files import Access, Chunks, ReadableSnapshot
@@ -102,7 +104,13 @@ class ZarrStore:
         specs = [self.arrays[name] for name in names]
         if any(spec.compression for spec in specs):
             return PackedChunks(snapshot, names, specs)
+        if access == "range" and isinstance(self.files, RemoteFiles):
+            return RangedChunks(self.files, snapshot, specs, self._row_range)
         return open_raw(snapshot, names, access=access, max_open=max_open)
+
+    def _row_range(self, name: str, unit: int, row: int) -> Range:
+        size = self.arrays[name].row_bytes
+        return self.array_key(name, unit), row * size, (row + 1) * size
 
     def num_samples(self) -> int | None:
         """Return the number of samples the metadata is for, None where it is not whole."""

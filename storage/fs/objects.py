@@ -17,7 +17,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -157,6 +157,33 @@ class Objects:
             return data
 
         return self._retry("read", key, attempt)
+
+    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Return ranges (key, first byte, end) of objects, all of each.
+
+        Raises:
+            FileNotFoundError: if there is no such object.
+            DataError: if the store cannot be reached, or an object ends before a range does.
+        """
+
+        def attempt(fs: Any) -> list[bytes]:
+            paths = [self._path(key) for key, _, _ in wanted]
+            starts, stops = ([one[n] for one in wanted] for n in (1, 2))
+            try:
+                found = fs.cat_ranges(paths, starts, stops, on_error="raise")
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                raise DataError(
+                    f"{self.url}: got an object that ends before what is asked for, one of "
+                    f"{', '.join(sorted({key for key, _, _ in wanted})[:3])}. Run `dreamshard "
+                    f"verify --repair {self.url}`."
+                ) from None
+            for (key, start, stop), data in zip(wanted, found, strict=True):
+                self._check_size(key, len(data), stop - start)
+            return found
+
+        return self._retry("read", wanted[0][0] if wanted else "", attempt)
 
     def download(self, key: str, path: str) -> None:
         """Copy a whole object into a local file.

@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.sealed import check_seal, sealed_json
@@ -186,6 +185,8 @@ def read_description(files: Files) -> Description:
 @functools.cache
 def library_versions() -> Mapping[str, str]:
     """Return the versions of what decides bytes, without importing any of it."""
+    from importlib import metadata  # of those who write alone
+
     versions = {"python": platform.python_version(), "machine": platform.machine()}
     for name in _LIBRARIES:
         try:

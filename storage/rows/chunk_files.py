@@ -22,7 +22,7 @@ from dreamshard.errors import DataError
 from storage.fs.beneath import is_unreadable, open_regular, refused
 
 _Opened = TypeVar("_Opened")
-Access = Literal["map", "pread"]
+Access = Literal["map", "pread", "range"]
 
 
 class Chunks(Protocol):

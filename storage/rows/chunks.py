@@ -19,7 +19,8 @@ def open_chunks(
         snapshot: what to read.
         names: arrays to read; no other array's file is touched.
         access: "map" copies out of memory mappings (fastest); "pread" reads into the targets (for
-            file systems where a mapping is slow or unsafe).
+            file systems where a mapping is slow or unsafe); "range" asks a remote store for these
+            rows alone, unchecked and without keeping them, and is "pread" elsewhere.
         max_open: files kept open at most, 1 or more; at least one unit's stay open.
 
     Raises:
@@ -30,8 +31,8 @@ def open_chunks(
         for name in names
         if name not in snapshot.array_names
     ]
-    if access not in ("map", "pread"):
-        problems.append(Problem("access", repr(access), "map, pread"))
+    if access not in ("map", "pread", "range"):
+        problems.append(Problem("access", repr(access), "map, pread, range"))
     if max_open < 1:
         problems.append(Problem("max_open", str(max_open), "1 or more"))
     if problems:

@@ -30,7 +30,8 @@ def read_rows(
             samples that are not valid hold whatever was stored.
         decode: turn a level that is stored by a quantising codec into float32 values; without it
             its rows come as they are stored. Plain numbers always do.
-        access: see `open_chunks`; "pread" does without compiled code, for few rows.
+        access: see `open_chunks`; "pread" does without compiled code, for few rows, "range" on a
+            remote root without whole files, too.
 
     Returns:
         (N, *per-sample shape), memory of its own.

@@ -9,11 +9,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 
+from dreamshard.console.view.answers import ANSWERS, Desk
+from dreamshard.console.view.places import find_places
 from dreamshard.errors import DataError
 from storage.batches.reader import BatchReader
 from storage.catalog import find, find_dataset, list_datasets
@@ -21,6 +24,7 @@ from storage.dataset import Dataset
 from storage.fs import objects
 from storage.fs.cache import BYTES_VARIABLE, FOLDER_VARIABLE, shared_cache
 from storage.rows.pick import read_rows
+from storage.schema import Level
 from storage.verbs.verify import repair, verify_dataset
 from tests.feature_store import (
     LEVELS,
@@ -154,6 +158,57 @@ def test_a_chunk_is_downloaded_once(root: str, server: Proxy) -> None:
         read_rows(Dataset.open(dataset.url).snapshot(), "emb", range(N))
     got = [path for method, path, _ in server.served if method == "GET" and "/emb/c/" in path]
     assert len(got) == len(set(got)) == 4
+
+
+@both_formats
+def test_what_is_looked_at_costs_the_rows_shown_alone(
+    root: str, server: Proxy, layout_format: str
+) -> None:
+    level = Level("up.1", "feature", "up.1", 0, 0, "", 1, (8, 16, 16), "float32")  # 8 kB a sample
+    recipe = make_recipe(
+        layout_format=layout_format, count=240, unit=60, levels=(level,), codec="raw"
+    )
+    dataset = make_dataset(root, recipe=recipe, levels=(level,), masks=False)
+    fill(dataset, 240)
+    desk = Desk(find_places([root]))
+
+    def cost(name: str, **query: object) -> tuple[int, int, Any]:
+        """Ask; return requests for rows, bytes sent, and the answer."""
+        served, sent = len(server.served), server.body_bytes
+        told = ANSWERS[name](desk, {key: str(value) for key, value in query.items()})
+        asked = [path for _, path, _ in server.served[served:]]
+        rows = [path for path in asked if "/data.zarr/" in path or "/shards/" in path]
+        return len(rows), server.body_bytes - sent, told
+
+    cost("places")
+    cost("samples", d=0, first=0, count=24)
+    shown = ",".join(map(str, range(10, 34)))
+    row = 4 * 8 * 16 * 16
+    requests, sent, told = cost("maps", d=0, level="up.1", i=shown)  # and 16 for the one basis
+    assert sent < (24 + 16) * 1.3 * row + 40_000 and requests < 60, (requests, sent)
+    # The page keeps them: a click on a cell fetches nothing.
+    assert cost("likeness", d=0, level="up.1", of=12, y=0.5, x=0.5, i=shown)[0] == 0
+    requests, sent, _ = cost("maps", d=0, level="up.1", i=shown.replace("10", "200"), own=1)
+    assert sent < 2 * row + 40_000 and requests < 12, (requests, sent)
+    picture = cost("images", d=0, i=shown)[2]["pictures"]["10"]
+    local = read_rows(Dataset.open(dataset.url).snapshot(), "up.1", range(10, 34))
+    ranged = read_rows(dataset.snapshot(), "up.1", range(10, 34), access="range")
+    assert np.array_equal(local, ranged) and picture.startswith("data:image/png")
+    assert len(told["pictures"]) == 24
+
+
+def test_rows_that_are_not_there_are_damage_to_whoever_looks(root: str) -> None:
+    dataset = make(root)
+    fill(dataset, N)
+    snapshot = dataset.snapshot()
+    key = dataset.store.array_key("emb", 1)
+    whole = dataset.files.read(key)
+    dataset.files.write(key, whole[:13])
+    with pytest.raises(DataError):
+        read_rows(snapshot, "emb", [9], access="range")
+    dataset.files.remove(key)
+    with pytest.raises(DataError, match="verify --repair"):
+        read_rows(snapshot, "emb", [9], access="range")
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 from storage.dataset import Dataset
 from storage.ledger import holds
 from tests.feature_store import LEVELS, fill, make_batch, make_dataset, make_recipe
+from tests.unit.dreamshard.console.importing.folders import make_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP = LEVELS[:2]
@@ -53,6 +54,9 @@ def make(kind: str, base: Path) -> None:
         _teachers(folder, marker)
     elif kind == "student":
         _students(folder, marker)
+    elif kind == "shards":
+        make_folder(folder / "theia")
+        make_folder(folder / "features", images=False)
     elif kind == "run":
         _run(folder / "train", base / "small")
     else:

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.fuzz import bases, jail, mutations
 
-SHARES = {"dataset": 10, "teacher": 4, "student": 3, "config": 4, "run": 2}
+SHARES = {"dataset": 10, "teacher": 4, "student": 3, "config": 4, "run": 2, "shards": 2}
 """How often each kind is drawn."""
 TAGS = [
     "!!python/object/apply:os.system ['touch MARK']",
@@ -170,6 +170,7 @@ NAMES = {
         *("student/head/head.json", "config.json", "student/student.json"),
     ],
     "config": ["config.yml", "x/config.yaml"],
+    "shards": ["images/{d}.tar", "{d}.tar", "a/b/{d}.tar", "splits.json"],
     "run": [
         *("checkpoint-{d}/state.json", "checkpoint-000009/model.safetensors", "results.json"),
         *("owner.json", ".student.partial", "demo.json", "checkpoint-000004/average.safetensors"),
@@ -309,10 +310,20 @@ def _run_things(folder: Path, base: Path, rng: random.Random) -> Things:
     return {"train": lambda: train(bases.train_config(folder, str(dataset))) and None}
 
 
+def _shards_things(folder: Path, base: Path, rng: random.Random) -> Things:
+    from dreamshard.console import importing
+
+    words = [str(folder), "--root", str(folder.parent / "data")]
+    if not (folder / "images").exists() or rng.random() < 0.3:
+        words += ["--no_images", "--image_size", "28"]
+    return {"import": lambda: importing.main(words)}
+
+
 THINGS: dict[str, Callable[[Path, Path, random.Random], Things]] = {
     "dataset": _dataset_things,
     "teacher": _teacher_things,
     "student": _student_things,
     "config": _config_things,
     "run": _run_things,
+    "shards": _shards_things,
 }

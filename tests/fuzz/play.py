@@ -25,7 +25,7 @@ from pathlib import Path
 from dreamshard.errors import DreamshardError
 from tests.fuzz import bases, cases, jail
 
-TOGETHER = (("config", "dataset"), ("student", "teacher", "run"))
+TOGETHER = (("config", "dataset", "shards"), ("student", "teacher", "run"))
 """Kinds that are played in one process, which is forked for each case: the second need torch."""
 
 

@@ -37,7 +37,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "bench", "tasks", "train evaluate publish",
     ),
     "dreamshard.console": (
-        "shadow", "cli", "report verify api", "doctor demo view publish completion", "own",
+        "shadow", "cli", "report verify api", "doctor demo view publish completion importing",
+        "own",
     ),
 }  # fmt: skip
 """Place -> its floors, the lowest first; rooms on one floor do not import one another."""

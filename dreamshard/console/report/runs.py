@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import DataError
 from dreamshard.foreign import text
 from dreamshard.foreign.files import read_bytes
@@ -59,6 +56,10 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Return the configuration as plain values; empty if there is none to read."""
+        import yaml  # where runs are listed alone, this is a fifth of the start
+
+        from dreamshard.config.yaml12 import parse_yaml
+
         try:
             value = parse_yaml(self.config)
         except (yaml.YAMLError, ValueError):

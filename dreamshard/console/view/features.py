@@ -6,6 +6,7 @@ import base64
 import functools
 import io
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ MAX_NEIGHBOURS_AMONG = 4096
 """Samples that neighbours are looked for among, at most; evenly spread."""
 MAX_READ = 256 << 20
 """Bytes of a level that one answer may be made from."""
+MAX_KEPT = 32 << 20
+"""Bytes of a level's rows that are kept from one answer to the next."""
 BINS = 48
 _RAMP = np.array(
     [(13, 8, 60), (60, 40, 160), (40, 130, 170), (80, 200, 110), (245, 235, 80)], np.float64
@@ -45,8 +48,10 @@ class Features:
 
     def __init__(self, shelf: Shelf, level: Level, read: Read | None = None) -> None:
         self.shelf, self.level = shelf, level
+        self._kept: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
         self._read = read or (
-            lambda rows: read_rows(shelf.snapshot, level.name, rows, access="pread")
+            lambda rows: read_rows(shelf.snapshot, level.name, rows, access="range")
         )
 
     @property
@@ -164,7 +169,18 @@ class Features:
                 f"{self.level.name}: got {len(samples)} samples of {self.row_bytes:,} bytes at "
                 f"once, allowed {MAX_READ:,} bytes. Show fewer on a page."
             )
-        return self._read(np.asarray(samples, np.int64)).astype(np.float32)
+        numbers = np.asarray(samples, np.int64)
+        if not len(numbers) or len(numbers) * self.row_bytes > MAX_KEPT:
+            return self._read(numbers).astype(np.float32)
+        with self._lock:  # a page's rows are asked for again with every click on it
+            lacking = [n for n in dict.fromkeys(numbers.tolist()) if n not in self._kept]
+            if lacking:
+                rows = self._read(np.array(lacking)).astype(np.float32)
+                self._kept |= {n: row.copy() for n, row in zip(lacking, rows, strict=True)}
+            found = np.stack([self._kept[n] for n in numbers.tolist()])
+            for n in list(self._kept)[: -max(1, MAX_KEPT // max(1, self.row_bytes))]:
+                del self._kept[n]
+        return found
 
 
 def images(shelf: Shelf, samples: Sequence[int]) -> list[str]:
@@ -175,7 +191,7 @@ def images(shelf: Shelf, samples: Sequence[int]) -> list[str]:
     """
     if IMAGE not in shelf.snapshot.array_names:
         raise DataError(f"{shelf.name}: got no images, allowed a dataset that keeps them.")
-    return [picture(one) for one in read_rows(shelf.snapshot, IMAGE, samples, access="pread")]
+    return [picture(one) for one in read_rows(shelf.snapshot, IMAGE, samples, access="range")]
 
 
 def picture(pixels: np.ndarray) -> str:

@@ -57,7 +57,7 @@ class Pupil:
         """Run it on a dataset's images: float32 (N, C, H, W), its map of a stride."""
         import torch
 
-        images = read_rows(shelf.snapshot, IMAGE, samples, access="pread")
+        images = read_rows(shelf.snapshot, IMAGE, samples, access="range")
         with self._one_at_a_time, torch.inference_mode():
             student, card = self._loaded
             if images.shape[1:3] != card.size:

@@ -1,4 +1,4 @@
-"""Completion in a real bash."""
+"""Completion in real shells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from dreamshard.console.completion import options_of, script
 
 SETTINGS = {"ls": ["--json"], "list teachers": ["--json"], "encode": ["--teacher.path", "--root"]}
-BASH = shutil.which("bash")
+BASH, ZSH, FISH = (shutil.which(name) for name in ("bash", "zsh", "fish"))
 
 
 def replies(*words: str) -> list[str]:
@@ -23,8 +23,7 @@ def replies(*words: str) -> list[str]:
     return told.stdout.split()
 
 
-@pytest.mark.skipif(BASH is None, reason="needs bash")
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     ("words", "expected"),
     [
         (("l",), ["ls", "list"]),
@@ -35,8 +34,31 @@ def replies(*words: str) -> list[str]:
         (("ls", "--j"), ["--json"]),
     ],
 )
+
+
+@pytest.mark.skipif(BASH is None, reason="needs bash")
+@CASES
 def test_bash_completes(words: tuple[str, ...], expected: list[str]) -> None:
     assert replies(*words) == expected
+
+
+@pytest.mark.skipif(FISH is None, reason="needs fish")
+@CASES
+def test_fish_completes(words: tuple[str, ...], expected: list[str]) -> None:
+    assert FISH is not None
+    asked = f"{script(SETTINGS, shell='fish')}\ncomplete -C 'dreamshard {' '.join(words)}'"
+    told = subprocess.run(
+        [FISH, "--no-config", "-c", asked], capture_output=True, text=True, check=True
+    )
+    assert told.stderr == "" and told.stdout.split() == sorted(expected)
+
+
+@pytest.mark.skipif(ZSH is None, reason="needs zsh")
+def test_zsh_takes_the_script_without_a_configuration_of_its_own() -> None:
+    assert ZSH is not None
+    asked = f"{script(SETTINGS, shell='zsh')}\nprint -r -- $_comps[dreamshard]"
+    told = subprocess.run([ZSH, "-f", "-c", asked], capture_output=True, text=True, check=True)
+    assert told.stderr == "" and "_dreamshard" in told.stdout
 
 
 @pytest.mark.parametrize(

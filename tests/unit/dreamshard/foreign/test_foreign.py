@@ -36,7 +36,7 @@ PARSERS = {
     "pq.ParquetFile", "pq.read_table", "pq.read_metadata", "pq.read_schema", "pq.ParquetDataset",
     "safe_open", "load_file", "torch.load", "zipfile.ZipFile", "ZipFile", "tarfile.open",
     "tarfile.TarFile", "pickle.load", "pickle.loads", "tomllib.load", "tomllib.loads",
-    "csv.reader", "np.lib.format.read_array",
+    "csv.reader", "np.lib.format.read_array", "deserialize", "safetensors.deserialize",
 }  # fmt: skip
 
 
