@@ -26,6 +26,7 @@ from dreamshard.console.importing.values import (
 )
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.progress import Progress, begin, stage
+from dreamshard.redact import redact_line
 from pipeline.request.plan import bytes_per_sample, choose_samples_per_unit
 from storage.dataset import Dataset
 from storage.schema import FORMAT_VERSION, FeatureBatch, Level, Pins, Recipe, check_name
@@ -83,6 +84,8 @@ class Import:
             self.every, codecs=codecs, image_size=self.image_size, has_labels=False, has_masks=False
         )
         count = len(self.shards.keys)
+        # No more than there are: a chunk is padded to a whole unit, and nothing is added later.
+        most = min(choose_samples_per_unit(sum(sizes.values())), 1 << (count - 1).bit_length())
         levels: list[object] = [
             {key: value for key, value in level.to_dict().items() if key != "kind"}
             for level in self.every
@@ -100,7 +103,7 @@ class Import:
             "format": "zarr",
             "format_version": FORMAT_VERSION,
             "codecs": codecs,
-            "samples_per_unit": samples_per_unit or choose_samples_per_unit(sum(sizes.values())),
+            "samples_per_unit": samples_per_unit or most,
         }
         return Recipe(name, content, layout)
 
@@ -204,7 +207,7 @@ def main(argv: Sequence[str]) -> int:
         levels=found.every,
         image_size=found.image_size,
         pins=Pins(micro_batch=1, compute_dtype="unknown", device="unknown", threads=1),
-        extra={"licence": options.licence, "imported_from": options.folder},
+        extra={"licence": options.licence, "imported_from": redact_line(options.folder)},
         images=found.images,
     )
     done = found.run(dataset)
