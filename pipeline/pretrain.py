@@ -1,4 +1,4 @@
-"""Train a teacher on your own images: a diffusion model here, a GAN in `pretrain_gan`.
+"""Train a teacher on your own images: a diffusion model here, the others in `pretrain_gan`.
 
     dreamshard pretrain --config recipes/digits/pretrain.yaml
     accelerate launch pipeline/pretrain.py --config recipes/digits/pretrain.yaml
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipeline.learning.pretraining.batches import Batch
     from pipeline.learning.schedule import WarmupCosine
 
-DESCRIPTION = "Train a teacher on a set of images: a diffusion model (a UNet2DModel) or a GAN."
+DESCRIPTION = "Train a teacher: a diffusion model (a UNet2DModel), a GAN, a generator's encoder."
 OF_A_RANK = ("out", "run_dir", "threads", "device", "licence", "source")
 """Settings that ranks may have of their own; of the source its content counts."""
 LOG_EVERY = 10
@@ -70,9 +70,11 @@ def pretrain(config: PretrainConfig) -> Path:
     device, threads = config.device, config.threads
     accelerator = start_ranks(device, config.precision, threads, batch_size=config.batch_size)
     folder = Path(config.out)
-    source = together(lambda: open_source(config.source))
-    identity = together(lambda: fingerprint(source))
-    if config.class_conditional and not source.has_labels:
+    source, identity = None, {}
+    if config.sees_images:
+        source = together(lambda: open_source(config.source))
+        identity = together(lambda: fingerprint(source))
+    if config.class_conditional and source is not None and not source.has_labels:
         hint = "Use a source with labels."
         raise ConfigError(Problem("class_conditional", "true without labels", "false", hint))
     told = {name: v for name, v in to_dict(config).items() if name not in OF_A_RANK}
@@ -81,6 +83,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_shared(run_dir, key="run_dir")
     if config.kind != "diffusion":
         return pretrain_gan.train(config, accelerator, source, identity)
+    assert source is not None, "a diffusion model sees images"
     config = _within_budget(config, accelerator, source, identity)
     card = None
     if not config.overwrite:

@@ -1,7 +1,8 @@
-"""Train a generator against a discriminator: what `dreamshard pretrain` does for kinds of GANs."""
+"""Train a GAN, or a generator's encoder: what `dreamshard pretrain` does for these kinds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import stage
 from dreamshard.redact import redact
 from dreamshard.runfolder import RunFolder
-from pipeline.learning.pretraining.config import KINDS
+from pipeline.learning.pretraining.config import ENCODER, KINDS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from pipeline.learning.pretraining.adversarial.run import Plan
     from pipeline.learning.pretraining.batches import Batches
     from pipeline.learning.pretraining.config import PretrainConfig
-
+    from pipeline.learning.pretraining.encoding.build import Encoding
 WEIGHTS = (
     *("network-snapshot.pkl", "netG.pth", "ssgan.npz", "G_ema.pth", "BigBiGAN.pth"),
-    *("uniform-generator.pth", "diffusion_pytorch_model.safetensors"),
+    *("uniform-generator.pth", "diffusion_pytorch_model.safetensors", "encoder.json"),
 )
 """Files by which another teacher in the folder is known."""
 
@@ -32,27 +33,31 @@ WEIGHTS = (
 def train(
     config: PretrainConfig,
     accelerator: Accelerator,
-    source: ImageSource,
+    source: ImageSource | None,
     identity: dict[str, object],
 ) -> Path:
-    """Train a generator, or find it already trained; return its folder.
+    """Train a generator or an encoder, or find it already trained; return its folder.
 
     Args:
         config: with another `kind` than diffusion.
         accelerator: the processes, which have agreed on settings and images.
-        source, identity: the images, and their fingerprint.
+        source, identity: the images (an encoder may see none), and their fingerprint.
 
     Raises:
-        ConfigError: `out` or the checkpoints are of other settings or images; figures are not
-            finite; fewer images than a batch.
+        ConfigError: `out` or the checkpoints are of other settings; figures are not finite; fewer
+            images than a batch; a generator that cannot have an encoder.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
     from pipeline.learning.pretraining.adversarial import kept
     from pipeline.learning.pretraining.adversarial.run import AdversarialRun
     from pipeline.learning.ranks import decided_by_chief, together
 
-    recipe = kept.recipe_of(to_dict(config), identity, set(KINDS))
-    plan = _plan(config, recipe, accelerator, identity)
+    recipe = kept.recipe_of(to_dict(config), identity, {*KINDS, ENCODER})
+    encoding, licence = None, config.licence
+    if config.kind == ENCODER:
+        encoding = together(lambda: _encoding(config, accelerator, source))
+        recipe, licence = encoding.recipe(recipe), encoding.licence
+    plan = _plan(config, recipe, accelerator, identity, licence=licence)
     folder, run_dir = plan.folder, plan.run_dir
     if not config.overwrite and decided_by_chief(
         lambda: kept.find_finished(
@@ -65,29 +70,49 @@ def train(
     start = decided_by_chief(
         lambda: kept.resume_point(run_dir, recipe=recipe, overwrite=config.overwrite)
     )
-    batches = together(lambda: _batches(config, accelerator, source))
-    objective = _objective(config, accelerator, source, half=plan.half)
+    build: Callable[..., AdversarialRun] = AdversarialRun
+    if encoding is not None:
+        batches, objective, build = encoding.parts(half=plan.half)
+    else:
+        assert source is not None, "a GAN sees images"
+        batches = together(lambda: _batches(config, accelerator, source))
+        objective = _objective(config, accelerator, source, half=plan.half)
     of, replace = {"recipe": recipe.key}, config.overwrite
+    chief = accelerator.is_main_process
     record = together(
-        lambda: (
-            RunFolder(run_dir, config=config, of=of, replace=replace)
-            if accelerator.is_main_process
-            else None
-        )
+        lambda: RunFolder(run_dir, config=config, of=of, replace=replace) if chief else None
     )
-    run = AdversarialRun(
+    run = build(
         plan, objective, batches,
         recipe=recipe, start=start, accelerator=accelerator, record=record,
     )  # fmt: skip
     try:
         run.go()
     finally:
-        batches.images.close()
+        if batches.images is not None:
+            batches.images.close()
     return folder
 
 
+def _encoding(
+    config: PretrainConfig, accelerator: Accelerator, source: ImageSource | None
+) -> Encoding:
+    from pipeline.learning.pretraining.encoding.build import Asked, Encoding
+
+    asked = Asked(
+        own=config.encoder, generator=config.generator, image=config.image,
+        batch_size=config.batch_size, seed=config.seed, licence=config.licence,
+    )  # fmt: skip
+    return Encoding(asked, accelerator, source)
+
+
 def _plan(
-    config: PretrainConfig, recipe: Recipe, accelerator: Accelerator, identity: dict[str, object]
+    config: PretrainConfig,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    identity: dict[str, object],
+    *,
+    licence: str,
 ) -> Plan:
     from pipeline.learning.pretraining import network
     from pipeline.learning.pretraining.adversarial.kept import Budget
@@ -111,7 +136,7 @@ def _plan(
         weights_dtype=config.weights_dtype,
         teacher=config.teacher,
         card={
-            "licence": config.licence,
+            "licence": licence,
             "data": identity,
             "seed": config.seed,
             "settings": redact(dict(recipe.settings)),

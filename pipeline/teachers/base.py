@@ -52,6 +52,7 @@ class TeacherConfig:
                 "ssgan": WITH_PARTS,
                 "stylegan2": WITH_PARTS,
                 "noise": "timesteps draws",
+                "encoder": "path",
                 "timm": "path",
                 "student": "path",
                 OWN: WITH_PARTS,
@@ -60,8 +61,8 @@ class TeacherConfig:
     )
 
     kind: str = "diffusers"
-    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan | stylegan2 | timm | student,
-    or an import path `module:Class` of your own."""
+    """Teacher family: noise | diffusers | biggan | bigbigan | ssgan | stylegan2 | encoder | timm |
+    student, or an import path `module:Class` of your own."""
     path: str = ""
     """Folder, file or URL of the weights; unused by families without weights."""
     part: Part = ""

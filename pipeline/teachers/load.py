@@ -20,6 +20,7 @@ TEACHERS: dict[str, str] = {
     "bigbigan": "pipeline.teachers.gan.bigbigan.family:BigBiGANTeacher",
     "ssgan": "pipeline.teachers.gan.ssgan.family:SSGANTeacher",
     "stylegan2": "pipeline.teachers.gan.stylegan2.family:StyleGAN2Teacher",
+    "encoder": "pipeline.teachers.posthoc.teacher:EncoderTeacher",
     "timm": "pipeline.teachers.timm.teacher:TimmTeacher",
     "student": "pipeline.teachers.timm.student:StudentTeacher",
 }

@@ -116,6 +116,14 @@ def stylegan2_discriminator(folder: Path) -> TeacherConfig:
     return dataclasses.replace(config, part="discriminator", levels=levels, settings={})
 
 
+def encoder(folder: Path) -> TeacherConfig:
+    pytest.importorskip("timm")
+    from tests.unit.pipeline.teachers.posthoc import made
+
+    levels = ["s2", "s4", "e.avepool", "e.w", "rec.b8", "rec.s1", "rec.image"]
+    return TeacherConfig(kind="encoder", path=str(made.encoder(folder)), levels=levels)
+
+
 def timm(folder: Path) -> TeacherConfig:
     pytest.importorskip("timm")
     from tests.unit.pipeline.teachers.timm.networks import save
@@ -145,6 +153,7 @@ EXAMPLES: dict[str, Callable[[Path], TeacherConfig]] = {
     "ssgan.discriminator": ssgan_discriminator,
     "stylegan2.generator": stylegan2,
     "stylegan2.discriminator": stylegan2_discriminator,
+    "encoder": encoder,
     "timm": timm,
     "student": student,
 }

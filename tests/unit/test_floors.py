@@ -24,7 +24,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "encode synthesize pretrain interpret serve",
     ),
     "pipeline.teachers": (
-        "pixels", "base", "weights request", "recording", "diffusion gan noise timm", "interpreted",
+        "pixels", "base", "weights request", "recording", "diffusion gan noise timm", "posthoc",
+        "interpreted",
         "load", "door", "inspecting",
     ),
     "pipeline.images": (

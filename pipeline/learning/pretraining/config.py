@@ -16,6 +16,7 @@ from pipeline.learning.pretraining.adversarial.stylegan2.config import (
     StyleGAN2Config,
     size_problems,
 )
+from pipeline.learning.pretraining.encoding.config import PosthocConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +25,8 @@ CountOrNone = Annotated[int, Field(ge=0)]
 SIZE_OF_DIGITS = 16
 KINDS = ("stylegan2", "ssgan", "bigbigan")
 """Kinds that train a generator against a discriminator; each has a section of its own."""
+ENCODER = "encoder"
+"""The kind that trains an encoder for a generator that is there."""
 
 
 @dataclass(kw_only=True)
@@ -119,12 +122,12 @@ class ObjectiveConfig:
 
 @dataclass(kw_only=True)
 class PretrainConfig:
-    """Train a teacher on your own images: a diffusion model, or a generator of a GAN."""
+    """Train a teacher on your own images: a diffusion model, a GAN, or a generator's encoder."""
 
     main_settings: ClassVar[str] = """
     kind out source.kind source.path source.split image.size image.views class_conditional
     minutes steps batch_size lr ema precision device seed licence num_samples distance_every
-    unet.block_out_channels unet.attention_levels objective.kind stylegan2.channel_max
+    unet.block_out_channels unet.attention_levels objective.kind stylegan2.channel_max generator
     """
 
     reads: ClassVar = (
@@ -144,14 +147,23 @@ class PretrainConfig:
             "kind",
             {
                 "diffusion": "crop unet objective lr weight_decay warmup_steps floor clip ema "
-                "sample_steps",
-                **{kind: f"teacher {kind}" for kind in KINDS},
+                "sample_steps class_conditional distance_every",
+                **{kind: f"teacher {kind} class_conditional distance_every" for kind in KINDS},
+                ENCODER: "generator encoder",
             },
+        ),
+        When(
+            "with kind encoder where encoder.real_share is above 0, and with every other kind",
+            "source image",
+            lambda config: config.sees_images,
+            "kind",
         ),
     )
 
-    kind: Literal["diffusion", "stylegan2", "ssgan", "bigbigan"] = "diffusion"
+    kind: Literal["diffusion", "stylegan2", "ssgan", "bigbigan", "encoder"] = "diffusion"
     """What is trained."""
+    generator: str = ""
+    """Folder or file of the generator that an encoder is trained for."""
     out: str = "teachers/my-teacher"
     """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""
     run_dir: str = ""
@@ -178,6 +190,8 @@ class PretrainConfig:
     """Settings of kind ssgan."""
     bigbigan: BigBiGANConfig = field(default_factory=BigBiGANConfig)
     """Settings of kind bigbigan."""
+    encoder: PosthocConfig = field(default_factory=PosthocConfig)
+    """Settings of kind encoder."""
     minutes: Positive | None = None
     """Time to train for, instead of steps, and more minutes extend a run. Diffusion: a measured
     rate says how many steps it buys, schedule and average are fitted to them. A GAN: all its starts
@@ -232,11 +246,19 @@ class PretrainConfig:
     """Features compared: pixels, timm:MODEL[@FILE], resnet56:FILE (of a CIFAR classifier), or a
     module:function of your own."""
 
+    @property
+    def sees_images(self) -> bool:
+        """Return whether there are real images to learn from."""
+        return self.kind != ENCODER or self.encoder.real_share > 0
+
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
         found = []
         if self.image.size == 0:
             found.append(Problem("image.size", "0", "a size in pixels", "Try --image.size 32."))
+        if self.kind == ENCODER and not self.generator:
+            hint = "Give --generator FOLDER, of a StyleGAN2, SS-GAN or BigGAN."
+            found.append(Problem("generator", "nothing", "a generator's folder or file", hint))
         if self.kind != "diffusion":
             return found + self._adversarial_problems()
         stride = 2 ** (len(self.unet.block_out_channels) - 1)

@@ -19,7 +19,7 @@ from dreamshard.permissions import apply_umask
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.learning.checkpoint import checkpoints, damaged, flush, forget, read_state
-from pipeline.learning.pretraining.config import KINDS
+from pipeline.learning.pretraining.config import ENCODER, KINDS
 from pipeline.teachers.weights import CARD, digest, find_weights
 from storage.schema import canonical_json
 
@@ -38,8 +38,8 @@ NOT_THE_WEIGHTS = (
     *("minutes", "compile"),  # the steps they bought count
 )
 """Settings that do not change the trained weights (threads and devices: but for rounding)."""
-NOT_OF_DIFFUSION = ("kind", "teacher", *KINDS)
-"""Settings that came with the adversarial kinds: diffusion teachers of before keep their key."""
+NOT_OF_DIFFUSION = ("kind", "teacher", "generator", *KINDS, ENCODER)
+"""Settings that came with the other kinds: diffusion teachers of before keep their key."""
 
 
 def recipe_key(

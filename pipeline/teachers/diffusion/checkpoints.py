@@ -24,8 +24,8 @@ OTHERS: tuple[tuple[str, str], ...] = (
     ("encoder.conv_in.", "an autoencoder, not a denoising network"),
 )
 """Beginning of a tensor's name -> what such a file is; none of them is read."""
-STUDENT, CONFIG = "student.json", "config.json"
-"""Files that tell a student of ours, and a network of timm's layout."""
+STUDENT, CONFIG, ENCODER = "student.json", "config.json", "encoder.json"
+"""Files that tell a student of ours, a network of timm's layout, and a generator's encoder."""
 GENERATORS: tuple[tuple[str, str], ...] = (
     ("output_layer.2.weight", "biggan"),
     ("generator.gen_z.weight_orig", "biggan"),
@@ -66,6 +66,8 @@ def family_of(path: Path) -> str:
 
 def kind_of(path: Path) -> str:
     """Guess the teacher family of a path: a generator's, timm's, a student's, or diffusers."""
+    if (path / ENCODER).is_file():
+        return "encoder"
     if any((path / part / STUDENT).is_file() for part in ("", "student")):
         return "student"
     if (path / CONFIG).is_file() and "architecture" in weights.read_json(path / CONFIG):

@@ -22,6 +22,7 @@ from pipeline.teachers.diffusion.checkpoints import kind_of
 from pipeline.teachers.inspecting import choosing, look
 from pipeline.teachers.inspecting.tap_table import TapRow, format_table, tap_table
 from pipeline.teachers.load import teacher_class
+from pipeline.teachers.recording.taps import DEPTHS
 from pipeline.teachers.recording.teacher import NetworkDescription
 from storage.schema import FeatureBatch
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str], *, encode: Encode | None = None, read: Read | None
         print(
             f"cost: share of one forward pass ({total:,.3g} GFLOP per image) run to reach the tap"
         )
-    depths = [name for name in description.aliases if not name.startswith("s")]
+    depths = [name for name in description.aliases if name in DEPTHS]
     if depths:
         print(f"aliases by depth: {', '.join(depths)}")
     if options.choose:

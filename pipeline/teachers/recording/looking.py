@@ -45,4 +45,8 @@ class LookingTeacher(NetworkTeacher):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Turn uint8 (N, H, W, 3) into what the network takes: (N, 3, H, W) in [-1, 1]."""
-        return signed(images).to(self.dtype)
+        return self.fit(signed(images))
+
+    def fit(self, images: Tensor) -> Tensor:
+        """Turn images (N, 3, H, W) in [-1, 1] into what the network takes; gradients go through."""
+        return images.to(self.dtype)

@@ -120,13 +120,20 @@ class TimmTeacher(LookingTeacher):
         """Turn uint8 (N, H, W, 3) into what the network takes: (N, 3, h, w), normalised."""
         return normalised(images, self.description).to(self.dtype)
 
+    def fit(self, images: Tensor) -> Tensor:
+        """Turn images (N, 3, H, W) in [-1, 1] into the same; gradients go through."""
+        return _fitted((images.float() + 1) / 2, self.description).to(self.dtype)
+
 
 def normalised(images: Tensor, known: TimmDescription) -> Tensor:
     """Bring uint8 (N, H, W, 3) to the size a network sees and to its mean and spread, float32."""
+    return _fitted(images.permute(0, 3, 1, 2).float() / 255, known)
+
+
+def _fitted(pixels: Tensor, known: TimmDescription) -> Tensor:
     import torch
     from torch.nn import functional as F
 
-    pixels = images.permute(0, 3, 1, 2).float() / 255
     if tuple(pixels.shape[-2:]) != known.seen:
         pixels = F.interpolate(pixels, size=known.seen, mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (

@@ -105,7 +105,7 @@ def recipe_of(settings: Mapping[str, Any], source: Mapping[str, Any], kinds: set
         kinds: names of sections of which only the chosen one counts.
     """
     others = kinds - {settings["kind"]}
-    ruled = {*NOT_THE_WEIGHTS, *LENGTH, "source", *others, *OF_DIFFUSION}
+    ruled = {*NOT_THE_WEIGHTS, *LENGTH, "source", "generator", *others, *OF_DIFFUSION}
     told = {name: value for name, value in settings.items() if name not in ruled}
     return Recipe(dict(sorted(_flat(told))), dict(source))
 

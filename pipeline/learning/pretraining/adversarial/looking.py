@@ -17,7 +17,8 @@ PATIENCE = 50_000
 """Images in which a generator may still be finding out that there is more than one picture."""
 COMPARED = 256
 CURVES = {
-    "Losses": ("loss_d", "loss_g", "loss_r"),
+    "Losses": ("loss_d", "loss_g", "loss_r", "loss_e"),
+    "Errors": ("l1", "perceptual", "latent", "l1_real", "perceptual_real"),
     "Scores": ("real", "fake"),
     "Distance": ("proxy_fd",),
 }

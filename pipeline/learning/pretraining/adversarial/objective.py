@@ -94,6 +94,7 @@ class Objective(Protocol):
     """By name, "discriminator" and "generator" among them; BigBiGAN's "encoder", too."""
     optimizers: Mapping[str, Optimizer]
     """The players', "discriminator" and "generator"; parameter groups may have rates of their own.
+    An encoder that is trained alone is the only player, "encoder", and has the generator's turn.
     A network may be spread over several groups, a parameter is in one optimiser."""
     averaged: tuple[str, ...]
     """Names of the networks of which moving averages are kept, and from which samples come."""

@@ -63,6 +63,8 @@ class Players:
     def step(self, number: int, batches: Iterator[Batch], *, progress: float) -> dict[str, Tensor]:
         """Take a step (1, 2, ...); return its terms, the losses as loss_d, loss_r and loss_g.
 
+        A lone encoder's is loss_e.
+
         Args:
             number: of the step.
             batches: from which as many are taken as `batches_of_a_step` says.
@@ -78,7 +80,8 @@ class Players:
             terms |= self._turn("discriminator", objective.regulariser_step, again, "loss_r")
         seen = objective.generator_sees_images
         share = told.share(next(batches), count + 1) if seen else told.again(share, count + 1)
-        terms |= self._turn("generator", objective.generator_step, share, "loss_g")
+        last = "generator" if "generator" in objective.optimizers else "encoder"
+        terms |= self._turn(last, objective.generator_step, share, f"loss_{last[0]}")
         for name, average in self._averages.items():
             average.update(objective.networks[name], step=number)
         return terms

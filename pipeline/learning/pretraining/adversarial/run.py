@@ -97,6 +97,7 @@ class AdversarialRun:
         self.best = dict(start.best)
         self._variety = float(self.best.get("variety", 0))
         self._distance: watch.ProxyDistance | None = None
+        self._found: dict[str, float] = {}
         self._seconds = start.seconds
 
     def go(self) -> None:
@@ -214,9 +215,25 @@ class AdversarialRun:
         return self.objective.sample(self.players.averages, numbers)
 
     def _draw(self, step: int) -> None:
-        samples = self._samples(range(self.plan.num_samples))
-        watch.draw_grid(samples, self.plan.run_dir / f"samples-{step:06d}.png")
+        self._sheet(self.plan.run_dir / f"samples-{step:06d}.png")
         looking.draw_curves(self.plan.run_dir)
+
+    def _sheet(self, path: Path) -> None:
+        """Draw what shows how far it is."""
+        watch.draw_grid(self._samples(range(self.plan.num_samples)), path)
+
+    def _examine(self) -> dict[str, float]:
+        """Measure the finished networks by what training never saw, where there is such."""
+        return {}
+
+    def _next(self) -> tuple[str, ...]:
+        """Spell what to do with the teacher, the usual thing first."""
+        kind, folder = self.plan.kind, str(self.plan.folder)
+        words = ("--teacher.kind", kind, "--teacher.path", folder)
+        return (
+            command_line("dreamshard", "inspect", "teacher", folder, "--kind", kind),
+            command_line("dreamshard", "synthesize", *words, "--teacher.levels", "[s4,s2,s1]"),
+        )
 
     def _measure(self, step: int) -> dict[str, float]:
         """Measure samples against training images, log and say it, keep the best teacher."""
@@ -248,7 +265,7 @@ class AdversarialRun:
         (folder / state.CARD).unlink(missing_ok=True)
         kind = trusted.attribute(torch, plan.weights_dtype, allowed=DTYPES)
         files = self.objective.export(self.players.averages, folder, dtype=kind)
-        watch.draw_grid(self._samples(range(plan.num_samples)), folder / "samples.png")
+        self._sheet(folder / "samples.png")
         state.save_card(folder, self._card(step, figures, [path.name for path in files]))
 
     def _card(self, step: int, figures: Mapping[str, float], files: list[str]) -> dict[str, object]:
@@ -265,6 +282,7 @@ class AdversarialRun:
             "images_seen": step * plan.batch_size * per_step,
             "seconds": self._seconds,
             **({"proxy_distance": {**figures, **told}} if figures else {}),
+            **({"held_out": self._found} if self._found else {}),
         }
 
     def _finish(self, step: int, *, made: int) -> None:
@@ -274,6 +292,7 @@ class AdversarialRun:
         if not checkpoints(plan.run_dir):  # nothing was left to do
             self._save(step)
         figures = self._measure(step) if plan.distance_every else {}
+        self._found = self._examine()
         plan.folder.mkdir(parents=True, exist_ok=True)
         best = plan.run_dir / BEST
         self._draw(step)
@@ -284,13 +303,9 @@ class AdversarialRun:
         took = self._seconds - self.start.seconds
         record.stats(
             teacher=str(plan.folder), steps=step, seconds=took,
-            img_per_s=made * plan.batch_size / max(took, 1e-9), best=self.best,
+            img_per_s=made * plan.batch_size / max(took, 1e-9), best=self.best, **self._found,
         )  # fmt: skip
-        words = ("--teacher.kind", plan.kind, "--teacher.path", str(plan.folder))
-        record.propose(
-            command_line("dreamshard", "inspect", "teacher", str(plan.folder), "--kind", plan.kind),
-            command_line("dreamshard", "synthesize", *words, "--teacher.levels", "[s4,s2,s1]"),
-        )
+        record.propose(*self._next())
 
     def _take(self, best: Path, step: int) -> None:
         """Make the best teacher the finished one, its card last."""

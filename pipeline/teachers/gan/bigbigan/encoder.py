@@ -200,6 +200,7 @@ def generator_taps(generator: GeneratorDescription, size: tuple[int, int]) -> li
                 f"generator.{tap.module}" if tap.module else "image",
                 channels,
                 size[0] // rows if whole else 0,
+                item=tap.item,
                 form=(channels, rows, columns),
                 kind="feature",
             )

@@ -22,11 +22,16 @@ GAINS = {"lrelu": math.sqrt(2), "relu": math.sqrt(2), "linear": 1.0}
 
 
 def activate(x: Tensor, kind: str, clamp: float | None) -> Tensor:
-    """Apply an activation in place, its gain already in x, then a clamp to +-`clamp`."""
+    """Apply an activation, its gain already in x, then a clamp to +-`clamp`; in place.
+
+    Where gradients go through it, the activation's output is kept for them and clamped in a copy.
+    """
     if kind == "lrelu":
         x = F.leaky_relu_(x, SLOPE)
     elif kind == "relu":
         x = F.relu_(x)
+    if x.requires_grad:
+        return x if clamp is None else x.clamp(-clamp, clamp)
     return x if clamp is None else x.clamp_(-clamp, clamp)
 
 

@@ -1,0 +1,1 @@
+"""Encoders that were trained for generators without one; imports `teachers.gan` and `timm`."""
