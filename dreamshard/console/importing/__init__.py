@@ -95,7 +95,7 @@ class Import:
             "teacher": {"kind": "import", "names": self.shards.teachers},
             "mode": {"kind": "import", "prefix_tokens": self.tokens.prefix},
             "levels": levels,
-            "image": {"size": list(self.image_size)},
+            "image": {"size": list(self.image_size), "range": "0..255"},
             "source": {"kind": "features", "count": count, "digest": self.shards.digest},
             "seed": 0,
         }

@@ -4,6 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -38,6 +39,7 @@ def test_what_comes_in_is_what_was_there(folder: Path, capsys: pytest.CaptureFix
     found = bring(folder)
     assert "5 samples imported" in capsys.readouterr().out
     assert [sample.key for sample in found[:]] == KEYS
+    assert found.recipe.content["image"] == {"size": [SIDE, SIDE], "range": "0..255"}  # train asks
     strides = {level.name: level.stride for level in found.levels}
     assert strides == {f"{DINO}.cls_token": 0, f"{DINO}.embedding": 14, f"{SAM}.embedding": 7}
     for number, sample in enumerate(found[:]):
@@ -243,3 +245,16 @@ def test_names_lead_nowhere(tmp_path: Path) -> None:
     found = bring(tmp_path / "evil", "--image_size", str(SIDE))
     assert 1 <= len(found) <= 3  # what is hidden is passed over, and told
     assert {path.name for path in tmp_path.iterdir()} == {"evil", "data"}
+
+
+def test_shards_may_lie_in_a_store(folder: Path, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(folder), "/importing/theia", recursive=True)
+    root = tmp_path / "from-store"
+    words = ["memory://importing/theia", "--root", str(root), "--name", "tiny"]
+    assert importing.main(words) == 0
+    here, there = bring(folder), dreamshard.open_dataset(str(root / "tiny"))
+    assert here.recipe.content_key == there.recipe.content_key
+    level = f"{DINO}.embedding"
+    assert np.array_equal(here[4].levels[level], there[4].levels[level])
+    store.rm("/importing", recursive=True)
