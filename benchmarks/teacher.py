@@ -3,13 +3,16 @@
     python benchmarks/teacher.py                                    # ADM-256's shape, narrowed, CPU
     python benchmarks/teacher.py --device cuda --width 256 --batch 64 --dtypes bfloat16 --compile
     python benchmarks/teacher.py --case stylegan2 --batch 8         # images and features drawn, CPU
+    python benchmarks/teacher.py --case latents --width 160 --size 256   # kept latents and images
     python benchmarks/teacher.py --device cuda --case sd --batch 16 --dtypes bfloat16 --compile
 
 Weights are random. `plain` is what a user would write: the whole forward pass with forward hooks on
-the blocks, the features converted to float16 and copied to the host. Rounds are interleaved, the
-first one warms up. Prints one JSON object, also written to `--out`: seconds per image (best round),
-ratios plain / dreamshard (median of the paired rounds), float32 / other dtypes, images/s, and
-achieved TFLOP/s, as a share of `--peak_tflops` where that is given.
+the blocks, the features converted to float16 and copied to the host. In case `latents` both are
+ours, from `images` or from their kept latents (images are not decoded in either). Rounds are
+interleaved, the first one warms up. Prints one JSON object, also written to `--out`: seconds per
+image (best round), ratios plain / dreamshard (median of the paired rounds), float32 / other dtypes,
+images/s, feature bytes handed to the host (stylegan2), and achieved TFLOP/s, as a share of
+`--peak_tflops` where that is given.
 """
 
 from __future__ import annotations
@@ -69,8 +72,12 @@ def save_adm(folder: Path, width: int, size: int) -> None:
     DDPMScheduler().save_pretrained(folder / "scheduler")
 
 
-def save_sd(folder: Path, width: int, size: int) -> None:
-    """Save a UNet, VAE and empty prompt of Stable Diffusion 1.5's shape; 320 is its own width."""
+def save_sd(folder: Path, width: int, size: int, *, vae: int = 128) -> None:
+    """Save a UNet, VAE and empty prompt of Stable Diffusion 1.5's shape; 320 is its own width.
+
+    Args:
+        vae: width of the autoencoder; 128 is its own.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from safetensors.torch import save_file
 
@@ -80,7 +87,7 @@ def save_sd(folder: Path, width: int, size: int) -> None:
         block_out_channels=(width, 2 * width, 4 * width, 4 * width),
     ).save_pretrained(folder / "unet")
     AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
+        block_out_channels=(vae, 2 * vae, 4 * vae, 4 * vae),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
@@ -89,6 +96,35 @@ def save_sd(folder: Path, width: int, size: int) -> None:
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
     ).save_pretrained(folder / "scheduler")
     save_file({"prompt_embeds": torch.randn(1, 77, 768)}, folder / "empty_prompt.safetensors")
+
+
+def save_narrow_sd(folder: Path, width: int, size: int) -> None:
+    """Save Stable Diffusion 1.5's shape with both of its networks narrowed alike."""
+    save_sd(folder, width, size, vae=128 * width // 320)
+
+
+def latents_calls(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], object]]:
+    """Make the variants of case `latents`: from images, and from what is kept of them."""
+    shape = (options.batch, options.size, options.size, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    indices = np.arange(options.batch)
+    calls: dict[str, Callable[[], object]] = {}
+    for dtype in options.dtypes:
+        for label, taps in (("all", list(CASES["sd"])), ("16+", COARSE["sd"])):
+            ours: Any = open_teacher(
+                folder, levels=[*taps, "latent"], timesteps=[TIMESTEP], compute_dtype=dtype,
+                device=options.device, threads=options.threads, micro_batch=options.batch,
+            )  # fmt: skip
+            found = ours.encode(images, indices).levels
+            again = ours.encode_latents(found["latent"], indices).levels
+            for name, values in found.items():
+                np.testing.assert_allclose(again[name], values, rtol=0.02, atol=0.02)
+            kept = found["latent"]
+            calls[f"{dtype}/{label}/images"] = lambda ours=ours: ours.encode(images, indices)
+            calls[f"{dtype}/{label}/latents"] = lambda ours=ours, kept=kept: ours.encode_latents(
+                kept, indices
+            )
+    return calls
 
 
 def plain_diffusers(
@@ -182,8 +218,9 @@ def summarise(
     over: dict[str, float] = {}
     for name in times:
         dtype, label, who = name.split("/")
-        if who != "plain":
-            over[f"{name} over plain"] = ratio(f"{dtype}/{label}/plain", name)
+        for base in ("plain", "images"):
+            if who != base and f"{dtype}/{label}/{base}" in times:
+                over[f"{name} over {base}"] = ratio(f"{dtype}/{label}/{base}", name)
         if who == "compiled":
             over[f"{name} over not compiled"] = ratio(f"{dtype}/{label}/dreamshard", name)
         if dtype != "float32" and f"float32/{label}/{who}" in times:
@@ -191,7 +228,7 @@ def summarise(
     achieved = {
         name: gflops[name.split("/")[1]] / value / 1e3
         for name, value in best.items()
-        if not name.endswith("plain")
+        if not name.endswith(("plain", "latents"))
     }
     found: dict[str, Any] = {
         "seconds_per_image": {name: round(value, 5) for name, value in best.items()},
@@ -214,21 +251,24 @@ def prepare(
         made = teacher_stylegan2.save(folder, options.width, options.size)
         calls = teacher_stylegan2.build_calls(options, folder, made)
     else:
-        {"adm": save_adm, "sd": save_sd}[options.case](folder, options.width, options.size)
-        calls = build_calls(options, folder)
+        saves = {"adm": save_adm, "sd": save_sd, "latents": save_narrow_sd}
+        saves[options.case](folder, options.width, options.size)
+        build = latents_calls if options.case == "latents" else build_calls
+        calls = build(options, folder)
     rows = {row.name: row.gflops or 0.0 for row in tap_table(str(folder), costs=True)[1]}
     if options.case == "stylegan2":
         return calls, {"all": rows[f"b{options.size}"]}
-    return calls, {"all": rows["up.3"], "16+": rows[COARSE[options.case][-1]]}
+    coarse = COARSE["adm" if options.case == "adm" else "sd"]
+    return calls, {"all": rows["up.3"], "16+": rows[coarse[-1]]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", choices=[*CASES, "stylegan2"], default="adm")
+    parser.add_argument("--case", choices=[*CASES, "latents", "stylegan2"], default="adm")
     parser.add_argument("--width", type=int, help="default 32 (adm), 320 (sd), 128 (stylegan2)")
-    parser.add_argument("--size", type=int, help="default 256, 512, 64 (pixels)")
+    parser.add_argument("--size", type=int, help="default 256, 512 (sd), 64 (stylegan2), pixels")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -245,8 +285,8 @@ def main() -> None:
     )
     parser.add_argument("--out", help="file for the JSON")
     options = parser.parse_args()
-    options.width = options.width or {"adm": 32, "sd": 320, "stylegan2": 128}[options.case]
-    options.size = options.size or {"adm": 256, "sd": 512, "stylegan2": 64}[options.case]
+    options.width = options.width or {"adm": 32, "stylegan2": 128}.get(options.case, 320)
+    options.size = options.size or {"adm": 256, "stylegan2": 64}.get(options.case, 512)
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
         "command": "python benchmarks/teacher.py " + " ".join(sys.argv[1:]),
@@ -268,6 +308,12 @@ def main() -> None:
                 if number:  # the first round warms up
                     times[name].append(taken)
     result |= summarise(times, gflops, options)
+    if options.case == "stylegan2":
+        result["feature_bytes_from_device_per_image"] = {
+            name: teacher_stylegan2.bytes_leaving(call) // options.batch
+            for name, call in calls.items()
+            if not name.endswith("plain")
+        }
     text = json.dumps(result, indent=2)
     if options.out:
         Path(options.out).write_text(text + "\n")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.teachers.door import open_teacher
+from pipeline.teachers.recording.outbox import Outbox
 from tests.unit.pipeline.teachers.gan.stylegan2.stylegan2_reference import FIR, Reference
 
 BASE = 4096
@@ -146,6 +147,10 @@ def build_calls(
         folder, kind="stylegan2", levels=names, micro_batch=options.batch,
         device=options.device, threads=options.threads,
     )  # fmt: skip
+    pooled: Any = open_teacher(
+        folder, kind="stylegan2", levels=names, micro_batch=options.batch, pool="gap",
+        device=options.device, threads=options.threads,
+    )  # fmt: skip
     theirs, indices = plain(made, options.device), np.arange(options.batch)
     expected, got = theirs(ours.inputs(indices)[0]), ours.synthesize(indices)
     for name in names:
@@ -153,4 +158,21 @@ def build_calls(
     return {
         "float32/all/plain": lambda: theirs(ours.inputs(indices)[0]),
         "float32/all/dreamshard": lambda: ours.synthesize(indices),
+        "float32/all/pooled": lambda: pooled.synthesize(indices),
     }
+
+
+def bytes_leaving(call: Callable[[], object]) -> int:
+    """Count the bytes of features that one call hands over to the host."""
+    taken, original = [], Outbox.__setitem__
+
+    def counted(self: Outbox, name: str, value: Tensor) -> None:
+        taken.append(value.nbytes)
+        original(self, name, value)
+
+    Outbox.__setitem__ = counted  # type: ignore[method-assign]
+    try:
+        call()
+    finally:
+        Outbox.__setitem__ = original  # type: ignore[method-assign]
+    return sum(taken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from dreamshard.errors import DataError
+from pipeline.teachers.door import open_teacher
 from pipeline.teachers.recording.outbox import Outbox, as_recorded
 from storage.schema import Level
+from tests.unit.pipeline.teachers.gan.stylegan2.stylegan2_reference import Reference
 
 SHAPE = (2, 3, 4, 4)
 
@@ -149,3 +152,24 @@ def test_copies_overlap_and_are_whole_on_a_gpu() -> None:
             torch.full((16, 64, 64, 64), -1.0, **kind)
         values = [np.unique(array).tolist() for array in outbox.collect().values()]
         assert values == [[float(number)] for number in range(8)]
+
+
+def test_what_is_asked_for_pooled_leaves_the_device_pooled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a generator, whose maps are the larger the finer they are."""
+    path = Reference(side=8).write(tmp_path / "n.pkl")
+    teacher = open_teacher(path, kind="stylegan2", levels=["b4", "b8"], pool="gap")
+    sent: dict[str, torch.Size] = {}
+    original = Outbox.__setitem__
+
+    def noted(self: Outbox, name: str, value: torch.Tensor) -> None:
+        sent[name] = value.shape[1:]
+        original(self, name, value)
+
+    monkeypatch.setattr(Outbox, "__setitem__", noted)
+    batch = teacher.synthesize(np.arange(2))
+    assert sent == {"b4.gap": (7,), "b8.gap": (8,)}
+    assert {name: values.shape for name, values in batch.levels.items()} == {
+        name: (2, *shape) for name, shape in sent.items()
+    }
