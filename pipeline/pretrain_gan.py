@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, Problem
@@ -71,14 +71,14 @@ def train(
         lambda: kept.resume_point(run_dir, recipe=recipe, overwrite=config.overwrite)
     )
     build: Callable[..., AdversarialRun] = AdversarialRun
+    batches: Any
     if encoding is not None:
         batches, objective, build = encoding.parts(half=plan.half)
     else:
         assert source is not None, "a GAN sees images"
         batches = together(lambda: _batches(config, accelerator, source))
         objective = _objective(config, accelerator, source, half=plan.half)
-    of, replace = {"recipe": recipe.key}, config.overwrite
-    chief = accelerator.is_main_process
+    of, replace, chief = {"recipe": recipe.key}, config.overwrite, accelerator.is_main_process
     record = together(
         lambda: RunFolder(run_dir, config=config, of=of, replace=replace) if chief else None
     )

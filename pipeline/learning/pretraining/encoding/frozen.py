@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.learning.pretraining.encoding.config import DISCRIMINATOR, PosthocConfig
-from pipeline.teachers.base import TeacherConfig
+from pipeline.teachers.base import Part, TeacherConfig
 from pipeline.teachers.diffusion.checkpoints import FOLDERS, kind_of
-from pipeline.teachers.door import open_teacher
 from pipeline.teachers.gan.teacher import GeneratorDescription, GeneratorTeacher
 from pipeline.teachers.load import teacher_class
 from pipeline.teachers.pixels import signed, to_uint8
@@ -201,28 +200,24 @@ def open_perceptual(
     elif not path.exists():
         raise ConfigError(Problem("encoder.perceptual.path", told.path, "a path that is there"))
     kind = kind or kind_of(path)
-    part = DISCRIMINATOR if own or kind in layouts.FAMILIES else ""
+    part: Part = "discriminator" if own or kind in layouts.FAMILIES else ""
     size = target.known.image_size
     try:
         cls = teacher_class(kind, mode="encode", part=part)
         if not (isinstance(cls, type) and issubclass(cls, LookingTeacher)):
             allowed = "a network that looks at images: timm | student | a discriminator's"
             raise ConfigError(Problem("path", f"{path}, of kind {kind}", allowed))
-        levels = told.levels or _all_levels(cls, kind, path, told.settings, size)
-        opened = open_teacher(
-            path, kind=kind, part=part, levels=levels, mode="encode", image_size=size,
-            device=device.type, threads=0, **told.settings,
-        )  # fmt: skip
+        asked = TeacherConfig(
+            kind=kind, path=str(path), part=part, levels=[], settings=dict(told.settings)
+        )
+        asked.levels = told.levels or list(
+            dict.fromkeys(cls.look_up(asked, size)[0].aliases.values())
+        )
+        pins = Pins(micro_batch=1, compute_dtype="float32", device=str(device), threads=0)
+        opened = cls(asked, mode="encode", image_size=size, seed=0, pins=pins)
     except ConfigError as error:
         raise error.under("encoder.perceptual") from error
     return Perceptual(cast(LookingTeacher, opened))
-
-
-def _all_levels(
-    cls: Any, kind: str, path: Path, settings: Mapping[str, Any], size: tuple[int, int]
-) -> list[str]:
-    known = cls.look_up(TeacherConfig(kind=kind, path=str(path), settings=dict(settings)), size)[0]
-    return list(dict.fromkeys(known.aliases.values()))
 
 
 def _renamed(error: ConfigError, **keys: str) -> ConfigError:

@@ -56,7 +56,7 @@ class EncoderObjective:
     regularise_every = 0
     discriminator_steps = 0
     generator_sees_images = True
-    averaged = ("encoder",)
+    averaged: tuple[str, ...] = ("encoder",)
 
     def __init__(
         self, config: PosthocConfig, facts: Facts, target: Target, perceptual: Perceptual | None

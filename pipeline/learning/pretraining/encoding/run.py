@@ -148,13 +148,13 @@ class EncoderRun(AdversarialRun):
             images, told = self.real
             labels = side.labels_of_real(told, len(images))
             errors = self._errors(images, labels, None)
-            found |= {f"real_{name}": value for name, value in errors.items()}
-        words = [
-            f"{NAMES[name.removeprefix('real_')]} {value:.4g}"
-            + (" (real)" if name.startswith("real_") else "")
-            for name, value in found.items()
-        ]
-        stage(f"held out: {', '.join(words)}")
+            found |= {f"{REAL}{name}": value for name, value in errors.items()}
+        own = {name: value for name, value in found.items() if not name.startswith(REAL)}
+        real = {name[len(REAL) :]: v for name, v in found.items() if name.startswith(REAL)}
+        for what, errors in (("generated", own), ("real", real)):
+            if errors:
+                told = (f"{NAMES[name]} {value:.4g}" for name, value in errors.items())
+                stage(f"held out, {what}: {', '.join(told)}")
         return found
 
     def _errors(
@@ -191,8 +191,10 @@ class EncoderRun(AdversarialRun):
         )
 
 
+REAL = "real_"
+"""Beginning of the names of errors of real images."""
 NAMES: Mapping[str, str] = {
-    "relative_l1": "relative L1 of reconstructions (1: no nearer than to another image)",
+    "relative_l1": "relative L1 (1: no nearer than to another image)",
     "l1": "L1 in [-1, 1]",
     "latent_mse": "squared error of latents",
     "latent_error": "as a share of their variance",
