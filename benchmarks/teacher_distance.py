@@ -27,7 +27,7 @@ from benchmarks.teacher_study import read_images
 from dreamshard.progress import Progress
 from dreamshard.rng import generator
 from pipeline.images import quality
-from pipeline.images.cifar_features import CifarFeatures
+from pipeline.images.judges.resnet56 import CifarFeatures
 from pipeline.teachers.door import open_teacher
 
 

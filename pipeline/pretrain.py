@@ -112,6 +112,7 @@ class _Run:
         source: ImageSource,
         identity: dict[str, object],
     ) -> None:
+        from pipeline.images.quality import open_extractor
         from pipeline.learning.pretraining import network, objective
         from pipeline.learning.pretraining.batches import Batches
         from pipeline.learning.pretraining.data import TrainingImages
@@ -147,10 +148,11 @@ class _Run:
             seed=seed,
         )
         self.folder = Path(config.run_dir or Path(config.out) / "run")
-        kind, count = config.distance_extractor, config.distance_samples
-        self.watch = Watch(
-            sampler, self.images, self.folder, crop=config.crop, extractor=kind, samples=count
-        )
+        extract, count, crop = None, config.distance_samples, config.crop
+        if config.distance_every:
+            extract = open_extractor(config.distance_extractor, key="distance_extractor")
+        told = {"crop": crop, "extract": extract, "samples": count}
+        self.watch = Watch(sampler, self.images, self.folder, **told)
 
     def _learner(self, module: nn.Module) -> Learner:
         """Put beside a network what trains it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from pipeline.learning.pretraining.config import ENCODER, KINDS
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from pipeline.images.quality import Extractor
     from pipeline.images.source import ImageSource
     from pipeline.learning.pretraining.adversarial.kept import Recipe
     from pipeline.learning.pretraining.adversarial.objective import Objective
@@ -59,11 +61,8 @@ def train(
         recipe, licence = encoding.recipe(recipe), encoding.licence
     plan = _plan(config, recipe, accelerator, identity, licence=licence)
     folder, run_dir = plan.folder, plan.run_dir
-    if not config.overwrite and decided_by_chief(
-        lambda: kept.find_finished(
-            folder, run_dir, recipe=recipe, budget=plan.budget, files=WEIGHTS
-        )
-    ):
+    find = partial(kept.find_finished, folder, run_dir, recipe=recipe, budget=plan.budget)
+    if not config.overwrite and decided_by_chief(lambda: find(files=WEIGHTS)):
         if accelerator.is_main_process:
             stage(f"teacher {folder} is already trained: reused")
         return folder
@@ -79,12 +78,13 @@ def train(
         batches = together(lambda: _batches(config, accelerator, source))
         objective = _objective(config, accelerator, source, half=plan.half)
     of, replace, chief = {"recipe": recipe.key}, config.overwrite, accelerator.is_main_process
+    extract = together(lambda: _extractor(config) if chief else None)
     record = together(
         lambda: RunFolder(run_dir, config=config, of=of, replace=replace) if chief else None
     )
     run = build(
         plan, objective, batches,
-        recipe=recipe, start=start, accelerator=accelerator, record=record,
+        recipe=recipe, start=start, accelerator=accelerator, record=record, extract=extract,
     )  # fmt: skip
     try:
         run.go()
@@ -104,6 +104,15 @@ def _encoding(
         batch_size=config.batch_size, seed=config.seed, licence=config.licence,
     )  # fmt: skip
     return Encoding(asked, accelerator, source)
+
+
+def _extractor(config: PretrainConfig) -> Extractor | None:
+    """Open the features of the distance, before anything is trained, where one is measured."""
+    from pipeline.images.quality import open_extractor
+
+    if not config.distance_every:
+        return None
+    return open_extractor(config.distance_extractor, key="distance_extractor")
 
 
 def _plan(

@@ -1,7 +1,8 @@
 """How close a set of images is to another: Fréchet and kernel distance of their features.
 
 The extractor is the caller's choice, so the numbers are proxies: comparable between runs with one
-extractor and one sample count, never with published FID or KID, which fix an Inception network.
+extractor and one sample count. Published FID and KID fix an Inception network (`inception:FILE`)
+and 50,000 samples; with fewer, not even those compare.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamshard.errors import ConfigError, Problem
+from dreamshard.errors import ConfigError, Problem, TeacherError
 from dreamshard.foreign import trusted
 
 Extractor = Callable[[np.ndarray], np.ndarray]
@@ -22,14 +23,16 @@ CELLS = 8
 BATCH = 64
 
 
-def open_extractor(name: str) -> Extractor:
+def open_extractor(name: str, *, key: str = "extractor") -> Extractor:
     """Return the extractor of a name.
 
     Args:
         name: `pixels` (means over an 8x8 grid of cells: no network), `timm:MODEL` with an optional
             `@FILE` of weights (any timm network, pooled features), `resnet56:FILE` (a classifier of
-            CIFAR), or `module:function` of your own; a function without arguments that returns an
+            CIFAR), `inception:FILE` (the network of published FID, whose extractor has `logits`,
+            too), or `module:function` of your own; a function without arguments that returns an
             `Extractor`.
+        key: of the setting that told it.
 
     Raises: ConfigError: there is no such extractor, or its package is missing.
     """
@@ -41,11 +44,13 @@ def open_extractor(name: str) -> Extractor:
             return _timm(*rest.split("@", 1))
         if kind == "resnet56" and rest:
             return _resnet56(rest)
+        if kind == "inception" and rest:
+            return _inception(rest)
         return trusted.find(name, table={})()
-    except (ImportError, AttributeError, RuntimeError, ValueError, OSError) as error:
+    except (ImportError, AttributeError, RuntimeError, ValueError, OSError, TeacherError) as error:
         got = f"{name} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        allowed = "pixels | timm:MODEL[@FILE] | resnet56:FILE | module:function"
-        raise ConfigError(Problem("extractor", got, allowed)) from error
+        allowed = "pixels | timm:MODEL[@FILE] | resnet56:FILE | inception:FILE | module:function"
+        raise ConfigError(Problem(key, got, allowed)) from error
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
@@ -64,7 +69,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Return the squared Fréchet distance of two Gaussians fitted to features.
 
     `|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`, with the trace of the root from the eigenvalues
-    of `S1^(1/2) S2 S1^(1/2)`, which is symmetric.
+    of `S1^(1/2) S2 S1^(1/2)`, which is symmetric. With fewer samples than features, `S = A^T A` has
+    factors that are smaller than S, and the trace is the sum of the singular values of `A1 A2^T`.
 
     Args:
         first: features (N, D), N at least 2; fewer samples than D give a biased, larger value.
@@ -72,15 +78,21 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
     Source: Heusel et al. 2017, eq. 6.
     """
-    from scipy.linalg import eigh
+    from scipy.linalg import eigh, svdvals
 
-    means = [features.astype(np.float64).mean(0) for features in (first, second)]
-    spreads = [np.atleast_2d(np.cov(f.astype(np.float64), rowvar=False)) for f in (first, second)]
-    values, vectors = eigh(spreads[0])
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(eigh(root @ spreads[1] @ root, eigvals_only=True).clip(0)).sum()
+    sets = [features.astype(np.float64) for features in (first, second)]
+    means = [features.mean(0) for features in sets]
+    # A of S = A^T A, (N, D).
+    roots = [(f - m) / np.sqrt(len(f) - 1) for f, m in zip(sets, means, strict=True)]
+    if max(map(len, roots)) < roots[0].shape[1]:
+        cross = np.sum(svdvals(roots[0] @ roots[1].T))
+    else:
+        values, vectors = eigh(roots[0].T @ roots[0])
+        half = roots[1] @ (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        cross = np.sqrt(eigh(half.T @ half, eigvals_only=True).clip(0)).sum()
     distance = float(((means[0] - means[1]) ** 2).sum())
-    return max(0.0, distance + float(np.trace(spreads[0]) + np.trace(spreads[1]) - 2 * cross))
+    spread = sum(float((root**2).sum()) for root in roots)
+    return max(0.0, distance + spread - 2 * float(cross))
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -106,8 +118,34 @@ def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
     return within(x) + within(y) - 2 * float(kernel(x, y).mean())
 
 
+def inception_score(logits: np.ndarray, *, parts: int = 1) -> tuple[float, float]:
+    """Return exp of the mean divergence of a sample's classes from those of all; mean, deviation.
+
+    Args:
+        logits: (N, K), of samples in the order they were drawn.
+        parts: into which they are cut, each with its own mean classes (count); published: 10 of
+            5,000. The deviation is over the parts.
+
+    Source: Salimans et al. 2016, section 4.
+    """
+    from scipy.special import log_softmax
+
+    scores = []
+    for part in np.array_split(logits.astype(np.float64), parts):
+        told = log_softmax(part, axis=1)
+        among = np.log(np.exp(told).mean(0).clip(1e-300))
+        scores.append(float(np.exp((np.exp(told) * (told - among)).sum(1).mean())))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _inception(file: str) -> Extractor:
+    from pipeline.images.judges.inception import Inception
+
+    return Inception(Path(file))
+
+
 def _resnet56(file: str) -> Extractor:
-    from pipeline.images.cifar_features import CifarFeatures
+    from pipeline.images.judges.resnet56 import CifarFeatures
 
     return CifarFeatures(file)
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.images.inputs import ImageInput
 from pipeline.images.labelled import draw_labelled, read_labelled
-from pipeline.images.source import ImageConfig, SourceConfig, open_source
-from pipeline.teachers.base import Teacher
+from pipeline.images.source import ImageConfig, ImageSource, SourceConfig, open_source
+from pipeline.request import measure_teacher
+from pipeline.teachers.base import Mode, Scalar, Teacher
+from pipeline.teachers.door import open_teacher
 from pipeline.teachers.inspecting import command
 from pipeline.teachers.inspecting.look import MICRO_BATCH
+from pipeline.teachers.load import teacher_class
 from storage.schema import FeatureBatch
+
+DIGITS = "digits"
+"""Stands for scikit-learn's digits where a path is asked for."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
     """
-    return command.main(argv, encode=encode, read=read)
+    return command.main(argv, encode=encode, read=read, measure=measure)
 
 
 def read(path: str, count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -35,19 +43,22 @@ def read(path: str, count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.n
     Returns:
         uint8 (N, H, W, 3), and int64 (N,) or None.
     """
-    settings = SourceConfig(kind="digits") if path == "digits" else SourceConfig(path=path)
-    source = open_source(settings, key="images")
+    source = _source(path)
     numbers = draw_labelled(len(source), count=count, seed=0)
     found = read_labelled(source, config=ImageConfig(), size=size, numbers=numbers)
     known = found.labels is not None and bool((found.labels >= 0).all())
     return found.images, found.labels if known else None
 
 
+def _source(path: str) -> ImageSource:
+    told = SourceConfig(kind="digits") if path == DIGITS else SourceConfig(path=path)
+    return open_source(told, key="images")
+
+
 def encode(teacher: Teacher, *, images: str, count: int) -> Iterator[FeatureBatch]:
     """Let a teacher see images, or the digits where none are given."""
-    settings = SourceConfig(path=images) if images else SourceConfig(kind="digits")
     inputs = ImageInput(
-        open_source(settings, key="images"),
+        _source(images or DIGITS),
         config=ImageConfig(),
         image_size=teacher.image_size,
         seed=0,
@@ -55,3 +66,37 @@ def encode(teacher: Teacher, *, images: str, count: int) -> Iterator[FeatureBatc
     count = min(count, inputs.num_samples or count)
     for work in inputs.works(0, count, micro_batch=MICRO_BATCH):
         yield inputs.forward(teacher, work)
+
+
+def measure(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    path: str,
+    *,
+    kind: str,
+    part: str,
+    levels: Sequence[str] | None,
+    timesteps: Sequence[int] | None,
+    settings: Mapping[str, Scalar],
+    image_size: tuple[int, int] | None,
+    taps: Sequence[str],
+    extractor: str,
+) -> tuple[str, Callable[[Path], None] | None]:
+    """Measure a teacher on images; return what there is to say, and what writes its sheet."""
+    import torch
+
+    def opened(mode: Mode, chosen: Sequence[str] | None) -> Teacher:
+        return open_teacher(
+            path, kind=kind, part=part, levels=chosen, timesteps=timesteps, mode=mode,
+            image_size=image_size, micro_batch=measure_teacher.BATCH, threads=0,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            seed=int(settings.get("seed") or 0),
+            settings={name: value for name, value in settings.items() if name != "seed"},
+        )  # fmt: skip
+
+    found = measure_teacher.measure(
+        opened, images, labels, modes=teacher_class(kind, part=part).modes, levels=levels,
+        taps=taps, extractor=extractor,
+    )  # fmt: skip
+    told = measure_teacher.format_measured(found, extractor)
+    return told, partial(measure_teacher.write_sheet, found.sheet) if found.sheet else None

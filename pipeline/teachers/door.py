@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -34,7 +34,8 @@ def open_teacher(
     compute_dtype: str = "float32",
     device: str = "cpu",
     threads: int = 1,
-    **settings: Scalar,
+    settings: Mapping[str, Scalar] | None = None,
+    **further: Scalar,
 ) -> Teacher:
     """Load a teacher from a folder or a checkpoint; for the rest see `dreamshard.load_teacher`.
 
@@ -44,8 +45,10 @@ def open_teacher(
         pool: none or gap.
         compute_dtype: float32, bfloat16 or float16.
         threads: CPU threads; 0 leaves torch's number alone.
-        settings: further settings. Without `class_label`, a class-conditional diffusion network
-            gets no class, and a generator draws one per sample.
+        settings: as `teacher.settings`; some have the name of an argument here (`image_size`).
+            Without `class_label`, a class-conditional diffusion network gets no class, and a
+            generator draws one per sample.
+        further: more of them.
 
     Returns:
         a teacher (`levels`, `image_size`, `fingerprint`, `encode`, `synthesize`); diffusion
@@ -66,7 +69,7 @@ def open_teacher(
         draws=draws,
         pool=pool,  # type: ignore[arg-type]
         compute_dtype=compute_dtype,  # type: ignore[arg-type]
-        settings=dict(settings),
+        settings={**(settings or {}), **further},
     )
     if "seed" in getattr(cls, "SETTINGS", {}):  # of random weights, where they are asked for
         config.settings["seed"] = seed

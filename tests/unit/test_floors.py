@@ -29,7 +29,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "load", "door", "inspecting",
     ),
     "pipeline.images": (
-        "listing labels cifar_features", "evidence ranges", "source", "sources",
+        "listing labels judges", "evidence ranges", "source", "sources",
         "prepare quality reading",
         "inputs", "labelled pair stored",
     ),

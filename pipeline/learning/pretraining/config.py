@@ -243,7 +243,8 @@ class PretrainConfig:
     distance_samples: Annotated[int, Field(ge=2, le=50_000)] = 512
     """Samples, and as many training images, that the distance compares (count)."""
     distance_extractor: str = "pixels"
-    """Features compared: pixels, timm:MODEL[@FILE], resnet56:FILE (of a CIFAR classifier), or a
+    """Features compared: pixels, timm:MODEL[@FILE], resnet56:FILE (of a CIFAR classifier),
+    inception:FILE (the network of published FID; tells the Inception Score, too), or a
     module:function of your own."""
 
     @property

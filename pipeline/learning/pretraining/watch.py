@@ -63,23 +63,26 @@ class ProxyDistance:
     """Measure how far drawn samples are from the training images.
 
     Args:
-        extractor: name, as `quality.open_extractor` takes it.
+        extract: turns images into the features compared.
         images: training images, uint8 (N, H, W, 3); as many samples are drawn.
     """
 
-    def __init__(self, extractor: str, images: np.ndarray) -> None:
-        self._extract = quality.open_extractor(extractor)
+    def __init__(self, extract: quality.Extractor, images: np.ndarray) -> None:
+        self._extract = extract
         self._reference = self._extract(images)
 
     def measure(self, sample: Callable[[range], np.ndarray]) -> dict[str, float]:
-        """Draw samples and return `proxy_fd` and `proxy_kd`."""
+        """Draw samples; return `proxy_fd`, `proxy_kd` and, by Inception, `inception_score`."""
         count = len(self._reference)
         parts = [sample(range(at, min(at + BATCH, count))) for at in range(0, count, BATCH)]
         drawn = self._extract(np.concatenate(parts))
-        return {
+        figures = {
             "proxy_fd": quality.frechet_distance(self._reference, drawn),
             "proxy_kd": quality.kernel_distance(self._reference, drawn),
         }
+        if (logits := getattr(self._extract, "logits", None)) is not None:
+            figures["inception_score"] = quality.inception_score(logits(drawn))[0]
+        return figures
 
 
 class Watch:
@@ -90,7 +93,8 @@ class Watch:
         images: that it is trained on.
         folder: of the run.
         crop: side of the windows that it sees (pixels); 0 for whole images.
-        extractor, samples: of the distance, as the settings have them.
+        extract: opened features of the distance; None where none is measured.
+        samples: that the distance compares (count).
     """
 
     def __init__(
@@ -100,11 +104,11 @@ class Watch:
         folder: Path,
         *,
         crop: int,
-        extractor: str,
+        extract: quality.Extractor | None,
         samples: int,
     ) -> None:
         self._sampler, self._images, self._folder, self._crop = sampler, images, folder, crop
-        self._extractor, self._samples = extractor, samples
+        self._extract, self._samples = extract, samples
         self._distance: ProxyDistance | None = None
 
     def draw(self, count: int, path: Path) -> None:
@@ -119,7 +123,8 @@ class Watch:
             if side := self._crop:  # windows from the middle: samples are windows, too
                 top, left = ((length - side) // 2 for length in images.shape[1:3])
                 images = images[:, top : top + side, left : left + side]
-            self._distance = ProxyDistance(self._extractor, images)
+            assert self._extract is not None, "opened where distances are measured"
+            self._distance = ProxyDistance(self._extract, images)
         figures = self._distance.measure(self._sampler)
         record.log(step=step, **figures)
         stage(f"step {step}: proxy Fréchet distance {figures['proxy_fd']:.4g}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -79,7 +79,6 @@ def choose(
         raise ConfigError(Problem("choose", "a teacher without timesteps", "one with", hint))
     if len(images) < FEWEST:
         raise ConfigError(Problem("samples", str(len(images)), f"{FEWEST} images or more"))
-    rest: dict[str, Any] = {name: value for name, value in settings.items() if name != "seed"}
     teacher = cast(
         DiffusionTeacher,
         open_teacher(
@@ -91,7 +90,8 @@ def choose(
             micro_batch=BATCH,
             device="cuda" if torch.cuda.is_available() else "cpu",
             threads=0,
-            **rest,
+            seed=int(cast(int, settings.get("seed", 0))),
+            settings={name: value for name, value in settings.items() if name != "seed"},
         ),
     )
     with Progress("choose", total=len(images)) as progress:

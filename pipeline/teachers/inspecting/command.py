@@ -1,6 +1,7 @@
 """The command `dreamshard inspect teacher PATH`: what a network can record, and what it costs.
 
 With `--choose` it is read at every candidate tap and timestep, and the best place is told. With
+`--measure` its features are probed, its reconstructions and samples judged. With
 `--samples N` it is run, too: each level's ten strongest channels, and a contact sheet of
 samples (or of images given) with every map's principal components as colours.
 """
@@ -30,18 +31,28 @@ Encode = Callable[..., Iterable[FeatureBatch]]
 """(teacher, images=path, count=n) -> batches of what it makes of images."""
 Read = Callable[[str, int, tuple[int, int]], tuple[np.ndarray, np.ndarray | None]]
 """(path, count, (H, W)) -> images uint8 (N, H, W, 3), and their classes int64 (N,) or None."""
+Measure = Callable[..., tuple[str, Callable[[Path], None] | None]]
+"""What `measure_teacher` of `pipeline.request` is called with -> what to say, and what writes a
+sheet, where there is one."""
 MAX_SAMPLES = 4096
 SOME = 384
-"""Images that --choose looks at where no --samples says how many (count)."""
+"""Images that --choose and --measure look at where no --samples says how many (count)."""
 EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
 
 
-def main(argv: Sequence[str], *, encode: Encode | None = None, read: Read | None = None) -> int:
+def main(
+    argv: Sequence[str],
+    *,
+    encode: Encode | None = None,
+    read: Read | None = None,
+    measure: Measure | None = None,
+) -> int:
     """Print a teacher's table of taps; exit code 0.
 
     Args:
         encode: gives a teacher a count of images of a path, or of the digits where it is empty.
         read: reads images of a path with their classes, drawn at random.
+        measure: judges a teacher by such images.
 
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
@@ -51,6 +62,9 @@ def main(argv: Sequence[str], *, encode: Encode | None = None, read: Read | None
     size = _size(options.image_size)
     if options.choose:
         choosing.check(options.path, kind=options.kind, images=options.images)
+    if options.measure and not options.images:
+        hint = "Such as --images FOLDER, a Parquet file, or digits; labels are used if it has them."
+        raise ConfigError(Problem("images", "nothing", "images to look at, with --measure", hint))
     begin(f"inspect teacher: reading {options.path}")
     description, rows = tap_table(
         options.path,
@@ -71,6 +85,20 @@ def main(argv: Sequence[str], *, encode: Encode | None = None, read: Read | None
     depths = [name for name in description.aliases if name in DEPTHS]
     if depths:
         print(f"aliases by depth: {', '.join(depths)}")
+    return _act(options, settings, size, description, encode=encode, read=read, measure=measure)
+
+
+def _act(
+    options: argparse.Namespace,
+    settings: dict[str, Scalar],
+    size: tuple[int, int] | None,
+    description: NetworkDescription,
+    *,
+    encode: Encode | None,
+    read: Read | None,
+    measure: Measure | None,
+) -> int:
+    """Run the teacher, if that is asked for; exit code 0."""
     if options.choose:
         assert read is not None, "given by whoever offers --choose"
         images, labels = read(options.images, options.samples or SOME, description.image_size)
@@ -79,6 +107,10 @@ def main(argv: Sequence[str], *, encode: Encode | None = None, read: Read | None
             timesteps=options.timesteps, settings=settings, image_size=size,
         )  # fmt: skip
         print(told)
+    elif options.measure:
+        assert read is not None and measure is not None, "given by whoever offers --measure"
+        images, labels = read(options.images, options.samples or SOME, description.image_size)
+        _measure(options, settings, size, description, partial(measure, images, labels))
     elif options.samples:
         options.levels = options.levels or _usual(description)
         _show_samples(options, settings, size, encode)
@@ -86,6 +118,32 @@ def main(argv: Sequence[str], *, encode: Encode | None = None, read: Read | None
         hint = "Such as --samples 8."
         raise ConfigError(Problem("samples", "0", "a count, with --sheet or --images", hint))
     return 0
+
+
+def _measure(
+    options: argparse.Namespace,
+    settings: dict[str, Scalar],
+    size: tuple[int, int] | None,
+    known: NetworkDescription,
+    measure: Measure,
+) -> None:
+    """Print what was measured, and write a sheet where there is one."""
+    told, write = measure(
+        options.path,
+        kind=options.kind or kind_of(Path(options.path)),
+        part=options.part,
+        levels=options.levels or (_usual(known) if known.aliases else None),
+        timesteps=options.timesteps,
+        settings=settings,
+        image_size=size,
+        taps=[tap.name for tap in known.taps],
+        extractor=options.extractor,
+    )
+    print(told)
+    if write is not None:
+        sheet = Path(options.sheet or "teacher-sheet.png")
+        write(sheet)
+        print(f"images and their reconstructions: {sheet}")
 
 
 def _usual(known: NetworkDescription) -> list[str]:
@@ -147,6 +205,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--choose", action="store_true", help="find the best tap and timestep; needs --images"
+    )
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="probe its features, judge its samples; needs --images",
+    )
+    parser.add_argument(
+        "--extractor", default="pixels", help="of distances, as pretrain's distance_extractor"
     )
     parser.add_argument("--images", default="", help="look at these: folder, tar, Parquet or URL")
     parser.add_argument("--timesteps", nargs="+", type=_count, help="of a diffusion teacher")

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -93,7 +93,6 @@ def look(
     Raises:
         ConfigError, TeacherError: as when the teacher is loaded.
     """
-    rest: dict[str, Any] = {name: value for name, value in settings.items() if name != "seed"}
     teacher = open_teacher(
         path,
         kind=kind,
@@ -104,7 +103,7 @@ def look(
         image_size=image_size,
         seed=int(cast(int, settings.get("seed", 0))),
         micro_batch=MICRO_BATCH,
-        **rest,
+        settings={name: value for name, value in settings.items() if name != "seed"},
     )
     starts = range(0, samples, MICRO_BATCH)
     batches = list(encode(teacher)) if encode else [_drawn(teacher, start) for start in starts]

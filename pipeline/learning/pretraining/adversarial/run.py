@@ -32,6 +32,7 @@ from pipeline.learning.stopping import StopAfterStep
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from pipeline.images.quality import Extractor
     from pipeline.learning.pretraining.batches import Batches
 
 LOG_EVERY = 10
@@ -83,18 +84,24 @@ class AdversarialRun:
         batches: of training images.
         recipe: what the run is of.
         accelerator: the processes.
+        extract: opened features of the distance; None where none is measured, or on other ranks.
         record: opens the run's record, on rank zero.
     """
 
     def __init__(
         self, plan: Plan, objective: Objective, batches: Batches, *,
         recipe: kept.Recipe, start: kept.Start, accelerator: Accelerator, record: RunFolder | None,
+        extract: Extractor | None,
     ) -> None:  # fmt: skip
         self.plan, self.objective, self.batches = plan, objective, batches
         self.recipe, self.start, self.accelerator = recipe, start, accelerator
         self.record = record
         self.players = Players(objective, seed=plan.seed, half=plan.half)
-        self.best = dict(start.best)
+        self._measured = {"samples": plan.distance_samples, "extractor": plan.distance_extractor}
+        # Distances by another extractor, or of other counts, compare with nothing measured now.
+        alike = all(start.best.get(key) == value for key, value in self._measured.items())
+        self.best = dict(start.best) if alike else {}
+        self._extract = extract
         self._variety = float(self.best.get("variety", 0))
         self._distance: watch.ProxyDistance | None = None
         self._found: dict[str, float] = {}
@@ -112,12 +119,12 @@ class AdversarialRun:
                 step += 1
                 spent = budget.progress(step - 1, self._seconds)
                 figures.note(step, self.players.step(step, batches, progress=spent))
-                if self._is_moment(step):
+                if agreed := self._is_moment(step):
                     now = begun + time.monotonic() - started
                     self._seconds = decided_by_chief(lambda now=now: now)
                 over = budget.is_spent(step, self._seconds)
                 taken = Taken(step, {}, None, 0.0, skipped=False, last=over)
-                stop = self._is_moment(step) and stopping.now(taken, every=LOG_EVERY)
+                stop = agreed and stopping.now(taken, every=LOG_EVERY)
                 due = stop or self.plan.is_due(taken)
                 if due or taken.due(LOG_EVERY):
                     self._tell(step, figures, progress)
@@ -240,7 +247,8 @@ class AdversarialRun:
         plan = self.plan
         images = self.batches.images.plain(plan.distance_samples)
         if self._distance is None:
-            self._distance = watch.ProxyDistance(plan.distance_extractor, images)
+            assert self._extract is not None, "opened where distances are measured"
+            self._distance = watch.ProxyDistance(self._extract, images)
         figures = self._distance.measure(self._samples)
         count = min(len(images), looking.COMPARED)
         share = looking.variety(self._samples(range(count)), images)
@@ -254,7 +262,7 @@ class AdversarialRun:
         if said:
             stage(f"step {step}: {said}")
         if not self.best or figures["proxy_fd"] < self.best["proxy_fd"]:
-            self.best = {"step": step, **figures}
+            self.best = {"step": step, **figures, **self._measured}
             self._write(plan.run_dir / BEST, step, figures)
         return figures
 
@@ -271,7 +279,6 @@ class AdversarialRun:
     def _card(self, step: int, figures: Mapping[str, float], files: list[str]) -> dict[str, object]:
         plan = self.plan
         per_step = batches_of_a_step(self.objective)
-        told = {"samples": plan.distance_samples, "extractor": plan.distance_extractor}
         return {
             "kind": f"dreamshard {plan.kind} teacher",
             **plan.card,
@@ -281,7 +288,7 @@ class AdversarialRun:
             "trained_steps": step,
             "images_seen": step * plan.batch_size * per_step,
             "seconds": self._seconds,
-            **({"proxy_distance": {**figures, **told}} if figures else {}),
+            **({"proxy_distance": {**figures, **self._measured}} if figures else {}),
             **({"held_out": self._found} if self._found else {}),
         }
 

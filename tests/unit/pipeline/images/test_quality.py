@@ -25,8 +25,12 @@ def test_frechet_distance_is_that_of_the_formula() -> None:
     expected += np.trace(np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root)
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    few = blobs(0, 1, 3)  # fewer samples than features: the spread is singular
+    few, others = blobs(0, 1, 3), blobs(1, 2, 4, 1)  # fewer samples than features
     assert np.isfinite(frechet_distance(few, y))
+    root = np.real(sqrtm(np.cov(few, rowvar=False) @ np.cov(others, rowvar=False)))
+    expected = ((few.mean(0) - others.mean(0)) ** 2).sum()
+    expected += np.trace(np.cov(few, rowvar=False) + np.cov(others, rowvar=False) - 2 * root)
+    assert frechet_distance(few, others) == pytest.approx(expected, rel=1e-4)
 
 
 def test_kernel_distance_has_no_bias_and_tells_sets_apart() -> None:

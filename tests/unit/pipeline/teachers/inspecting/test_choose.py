@@ -19,6 +19,7 @@ from pipeline.teachers.inspecting.choose import (
     high_share,
     probe_together,
 )
+from tests.unit.pipeline.teachers.diffusion.official.adm_reference import Reference, Structure
 
 
 def test_the_share_of_high_frequencies_is_that_of_waves() -> None:
@@ -89,6 +90,25 @@ def test_what_cannot_be_chosen_says_why(unet_folder: Path, tmp_path: Path) -> No
         main(words)
     with pytest.raises(ConfigError, match="samples: got 8, allowed 32"):
         main([*words, "--images", "digits", "--samples", "8"])
+
+
+def test_settings_may_have_the_names_of_what_a_teacher_is_opened_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = Reference(Structure(head_channels=16))
+    reference(torch.zeros(1, 3, 32, 32), torch.zeros(1), None)  # makes the weights it meets
+    torch.save(reference.state, tmp_path / "model.pt")
+    words = ["inspect", "teacher", str(tmp_path / "model.pt"), "--no_costs", "--timesteps", "5"]
+    words += ["--settings.image_size", "32", "--num_head_channels", "16", "--images", "digits"]
+    words += ["--use_new_attention_order", "false", "--noise_schedule", "linear"]
+    words += ["--levels", "output_blocks.3"]
+    assert main([*words, "--choose", "--samples", "32"]) == 0
+    sheet = tmp_path / "sheet.png"
+    assert main([*words, "--samples", "1", "--sheet", str(sheet)]) == 0 and sheet.exists()
+    assert "output_blocks.3 at t = 5" in capsys.readouterr().out
+    for name in ("device", "levels", "path", "threads"):
+        with pytest.raises(ConfigError, match=rf"settings\.{name}"):
+            main([*words, f"--settings.{name}", "cpu", "--choose", "--samples", "32"])
 
 
 def test_images_without_labels_are_enough(unet_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Networks in whose features images are compared; they import what stands below the images."""
