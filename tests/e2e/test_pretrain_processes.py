@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +11,10 @@ from safetensors.torch import load_file
 
 from pipeline.learning.pretraining.state import WEIGHTS
 from pipeline.pretrain import main
+from tests.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 240.0
 CONFIG = """
 source: {kind: digits}
 image: {size: 16}
@@ -34,16 +34,12 @@ def test_two_processes_train_the_teacher_of_one(tmp_path: Path) -> None:
     config = tmp_path / "pretrain.yaml"
     config.write_text(CONFIG)
     main(["--config", str(config), "--out", str(tmp_path / "one")])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     command += [str(ROOT / "pipeline" / "pretrain.py"), "--config", str(config)]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "two")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = Forked([*command, "--out", str(tmp_path / "two")], cwd=Path.cwd(), env=os.environ)
+    said, _ = done.communicate(DEADLINE_S)
+    assert done.returncode == 0, said
     one, two = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
@@ -54,10 +50,10 @@ def test_a_killed_run_goes_on_exactly(tmp_path: Path) -> None:
     config = tmp_path / "pretrain.yaml"
     config.write_text(CONFIG.replace("steps: 3", "steps: 40") + "checkpoint_every: 8\n")
     main(["--config", str(config), "--out", str(tmp_path / "whole")])
-    command = [sys.executable, str(ROOT / "pipeline" / "pretrain.py"), "--config", str(config)]
+    command = [str(ROOT / "pipeline" / "pretrain.py"), "--config", str(config)]
     command += ["--out", str(tmp_path / "killed")]
     run = tmp_path / "killed" / "run"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = Forked(command, cwd=Path.cwd(), env=os.environ)
     try:
         while process.poll() is None and not list(run.glob("checkpoint-*")):
             time.sleep(0.005)

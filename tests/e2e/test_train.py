@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.forked import Forked
 from tests.unit.distill.small_data import make_dataset
 
 DEADLINE_S = 240.0
@@ -38,13 +39,19 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(repo_root: Path, *command: str) -> subprocess.Popen[str]:
+Started = subprocess.Popen[str] | Forked
+
+
+def start(repo_root: Path, *command: str, fork: bool = True) -> Started:
     """Start a command outside the repository, as on an uninstalled checkout."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment |= {"OMP_NUM_THREADS": "1"}
+    if fork:
+        return Forked(command, cwd=repo_root.parent, env=environment, new_session=True)
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=repo_root.parent,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -52,13 +59,13 @@ def start(repo_root: Path, *command: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Started) -> str:
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, output
     return output
 
 
-def kill_after(path: Path, process: subprocess.Popen[str]) -> None:
+def kill_after(path: Path, process: Started) -> None:
     """Kill a run's whole session as soon as a checkpoint is there, in the middle of later steps."""
     deadline = time.monotonic() + DEADLINE_S
     while not path.exists():
@@ -89,6 +96,7 @@ def undisturbed(recipe: Path, repo_root: Path) -> Path:
             *launcher,
             *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
             *(script, "--config", str(recipe), "--steps", "200", "--run_dir", str(run_dir)),
+            fork=False,
         )
     )
     return run_dir
