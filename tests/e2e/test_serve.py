@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forked
 from tests.stream_runs import TIMES, results
 
 pytest.importorskip("ray")
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 240.0
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 STREAM = """
 name: served
 teacher: {kind: noise, levels: [s2, s4], settings: {channels: 4}}
@@ -47,7 +49,7 @@ data: {kind: stream, stream: {name: served, micro_batch: 8, samples: 64, samples
 class Served:
     """A running service, and what it said that a trainer needs."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     folder: Path
     environment: dict[str, str]
 
@@ -58,7 +60,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (folder / "serve.yaml").write_text(STREAM)
     (folder / "train.yaml").write_text(TRAIN)
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTEST"))}
-    process = start(folder, plain, "pipeline/serve.py", "--config", "serve.yaml", "--actors", "2")
+    process = start(
+        folder, plain, "pipeline/serve.py", "--config", "serve.yaml", "--actors", "2", fork=False
+    )
     said: dict[str, str] = {}
     assert process.stdout is not None
     for line in process.stdout:
@@ -79,18 +83,22 @@ def start(
     script: str,
     *words: str,
     launcher: Sequence[str] = (),
-) -> subprocess.Popen[str]:
+    fork: bool = True,
+) -> subprocess.Popen[str] | Forked:
+    command, environment = [*launcher, str(ROOT / script), *words], {**environment, **ONE_THREAD}
+    if fork:
+        return Forked(command, cwd=folder, env=environment)
     return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / script), *words],
+        [sys.executable, *command],
         cwd=folder,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(process: subprocess.Popen[str] | Forked, code: int = 0) -> str:
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == code, output
     return output
