@@ -3,12 +3,14 @@
     python -m tests.chaos.learning FOLDER SEED [SEED ...]
 
 Prints one JSON object per schedule. The process that plays loads what the runs need and forks them,
-one process per rank; the one that is hit is killed right before or after its n-th change.
+one process per rank; the one that is hit is killed right before or after its n-th change. Of seeds
+written `t5`, torchrun's agent starts the ranks, and may be killed itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -27,6 +29,7 @@ from safetensors.numpy import load_file
 
 from distill.train import train
 from dreamshard.errors import run_main
+from dreamshard.owner.processes import has_ended
 from pipeline import pretrain as pretraining
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.learning.pretraining.config import PretrainConfig, UNetConfig
@@ -38,6 +41,10 @@ LAST = {"train": 50, "pretrain": 50}
 """About how many changes an undisturbed run makes."""
 TIMED = ("time", "img_per_s", "wait_percent", "memory_gb")
 HANG_S = 300.0
+GONE_S = 20.0
+"""Time that a rank may outlive its launcher (seconds)."""
+LAUNCHER = -1
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,16 @@ class Schedule:
         command: pretrain or train.
         ranks: how many processes.
         blows: (rank that is hit, change before or after which it is killed, whether after), one per
-            start of the run; then it is left in peace.
+            start of the run; then it is left in peace. Where a launcher started the ranks, it is
+            rank 0 whose changes count, whoever is hit: LAUNCHER is the launcher.
+        launched: torchrun's agent starts the ranks.
     """
 
     seed: int
     command: str
     ranks: int
     blows: tuple[tuple[int, int, bool], ...]
+    launched: bool = False
 
 
 def draw(seed: int) -> Schedule:
@@ -72,13 +82,22 @@ def draw(seed: int) -> Schedule:
     return Schedule(seed, command, ranks, tuple(blows))
 
 
+def draw_launched(seed: int) -> Schedule:
+    """Draw a schedule of two ranks that torchrun starts."""
+    rng = random.Random(f"launched/{seed}")
+    command = rng.choice(("pretrain", "train"))
+    hit = rng.sample((LAUNCHER, 0, 1), rng.choice((1, 1, 2)))
+    blows = tuple((who, rng.randint(1, LAST[command]), rng.random() < 0.5) for who in hit)
+    return Schedule(seed, command, 2, blows, launched=True)
+
+
 def start(schedule: Schedule, folder: Path, blow: tuple[int, int, bool] | None) -> list[int]:
     """Fork the ranks of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     pids = []
-    for rank in range(schedule.ranks):
+    for rank in range(1 if schedule.launched else schedule.ranks):
         if pid := os.fork():
             pids.append(pid)
             continue
@@ -86,20 +105,65 @@ def start(schedule: Schedule, folder: Path, blow: tuple[int, int, bool] | None) 
         try:
             log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1), os.dup2(log, 2)
+            if schedule.launched:
+                launch(schedule, folder, blow)
+                os._exit(0)
             if schedule.ranks > 1:
                 told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": schedule.ranks}
                 told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 os.environ |= {name: str(value) for name, value in told.items()}
-            if blow is not None and blow[0] == rank:
-                lie_in_wait(blow[1], after=blow[2], marker=folder / "struck")
-            run = runs(folder)[schedule.command]
-            code = run_main(lambda _, run=run: run() and None, [])
+            code = work(schedule, folder, blow, rank)
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
     return pids
+
+
+def work(schedule: Schedule, folder: Path, blow: tuple[int, int, bool] | None, rank: int) -> int:
+    """Do a rank's part; return its exit code."""
+    if blow is not None and rank == (0 if schedule.launched else blow[0]):
+        known = {LAUNCHER: os.getppid(), rank: os.getpid()}
+
+        def victim() -> int:
+            return known.get(blow[0]) or int((folder / f"rank-{blow[0]}.pid").read_text())
+
+        lie_in_wait(blow[1], after=blow[2], marker=folder / "struck", victim=victim)
+    run = runs(folder)[schedule.command]
+    return run_main(lambda _: run() and None, [])  # pyright: ignore[reportArgumentType]
+
+
+def launch(schedule: Schedule, folder: Path, blow: tuple[int, int, bool] | None) -> None:
+    """Be torchrun --standalone, but that ranks are forked and load nothing anew."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    def rank() -> None:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0)  # torchrun's own ranks do not have one
+        number = int(os.environ["RANK"])
+        (folder / f"rank-{number}.pid").write_text(str(os.getpid()))
+        if code := work(schedule, folder, blow, number):
+            raise SystemExit(code)  # a return value of 0 is waited for
+
+    told = LaunchConfig(
+        1, 1, schedule.ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
+        monitor_interval=0.1, start_method="fork", run_id=f"{folder.name}-{time.monotonic_ns()}",
+    )  # fmt: skip
+    elastic_launch(told, rank)()
+
+
+def outlive(folder: Path) -> list[str]:
+    """Wait for ranks whose launcher has ended; say which do not end."""
+    ends, problems = time.monotonic() + GONE_S, []
+    for path in folder.glob("rank-*.pid"):
+        pid = int(path.read_text())
+        while not has_ended(pid) and time.monotonic() < ends:
+            time.sleep(0.02)
+        if not has_ended(pid):
+            problems.append(f"{path.stem} outlives its launcher")
+            os.kill(pid, signal.SIGKILL)
+        path.unlink()
+    return problems
 
 
 def runs(folder: Path) -> dict[str, Callable[[], object]]:
@@ -123,8 +187,8 @@ def runs(folder: Path) -> dict[str, Callable[[], object]]:
     return {"pretrain": lambda: pretraining.pretrain(teacher), "train": lambda: train(student)}
 
 
-def lie_in_wait(at: int, *, after: bool, marker: Path) -> None:
-    """Kill this process at its n-th change of a file."""
+def lie_in_wait(at: int, *, after: bool, marker: Path, victim: Callable[[], int]) -> None:
+    """Kill a process, mostly this one, at this one's n-th change of a file."""
     count = 0
 
     def watched(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,7 +199,7 @@ def lie_in_wait(at: int, *, after: bool, marker: Path) -> None:
             if mine and not after:
                 strike()
             found = change(*args, **given)
-            if mine:
+            if mine and after:
                 strike()
             return found
 
@@ -144,7 +208,7 @@ def lie_in_wait(at: int, *, after: bool, marker: Path) -> None:
     def strike() -> None:
         descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(descriptor, b"x")
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(victim(), signal.SIGKILL)
 
     for name in CHANGES:
         setattr(os, name, watched(getattr(os, name)))
@@ -193,9 +257,10 @@ def left(schedule: Schedule, folder: Path) -> dict[str, object]:
 def play(schedule: Schedule, folder: Path, reference: dict[str, object]) -> dict[str, object]:
     """Play one schedule; say what is wrong with what it left."""
     folder.mkdir()
-    codes = [wait(start(schedule, folder, blow)) for blow in schedule.blows]
-    codes.append(wait(start(schedule, folder, None)))
-    problems = []
+    codes, problems = [], []
+    for blow in (*schedule.blows, None):
+        codes.append(wait(start(schedule, folder, blow)))
+        problems += outlive(folder)
     if any(codes[-1]) or any(-1000 in each for each in codes):
         problems.append(f"codes {codes}")
     text = (folder / "log.txt").read_text(errors="replace")
@@ -247,7 +312,8 @@ def main(argv: list[str]) -> None:
     small_data.make_dataset(base / "data", num_samples=32)
     references: dict[tuple[str, int], dict[str, object]] = {}
     for word in argv[1:]:
-        schedule = draw(int(word))
+        launched = word.startswith("t")
+        schedule = draw_launched(int(word[1:])) if launched else draw(int(word))
         kind = (schedule.command, schedule.ranks)
         if kind not in references:
             folder = base / f"quiet-{kind[0]}-{kind[1]}"

@@ -15,14 +15,16 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("diffusers")
-from tests.chaos.learning import draw
+from tests.chaos.learning import LAUNCHER, draw, draw_launched
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = (0, 3)
-FOUND: dict[int, str] = {}
+FEW = ("0", "3", "t5")
+FOUND: dict[str, str] = {}
 """Seeds that found a failure once, and what it was."""
 FULL = int(os.environ.get("DREAMSHARD_CHAOS", "0"))
-SEEDS = list(dict.fromkeys([*FOUND, *(range(FULL) if FULL else FEW)]))
+PLAYED = [*map(str, range(FULL)), *(f"t{seed}" for seed in range(FULL // 4))] if FULL else FEW
+SEEDS = list(dict.fromkeys([*FOUND, *PLAYED]))
+"""Those with a t: torchrun starts the ranks, and may be killed itself."""
 
 
 def test_seeds_draw_what_they_drew() -> None:
@@ -31,8 +33,10 @@ def test_seeds_draw_what_they_drew() -> None:
     assert {(plan.command, plan.ranks) for plan in drawn} == {
         (command, ranks) for command in ("pretrain", "train") for ranks in (1, 2)
     }
-    few = [drawn[seed] for seed in FEW]
+    few = [drawn[int(seed)] for seed in FEW if seed.isdecimal()]
     assert {plan.command for plan in few} == {"pretrain", "train"}
+    launched = [draw_launched(seed) for seed in range(100)]
+    assert {hit for plan in launched for hit, _, _ in plan.blows} == {LAUNCHER, 0, 1}
 
 
 def test_whenever_it_is_killed_its_folder_is_the_same(tmp_path: Path) -> None:
@@ -46,7 +50,7 @@ def test_whenever_it_is_killed_its_folder_is_the_same(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["seed"] for line in told] == SEEDS
+    assert [line["seed"] for line in told] == [int(seed.lstrip("t")) for seed in SEEDS]
     struck = sum(bool(line["struck"]) for line in told)
     sys.stderr.write(f"{len(told)} schedules, {struck} of them struck\n")
     assert struck >= len(told) // 2
