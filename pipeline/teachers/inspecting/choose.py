@@ -1,10 +1,11 @@
 """Choose where and when to read a diffusion teacher: criteria of every tap at every timestep.
 
-One pass per timestep over some hundred images sees every candidate tap. Without labels two numbers
-are kept of a tap's maps: the share of high spatial frequencies, and the effective rank of their
-means over space. With labels, linear probes of all taps and timesteps are fitted, too, together.
+A pass per timestep over some hundred images sees every candidate tap. With labels, linear probes of
+all taps and timesteps are fitted together. Without, the images are looked at in four turns, and a
+linear probe is asked which turn a tap's features are of: what knows up from down knows what is
+there. The share of high spatial frequencies is shown beside it and decides nothing.
 
-Shapes: N images, T timesteps, C channels, cells h x w, K classes, F folds.
+Shapes: N images, T timesteps, C channels, cells h x w, K classes, F folds, R turns.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SHARES = (0.0, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.4)
 DECODER = re.compile(r"mid|middle_block|up\.\d+\.\d+|output_blocks\.\d+|block\.\d+|blocks\.\d+")
 HIGH = 0.25
 """Cycles per cell from which on a frequency is high: half of the highest."""
-CLOSE = 0.97
-"""Of a tap's highest effective rank: the most noise that leaves so much of it is taken."""
+TURN_STRENGTH, TURN_STEPS = 0.01, 200
+"""Of the probes of turns: inverse strength of regularisation, steps at most (count)."""
 FOLDS, STEPS, RATE, DECAY = 3, 120, 0.05, 1e-3
 """Of the probes: every image is judged by one that was fitted to the other folds."""
 BARS = "▁▂▃▄▅▆▇█"
@@ -44,37 +45,31 @@ class Curves:
     Args:
         timesteps: T, ascending.
         high: tap -> T shares of the power at high spatial frequencies, 0..1.
-        rank: tap -> T effective ranks of the pooled features.
+        turns: tap -> T mean log-likelihoods of the right turn; empty with labels.
         accuracy: tap -> T percentages found by linear probes; empty without labels.
     """
 
     timesteps: Sequence[int]
     high: dict[str, list[float]] = field(default_factory=dict)
-    rank: dict[str, list[float]] = field(default_factory=dict)
+    turns: dict[str, list[float]] = field(default_factory=dict)
     accuracy: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def criterion(self) -> dict[str, list[float]]:
-        """What decides: accuracy where there are labels, else the effective rank."""
-        return self.accuracy or self.rank
+        """What decides: accuracy where there are labels, else how well turns are told."""
+        return self.accuracy or self.turns
 
     def best(self) -> tuple[str, int]:
-        """Return the tap and the timestep to read.
-
-        Noise takes details away first and then what images show: without labels, of the tap with
-        the highest rank, the most noise is taken that leaves nearly all of it.
-        """
+        """Return the tap and the timestep to read; of equal ones the most noise."""
         by_name = self.criterion
         tap = max(by_name, key=lambda name: max(by_name[name]))
-        values, least = by_name[tap], max(by_name[tap])
-        if not self.accuracy:
-            least *= CLOSE
-        return tap, self.timesteps[max(n for n, value in enumerate(values) if value >= least)]
+        values = by_name[tap]
+        return tap, self.timesteps[max(n for n, value in enumerate(values) if value == max(values))]
 
     def memorised(self) -> bool:
         """Tell whether the chosen tap is the best without noise and gets worse with every level.
 
-        Labels are needed to tell: the effective rank falls with noise in any network.
+        Labels are needed to tell: turns are told the better the less noise there is, at some taps.
         """
         values = self.accuracy.get(self.best()[0], [])
         return len(values) > 2 and all(a > b for a, b in itertools.pairwise(values))
@@ -117,19 +112,29 @@ def high_share(maps: Tensor) -> float:
     return float(share.mean())
 
 
-def effective_rank(features: Tensor) -> float:
-    """Return the exponential of the entropy of standardised features' singular values.
+def turn_likelihood(features: Tensor) -> float:
+    """Return the mean log-likelihood of the right turn by probes that did not see the image.
+
+    Multinomial logistic regression on standardised features, `FOLDS` folds by image; chance is
+    -log R.
 
     Args:
-        features: float32 (N, C).
+        features: float32 (R, N, C), the same images in every turn.
 
-    Source: RankMe (Garrido et al. 2023), eq. 2.
+    Source: the pretext task of RotNet (Gidaris et al. 2018), here as a criterion.
     """
-    import torch
+    from sklearn.linear_model import LogisticRegression
 
-    values = torch.linalg.svdvals(_standardised(features).double())
-    share = values / values.sum().clamp_min(1e-12)
-    return float(torch.exp(-(share * torch.log(share.clamp_min(1e-12))).sum()))
+    turns, count, width = features.shape
+    x = _standardised(features.reshape(-1, width)).cpu().double().numpy()
+    y, fold = np.repeat(np.arange(turns), count), np.tile(np.arange(count) % FOLDS, turns)
+    total = 0.0
+    for held in range(FOLDS):
+        probe = LogisticRegression(C=TURN_STRENGTH, max_iter=TURN_STEPS)
+        probe.fit(x[fold != held], y[fold != held])
+        told = probe.predict_log_proba(x[fold == held])
+        total += float(told[np.arange(len(told)), y[fold == held]].sum())
+    return total / len(x)
 
 
 def probe_together(features: Tensor, labels: Tensor, *, classes: int) -> list[float]:
@@ -198,24 +203,40 @@ def read_curves(
         images: uint8 (N, H, W, 3).
         labels: int64 (N,), or None.
         batch: images of a pass (count).
-        progress: told how many images are done.
+        progress: told how many images are done, of N times `number_of_turns`.
     """
     import torch
 
-    means = _Means()
-    with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            rows = torch.from_numpy(images[start : start + batch]).to(teacher.device)
-            teacher.record_images(means, rows, np.arange(start, start + len(rows)))
-            progress(len(rows))
-    pooled = {name: torch.cat(parts) for name, parts in means.pooled.items()}
-    high = {name: float(np.mean(parts)) for name, parts in means.high.items()}
+    pooled: list[dict[str, Tensor]] = []
+    high: dict[str, float] = {}
+    for turn in _turns(images, labels):
+        means = _Means()
+        with torch.inference_mode():
+            for start in range(0, len(images), batch):
+                rows = np.rot90(images[start : start + batch], turn, (1, 2)).copy()
+                on_device = torch.from_numpy(rows).to(teacher.device)
+                teacher.record_images(means, on_device, np.arange(start, start + len(rows)))
+                progress(len(rows))
+        pooled.append({name: torch.cat(parts) for name, parts in means.pooled.items()})
+        high = high or {name: float(np.mean(parts)) for name, parts in means.high.items()}
     return _curves(teacher.levels, pooled, high, labels)
+
+
+def number_of_turns(images: np.ndarray, labels: np.ndarray | None) -> int:
+    """Say in how many turns images are looked at."""
+    return len(_turns(images, labels))
+
+
+def _turns(images: np.ndarray, labels: np.ndarray | None) -> list[int]:
+    """Return quarter turns: none where labels decide; half a turn keeps a rectangle's shape."""
+    if labels is not None:
+        return [0]
+    return [0, 1, 2, 3] if images.shape[1] == images.shape[2] else [0, 2]
 
 
 def _curves(
     levels: Sequence[Level],
-    pooled: Mapping[str, Tensor],
+    pooled: Sequence[Mapping[str, Tensor]],
     high: Mapping[str, float],
     labels: np.ndarray | None,
 ) -> Curves:
@@ -226,9 +247,11 @@ def _curves(
     for tap in dict.fromkeys(level.tap for level in levels):
         own = sorted((lv for lv in levels if lv.tap == tap), key=lambda level: level.timestep)
         found.high[tap] = [high[level.name] for level in own]
-        found.rank[tap] = [effective_rank(pooled[level.name]) for level in own]
-        if labels is not None:
-            features = torch.stack([pooled[level.name].clone() for level in own])
+        if labels is None:
+            seen = [torch.stack([each[level.name] for each in pooled]) for level in own]
+            found.turns[tap] = [turn_likelihood(features) for features in seen]
+        else:
+            features = torch.stack([pooled[0][level.name].clone() for level in own])
             truth = torch.from_numpy(labels).to(features.device)
             classes = int(labels.max()) + 1
             found.accuracy[tap] = probe_together(features, truth, classes=classes)
@@ -238,7 +261,10 @@ def _curves(
 def format_curves(curves: Curves) -> str:
     """Draw the curves as text: a table and a line of bars per tap for each number."""
     titles = {
-        "effective rank of the pooled features": (curves.rank, "{:.1f}"),
+        "log-likelihood of an image's turn, by probes that did not see it": (
+            curves.turns,
+            "{:.3f}",
+        ),
         "share of high spatial frequencies": (curves.high, "{:.3f}"),
         "linear probe, % of images it was not fitted to": (curves.accuracy, "{:.1f}"),
     }

@@ -20,6 +20,7 @@ from pipeline.teachers.inspecting.choose import (
     candidate_taps,
     candidate_timesteps,
     format_curves,
+    number_of_turns,
     read_curves,
 )
 from pipeline.teachers.recording.teacher import NetworkDescription
@@ -73,8 +74,8 @@ def choose(
     """
     import torch
 
-    total = known.num_timesteps
-    if total is None:
+    steps = known.num_timesteps
+    if steps is None:
         hint = "Its clean features are read as they are: leave --choose out."
         raise ConfigError(Problem("choose", "a teacher without timesteps", "one with", hint))
     if len(images) < FEWEST:
@@ -84,7 +85,7 @@ def choose(
         open_teacher(
             path,
             levels=list(levels or candidate_taps(known)),
-            timesteps=list(timesteps or candidate_timesteps(total)),
+            timesteps=list(timesteps or candidate_timesteps(steps)),
             mode="encode",
             image_size=image_size,
             micro_batch=BATCH,
@@ -94,14 +95,15 @@ def choose(
             settings={name: value for name, value in settings.items() if name != "seed"},
         ),
     )
-    with Progress("choose", total=len(images)) as progress:
+    total = len(images) * number_of_turns(images, labels)
+    with Progress("choose", total=total) as progress:
         curves = read_curves(teacher, images, labels, batch=BATCH, progress=progress.update)
     return "\n".join([format_curves(curves), *_conclusion(path, curves, len(images))])
 
 
 def _conclusion(path: str, curves: Curves, count: int) -> list[str]:
     tap, timestep = curves.best()
-    by = "the linear probe" if curves.accuracy else "the label-free criterion"
+    by = "the linear probe" if curves.accuracy else "how well turned images are told apart"
     told = [f"best by {by} on {count} images: {tap} at t = {timestep}"]
     if curves.memorised():
         told.append(

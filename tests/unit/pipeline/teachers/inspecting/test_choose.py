@@ -14,10 +14,11 @@ from dreamshard.errors import ConfigError
 from pipeline.teachers.inspecting.choose import (
     Curves,
     candidate_timesteps,
-    effective_rank,
     format_curves,
     high_share,
+    number_of_turns,
     probe_together,
+    turn_likelihood,
 )
 from tests.unit.pipeline.teachers.diffusion.official.adm_reference import Reference, Structure
 
@@ -33,11 +34,21 @@ def test_the_share_of_high_frequencies_is_that_of_waves() -> None:
     assert high_share(torch.ones(1, 1, 4, 4)) == 0, "a constant map has no power"
 
 
-def test_the_effective_rank_counts_directions() -> None:
+def test_turns_are_told_where_they_can_be_and_by_nobody_in_noise() -> None:
     torch.manual_seed(0)
-    few = torch.randn(200, 2) @ torch.randn(2, 30)
-    assert effective_rank(few) <= 2 + 1e-3
-    assert 25 < effective_rank(torch.randn(2000, 30)) <= 30
+    noise = torch.randn(4, 60, 5)
+    told = noise + 4 * torch.eye(5)[:4, None]
+    chance = -float(np.log(4))
+    assert turn_likelihood(noise) == pytest.approx(chance, abs=0.2)
+    assert chance + 0.5 < turn_likelihood(told) < 0
+    by_image = torch.randn(1, 60, 5).expand(4, 60, 5)
+    assert turn_likelihood(by_image) == pytest.approx(chance, abs=1e-3), "folds are by image"
+
+
+def test_a_rectangle_is_turned_by_half() -> None:
+    square, wide = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 16, 3), np.uint8)
+    assert (number_of_turns(square, None), number_of_turns(wide, None)) == (4, 2)
+    assert number_of_turns(square, np.zeros(2, np.int64)) == 1
 
 
 def test_probes_of_all_timesteps_find_what_is_there_and_nothing_in_noise() -> None:
@@ -50,10 +61,11 @@ def test_probes_of_all_timesteps_find_what_is_there_and_nothing_in_noise() -> No
 
 
 def test_the_best_place_and_a_memorised_curve() -> None:
-    found = Curves([0, 10, 50], rank={"mid": [3, 4, 2], "up": [9, 8, 1]}, high={"mid": [0, 0, 0]})
-    assert found.best() == ("up", 0) and not found.memorised(), "labels are needed to tell"
-    found.rank["up"] = [9, 8.9, 1]
-    assert found.best() == ("up", 10), "the most noise that leaves nearly all"
+    turns = {"mid": [-1.2, -1.1, -1.3], "up": [-0.9, -0.9, -1.0]}
+    found = Curves([0, 10, 50], turns=turns, high={"mid": [0, 0, 0]})
+    assert found.best() == ("up", 10), "of equal ones the most noise"
+    assert not found.memorised(), "labels are needed to tell"
+    assert "log-likelihood of an image's turn" in format_curves(found)
     found.accuracy = {"mid": [30, 50, 40], "up": [60, 55, 45]}
     assert found.best() == ("up", 0) and found.memorised()
     found.accuracy = {"mid": [30, 50, 40], "up": [20, 30, 45]}
@@ -72,7 +84,7 @@ def test_choose_prints_the_section_to_paste(
     words = ["inspect", "teacher", str(unet_folder), "--no_costs", "--choose"]
     assert main([*words, "--images", "digits", "--samples", "40", "--timesteps", "5", "60"]) == 0
     text = capsys.readouterr().out
-    assert "best by the linear probe on 40 images" in text and "effective rank" in text
+    assert "best by the linear probe on 40 images" in text and "log-likelihood" not in text
     section = parse_yaml(text[text.index("teacher:\n") :])["teacher"]
     assert section["path"] == str(unet_folder) and section["timesteps"][0] in (5, 60)
     assert section["levels"][0] in text.split()
@@ -111,7 +123,9 @@ def test_settings_may_have_the_names_of_what_a_teacher_is_opened_with(
             main([*words, f"--settings.{name}", "cpu", "--choose", "--samples", "32"])
 
 
-def test_images_without_labels_are_enough(unet_folder: Path, tmp_path: Path) -> None:
+def test_images_without_labels_are_enough(
+    unet_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     for number in range(33):
@@ -119,3 +133,5 @@ def test_images_without_labels_are_enough(unet_folder: Path, tmp_path: Path) -> 
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     words = ["inspect", "teacher", str(unet_folder), "--no_costs", "--choose", "--timesteps", "9"]
     assert main([*words, "--images", str(tmp_path), "--levels", "mid"]) == 0
+    text = capsys.readouterr().out
+    assert "best by how well turned images are told apart on 33 images: mid at t = 9" in text
