@@ -14,6 +14,7 @@ from torch import nn
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.text import read_json
+from pipeline.teachers.timm.bounded import few_parts, vast_number
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
@@ -119,13 +120,16 @@ def construct(
         settings["drop_path_rate"] = config.drop_path
     _check_no_address(config.name)
     try:
-        if is_ours(config.name):
-            return load_part(config.name, table=BACKBONES)(out_indices=out_indices, **settings)
-        _check_name(config.name)
-        sized = image_size is not None and takes_size(config.name, image_size=image_size)
-        if sized and "img_size" not in settings:
-            settings["img_size"] = image_size
-        return _construct_timm(config, settings=settings, out_indices=out_indices, plain=plain)
+        if (vast := vast_number(settings)) is not None:
+            raise ValueError(f"{vast} is more than any network has")
+        with few_parts():
+            if is_ours(config.name):
+                return load_part(config.name, table=BACKBONES)(out_indices=out_indices, **settings)
+            _check_name(config.name)
+            sized = image_size is not None and takes_size(config.name, image_size=image_size)
+            if sized and "img_size" not in settings:
+                settings["img_size"] = image_size
+            return _construct_timm(config, settings=settings, out_indices=out_indices, plain=plain)
     except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
         key = "student.settings" if settings else "student.name"
         got = f"{settings if settings else config.name!r} ({error})"

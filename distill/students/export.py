@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill.students.backbones import is_ours
+from distill.students.backbones import construct, is_ours
 from distill.students.card import CARD, StudentCard, read_card
 from distill.students.model_card import model_card
 from distill.students.student import Student, build_student
@@ -35,11 +35,14 @@ from dreamshard.owner.parts import part_of
 from dreamshard.permissions import apply_umask
 from pipeline.learning.checkpoint import reason_of
 from pipeline.learning.device import apart
+from pipeline.teachers.timm.bounded import number_of_weights
 
 if TYPE_CHECKING:
     from distill.configs.student import OwnClassConfig, StudentConfig
 
 WEIGHTS, PYRAMID = "model.safetensors", "pyramid.safetensors"
+SLACK = 2
+"""A network may hold so many times the numbers of its file, as a pyramid's are in another."""
 
 
 def export_student(
@@ -129,9 +132,10 @@ def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Stud
             not fit its description.
     """
     card, folder = read_card(path, own=own)
-    student = untrained_student(card)
     try:
         weights = read_safetensors(folder / WEIGHTS)
+        _check_size(card, held=sum(value.numel() for value in weights.values()))
+        student = untrained_student(card)
         if not is_ours(card.config.name):
             names = full_names(student.backbone.state_dict(), weights)
             weights = {name: weights[full] for name, full in names.items()}
@@ -143,6 +147,15 @@ def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Stud
             f"{folder / WEIGHTS}: got weights that do not fit {CARD} ({error})."
         ) from error
     return student.eval(), card
+
+
+def _check_size(card: StudentCard, *, held: int) -> None:
+    """Refuse to build, by a file's word, a network much larger than its weights (count held)."""
+    with torch.device("meta"):
+        network = construct(card.config, out_indices=None, image_size=card.size)
+    built = number_of_weights(network)
+    if built > SLACK * held + (1 << 20):
+        raise RuntimeError(f"{held:,} numbers, and the network it describes has {built:,}")
 
 
 def untrained_student(card: StudentCard) -> Student:

@@ -147,6 +147,8 @@ def in_memory(descriptor: int, size: int) -> bool:
     no_wait = getattr(os, "RWF_NOWAIT", None)
     if no_wait is None:
         return False
+    if os.fstat(descriptor).st_blocks * 512 < size:  # holes seem cached, and would take memory
+        return False
     try:
         for probe in range(_PROBES):
             os.preadv(descriptor, [bytearray(1)], probe * (size - 1) // _PROBES, no_wait)

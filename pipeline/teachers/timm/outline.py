@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.recording.taps import Tap, depth_aliases, vector
+from pipeline.teachers.timm.bounded import few_parts, vast_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,11 +117,14 @@ def create(choice: Choice, size: tuple[int, int], **told: Any) -> nn.Module:
     if choice.told == "file":
         told["pretrained_cfg"] = {**choice.facts, "architecture": choice.name.partition(".")[0]}
     classes = choice.facts.get("num_classes", 0)
-    return timm.create_model(
-        choice.name.partition(".")[0] if choice.told == "file" else choice.name,
-        **{"num_classes": classes, **told},
-        **arguments,
-    )
+    if (vast := vast_number(arguments)) is not None:
+        raise ValueError(f"{vast} is more than any network has")
+    with few_parts():
+        return timm.create_model(
+            choice.name.partition(".")[0] if choice.told == "file" else choice.name,
+            **{"num_classes": classes, **told},
+            **arguments,
+        )
 
 
 def own_size(facts: Mapping[str, Any]) -> tuple[int, int]:

@@ -8,6 +8,9 @@ from timm.models import FeatureInfo
 from timm.models.resnet import BasicBlock, downsample_conv
 from torch import Tensor, nn
 
+MOST_BLOCKS, MOST_CHANNELS = 1000, 1 << 15
+"""Of a network, and of one of its stages: more is a slip, or an attack on whoever builds it."""
+
 
 class CifarResNet(nn.Module):
     """Build a ResNet with a 3x3 stem without stride or pooling: strides 1, 2, 4, 8.
@@ -22,7 +25,7 @@ class CifarResNet(nn.Module):
         zero_init_last: start each block as its shortcut (last batch norm's scale zero).
 
     Raises:
-        ValueError: depths and widths of different lengths.
+        ValueError: depths and widths of different lengths, negative or beyond any use.
     """
 
     def __init__(
@@ -36,6 +39,10 @@ class CifarResNet(nn.Module):
         super().__init__()
         if len(depths) != len(widths):
             raise ValueError(f"{len(depths)} depths but {len(widths)} widths, one each per stage")
+        if min(depths) < 0 or sum(depths) > MOST_BLOCKS:
+            raise ValueError(f"{sum(depths)} blocks, 0 to {MOST_BLOCKS} are possible")
+        if not 0 < min(widths) <= max(widths) <= MOST_CHANNELS:
+            raise ValueError(f"widths {min(widths)} to {max(widths)}, 1 to {MOST_CHANNELS} fit")
         self.out_indices = tuple(range(len(depths)) if out_indices is None else out_indices)
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
