@@ -132,9 +132,13 @@ def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Stud
             not fit its description.
     """
     card, folder = read_card(path, own=own)
+    with torch.device("meta"):  # its settings are judged before its file is opened
+        built = number_of_weights(construct(card.config, out_indices=None, image_size=card.size))
     try:
         weights = read_safetensors(folder / WEIGHTS)
-        _check_size(card, held=sum(value.numel() for value in weights.values()))
+        held = sum(value.numel() for value in weights.values())
+        if built > SLACK * held + (1 << 20):
+            raise RuntimeError(f"{held:,} numbers; the network described has {built:,}")
         student = untrained_student(card)
         if not is_ours(card.config.name):
             names = full_names(student.backbone.state_dict(), weights)
@@ -147,15 +151,6 @@ def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Stud
             f"{folder / WEIGHTS}: got weights that do not fit {CARD} ({error})."
         ) from error
     return student.eval(), card
-
-
-def _check_size(card: StudentCard, *, held: int) -> None:
-    """Refuse to build, by a file's word, a network much larger than its weights (count held)."""
-    with torch.device("meta"):
-        network = construct(card.config, out_indices=None, image_size=card.size)
-    built = number_of_weights(network)
-    if built > SLACK * held + (1 << 20):
-        raise RuntimeError(f"{held:,} numbers, and the network it describes has {built:,}")
 
 
 def untrained_student(card: StudentCard) -> Student:

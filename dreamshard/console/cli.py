@@ -37,7 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "interpret": ("pipeline.interpret:main", "teach a teacher's features to name what they show"),
     "encode": ("pipeline.encode:main", "record a teacher's features of given images"),
     "import": (
-        "dreamshard.console.importing:main",
+        "dreamshard.console.importing.command:main",
         "make a dataset of features that somebody else recorded, in tar files",
     ),
     "synthesize": (

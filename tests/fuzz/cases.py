@@ -311,7 +311,7 @@ def _run_things(folder: Path, base: Path, rng: random.Random) -> Things:
 
 
 def _shards_things(folder: Path, base: Path, rng: random.Random) -> Things:
-    from dreamshard.console import importing
+    from dreamshard.console.importing import command as importing
 
     words = [str(folder), "--root", str(folder.parent / "data")]
     if not (folder / "images").exists() or rng.random() < 0.3:

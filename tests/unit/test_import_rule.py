@@ -18,6 +18,7 @@ BEHIND = {
     f"dreamshard/console/{name}.py"
     for name in (
         *("api/batches", "api/dataset", "own/look", "own/presets", "own/writing"),
+        *("importing/command", "importing/shards", "importing/values"),
         *(
             f"view/{room}"
             for room in ("answers", "features", "feed", "places", "samples", "server", "students")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import dreamshard
-from dreamshard.console import importing
 from dreamshard.console.api.dataset import FeatureDataset
+from dreamshard.console.importing import command as importing
 from dreamshard.console.importing.values import Tokens
 from dreamshard.errors import ConfigError, DataError
 from tests.unit.dreamshard.console.importing import folders
