@@ -14,7 +14,7 @@ from torch import nn
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.text import read_json
-from pipeline.teachers.timm.bounded import few_parts, vast_number
+from pipeline.teachers.timm.bounded import bounded
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
@@ -120,9 +120,7 @@ def construct(
         settings["drop_path_rate"] = config.drop_path
     _check_no_address(config.name)
     try:
-        if (vast := vast_number(settings)) is not None:
-            raise ValueError(f"{vast} is more than any network has")
-        with few_parts():
+        with bounded(settings):
             if is_ours(config.name):
                 return load_part(config.name, table=BACKBONES)(out_indices=out_indices, **settings)
             _check_name(config.name)

@@ -20,6 +20,7 @@ from distill.students.backbones import is_ours
 from distill.students.export import write_timm_config
 from distill.students.timm_names import full_names, whole_network
 from dreamshard.errors import ConfigError, Problem
+from pipeline.teachers.timm.bounded import number_of_weights
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
@@ -149,5 +150,5 @@ def untrained_share(
     network: nn.Module = student.backbone
     if not is_ours(config.name):
         network = whole_network(config, image_size=image_size)
-    total = sum(value.numel() for value in network.parameters())
+    total = number_of_weights(network)
     return 1 - learning / total if total else 0.0

@@ -10,35 +10,29 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 MOST_PARTS = 20_000
 """Modules of a network: timm's largest have some 3,000."""
-
-
 MOST = 1 << 20
 """Of any number in settings; some constructors make lists of so many before they build anything."""
 
 
-def vast_number(settings: object) -> int | None:
-    """Return a number in settings, however deep, that no network has; None if there is none."""
-    if isinstance(settings, int):
-        return settings if abs(settings) > MOST else None
-    if not isinstance(settings, Mapping | list | tuple):
-        return None
-    parts = settings.values() if isinstance(settings, Mapping) else settings
-    return next((found for part in parts if (found := vast_number(part)) is not None), None)
-
-
 @contextmanager
-def few_parts(most: int = MOST_PARTS) -> Iterator[None]:
+def bounded(settings: object, *, most_parts: int = MOST_PARTS) -> Iterator[None]:
     """Stop the construction of a network that goes on for ever, such as one of 10^9 layers.
 
-    Raises: ValueError, from within the constructor, at more modules than `most`.
+    Args:
+        settings: what its constructor gets; a number in it, however deep, is at most `MOST`.
+        most_parts: modules that it may have (count).
+
+    Raises: ValueError, also from within the constructor.
     """
+    if (vast := _vast_number(settings)) is not None:
+        raise ValueError(f"{vast} is more than any network has")
     count = 0
 
     def count_one(*_: object) -> None:
         nonlocal count
         count += 1
-        if count > most:
-            raise ValueError(f"more than {most:,} parts")
+        if count > most_parts:
+            raise ValueError(f"more than {most_parts:,} parts")
 
     handle = register_module_module_registration_hook(count_one)
     try:
@@ -50,3 +44,12 @@ def few_parts(most: int = MOST_PARTS) -> Iterator[None]:
 def number_of_weights(network: nn.Module) -> int:
     """Return how many numbers the parameters of a network hold, which may be without values."""
     return sum(value.numel() for value in network.parameters())
+
+
+def _vast_number(settings: object) -> int | None:
+    if isinstance(settings, int):
+        return settings if abs(settings) > MOST else None
+    if not isinstance(settings, Mapping | list | tuple):
+        return None
+    parts = settings.values() if isinstance(settings, Mapping) else settings
+    return next((found for part in parts if (found := _vast_number(part)) is not None), None)

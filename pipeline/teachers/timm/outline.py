@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers.recording.taps import Tap, depth_aliases, vector
-from pipeline.teachers.timm.bounded import few_parts, vast_number
+from pipeline.teachers.timm.bounded import bounded, number_of_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,9 +117,7 @@ def create(choice: Choice, size: tuple[int, int], **told: Any) -> nn.Module:
     if choice.told == "file":
         told["pretrained_cfg"] = {**choice.facts, "architecture": choice.name.partition(".")[0]}
     classes = choice.facts.get("num_classes", 0)
-    if (vast := vast_number(arguments)) is not None:
-        raise ValueError(f"{vast} is more than any network has")
-    with few_parts():
+    with bounded(arguments):
         return timm.create_model(
             choice.name.partition(".")[0] if choice.told == "file" else choice.name,
             **{"num_classes": classes, **told},
@@ -153,7 +151,7 @@ def _look(model: Any, images: Any) -> Outline:
         class_token=int(final.shape[-1]) if has_class and last is not None else 0,
         pooled=int(pooled.shape[-1]) if flat else 0,
         prefix=prefix,
-        parameters=sum(value.numel() for value in model.parameters()),
+        parameters=number_of_weights(model),
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from distill.configs.student import StudentConfig
 from distill.students.backbones import available_maps
 from dreamshard.errors import ConfigError
-from pipeline.teachers.timm.bounded import few_parts, number_of_weights
+from pipeline.teachers.timm.bounded import bounded, number_of_weights
 
 ENDLESS = [
     ("vit_tiny_patch16_224", {"depth": 10**9}),
@@ -32,9 +32,9 @@ def test_a_network_without_end_is_refused(name: str, settings: dict[str, object]
 
 
 def test_parts_are_counted_while_a_network_is_built_and_no_longer() -> None:
-    with few_parts(3):
+    with bounded({}, most_parts=3):
         network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    with pytest.raises(ValueError, match="more than 2 parts"), few_parts(2):
+    with pytest.raises(ValueError, match="more than 2 parts"), bounded({}, most_parts=2):
         nn.Sequential(nn.ReLU(), nn.ReLU(), nn.ReLU())
     assert len(nn.Sequential(*(nn.ReLU() for _ in range(9)))) == 9
     assert number_of_weights(network) == 2 * 3 + 3 + 3 + 1
