@@ -122,9 +122,9 @@ def jitter(
     return padded.transform((width, height), Image.Transform.AFFINE, matrix, filter_)
 
 
-def view_draws(seed: int, index: int) -> np.ndarray:
-    """Draw a sample's five numbers, float64 (5,) in [0, 1): four for `jitter`, one for the flip."""
-    return uniform(seed, [index], 0, "view", (5,))[0]
+def view_draws(seed: int, indices: Sequence[int]) -> np.ndarray:
+    """Draw five numbers a sample, float64 (N, 5) in [0, 1): four for `jitter`, one for the flip."""
+    return uniform(seed, indices, 0, "view", (5,))
 
 
 def prepare(
@@ -144,7 +144,7 @@ def prepare(
     fitted = fit(image, config=config, size=size, mask=mask)
     view = index % config.views
     if view or config.flip == "random":
-        draws = view_draws(seed, index)
+        draws = view_draws(seed, [index])[0]
         if view:
             fitted = jitter(fitted, draws[:4].tolist(), config=config, mask=mask)
         if config.flip == "random" and draws[4] < 0.5:

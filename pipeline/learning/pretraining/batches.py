@@ -60,11 +60,11 @@ class Batches:
     noise: bool = True
 
     def between(self, done: int, end: int) -> Generator[Batch, None, None]:
-        """Yield the batches of the steps after `done` up to `end`, prepared ahead in a thread."""
+        """Yield the batches of the steps after `done` up to `end`, prepared ahead in threads."""
         share = self.batch_size // self.ranks
         valid = self.images.valid
         stream = PositionStream(num_samples=len(valid), valid=valid, seed=self.seed)
-        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        with ThreadPoolExecutor(AHEAD, thread_name_prefix="batches") as pool:
             waiting = []
             for step in range(done, end):
                 start = step * self.batch_size + share * self.rank

@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamshard.errors import DataError
 from dreamshard.rng import uniform
-from pipeline.images.prepare import InvalidImageError, decode, fit, prepare
+from pipeline.images.prepare import InvalidImageError, decode, fit, prepare, view_draws
 from pipeline.images.reading import read_retrying
 from pipeline.images.source import ImageConfig, ImageSource
 
@@ -67,9 +67,7 @@ class TrainingImages:
         if self._kept is None:
             images, labels = self._read(samples, positions)
         else:
-            images = np.stack(
-                [self._view(self._kept[s], p) for s, p in zip(samples, positions, strict=True)]
-            )
+            images = self._views_of(self._kept[samples], positions)
             labels = None if self._labels is None else self._labels[samples]
         return images, labels
 
@@ -116,6 +114,14 @@ class TrainingImages:
             return np.asarray(fit(image, config=self._config, size=self._size), np.uint8)
         except InvalidImageError:
             return None
+
+    def _views_of(self, images: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+        if self._views > 1 or self._window:
+            return np.stack([self._view(i, p) for i, p in zip(images, positions, strict=True)])
+        if self._config.flip == "random":  # all at once: one by one they keep a GPU waiting
+            flipped = view_draws(self._seed, positions)[:, 4] < 0.5
+            images[flipped] = images[flipped][:, :, ::-1]
+        return images
 
     def _view(self, image: np.ndarray, position: int) -> np.ndarray:
         if self._views > 1 or self._config.flip != "none":

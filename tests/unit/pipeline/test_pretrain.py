@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, DataError
 from pipeline import pretrain as script
+from pipeline.images.prepare import decode, prepare
 from pipeline.images.source import ImageConfig, SourceConfig, open_source
 from pipeline.learning.pretraining import budget, objective, state
 from pipeline.learning.pretraining.config import ObjectiveConfig, PretrainConfig, UNetConfig
@@ -279,6 +280,19 @@ def test_images_come_by_position() -> None:
     assert not np.array_equal(first[0], first[1])
     again, _ = viewed.batch(samples[1:], [1, 2])
     assert np.array_equal(first[1:], again)
+
+
+def test_flips_of_a_batch_are_those_of_its_images_one_by_one() -> None:
+    source, config = open_source(SourceConfig(kind="digits")), ImageConfig(size=16, flip="random")
+    plain, _ = TrainingImages(source, config=ImageConfig(size=16), seed=5).batch(
+        np.arange(40), range(40)
+    )
+    flipped, _ = TrainingImages(source, config=config, seed=5).batch(np.arange(40), range(40))
+    alone = [
+        prepare(decode(image), config=config, size=(16, 16), seed=5, index=position)
+        for position, image in enumerate(plain)
+    ]
+    assert np.array_equal(flipped, np.stack(alone)) and not np.array_equal(flipped, plain)
 
 
 def test_windows_are_cut_from_the_image_by_position() -> None:
