@@ -50,6 +50,8 @@ def train(
             images than a batch; a generator that cannot have an encoder.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
+    import torch
+
     from pipeline.learning.pretraining.adversarial import kept
     from pipeline.learning.pretraining.adversarial.run import AdversarialRun
     from pipeline.learning.ranks import decided_by_chief, together
@@ -59,6 +61,8 @@ def train(
     if config.kind == ENCODER:
         encoding = together(lambda: _encoding(config, accelerator, source))
         recipe, licence = encoding.recipe(recipe), encoding.licence
+    if accelerator.device.type == "cuda":  # shapes stay the same: cuDNN finds its fastest kernels
+        torch.backends.cudnn.benchmark = True
     plan = _plan(config, recipe, accelerator, identity, licence=licence)
     folder, run_dir = plan.folder, plan.run_dir
     find = partial(kept.find_finished, folder, run_dir, recipe=recipe, budget=plan.budget)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,14 @@ def on_device(network: Network, device: torch.device) -> Network:
     avoid_narrow_kernels(network, device)
     moved: Network = network.to(device, memory_format=torch.channels_last)  # pyright: ignore
     return moved
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a device; no wait for what is queued there, as with pageable memory."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def avoid_narrow_kernels(module: nn.Module, device: torch.device) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dreamshard import rng
+from pipeline.learning.device import sent
 from pipeline.learning.pretraining.data import TrainingImages
 from pipeline.teachers.pixels import signed
 from storage.batches.positions import PositionStream
@@ -80,10 +81,10 @@ class Batches:
         noise = np.zeros(0, np.float32)
         if self.noise:
             noise = rng.normal(self.seed, positions, 0, "pretrain-noise", (3, *images.shape[1:3]))
-        told = self.labels and labels is not None
+        told = labels if self.labels else None
         return Batch(
-            images=signed(torch.from_numpy(images).to(self.device)),
-            noise=torch.from_numpy(noise).to(self.device),
-            labels=torch.from_numpy(labels).to(self.device) if told else None,
+            images=signed(sent(images, self.device)),
+            noise=sent(noise, self.device),
+            labels=None if told is None else sent(told, self.device),
             positions=positions,
         )

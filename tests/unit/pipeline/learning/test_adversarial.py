@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from pipeline.learning.pretraining.adversarial import ada, looking
@@ -19,7 +20,7 @@ from pipeline.learning.pretraining.adversarial.diffaugment import (
     diffaugment,
 )
 from pipeline.learning.pretraining.adversarial.kept import Budget
-from pipeline.learning.pretraining.adversarial.objective import Facts, Share
+from pipeline.learning.pretraining.adversarial.objective import Facts, Share, counted_normal
 from pipeline.learning.pretraining.adversarial.play import Players
 from pipeline.learning.pretraining.adversarial.stylegan2 import losses
 from pipeline.learning.pretraining.adversarial.stylegan2.config import StyleGAN2Config
@@ -160,6 +161,18 @@ def test_random_numbers_belong_to_positions_turns_and_purposes() -> None:
     others = [whole.normal("w", 5), share(turn=1).normal("z", 5), share(seed=1).normal("z", 5)]
     assert not any(joined.equal(other) for other in others)
     assert whole.integers("k", 2, high=4).max() < 4 and whole.uniform("u", 99).max() < 1
+
+
+def test_numbers_that_a_gpu_draws_belong_to_positions_and_are_normal() -> None:
+    cpu = torch.device("cpu")
+    drawn = counted_normal(7, range(10**7, 10**7 + 64), (3, 1001), cpu)
+    part = counted_normal(7, range(10**7 + 20, 10**7 + 64), (3, 1001), cpu)
+    torch.testing.assert_close(drawn[20:], part, rtol=0, atol=1e-5)
+    assert drawn.shape == (64, 3, 1001)
+    assert stats.kstest(drawn.flatten().double().numpy(), "norm").pvalue > 0.001
+    other = counted_normal(8, range(10**7, 10**7 + 64), (3, 1001), cpu)
+    for one, two in ((drawn, other), (drawn[:-1], drawn[1:]), (drawn[..., :-1], drawn[..., 1:])):
+        assert abs(float((one * two).mean())) < 5 / one.numel() ** 0.5
 
 
 def test_lazy_regularisation_corrects_adam() -> None:

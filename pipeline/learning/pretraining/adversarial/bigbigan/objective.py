@@ -97,8 +97,10 @@ class BigBiGANObjective:
         learned = [weight for weight in parts["discriminator"].parameters() if weight.requires_grad]
         betas = (config.betas[0], config.betas[1])
         return {
-            "generator": Adam(groups, lr=config.lr, betas=betas),
-            "discriminator": Adam(learned, lr=config.discriminator_lr, betas=betas),
+            "generator": Adam(groups, lr=config.lr, betas=betas, fused=self.facts.fused),
+            "discriminator": Adam(
+                learned, lr=config.discriminator_lr, betas=betas, fused=self.facts.fused
+            ),
         }
 
     def discriminator_step(self, share: Share) -> Mapping[str, Tensor]:

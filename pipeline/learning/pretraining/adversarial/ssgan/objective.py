@@ -68,9 +68,12 @@ class SSGANObjective:
             "discriminator": discriminator.to(facts.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
         }
         self.optimizers: Mapping[str, Optimizer] = {
-            name: Adam(network.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]))
+            name: Adam(
+                network.parameters(), lr=config.lr, betas=(config.betas[0], config.betas[1]),
+                fused=facts.fused,
+            )
             for name, network in self.networks.items()
-        }
+        }  # fmt: skip
         self.discriminator_steps = config.discriminator_steps
         self.adaptive: dict[str, float] = {}
 

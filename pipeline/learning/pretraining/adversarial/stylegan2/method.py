@@ -59,7 +59,9 @@ class StyleGAN2:
         rates = {"generator": config.lr_generator, "discriminator": config.lr_discriminator}
         self.regularise_every = config.r1_every if config.r1_gamma else 0
         self.optimizers: Mapping[str, Optimizer] = {
-            name: _adam(network, rates[name], config.betas, every=self._lazy(name))
+            name: _adam(
+                network, rates[name], config.betas, every=self._lazy(name), fused=facts.fused
+            )
             for name, network in self.networks.items()
         }
         self.adaptive = {"augment_strength": 0.0} if config.augment == "ada" else {}
@@ -214,11 +216,13 @@ def _built(config: StyleGAN2Config, facts: Facts) -> tuple[TrainedGenerator, Tra
     return on_device(generator, facts.device), on_device(discriminator, facts.device)
 
 
-def _adam(network: nn.Module, rate: float, betas: list[float], *, every: int) -> Adam:
+def _adam(
+    network: nn.Module, rate: float, betas: list[float], *, every: int, fused: bool | None
+) -> Adam:
     """Return Adam; turns of a lazy regulariser are steps, too, so that each weighs a little less.
 
     Source: StyleGAN2, appendix B.
     """
     share = every / (every + 1) if every else 1.0
     powers = tuple(beta**share for beta in betas)
-    return Adam(network.parameters(), lr=rate * share, betas=powers, eps=1e-8)  # pyright: ignore
+    return Adam(network.parameters(), lr=rate * share, betas=powers, eps=1e-8, fused=fused)  # pyright: ignore
