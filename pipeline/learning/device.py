@@ -40,7 +40,7 @@ def on_device(network: Network, device: torch.device) -> Network:
 def sent(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy an array to a device; no wait for what is queued there, as with pageable memory."""
     tensor = torch.from_numpy(array)
-    if device.type != "cuda":
+    if device.type != "cuda" or not array.size:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
