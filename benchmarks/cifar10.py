@@ -106,11 +106,12 @@ def arm_config(arm: str, options: argparse.Namespace, *, seed: int) -> TrainConf
         threads=options.threads,
         precision=options.precision,
     )
-    views = method_class(config.method).views
+    config = with_changes(config, settings.get("changes", {}))
+    views = max(1, len(method_class(config.method).needs(config.method_settings()).views))
     steps = max(1, round(options.images / options.batch_size))
     log_every = max(1, min(50, steps // 4))
     return replace(
-        with_changes(config, settings.get("changes", {})),
+        config,
         batch_size=options.batch_size // views,
         steps=steps,
         log_every=log_every,
@@ -162,26 +163,41 @@ def run_arm(arm: str, options: argparse.Namespace, *, seed: int) -> dict[str, An
 
 
 def judge(student: Student, options: argparse.Namespace, *, seed: int) -> dict[str, float]:
-    """Return the accuracies, in per cent, of a frozen student's deepest pooled map."""
+    """Return the accuracies, in per cent, of a frozen student's deepest pooled map.
+
+    Where the options say that only the first so many (`heldout`) of the judging images are unknown
+    to the teacher as well, figures of those alone are added, as NAME_heldout.
+    """
     from distill.data.sets import labelled_share
     from distill.probes.knn import knn_classes
     from distill.training.monitor import pooled
+    from pipeline.learning.device import choose_device
 
     (train, labels), (held, truth) = images(options)
+    device = choose_device(options.device)
+    student = student.to(device).eval()
     features, queries = pooled(student, train).numpy(), pooled(student, held).numpy()
-    right = knn_classes(features, labels, queries, ks=NEIGHBOURS) == truth[:, None]
-    shares = zip(NEIGHBOURS, right.mean(axis=0).tolist(), strict=True)
-    found = {f"knn_{k}": 100 * share for k, share in shares}
+    near = knn_classes(features, labels, queries, ks=NEIGHBOURS, device=str(device))
+    right = {f"knn_{k}": near[:, at] == truth for at, k in enumerate(NEIGHBOURS)}
     for share in options.shares:
         kept = labelled_share(labels, share=share, seed=seed)
-        accuracy = linear(features[kept], labels[kept], queries, truth)
-        found[f"linear_{100 * share:g}"] = 100 * accuracy
+        classes = linear(features[kept], labels[kept], queries)
+        right[f"linear_{100 * share:g}"] = classes == truth
+    found = {name: 100 * float(hits.mean()) for name, hits in right.items()}
+    first = getattr(options, "heldout", 0)
+    if first:
+        found |= {
+            f"{name}_heldout": 100 * float(hits[:first].mean()) for name, hits in right.items()
+        }
     return found
 
 
-def linear(train: np.ndarray, labels: np.ndarray, held: np.ndarray, truth: np.ndarray) -> float:
-    """Fit a logistic regression; a fifth of the training images choose its scaling and penalty."""
-    from distill.probes.logistic import probe_accuracy
+def linear(train: np.ndarray, labels: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Fit a logistic regression and return the classes it finds for others.
+
+    A fifth of the training images choose its scaling and penalty.
+    """
+    from distill.probes.logistic import probe_accuracy, probe_classes
     from distill.probes.scaling import SCALINGS, scaled
 
     order = np.random.default_rng(0).permutation(len(train))
@@ -197,7 +213,7 @@ def linear(train: np.ndarray, labels: np.ndarray, held: np.ndarray, truth: np.nd
     }
     scaling, strength = max(scores, key=lambda pair: scores[pair])
     fitted, judged = pairs[scaling]
-    return probe_accuracy(fitted, labels, judged, truth, strength=strength)
+    return probe_classes(fitted, labels, judged, strength=strength)
 
 
 def images(
