@@ -1,19 +1,21 @@
 """Check what SS-GAN's and BigBiGAN's papers say, on CIFAR-10 with narrow networks and paired seeds.
 
     python benchmarks/gans.py forgetting --train cifar10-train.parquet --val cifar10-val.parquet
-    python benchmarks/gans.py bigbigan ...
-    python benchmarks/gans.py stability --extractor pixels ...
+    python benchmarks/gans.py bigbigan ... --arms base --seeds 0 --device cuda
+    python benchmarks/gans.py stability ... --extractor resnet56:resnet56-cifar10.safetensors
+    python benchmarks/gans.py all ... --deadline 1800000000    # beside others, in one --work
 
 forgetting: one-against-all tasks in sequence, twice, with and without rotations (SS-GAN, figure 3);
 accuracy is of as many images of the class as of others. stability: SS-GAN against the unconditional
 GAN at betas (0, .9) with one step of D: proxy Fréchet distance, and a probe of every block of D by
-two poolings, the map's mean and the means of 4 x 4 cells. bigbigan: the scores' and the posterior's
-variants: relative L1 of G(E(x)) at the mean of E(x), k-NN with L1- and L2-normalised features
-(majority, k 25), a linear probe of the average-pooled features.
+two poolings, the map's mean and the means of 4 x 4 cells, at three marks. bigbigan: the scores' and
+the posterior's variants: relative L1 of G(E(x)) at the mean of E(x), k-NN with L1- and
+L2-normalised features (majority, k 25), a linear probe of the average-pooled features, at two.
 
-Every arm and seed is kept in --work and goes on from its last checkpoint when this is run again.
-Prints a line per arm and seed and, last, one JSON object, which --out also writes, with a table
-beside it. Intervals are 95 % of Student's t over the seeds' paired differences.
+Every arm and seed (a unit) is kept in --work: several processes share the units of a folder, and
+what was stopped goes on when this is run again. A part whose units are all done prints one JSON
+object, which --out also writes, with a table beside it; where some were stopped, the marks that all
+have reached are compared. Intervals are 95 % of Student's t over the seeds' paired differences.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ if __name__ == "__main__":
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,110 +40,98 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.teacher_study import read_images
+from benchmarks.gans_loop import EVERY, Images, Keeper, StoppedError, cached_images, train
 from distill.probes.knn import knn_classes
 from distill.probes.logistic import probe_classes
 from distill.probes.scaling import standardise
 from dreamshard.pictures import image_grid
 from dreamshard.rng import generator
 from pipeline.images import quality
+from pipeline.learning.device import sent
 from pipeline.learning.pretraining.adversarial import losses
 from pipeline.learning.pretraining.adversarial.bigbigan.config import BigBiGANConfig, EncoderConfig
 from pipeline.learning.pretraining.adversarial.bigbigan.measure import relative_l1
 from pipeline.learning.pretraining.adversarial.bigbigan.objective import BigBiGANObjective
 from pipeline.learning.pretraining.adversarial.norms import initialise, normalise_weights
-from pipeline.learning.pretraining.adversarial.objective import Facts, Share
+from pipeline.learning.pretraining.adversarial.objective import Facts
 from pipeline.learning.pretraining.adversarial.ssgan.config import SSGANConfig
 from pipeline.learning.pretraining.adversarial.ssgan.networks import discriminator_layout
 from pipeline.learning.pretraining.adversarial.ssgan.objective import SSGANObjective
 from pipeline.teachers.gan.ssgan.network import SSGANDiscriminator
 from pipeline.teachers.pixels import signed, to_uint8
 
-CLASSES, CPU = 10, torch.device("cpu")
-EVERY = 50
-"""Steps between checkpoints, and between accuracies of the forgetting tasks (count)."""
-Images = tuple[np.ndarray, np.ndarray]
+CLASSES = 10
+DRAWN = 1000
+"""Samples that a distance is of (count)."""
 
 
-class Keeper:
-    """Keep one arm and seed: its state while it trains, its figures once it is done."""
+@dataclass(frozen=True)
+class Setting:
+    """What every unit is trained with.
 
-    def __init__(self, work: Path, name: str) -> None:
-        self.done, self.state = work / f"{name}.json", work / f"{name}.pt"
+    Args:
+        options: of the command line.
+        sets: "train" and "val".
+        images: uint8 (N, 32, 32, 3) of the training images, on the device.
+    """
 
-    def figures(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return what was measured before, or measure it."""
-        if not self.done.exists():
-            found = make()
-            part = self.done.with_suffix(".partial")
-            part.write_text(json.dumps(found) + "\n")
-            part.replace(self.done)
-            self.state.unlink(missing_ok=True)
-        return json.loads(self.done.read_text())
+    options: argparse.Namespace
+    sets: Mapping[str, Images]
+    images: Tensor
 
-    def load(self) -> dict[str, Any] | None:
-        """Return the last checkpoint."""
-        return torch.load(self.state, weights_only=True) if self.state.exists() else None
+    @property
+    def device(self) -> torch.device:
+        """Return where networks are."""
+        return self.images.device
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint in place of the last."""
-        part = self.state.with_suffix(".partial")
-        torch.save(dict(state), part)
-        part.replace(self.state)
+    @property
+    def half(self) -> bool:
+        """Return whether convolutions are in bfloat16."""
+        return self.options.precision == "bfloat16"
 
 
-def forgetting(options: argparse.Namespace, sets: Mapping[str, Images]) -> dict[str, Any]:
-    """Return, for each arm, the seeds' mean accuracy in either cycle and the second's gain."""
-    found: dict[str, Any] = {}
-    for arm in ("vanilla", "rotation"):
-        for seed in range(options.seeds):
-            keeper = Keeper(options.work, f"forgetting-{arm}-{seed}")
-            result = keeper.figures(
-                lambda arm=arm, seed=seed, keeper=keeper: _forget(options, sets, arm, seed, keeper)
-            )
-            print(f"forgetting {arm} {seed}: {result}", flush=True)
-            found.setdefault(arm, []).append(result)
-    gains = {arm: [each["second"] - each["first"] for each in runs] for arm, runs in found.items()}
-    compared = {f"gain of {arm}": interval(values) for arm, values in gains.items()}
-    return {"arms": found, "compared": {**compared, **paired("gain", gains, "rotation", "vanilla")}}
-
-
-def _forget(
-    options: argparse.Namespace, sets: Mapping[str, Images], arm: str, seed: int, keeper: Keeper
-) -> dict[str, Any]:
+def forget(setting: Setting, arm: str, seed: int, keeper: Keeper) -> None:
+    """Train a discriminator on one class against all others, class after class, twice."""
+    options, device = setting.options, setting.device
     config = SSGANConfig(discriminator_channels=options.width)
     network = SSGANDiscriminator(discriminator_layout(config, 32))
     normalise_weights(initialise(network, "normal", seed=seed))
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.0, 0.9))
+    network.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    fused = device.type == "cuda" or None
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.0, 0.9), fused=fused)
     curve: list[float] = []
     at = 0
-    if state := keeper.load():
+    if state := keeper.load(device):
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         at, curve = state["at"], state["curve"]
-    total = 2 * CLASSES * options.task_steps
-    train = _by_class(sets["train"][1])
-    for step in range(at, total):
+    rows = _by_class(setting.sets["train"][1])
+    val = torch.from_numpy(setting.sets["val"][0]).to(device)
+    for step in range(at, 2 * CLASSES * options.task_steps):
         task = step // options.task_steps % CLASSES
-        x, y = _of_task(sets["train"][0], train, task, options.batch, seed, step)
+        x, y = _of_task(setting.images, rows, task, options.batch, seed, step)
         images, labels = losses.rotate(x) if arm == "rotation" else (x, None)
-        pooled = network.pooled(images)
-        logits = network.logit(pooled[: len(x)])[:, 0]
-        loss = F.binary_cross_entropy_with_logits(logits, y)
-        if labels is not None:
-            loss = loss + losses.rotation_loss(network.rotation(pooled), labels)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=setting.half):
+            pooled = network.pooled(images)
+            logits = network.logit(pooled[: len(x)])[:, 0]
+            loss = F.binary_cross_entropy_with_logits(logits.float(), y)
+            if labels is not None:
+                loss = loss + losses.rotation_loss(network.rotation(pooled), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (step + 1) % EVERY == 0:
-            curve.append(_accuracy(network, sets["val"], task))
-            told = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            keeper.save({**told, "at": step + 1, "curve": curve})
+            curve.append(_accuracy(network, val, setting.sets["val"][1], task))
+            told = {"at": step + 1, "curve": curve}
+            keeper.save(
+                lambda told=told: {
+                    **told, "network": network.state_dict(), "optimizer": optimizer.state_dict()
+                }
+            )  # fmt: skip
     half = len(curve) // 2
-    return {
-        "first": float(np.mean(curve[:half])), "second": float(np.mean(curve[half:])),
-        "curve": [round(value, 4) for value in curve],
-    }  # fmt: skip
+    first, second = float(np.mean(curve[:half])), float(np.mean(curve[half:]))
+    marks = {"end": {"first": first, "second": second, "gain": second - first}}
+    keeper.note({"marks": marks, "curve": [round(value, 4) for value in curve]})
 
 
 def _by_class(labels: np.ndarray) -> list[np.ndarray]:
@@ -148,7 +139,7 @@ def _by_class(labels: np.ndarray) -> list[np.ndarray]:
 
 
 def _of_task(
-    images: np.ndarray, rows: Sequence[np.ndarray], task: int, count: int, seed: int, step: int
+    images: Tensor, rows: Sequence[np.ndarray], task: int, count: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Draw as many images of a class as of the others, mixed; the same for every arm."""
     drawn = generator(seed, step, 0, "gans-task")
@@ -156,83 +147,17 @@ def _of_task(
     half = count // 2
     chosen = np.concatenate([drawn.choice(rows[task], half), drawn.choice(others, count - half)])
     order = drawn.permutation(count)
-    y = torch.tensor([1.0] * half + [0.0] * (count - half))[torch.from_numpy(order)]
-    return signed(torch.from_numpy(images[chosen[order]])), y
+    y = np.repeat(np.float32([1, 0]), [half, count - half])[order]
+    x = signed(images[sent(chosen[order], images.device)])
+    return x.contiguous(memory_format=torch.channels_last), sent(y, images.device)
 
 
 @torch.no_grad()
-def _accuracy(network: SSGANDiscriminator, val: Images, task: int) -> float:
-    rows = _by_class(val[1])
-    x, y = _of_task(val[0], rows, task, 512, 0, task)
+def _accuracy(network: SSGANDiscriminator, val: Tensor, labels: np.ndarray, task: int) -> float:
+    x, y = _of_task(val, _by_class(labels), task, 512, 0, task)
     guess = network.eval()(x)[:, 0] > 0
     network.train()
     return float((guess == (y > 0)).float().mean())
-
-
-Objective = SSGANObjective | BigBiGANObjective
-
-
-def train(
-    objective: Objective, images: np.ndarray, steps: int, *, batch: int, seed: int, keeper: Keeper
-) -> Iterator[tuple[int, dict[str, nn.Module]]]:
-    """Train with a bare loop; yield steps done and averages, at the beginning and after each step.
-
-    Args:
-        images: uint8 (N, 32, 32, 3).
-        keeper: of the checkpoints, one of which it goes on from.
-    """
-    averages = {name: deepcopy(objective.networks[name]) for name in objective.averaged}
-    parts: dict[str, Any] = {
-        **objective.networks, **{f"average {k}": v for k, v in averages.items()},
-        **{f"optimizer {k}": v for k, v in objective.optimizers.items()},
-    }  # fmt: skip
-    at = 0
-    if state := keeper.load():
-        at = state.pop("at")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    yield at, averages
-    for step in range(at + 1, steps + 1):
-        turns = [("discriminator", turn) for turn in range(objective.discriminator_steps)]
-        for who, turn in [*turns, ("generator", objective.discriminator_steps)]:
-            share = _share(images, batch, seed=seed, step=step, turn=turn, progress=step / steps)
-            _turn(objective, who, share)
-        for name, average in averages.items():
-            rate = 1 - objective.decay(step)
-            own = objective.networks[name].state_dict()
-            for key, value in average.state_dict().items():
-                if value.is_floating_point():
-                    value.lerp_(own[key], rate)
-        if step % EVERY == 0:
-            kept = {name: part.state_dict() for name, part in parts.items()}
-            keeper.save({**kept, "at": step})
-        yield step, averages
-
-
-def _turn(objective: Objective, who: str, share: Share) -> None:
-    optimizer = objective.optimizers[who]
-    learned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for network in objective.networks.values():
-        for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in learned)
-    step = objective.discriminator_step if who == "discriminator" else objective.generator_step
-    loss = step(share)["loss"]
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    if not bool(torch.isfinite(loss)):
-        raise FloatingPointError(f"step {share.step}: the {who}'s loss is {loss.item()}")
-
-
-def _share(
-    images: np.ndarray, batch: int, *, seed: int, step: int, turn: int, progress: float
-) -> Share:
-    drawn = generator(seed, step, turn, "gans-batch")
-    x = signed(torch.from_numpy(images[drawn.integers(len(images), size=batch)]))
-    flipped = torch.from_numpy(drawn.integers(2, size=batch)).bool()[:, None, None, None]
-    x = torch.where(flipped, x.flip(3), x)
-    positions = range(step * batch, (step + 1) * batch)
-    return Share(x, None, positions, seed=seed, turn=turn, step=step, progress=progress)
 
 
 BIGBIGAN: dict[str, dict[str, Any]] = {
@@ -242,73 +167,62 @@ BIGBIGAN: dict[str, dict[str, Any]] = {
 }
 
 
-def bigbigan(options: argparse.Namespace, sets: Mapping[str, Images]) -> dict[str, Any]:
-    """Return, for each arm, the seeds' figures and their paired differences from the base."""
-    found: dict[str, Any] = {}
-    for seed in range(options.seeds):
-        for arm, settings in BIGBIGAN.items():
-            keeper = Keeper(options.work, f"bigbigan-{arm.replace(' ', '-')}-{seed}")
-            result = keeper.figures(
-                lambda settings=settings, seed=seed, keeper=keeper: _encode(
-                    options, sets, settings, seed, keeper
-                )
-            )
-            print(f"bigbigan {arm} {seed}: {result}", flush=True)
-            found.setdefault(arm, []).append(result)
-    compared = {}
-    for figure in next(iter(found.values()))[0]:
-        values = {arm: [run[figure] for run in runs] for arm, runs in found.items()}
-        compared |= {f"{figure}, {arm}": interval(each) for arm, each in values.items()}
-        for other in ("no unaries", "deterministic"):
-            compared |= paired(figure, values, "base", other)
-    nearest = {d: [run[f"knn_{d}"] for run in found["base"]] for d in ("d1", "d2")}
-    return {"arms": found, "compared": {**compared, **paired("knn", nearest, "d1", "d2")}}
-
-
-def _encode(
-    options: argparse.Namespace,
-    sets: Mapping[str, Images],
-    settings: Mapping[str, Any],
-    seed: int,
-    keeper: Keeper,
-) -> dict[str, Any]:
-    width = options.width
+def encode(setting: Setting, arm: str, seed: int, keeper: Keeper) -> None:
+    """Train a BigBiGAN; measure its encoder at the middle and at the end."""
+    options, width = setting.options, setting.options.width
     config = BigBiGANConfig(
         channels=width // 2, discriminator_channels=width // 2, latent=64, shared=16, width=128,
         attention=0, lr=2e-4, discriminator_lr=2e-4, ema=0.999,
         encoder=EncoderConfig(filters=width // 2, units=[1, 1, 1], stem=3, perceptron=[128]),
-        **settings,
+        **BIGBIGAN[arm],
     )  # fmt: skip
-    objective = BigBiGANObjective(config, Facts(32, 0, options.batch, seed, CPU))
-    began = _error(objective, {n: objective.networks[n] for n in objective.averaged}, sets["val"])
-    *_, (_, averages) = train(
-        objective, sets["train"][0], options.steps, batch=options.batch, seed=seed, keeper=keeper
+    objective = BigBiGANObjective(
+        config, Facts(32, 0, options.batch, seed, setting.device, setting.half)
     )
-    features = {name: _pooled(averages["encoder"], images) for name, (images, _) in sets.items()}
-    train_labels, truth = sets["train"][1], sets["val"][1]
-    found = {"relative_l1_at_first": began, "relative_l1": _error(objective, averages, sets["val"])}
+    marks = keeper.found().get("marks", {})
+    for step, averages in train(
+        objective, setting.images, options.encode_steps,
+        batch=options.batch, seed=seed, keeper=keeper, half=setting.half,
+    ):  # fmt: skip
+        if str(step) in marks or step not in (0, options.encode_steps // 2, options.encode_steps):
+            continue
+        marks[str(step)] = {"relative_l1": _error(objective, averages, setting.sets["val"])}
+        if step:
+            marks[str(step)] |= _judged(averages["encoder"], setting)
+            _sheet(objective, averages, setting.sets["val"][0], keeper.picture)
+        keeper.note({"marks": marks})
+
+
+def _judged(encoder: nn.Module, setting: Setting) -> dict[str, float]:
+    features = {
+        name: _pooled(encoder, images, setting.device) for name, (images, _) in setting.sets.items()
+    }
+    labels, truth = setting.sets["train"][1], setting.sets["val"][1]
+    found: dict[str, float] = {}
     for name, metric in (("knn_d1", "l1"), ("knn_d2", "cosine")):
         guess = knn_classes(
-            features["train"], train_labels, features["val"], ks=[25], temperature=0.0,
-            metric=metric,  # type: ignore[arg-type]
+            features["train"], labels, features["val"], ks=[25], temperature=0.0,
+            metric=metric, device=setting.device.type,  # type: ignore[arg-type]
         )  # fmt: skip
         found[name] = float((guess[:, 0] == truth).mean())
-    found["probe"] = _probe(features["train"], train_labels, features["val"], truth)
-    _sheet(objective, averages, sets["val"][0], keeper.done.with_suffix(".png"))
+    found["knn_d1 - knn_d2"] = found["knn_d1"] - found["knn_d2"]
+    found["probe"] = _probe(features["train"], labels, features["val"], truth)
+    encoder.train()
     return found
 
 
 def _rebuilt(objective: BigBiGANObjective, averages: Any, images: np.ndarray) -> Tensor:
+    device = objective.facts.device
     parts = torch.from_numpy(images).split(200)
-    return torch.cat([objective.reconstruct(averages, signed(part)) for part in parts])
+    whole = [objective.reconstruct(averages, signed(part.to(device))) for part in parts]
+    for network in averages.values():
+        network.train()
+    return torch.cat(whole).cpu()
 
 
 def _error(objective: BigBiGANObjective, averages: Any, val: Images) -> float:
     """Return the relative L1 error, networks back in training afterwards."""
-    error = relative_l1(signed(torch.from_numpy(val[0])), _rebuilt(objective, averages, val[0]))
-    for network in averages.values():
-        network.train()
-    return error
+    return relative_l1(signed(torch.from_numpy(val[0])), _rebuilt(objective, averages, val[0]))
 
 
 def _sheet(objective: BigBiGANObjective, averages: Any, images: np.ndarray, file: Path) -> None:
@@ -319,96 +233,72 @@ def _sheet(objective: BigBiGANObjective, averages: Any, images: np.ndarray, file
 
 
 @torch.inference_mode()
-def _pooled(encoder: nn.Module, images: np.ndarray) -> np.ndarray:
+def _pooled(encoder: nn.Module, images: np.ndarray, device: torch.device) -> np.ndarray:
     found: list[Tensor] = []
     hook = encoder.pool.register_forward_hook(lambda *told: found.append(told[2]))  # type: ignore[union-attr]
     encoder.eval()
-    for part in torch.from_numpy(images).split(200):
-        encoder(signed(part))
+    for part in torch.from_numpy(images).split(500):
+        encoder(signed(part.to(device)))
     hook.remove()
-    return torch.cat(found).numpy()
+    return torch.cat(found).float().cpu().numpy()
 
 
-def stability(options: argparse.Namespace, sets: Mapping[str, Images]) -> dict[str, Any]:
-    """Return, for each arm, the seeds' distances and probes, and their paired differences."""
+def generate(setting: Setting, arm: str, seed: int, keeper: Keeper) -> None:
+    """Train a GAN with one step of D; measure samples and D at a quarter, the half and the end."""
+    options = setting.options
     extract = quality.open_extractor(options.extractor)
-    reference, found = extract(sets["val"][0]), {}
-    for seed in range(options.seeds):
-        for arm in ("ssgan", "unconditional"):
-            keeper = Keeper(options.work, f"stability-{arm}-{seed}")
-            result = keeper.figures(
-                lambda arm=arm, seed=seed, keeper=keeper: _generate(
-                    options, sets, arm, seed, keeper, extract, reference
-                )
-            )
-            print(f"stability {arm} {seed}: {result}", flush=True)
-            found.setdefault(arm, []).append(result)
-    compared = {}
-    for figure in found["ssgan"][0]:
-        values = {arm: [run[figure] for run in runs] for arm, runs in found.items()}
-        compared |= {f"{figure}, {arm}": interval(each) for arm, each in values.items()}
-        compared |= paired(figure, values, "ssgan", "unconditional")
-    return {"arms": found, "compared": compared}
-
-
-def _generate(
-    options: argparse.Namespace,
-    sets: Mapping[str, Images],
-    arm: str,
-    seed: int,
-    keeper: Keeper,
-    extract: quality.Extractor,
-    reference: np.ndarray,
-) -> dict[str, Any]:
+    reference = extract(setting.sets["val"][0])
     config = SSGANConfig(
         method=arm,  # type: ignore[arg-type]
         channels=options.width, discriminator_channels=options.width, betas=[0.0, 0.9],
         discriminator_steps=1,
     )  # fmt: skip
-    objective = SSGANObjective(config, Facts(32, 0, options.batch, seed, CPU))
-    curves = keeper.done.with_suffix(".curve.json")
-    found: dict[str, float] = json.loads(curves.read_text()) if curves.exists() else {}
+    objective = SSGANObjective(
+        config, Facts(32, 0, options.batch, seed, setting.device, setting.half)
+    )
+    marks = keeper.found().get("marks", {})
     for step, averages in train(
-        objective, sets["train"][0], options.steps, batch=options.batch, seed=seed, keeper=keeper
-    ):
-        if step and step % (options.steps // 4) == 0 and f"distance at {step}" not in found:
-            drawn = np.concatenate(
-                [objective.sample(averages, range(at, at + 100)) for at in range(0, 1000, 100)]
-            )
-            averages["generator"].train()
-            found[f"distance at {step}"] = quality.frechet_distance(reference, extract(drawn))
-            found |= {f"{k} at {step}": v for k, v in _blocks(objective, sets).items()}
-            curves.write_text(json.dumps(found))
-            grid = image_grid(drawn[:64], columns=8, cell_px=64, gap_px=1)
-            keeper.done.with_suffix(".png").write_bytes(grid)
-    return found
+        objective, setting.images, options.steps,
+        batch=options.batch, seed=seed, keeper=keeper, half=setting.half,
+    ):  # fmt: skip
+        due = (options.steps // 4, options.steps // 2, options.steps)
+        if str(step) in marks or step not in due:
+            continue
+        drawn = np.concatenate(
+            [objective.sample(averages, range(at, at + 100)) for at in range(0, DRAWN, 100)]
+        )
+        averages["generator"].train()
+        distance = quality.frechet_distance(reference, extract(drawn))
+        marks[str(step)] = {"distance": distance, **_blocks(objective, setting)}
+        keeper.note({"marks": marks})
+        keeper.picture.write_bytes(image_grid(drawn[:64], columns=8, cell_px=64, gap_px=1))
 
 
 @torch.inference_mode()
-def _blocks(objective: SSGANObjective, sets: Mapping[str, Images]) -> dict[str, float]:
+def _blocks(objective: SSGANObjective, setting: Setting) -> dict[str, float]:
     """Probe every block of D by both poolings."""
     network = objective.networks["discriminator"].eval()
     maps: dict[str, dict[str, list[Tensor]]] = {}
 
     def keep(told: Tensor, name: str, which: str) -> None:
         for kind, cells in (("mean", 1), ("cells", 4)):
-            small = F.adaptive_avg_pool2d(told, cells).flatten(1)
+            small = F.adaptive_avg_pool2d(told, cells).flatten(1).float().cpu()
             maps.setdefault(f"{name} {kind}", {}).setdefault(which, []).append(small)
 
-    for which, (images, _) in sets.items():
+    for which, (images, _) in setting.sets.items():
         hooks = [
             block.register_forward_hook(
                 lambda *told, name=name, which=which: keep(told[2], name, which)
             )
             for name, block in network.blocks.items()  # type: ignore[union-attr,operator]
         ]
-        for part in torch.from_numpy(images).split(200):
-            network(signed(part))
+        for part in torch.from_numpy(images).split(500):
+            network(signed(part.to(setting.device)))
         for hook in hooks:
             hook.remove()
     network.train()
     features = {name: {k: torch.cat(v).numpy() for k, v in of.items()} for name, of in maps.items()}
-    labels, truth = sets["train"][1], sets["val"][1]
+    labels, truth = setting.sets["train"][1], setting.sets["val"][1]
     return {name: _probe(of["train"], labels, of["val"], truth) for name, of in features.items()}
 
 
@@ -416,6 +306,37 @@ def _probe(train: np.ndarray, labels: np.ndarray, val: np.ndarray, truth: np.nda
     scaled, queries = standardise(train, train, val)
     guess = probe_classes(scaled, labels, queries, strength=0.01)
     return float((guess == truth).mean())
+
+
+Train = Callable[[Setting, str, int, Keeper], None]
+PARTS: dict[str, tuple[Train, tuple[str, ...]]] = {
+    "forgetting": (forget, ("rotation", "vanilla")),
+    "bigbigan": (encode, tuple(BIGBIGAN)),
+    "stability": (generate, ("ssgan", "unconditional")),
+}
+"""How a unit of each is trained, and its arms: the first one is compared with the others."""
+
+
+def compared(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return intervals of every figure at every mark that all units have reached.
+
+    Args:
+        arms: arm -> its units' figures, seed by seed.
+    """
+    units = [unit.get("marks", {}) for of_arm in arms.values() for unit in of_arm]
+    found: dict[str, Any] = {}
+    first, *others = arms
+    for mark in (mark for mark in units[0] if all(mark in unit for unit in units)):
+        for figure in units[0][mark]:
+            values = {
+                arm: [unit["marks"][mark][figure] for unit in of_arm]
+                for arm, of_arm in arms.items()
+            }
+            at = f"{figure} at {mark}" if mark != "end" else figure
+            found |= {f"{at}, {arm}": interval(each) for arm, each in values.items()}
+            for other in others:
+                found |= paired(at, values, first, other)
+    return found
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -443,39 +364,101 @@ def table(part: str, told: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-PARTS = {"forgetting": forgetting, "bigbigan": bigbigan, "stability": stability}
+def units(options: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """List part, arm and seed of what is asked for; whole seeds first."""
+    parts = PARTS if options.part == "all" else [options.part]
+    return [
+        (part, arm, seed)
+        for seed in options.seeds
+        for part in parts
+        for arm in PARTS[part][1]
+        if not options.arms or arm in options.arms
+    ]
+
+
+def report(options: argparse.Namespace, part: str, chosen: Sequence[tuple[str, str, int]]) -> None:
+    """Print, and write, what the units of a part have measured; say what is not done."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for of, arm, seed in chosen:
+        if of == part:
+            arms.setdefault(arm, []).append(keeper_of(options, of, arm, seed).found())
+    left = [
+        f"{arm} {seed}" for of, arm, seed in chosen if of == part
+        and not keeper_of(options, of, arm, seed).found().get("done")
+    ]  # fmt: skip
+    if left:
+        print(f"{part}: not done: {', '.join(left)}", flush=True)
+    if not all(unit.get("marks") for each in arms.values() for unit in each):
+        return
+    names = (
+        *("samples", "val_samples", "seeds", "width", "batch", "steps", "encode_steps"),
+        *("task_steps", "device", "precision", "extractor"),
+    )
+    told: dict[str, Any] = {"part": part, "arms": arms, "compared": compared(arms)}
+    told["settings"] = {name: getattr(options, name) for name in names}
+    told |= {"not_done": left} if left else {}
+    if options.out:
+        options.out.write_text(json.dumps(told, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(table(part, told))
+    print(json.dumps(told))
+
+
+def keeper_of(options: argparse.Namespace, part: str, arm: str, seed: int) -> Keeper:
+    """Return the keeper of a unit."""
+    name = f"{part}-{arm.replace(' ', '-')}-{seed}"
+    return Keeper(options.work, name, options.deadline)
 
 
 def main() -> None:
-    """Run a part and print its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=PARTS)
+    """Train the units that nobody has, and print what there is."""
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    chosen = units(options)
+    late = options.deadline is not None and time.time() > options.deadline
+    if not late and any(not keeper_of(options, *unit).found().get("done") for unit in chosen):
+        sets = {
+            "train": cached_images(options.work, "train", options.train, options.samples),
+            "val": cached_images(options.work, "val", options.val, options.val_samples),
+        }
+        images = torch.from_numpy(sets["train"][0]).to(options.device)
+        setting = Setting(options, sets, images)
+        try:
+            for part, arm, seed in chosen:
+                keeper = keeper_of(options, part, arm, seed)
+                if keeper.make(partial(PARTS[part][0], setting, arm, seed, keeper)):
+                    print(f"{part} {arm} {seed}: {keeper.found()['marks']}", flush=True)
+        except StoppedError as stopped:
+            print(f"stopped at the deadline in {stopped}; run again to go on", flush=True)
+    for part in PARTS if options.part == "all" else [options.part]:
+        report(options, part, chosen)
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=[*PARTS, "all"])
     parser.add_argument("--train", required=True)
     parser.add_argument("--val", required=True)
     parser.add_argument("--extractor", default="pixels")
     parser.add_argument("--work", type=Path, default=Path("runs/gans"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="file for one part's JSON")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--arms", nargs="+", default=[], help="(default: all of the part)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--deadline", type=float, help="stop then (seconds since the epoch)")
     for name, value in (
-        ("samples", 10000), ("val_samples", 2000), ("seeds", 3), ("width", 16), ("batch", 64),
-        ("steps", 2000), ("task_steps", 200), ("threads", 1),
+        ("samples", 10000), ("val_samples", 2000), ("width", 16), ("batch", 64),
+        ("steps", 2000), ("encode_steps", 2000), ("task_steps", 200), ("threads", 1),
     ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"(count; {value})")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    options.work.mkdir(parents=True, exist_ok=True)
-    sets = {
-        "train": read_images(options.train, 32, options.samples, 0),
-        "val": read_images(options.val, 32, options.val_samples, 0),
-    }
-    started = time.monotonic()
-    told = PARTS[options.part](options, sets)
-    names = ("samples", "val_samples", "seeds", "width", "batch", "steps", "task_steps")
-    told["settings"] = {name: getattr(options, name) for name in names}
-    told |= {"part": options.part, "seconds": round(time.monotonic() - started, 1)}
-    if options.out:
-        options.out.write_text(json.dumps(told, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(table(options.part, told))
-    print(json.dumps(told))
+    if options.part == "all" and options.out:
+        parser.error("--out: of one part")
+    return options
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Compare steps of the adversarial trainer with a bare PyTorch loop: same networks, losses, batch.
 
     python benchmarks/gans_step.py [--kinds ssgan bigbigan stylegan2] [--rounds 5] [--steps 60]
+    python benchmarks/gans_step.py --device cuda --rounds 3    # at the recipes' widths
 
 The bare loop is the one anyone would write first: images in memory as float32 tensors, torch's own
 random numbers, a moving average by `torch._foreach_lerp_`. The trainer runs as a user starts it, on
@@ -54,6 +55,15 @@ SECTIONS: dict[str, Any] = {
         encoder=EncoderConfig(filters=16, units=[1, 1, 1], stem=3, perceptron=[64]),
     ),
 }  # fmt: skip
+AT_RECIPES_WIDTH: dict[str, Any] = {
+    "ssgan": SSGANConfig(),
+    "stylegan2": StyleGAN2Config(),
+    "bigbigan": BigBiGANConfig(
+        channels=32, discriminator_channels=32, latent=64, shared=64, width=256, attention=0,
+        encoder=EncoderConfig(filters=32, units=[2, 2, 2], stem=3, perceptron=[256, 256]),
+    ),
+}  # fmt: skip
+"""For a GPU, which would wait for Python at the widths above."""
 Turns = Callable[[Any, Tensor, int], tuple[list[Callable[[], Tensor]], Callable[[], Tensor]]]
 
 
@@ -65,11 +75,13 @@ def ssgan(objective: Any, x: Tensor, step: int) -> tuple[list[Callable[[], Tenso
     def rotated(images: Tensor) -> tuple[Tensor, Tensor]:
         some = images[-(count // 4) :]
         turned = [torch.rot90(some, times, (2, 3)) for times in (1, 2, 3)]
-        return torch.cat([images, *turned]), torch.arange(4).repeat_interleave(len(some))
+        return torch.cat([images, *turned]), torch.arange(4, device=x.device).repeat_interleave(
+            len(some)
+        )
 
     def judge() -> Tensor:
         with torch.no_grad():
-            fake = up(torch.randn(count, config.latent), None, None)
+            fake = up(torch.randn(count, config.latent, device=x.device), None, None)
         images, labels = rotated(x)
         pooled = down.pooled(torch.cat([images, fake]))
         score, rotations = down.logit(pooled), down.rotation(pooled[: len(images)])
@@ -77,7 +89,7 @@ def ssgan(objective: Any, x: Tensor, step: int) -> tuple[list[Callable[[], Tenso
         return hinge + config.beta * F.cross_entropy(rotations[-len(labels) :], labels)
 
     def make() -> Tensor:
-        images, labels = rotated(up(torch.randn(count, config.latent), None, None))
+        images, labels = rotated(up(torch.randn(count, config.latent, device=x.device), None, None))
         pooled = down.pooled(images)
         told = F.cross_entropy(down.rotation(pooled)[-len(labels) :], labels)
         return -down.logit(pooled)[:count].mean() + config.alpha * told
@@ -92,10 +104,10 @@ def stylegan2(objective: Any, x: Tensor, step: int) -> tuple[list[Callable[[], T
 
     def generate() -> Tensor:
         noise = [
-            torch.randn(len(x), 1, layer.side, layer.side)
+            torch.randn(len(x), 1, layer.side, layer.side, device=x.device)
             for layer in up.network.synthesis.noisy_layers()
         ]
-        images, w = up(torch.randn(len(x), config.latent), None, noise)
+        images, w = up(torch.randn(len(x), config.latent, device=x.device), None, noise)
         with torch.no_grad():
             average.lerp_(w.detach().mean(0), 0.002)
         return images
@@ -119,12 +131,12 @@ def stylegan2(objective: Any, x: Tensor, step: int) -> tuple[list[Callable[[], T
 def bigbigan(objective: Any, x: Tensor, step: int) -> tuple[list[Callable[[], Tensor]], Any]:
     """Return the losses of a step of BigBiGAN: the discriminators', and E's and G's."""
     networks, config = objective.networks, objective.config
-    labels = torch.zeros(len(x), dtype=torch.int64)
+    labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
     def score() -> tuple[dict[str, Tensor], int]:
         told = networks["encoder"](x)
         own = told.mean + told.stdev * torch.randn_like(told.mean)
-        z = torch.randn(len(x), config.latent)
+        z = torch.randn(len(x), config.latent, device=x.device)
         return networks["discriminator"], (x, own, networks["generator"](z, labels, None), z)  # type: ignore[return-value]
 
     def both(with_gradients: bool) -> Any:
@@ -148,11 +160,9 @@ def bigbigan(objective: Any, x: Tensor, step: int) -> tuple[list[Callable[[], Te
 LOOPS: dict[str, Turns] = {"ssgan": ssgan, "stylegan2": stylegan2, "bigbigan": bigbigan}
 
 
-def bare_round(kind: str, images: Tensor, *, steps: int, batch: int) -> float:
+def bare_round(kind: str, section: Any, images: Tensor, *, steps: int, batch: int) -> float:
     """Run the plain loop; return seconds per step."""
-    objective: Any = kinds.build(
-        kind, SECTIONS[kind], Facts(SIDE, 0, batch, 0, torch.device("cpu"))
-    )
+    objective: Any = kinds.build(kind, section, Facts(SIDE, 0, batch, 0, images.device))
     averages = {name: deepcopy(objective.networks[name]) for name in objective.averaged}
     learned = {
         player: [p for group in optimizer.param_groups for p in group["params"]]
@@ -171,8 +181,9 @@ def bare_round(kind: str, images: Tensor, *, steps: int, batch: int) -> float:
 
     for step in range(1, steps + 1):
         if step == SKIP + 1:
+            wait_for(images)
             start = time.perf_counter()
-        x = images[torch.randint(len(images), (batch,))]
+        x = images[torch.randint(len(images), (batch,), device=images.device)]
         judging, make = LOOPS[kind](
             objective, x.contiguous(memory_format=torch.channels_last), step
         )
@@ -187,17 +198,26 @@ def bare_round(kind: str, images: Tensor, *, steps: int, batch: int) -> float:
                 if a.is_floating_point()
             ]
             torch._foreach_lerp_([a for a, _ in pairs], [v for _, v in pairs], 0.001)  # pyright: ignore
+    wait_for(images)
     return (time.perf_counter() - start) / (steps - SKIP)
 
 
-def trainer_round(kind: str, folder: Path, *, steps: int, batch: int, threads: int) -> float:
+def wait_for(images: Tensor) -> None:
+    """Wait for what is queued on the images' device."""
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def trainer_round(
+    kind: str, section: Any, folder: Path, *, steps: int, batch: int, threads: int, device: Any
+) -> float:
     """Train as a user does; return seconds per step."""
     shutil.rmtree(folder, ignore_errors=True)
     config = PretrainConfig(
         kind=kind,  # type: ignore[arg-type]
         out=str(folder), source=SourceConfig(kind="digits"), image=ImageConfig(size=SIDE),
-        steps=steps, batch_size=batch, checkpoint_every=10 * steps, num_samples=4, device="cpu",
-        precision="float32", threads=threads, **{kind: SECTIONS[kind]},
+        steps=steps, batch_size=batch, checkpoint_every=10 * steps, num_samples=4, device=device,
+        precision="float32", threads=threads, **{kind: section},
     )  # fmt: skip
     pretrain.pretrain(config)
     lines = [
@@ -213,9 +233,11 @@ def trainer_round(kind: str, folder: Path, *, steps: int, batch: int, threads: i
 def measure(kind: str, options: argparse.Namespace, images: Tensor, folder: Path) -> dict[str, Any]:
     """Alternate both; return seconds of a step of either and their ratio."""
     rounds, size = [], {"steps": options.steps, "batch": options.batch}
+    section = (AT_RECIPES_WIDTH if images.is_cuda else SECTIONS)[kind]
+    told = {"threads": options.threads, "device": images.device.type}
     for number in range(options.rounds):
-        bare = bare_round(kind, images, **size)
-        ours = trainer_round(kind, folder, threads=options.threads, **size)
+        bare = bare_round(kind, section, images, **size)
+        ours = trainer_round(kind, section, folder, **told, **size)
         rounds.append({"bare_s": round(bare, 5), "trainer_s": round(ours, 5)})
         print(
             f"{kind} round {number + 1}: bare {1e3 * bare:.1f} ms, trainer {1e3 * ours:.1f} ms",
@@ -223,6 +245,10 @@ def measure(kind: str, options: argparse.Namespace, images: Tensor, folder: Path
         )
     ratios = [each["trainer_s"] / each["bare_s"] for each in rounds]
     return {"ratio_median": round(statistics.median(ratios), 4), "rounds": rounds}
+
+
+def _processor(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else platform.machine()
 
 
 def main() -> None:
@@ -233,13 +259,15 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=LOOPS, default=list(LOOPS))
     for name, value in (("rounds", 5), ("steps", 60), ("batch", 32), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value, help="(count)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="file for the JSON")
     options = parser.parse_args()
     if options.steps % 10 or options.steps <= SKIP:
         parser.error(f"--steps: a multiple of 10 above {SKIP}")
     logging.disable(logging.INFO)
     torch.set_num_threads(options.threads)
-    images = torch.rand(1024, 3, SIDE, SIDE) * 2 - 1
+    images = torch.rand(1024, 3, SIDE, SIDE, device=options.device) * 2 - 1
+    torch.backends.cudnn.benchmark = True  # as the trainer has it
     with tempfile.TemporaryDirectory() as folder:
         found = {
             kind: measure(kind, options, images, Path(folder) / kind) for kind in options.kinds
@@ -247,7 +275,7 @@ def main() -> None:
     result = {
         "what": "seconds per step of a generator, trainer / bare loop, interleaved",
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {options.threads} thread(s)",
+        "machine": f"{_processor(options.device)}, {options.threads} thread(s)",
         "torch": torch.__version__,
         "command": " ".join(["python", "benchmarks/gans_step.py", *sys.argv[1:]]),
         **found,

@@ -50,8 +50,6 @@ def train(
             images than a batch; a generator that cannot have an encoder.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    import torch
-
     from pipeline.learning.pretraining.adversarial import kept
     from pipeline.learning.pretraining.adversarial.run import AdversarialRun
     from pipeline.learning.ranks import decided_by_chief, together
@@ -61,8 +59,6 @@ def train(
     if config.kind == ENCODER:
         encoding = together(lambda: _encoding(config, accelerator, source))
         recipe, licence = encoding.recipe(recipe), encoding.licence
-    if accelerator.device.type == "cuda":  # shapes stay the same: cuDNN finds its fastest kernels
-        torch.backends.cudnn.benchmark = True
     plan = _plan(config, recipe, accelerator, identity, licence=licence)
     folder, run_dir = plan.folder, plan.run_dir
     find = partial(kept.find_finished, folder, run_dir, recipe=recipe, budget=plan.budget)
@@ -181,10 +177,14 @@ def _batches(config: PretrainConfig, accelerator: Accelerator, source: ImageSour
 def _objective(
     config: PretrainConfig, accelerator: Accelerator, source: ImageSource, *, half: bool
 ) -> Objective:
+    import torch
+
     from pipeline.learning.pretraining import network
     from pipeline.learning.pretraining.adversarial import kinds
     from pipeline.learning.pretraining.adversarial.objective import Facts
 
+    if accelerator.device.type == "cuda":  # shapes stay the same: cuDNN finds its fastest kernels
+        torch.backends.cudnn.benchmark = True
     facts = Facts(
         side=config.image.size,
         classes=network.count_classes(source) if config.class_conditional else 0,

@@ -10,7 +10,6 @@ turn of its regulariser where one is due, and one turn of the generator (BigBiGA
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,15 +23,10 @@ from torch.optim import Optimizer
 
 from dreamshard import rng
 from pipeline.learning.device import sent
+from pipeline.learning.ranks import rank_count, this_rank
 
-
-def _signed64(number: int) -> int:
-    """Return the int64 of the same bits: torch multiplies those, and wraps round."""
-    return number - (number >> 63 << 64)
-
-
-GOLDEN = _signed64(0x9E3779B97F4A7C15)
-MIXED = ((30, _signed64(0xBF58476D1CE4E5B9)), (27, _signed64(0x94D049BB133111EB)))
+GOLDEN = 0x9E3779B97F4A7C15
+"""An odd number of 64 bits, by which seeds of batches are far apart."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +82,12 @@ class Share:
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """Draw standard normal numbers, float32 (B, *shape), on the images' device.
 
-        A GPU draws its own, others than a CPU's: it would wait for numpy longer than for the step.
+        A GPU draws its own, by batch: it would wait for numpy longer than it takes for a step.
         """
         device = self.images.device
         if device.type != "cpu":
             key = _device_key(self.seed, self.turn, purpose)
-            return counted_normal(key, self.positions, shape, device)
+            return device_normal(key, self.positions, shape, device)
         return self._told(rng.normal(self.seed, self.positions, self.turn, _name(purpose), shape))
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
@@ -175,44 +169,29 @@ class Objective(Protocol):
         ...
 
 
-def counted_normal(
+def device_normal(
     key: int, positions: range, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    """Draw standard normal numbers on a device that depend only on key and position.
-
-    Two of 32 bits from each 64-bit output of SplitMix64, by Box and Muller's transform.
+    """Draw a share's rows of the standard normal numbers of a whole batch, on a device.
 
     Args:
-        key: 64 bits.
-        positions: B consecutive ones.
+        key: of seed, turn and purpose.
+        positions: B consecutive ones, this process's share; all shares are of one size.
 
     Returns:
         float32 (B, *shape).
-
-    Source: Steele, Lea and Flood 2014 (OOPSLA), figure 1 and mix64variant13.
     """
-    count = math.prod(shape)
-    pairs = (count + 1) // 2
-    rows = torch.arange(positions.start, positions.stop, device=device)[:, None]
-    x = (rows * pairs + torch.arange(pairs, device=device)) * GOLDEN + key
-    for shift, factor in MIXED:
-        x = (x ^ _shifted(x, shift)) * factor
-    x = x ^ _shifted(x, 31)
-    share = (_shifted(x, 32).float() + 1) * 2**-32  # above 0, as its logarithm is taken
-    radius, angle = share.log().mul(-2).sqrt(), (x & 0xFFFFFFFF).float() * (2 * math.pi * 2**-32)
-    drawn = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
-    return drawn.flatten(1)[:, :count].reshape(-1, *shape)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Shift int64 right as if it had no sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    rows, rank = len(positions), this_rank()
+    begin = positions.start - rank * rows
+    drawn = torch.Generator(device).manual_seed((key + begin * GOLDEN) % 2**64)
+    whole = torch.randn((rank_count() * rows, *shape), generator=drawn, device=device)
+    return whole[rank * rows : (rank + 1) * rows]
 
 
 @lru_cache(maxsize=64)
 def _device_key(seed: int, turn: int, purpose: str) -> int:
-    key = rng.generator(seed, 0, turn, f"{_name(purpose)}-device").integers(2**64, dtype=np.uint64)
-    return _signed64(int(key))
+    drawn = rng.generator(seed, 0, turn, f"{_name(purpose)}-device")
+    return int(drawn.integers(2**64, dtype=np.uint64))
 
 
 def _name(purpose: str) -> str:

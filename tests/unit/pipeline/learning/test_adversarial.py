@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
-from pipeline.learning.pretraining.adversarial import ada, looking
+from pipeline.learning.pretraining.adversarial import ada, looking, objective
 from pipeline.learning.pretraining.adversarial.diffaugment import (
     NUMBERS,
     POLICIES,
     diffaugment,
 )
 from pipeline.learning.pretraining.adversarial.kept import Budget
-from pipeline.learning.pretraining.adversarial.objective import Facts, Share, counted_normal
+from pipeline.learning.pretraining.adversarial.objective import Facts, Share
 from pipeline.learning.pretraining.adversarial.play import Players
 from pipeline.learning.pretraining.adversarial.stylegan2 import losses
 from pipeline.learning.pretraining.adversarial.stylegan2.config import StyleGAN2Config
@@ -163,16 +162,20 @@ def test_random_numbers_belong_to_positions_turns_and_purposes() -> None:
     assert whole.integers("k", 2, high=4).max() < 4 and whole.uniform("u", 99).max() < 1
 
 
-def test_numbers_that_a_gpu_draws_belong_to_positions_and_are_normal() -> None:
+def test_numbers_that_a_gpu_draws_are_those_of_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu = torch.device("cpu")
-    drawn = counted_normal(7, range(10**7, 10**7 + 64), (3, 1001), cpu)
-    part = counted_normal(7, range(10**7 + 20, 10**7 + 64), (3, 1001), cpu)
-    torch.testing.assert_close(drawn[20:], part, rtol=0, atol=1e-5)
-    assert drawn.shape == (64, 3, 1001)
-    assert stats.kstest(drawn.flatten().double().numpy(), "norm").pvalue > 0.001
-    other = counted_normal(8, range(10**7, 10**7 + 64), (3, 1001), cpu)
-    for one, two in ((drawn, other), (drawn[:-1], drawn[1:]), (drawn[..., :-1], drawn[..., 1:])):
-        assert abs(float((one * two).mean())) < 5 / one.numel() ** 0.5
+    whole = objective.device_normal(7, range(40, 48), (3, 5), cpu)
+    assert whole.equal(objective.device_normal(7, range(40, 48), (3, 5), cpu))
+    others = [(8, range(40, 48)), (7, range(48, 56))]
+    assert not any(whole.equal(objective.device_normal(*each, (3, 5), cpu)) for each in others)
+    monkeypatch.setattr(objective, "rank_count", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(objective, "this_rank", lambda rank=rank: rank)
+        part = range(40 + 4 * rank, 44 + 4 * rank)
+        drawn = objective.device_normal(7, part, (3, 5), cpu)
+        assert drawn.equal(whole[4 * rank : 4 * rank + 4])
 
 
 def test_lazy_regularisation_corrects_adam() -> None:
