@@ -312,7 +312,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run what is missing, seeds outermost, and report what is there."""
     options = parse()
-    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results").mkdir(parents=True, exist_ok=True)
     if not options.report:
         options.synthetic, options.real = make_datasets(options)
         ablations.read_images(options)
