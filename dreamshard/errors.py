@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from dreamshard.foreign.shown import plain, plain_streams
 
@@ -49,6 +50,10 @@ class Problem:
         text = f"{self.key}: got {self.got}, allowed {self.allowed}."
         return f"{text} {self.hint}" if self.hint else text
 
+    def under(self, prefix: str) -> Self:
+        """Return the same problem with its keys below another."""
+        return dataclasses.replace(self, key=f"{prefix}.{self.key}")
+
 
 class DreamshardError(Exception):
     """Report a failure that the user can act on; shown without a traceback."""
@@ -87,9 +92,7 @@ class ConfigError(DreamshardError):
             return self
         return ConfigError(
             [
-                f"{prefix}: {problem}"
-                if isinstance(problem, str)
-                else dataclasses.replace(problem, key=f"{prefix}.{problem.key}")
+                f"{prefix}: {problem}" if isinstance(problem, str) else problem.under(prefix)
                 for problem in self.problems
             ]
         )

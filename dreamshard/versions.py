@@ -8,7 +8,7 @@ VERSION = "0.1.0"
 """Of dreamshard; here, where the report and the build can read it without its front door."""
 BASE = (
     *("numpy", "pyarrow", "zarr", "numcodecs", "fsspec", "numba", "xxhash"),
-    *("pydantic", "jsonargparse", "docstring-parser", "PyYAML", "rich"),
+    *("pydantic", "docstring-parser", "PyYAML", "rich"),
     *("torch", "torchvision", "timm", "diffusers", "accelerate", "ray", "safetensors"),
     *("huggingface_hub", "scikit-learn", "scipy", "pillow", "matplotlib", "Jinja2"),
 )

@@ -33,7 +33,7 @@ LOADED = (
     *("torch", "torchvision", "torch.distributed.launcher.api", "torch.utils.data"),
     *("numpy", "scipy.stats", "sklearn.linear_model", "sklearn.decomposition", "PIL.Image"),
     *("pyarrow.parquet", "zarr", "numcodecs", "fsspec", "xxhash", "safetensors.torch", "yaml"),
-    *("jsonargparse", "pydantic", "docstring_parser", "rich.console", "rich.progress"),
+    *("pydantic", "docstring_parser", "rich.console", "rich.progress"),
     *("timm", "accelerate", "huggingface_hub", "diffusers.models.unets.unet_2d"),
 )
 """What most commands load, of other people's; what is not installed is left out."""

@@ -221,7 +221,7 @@ class Composite(Method):
         if isinstance(problem, str):
             return problem
         place = cls.section if cls.is_preset else f"{cls.section}.{name}"
-        return replace(problem, key=f"{place}.{problem.key}")
+        return problem.under(place)
 
     @classmethod
     def with_settings(cls, config: Any, *, old: Any, new: Any) -> Any:

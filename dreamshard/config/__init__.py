@@ -7,9 +7,9 @@ a field is its help; `Annotated[int, Field(ge=0, le=999)]` gives its range; a me
 defaults, each `--config FILE` in turn, the overrides. Nested configurations merge key by key; lists
 and free mappings given by a file replace what was there; `--a.b.key value` sets one key.
 
-pydantic checks and describes, jsonargparse prints the help; the glue in reading order: sources
-(argv and YAML to one dict), check (dict to dataclass, or all problems at once), allowed (what
-may be set, in words), help (`--help` and `--print_config`). May import dreamshard.errors alone.
+pydantic checks and describes; the glue in reading order: sources (argv and YAML to one dict), check
+(dict to dataclass, or all problems at once), allowed (what may be set, in words), help (`--help`
+and `--print_config`). May import dreamshard.errors alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 from dreamshard.config.allowed import schema_of
 from dreamshard.config.check import NOTHING, check
 from dreamshard.config.help import format_config, format_help
-from dreamshard.config.sources import leave_out, read_sources, typed_keys
+from dreamshard.config.sources import leave_out, read_sources, split
 from dreamshard.config.yaml12 import dump_yaml
 from dreamshard.errors import ConfigError
 
@@ -51,11 +51,12 @@ def load_config(cls: type[T], argv: Sequence[str], *, prog: str, description: st
         full = "--help all" in " ".join(argv)
         sys.stdout.write(format_help(cls, prog=prog, description=description, full=full))
         raise SystemExit(0)
-    raw, problems, flags = read_sources(schema_of(cls), argv)
+    options, flags, problems = split(argv)
+    raw, unreadable = read_sources(schema_of(cls), options)
     config, wrong = check(cls, raw)
-    if config is None and leave_out(schema_of(cls), raw, wrong, typed=typed_keys(argv)):
-        config, wrong = check(cls, raw)
-    problems += wrong
+    if (kept := leave_out(schema_of(cls), raw, wrong, options)) is not raw:
+        raw, (config, wrong) = kept, check(cls, kept)
+    problems += unreadable + wrong
     if "print_config" in flags:
         problems = [problem for problem in problems if problem.got != NOTHING]
     if problems:

@@ -11,9 +11,19 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from dreamshard.config import allowed
-from dreamshard.config.allowed import Schema
-from dreamshard.config.reads import Unread, default_of, rules_of, unread
+from dreamshard.config.allowed import (
+    Schema,
+    adapter,
+    at,
+    choices,
+    describe,
+    nested,
+    parts,
+    schema_of,
+    settings,
+    walk,
+)
+from dreamshard.config.reads import default_of, rules_of, unread
 from dreamshard.errors import Problem
 
 T = TypeVar("T")
@@ -40,36 +50,30 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
         return None, problems
     try:
         # JSON is pydantic's strict input in which a list may become a tuple, a dict a dataclass.
-        (config,) = allowed.adapter(cls).validate_json(json.dumps([raw], default=str))
+        (config,) = adapter(cls).validate_json(json.dumps([raw], default=str))
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        problems = [_word(cls, _path(raw, one), one) for one in error.errors(include_url=False)]
     else:
         problems = list(_ask(config))
         return (None if problems else config), problems
-    found: dict[str, Problem] = {}
-    for detail in details:  # a union reports once per member; one problem is enough
-        problem = _word(cls, _path(raw, detail), detail)
-        found.setdefault(problem.key, problem)
-    for name, inner in allowed.nested(cls).items():
-        for problem in check(inner, raw[name])[1] if isinstance(raw.get(name), dict) else ():
-            key = f"{name}.{problem.key}"
-            found.setdefault(key, dataclasses.replace(problem, key=key))
-    return None, list(found.values())
+    for name, inner in nested(cls).items():
+        if isinstance(raw.get(name), dict):
+            problems += [problem.under(name) for problem in check(inner, raw[name])[1]]
+    # A union reports once per member, and what is nested twice; the first is enough.
+    return None, list({problem.key: problem for problem in reversed(problems)}.values())[::-1]
 
 
 def _unreadable(value: Any, key: str = "") -> Iterator[Problem]:
     """Yield the texts that are not UTF-8, as names of files from an older system may be."""
     inside = value.items() if isinstance(value, dict) else ()
-    if isinstance(value, list | tuple):
-        inside = enumerate(value)
-    for name, item in inside:
+    for name, item in enumerate(value) if isinstance(value, list | tuple) else inside:
         yield from _unreadable(item, f"{key}.{name}".lstrip("."))
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         hint = "Rename the file or folder, or reach it by a link with such a name."
         yield Problem(key, ascii(value), "a name that is UTF-8", hint)
 
 
-def _ask(config: object, prefix: str = "", default: object = None) -> Iterator[Problem]:
+def _ask(config: object, default: object = None) -> Iterator[Problem]:
     """Yield what `problems()` of a configuration, and of every one inside it, has to say.
 
     So too of settings that are not read; `default` is what is there where nothing is given.
@@ -80,19 +84,14 @@ def _ask(config: object, prefix: str = "", default: object = None) -> Iterator[P
     elif dataclasses.is_dataclass(config):
         if type(default) is not type(config):
             default = default_of(type(config))
-        found = list(getattr(config, "problems", list)())
+        yield from (found := list(getattr(config, "problems", list)()))
         known = {problem.key for problem in found}
         if rules_of(type(config)):
-            found += [problem for problem in unread(config, default) if problem.key not in known]
-        for problem in found:
-            if isinstance(problem, Unread):
-                choice = prefix + problem.choice
-                problem = dataclasses.replace(problem, choice=choice)
-            yield dataclasses.replace(problem, key=prefix + problem.key)
+            yield from (one for one in unread(config, default) if one.key not in known)
         children = vars(config)
     for name, child in children.items():
-        inside = getattr(default, str(name), None)
-        yield from _ask(child, f"{prefix}{name}.", inside)
+        for problem in _ask(child, getattr(default, str(name), None)):
+            yield problem.under(name)
 
 
 def _path(raw: Any, detail: ErrorDetails) -> Path:
@@ -109,32 +108,31 @@ def _path(raw: Any, detail: ErrorDetails) -> Path:
 
 def _word(cls: type, path: Path, detail: ErrorDetails) -> Problem:
     """Say of one error of pydantic's what was got, what is allowed, what to write instead."""
-    key, value, error = ".".join(map(str, path)), detail["input"], detail["type"]
+    key, error = ".".join(map(str, path)), detail["type"]
     if error in UNKNOWN:
         return _unknown_key(cls, path, key)
-    node = allowed.at(allowed.schema_of(cls), path) or {}
+    node = at(schema_of(cls), path) or {}
     if error == "missing" and path[-1] == detail["loc"][-1]:
         hint = f"It has no default: give --{key}, or set it in the file."
-        return Problem(key, NOTHING, allowed.describe(node), hint)
-    got = json.dumps(value, ensure_ascii=False, default=str)
+        return Problem(key, NOTHING, describe(node), hint)
+    got = json.dumps(detail["input"], ensure_ascii=False, default=str)
     got = got if len(got) <= MAX_SHOWN else got[: MAX_SHOWN - 3] + "..."
     if not error.startswith(RANGE_ERRORS):
-        return Problem(key, got, allowed.describe(node), _type_hint(node, value, got))
-    bound = allowed.limits(node)
-    near = bound.get("minimum", bound.get("maximum"))
+        return Problem(key, got, describe(node), _type_hint(node, detail["input"], got))
+    limits = detail.get("ctx", {})
+    near = limits.get("ge", limits.get("le"))
     hint = "" if near is None else f"Try {near}."
     if isinstance(node.get("default"), (bool, int, float, str)):
         hint = f"Try --{key} {node['default']}."
-    return Problem(key, got, allowed.range_text(node) or allowed.describe(node), hint)
+    return Problem(key, got, describe(node), hint)
 
 
 def _unknown_key(cls: type, path: Path, key: str) -> Problem:
-    owner = allowed.at(allowed.schema_of(cls), path[:-1])
-    known, (parent, _, name) = list(allowed.settings(owner) or {}), key.rpartition(".")
+    known, name = list(settings(at(schema_of(cls), path[:-1])) or {}), str(path[-1])
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    places = [f"{parent}.{close[0]}".lstrip(".")] if close else []
+    places = [f"{key.removesuffix(name)}{close[0]}"] if close else []
     if not close:
-        leaves = [setting.key for setting in allowed.walk(cls, {}) if setting.hint is not None]
+        leaves = [setting.key for setting in walk(cls, {}) if not setting.is_heading]
         places = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
     hint = f"Did you mean {' or '.join(places[:3])}?" if places else ""
     several = f"one of the {len(known)} settings in --help all"
@@ -144,18 +142,17 @@ def _unknown_key(cls: type, path: Path, key: str) -> Problem:
 
 def _type_hint(node: Schema, value: Any, got: str) -> str:
     """Say how to write what was probably meant."""
-    several = allowed.parts(node)
-    kinds = {part.get("type") for part in several if not allowed.choices(part)}
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    several = parts(node)
+    kinds = {part.get("type") for part in several if not choices(part)}
     if "string" in kinds and isinstance(value, (int, float)):
         return f'In a file, quote it: "{got}".'
-    if "integer" in kinds and is_number and value == value // 1:
+    if "integer" in kinds and isinstance(value, float) and value.is_integer():
         return f"Write {int(value)}."
     if kinds & {"integer", "number"} and _is_number(value):
         return f"Write it without quotes: {value}."
     if several[0].get("type") == "array" and isinstance(value, (str, int, float)):
         return f"Write [{value}]."
-    close = difflib.get_close_matches(str(value), allowed.choices(node), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(value), choices(node), n=1, cutoff=0.6)
     return f"Did you mean {close[0]}?" if close else ""
 
 

@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from argparse import ArgumentParser
 from typing import Any
 
-from dreamshard.config.allowed import (
-    REQUIRED,
-    Setting,
-    choices,
-    defaults,
-    describe,
-    element,
-    parts,
-    range_text,
-    schema_of,
-    settings,
-    walk,
-)
+from dreamshard.config.allowed import REQUIRED, Setting, defaults, describe, schema_of, walk
 from dreamshard.config.yaml12 import dump_yaml
 
-NULL = {"type": "null"}
-PLACEHOLDERS = {"integer": "N", "number": "X", "string": "TEXT"}
 FLAGS = {
     "print_config": "print the settings that would be used, with their meaning, and stop",
     "debug": "show the traceback of errors",
@@ -38,45 +25,37 @@ def format_help(cls: type, *, prog: str, description: str, full: bool) -> str:
         description: one sentence on what the command does.
         full: show every setting, not the main and the required ones alone.
     """
-    from jsonargparse import SUPPRESS, ArgumentParser  # slow to import
-
     main = None if full else getattr(cls, "main_settings", None)
     more = f"`{prog} --help all` shows every setting." if main else None
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
     parser = ArgumentParser(prog=prog, description=description, usage=usage, epilog=more)
     text = "YAML file of settings; repeatable: the next one is laid over the one before"
-    parser.add_argument("--config", metavar="FILE", default=SUPPRESS, help=text)
+    parser.add_argument("--config", metavar="FILE", help=text)
     for name, text in FLAGS.items():
-        parser.add_argument(f"--{name}", action="store_true", default=SUPPRESS, help=text)
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     group, heading = parser.add_argument_group("settings"), None
     for setting in walk(cls, defaults(schema_of(cls))):
-        if setting.hint is None:
+        if setting.is_heading:
             off = " Not used (null) unless one of these is set." if setting.value is None else ""
-            heading = (setting.key, _meaning(setting) + off)
+            heading = (setting.key, setting.doc + off)
         elif main is None or setting.key in main.split() or setting.value is REQUIRED:
             group = parser.add_argument_group(*heading) if heading else group
             heading = None
-            group.add_argument(f"--{setting.key}", **_argument(setting))
+            names = [f"--{setting.key}", *_append(setting)]
+            group.add_argument(*names, metavar="VALUE", help=_meaning(setting).replace("%", "%%"))
     return parser.format_help()
 
 
+def _append(setting: Setting) -> list[str]:
+    """Return the option that adds to a list."""
+    return [f"--{setting.key}+"] if setting.node.get("type") == "array" else []
+
+
 def _meaning(setting: Setting) -> str:
-    """Return a setting's docstring and range."""
-    limits = range_text(setting.node)
-    return f"{setting.doc} Range: {limits}.".strip() if limits else setting.doc
-
-
-def _argument(setting: Setting) -> dict[str, Any]:
-    """Return what jsonargparse needs to show a setting."""
-    node, required = setting.node, setting.value is REQUIRED
-    meaning = _meaning(setting) or " "  # without any help the type would not be shown
-    # Of a list of classes, jsonargparse would show an option of its own that nobody reads here.
-    kind = list[dict] if settings(element(node)) is not None else setting.hint
-    shown = {"type": kind, "help": meaning, "required": required}
-    names = {PLACEHOLDERS.get(part.get("type", "")) for part in parts(node) if part != NULL}
-    if len(names) == 1 and None not in names and not choices(node):
-        shown["metavar"] = names.pop()
-    return shown if required else {**shown, "default": setting.value}
+    """Return a setting's docstring, what is allowed and the default."""
+    is_required = setting.value is REQUIRED
+    usual = "required" if is_required else f"default: {dump_yaml(setting.value, one_line=True)}"
+    return f"{setting.doc} ({describe(setting.node)}; {usual})".strip()
 
 
 def format_config(cls: type, values: dict[str, Any]) -> str:
@@ -91,13 +70,15 @@ def format_config(cls: type, values: dict[str, Any]) -> str:
         indent, name = "  " * setting.key.count("."), setting.key.rpartition(".")[2]
         if setting.key.startswith(f"{off}."):
             continue
-        block = [f"# {line}" for line in textwrap.wrap(_meaning(setting), 96 - len(indent))]
-        if setting.value is REQUIRED and setting.hint is not None:
-            block.append(f"{name}: null  # required: {describe(setting.node)}")
-        elif setting.hint is not None or setting.value is None:
+        allowed = "" if setting.is_heading else f" ({describe(setting.node)})"
+        block = textwrap.wrap(f"{setting.doc}{allowed}".strip(), 96 - len(indent))
+        block = [f"# {line}" for line in block]
+        if setting.is_heading and setting.value not in (None, REQUIRED):
+            block = [*([""] if lines else []), *block, f"{name}:"]
+        elif setting.value is REQUIRED:
+            block.append(f"{name}: null  # required")
+        else:
             block.append(f"{name}: {dump_yaml(setting.value, one_line=True)}")
             off = setting.key  # of a nested configuration that is null, nothing more is shown
-        else:
-            block = [*([""] if lines else []), *block, f"{name}:"]
         lines += [f"{indent}{line}".rstrip() for line in block]
     return "\n".join(lines) + "\n"

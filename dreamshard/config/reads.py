@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, Self
 
 from dreamshard.errors import Problem
 
@@ -91,6 +91,11 @@ class Unread(Problem):
     """Describe a setting that was given and that nothing reads; `choice` is what decides that."""
 
     choice: str = ""
+
+    def under(self, prefix: str) -> Self:
+        """Return the same problem with its keys below another."""
+        choice = self.choice and f"{prefix}.{self.choice}"
+        return dataclasses.replace(super().under(prefix), choice=choice)
 
 
 def rules_of(cls: type) -> list[Rule]:

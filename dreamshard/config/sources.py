@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import functools
 import logging
 from collections.abc import Sequence
+from operator import getitem
 from typing import Any
 
 import yaml
@@ -15,77 +17,10 @@ from dreamshard.config.yaml12 import parse_yaml, read_yaml
 from dreamshard.errors import Problem
 
 log = logging.getLogger(__name__)
+Options = Sequence[tuple[str, str]]
 
 
-def read_sources(schema: Schema, argv: Sequence[str]) -> tuple[dict[str, Any], list[Problem], set]:
-    """Merge defaults, `--config` files and dotted overrides, in this order.
-
-    Returns:
-        The merged values, not yet validated; what could not be read; and the flags given.
-    """
-    options, flags, problems = _split(argv)
-    raw = defaults(schema)
-    for name, text in options:
-        if name == "config":
-            layer, problem = read_yaml(text)
-            problems += [problem] if problem else []
-            raw = lay(schema, raw, layer)
-    for name, text in options:
-        if name == "config":
-            continue
-        name, append, _ = name.partition("+")
-        path = name.split(".")
-        node = at(schema, path)
-        try:
-            value = text if takes_text(node, text) else parse_yaml(text)
-        except (yaml.YAMLError, ValueError):
-            allowed = "a YAML value" if node is None else describe(node)
-            problems.append(Problem(name, repr(text), allowed, "Check brackets and quotes."))
-            continue
-        raw = lay(schema, raw, value, path, append=bool(append))
-    return raw, problems, flags
-
-
-def typed_keys(argv: Sequence[str]) -> set[str]:
-    """Return the dotted keys that arguments set, those of files left out."""
-    return {name.partition("+")[0] for name, _ in _split(argv)[0]} - {"config"}
-
-
-def leave_out(
-    schema: Schema, raw: dict[str, Any], problems: Sequence[Problem], *, typed: set[str]
-) -> bool:
-    """Give up what a file set for a choice that an argument changed; return whether there was any.
-
-    `--method simsiam` over a file for another method means it. What is left out is logged.
-
-    Args:
-        schema: of the configuration.
-        raw: merged settings; what is left out gets its default.
-        problems: what is wrong with them.
-        typed: dotted keys that arguments set.
-    """
-    usual, changed = defaults(schema), False
-    for problem in problems:
-        if not isinstance(problem, Unread) or problem.choice not in typed:
-            continue
-        path = problem.key.split(".")
-        if any(".".join(path[:end]) in typed for end in range(1, len(path) + 1)):
-            continue
-        inside: Any = raw
-        known: Any = usual
-        for name in path[:-1]:
-            inside = inside[int(name)] if isinstance(inside, list) else inside[name]
-            known = known.get(name, {}) if isinstance(known, dict) else {}
-        if path[-1] in known:
-            inside[path[-1]] = copy.deepcopy(known[path[-1]])
-            log.warning(
-                "%s: %s of the file is left out: %s", problem.key, problem.got, problem.hint
-            )
-            changed = True
-    return changed
-
-
-def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:
+def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:
     """Split arguments into (option, text) pairs, flags, and complaints about all else."""
     options: list[tuple[str, str]] = []
     flags, problems, words = set(), [], list(argv)
@@ -103,6 +38,58 @@ def _split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[P
             hint = f"Write --{name} VALUE, or --{name}=VALUE if the value starts with --."
             problems.append(Problem(name, "no value", "one value", hint))
     return options, flags, problems
+
+
+def read_sources(schema: Schema, options: Options) -> tuple[dict[str, Any], list[Problem]]:
+    """Merge defaults, `--config` files and dotted overrides, in this order.
+
+    Returns:
+        The merged values, not yet validated; and what could not be read.
+    """
+    raw, problems = defaults(schema), []
+    for name, text in sorted(options, key=lambda option: option[0] != "config"):
+        if name == "config":
+            value, problem = read_yaml(text)
+            problems += [problem] if problem else []
+            raw = lay(schema, raw, value)
+            continue
+        name, append, _ = name.partition("+")
+        path = name.split(".")
+        node = at(schema, path)
+        try:
+            value = text if takes_text(node, text) else parse_yaml(text)
+        except (yaml.YAMLError, ValueError):
+            allowed = "a YAML value" if node is None else describe(node)
+            problems.append(Problem(name, repr(text), allowed, "Check brackets and quotes."))
+        else:
+            raw = lay(schema, raw, value, path, append=bool(append))
+    return raw, problems
+
+
+def leave_out(
+    schema: Schema, raw: dict[str, Any], problems: Sequence[Problem], options: Options
+) -> dict[str, Any]:
+    """Return the settings without what a file set for a choice that an argument changed.
+
+    `--method simsiam` over a file for another method means it. What is left out is logged.
+
+    Args:
+        schema: of the configuration.
+        raw: merged settings; what is left out gets its default.
+        problems: what is wrong with them.
+        options: of the command line.
+    """
+    typed = {name.partition("+")[0] for name, _ in options} - {"config"}
+    for problem in problems:
+        path = problem.key.split(".")
+        above = {".".join(path[:end]) for end in range(1, len(path) + 1)}
+        if not isinstance(problem, Unread) or problem.choice not in typed or above & typed:
+            continue
+        with contextlib.suppress(LookupError, TypeError):  # an entry of a list has no default
+            raw = lay(schema, raw, functools.reduce(getitem, path, defaults(schema)), path)
+            words = "%s: %s of the file is left out: %s"
+            log.warning(words, problem.key, problem.got, problem.hint)
+    return raw
 
 
 def takes_text(node: Schema | None, text: str) -> bool:

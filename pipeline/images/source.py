@@ -225,7 +225,7 @@ def open_source(
         problems = [Problem("kind", LATENTS, " | ".join(SOURCES), hint)]
     problems = problems or list(unread(config))
     if problems:
-        raise ConfigError([replace(item, key=f"{key}.{item.key}") for item in problems])
+        raise ConfigError([item.under(key) for item in problems])
     kind = config.kind
     meant = HELDOUT.get(kind, part) if part == "heldout" else part
     config = replace(config, split=config.split or meant)

@@ -54,7 +54,7 @@ class FifthsSource:
             allow_unreadable=config.allow_unreadable,
         )
         if problems := list(unread(settings)):
-            raise ConfigError([replace(item, key=f"source.{item.key}") for item in problems])
+            raise ConfigError([item.under("source") for item in problems])
         whole: ImageSource = trusted.listed(kind, table=SOURCES)(settings)
         self._whole, self._path = whole, config.path
         self.passed: Passed = getattr(whole, "passed", Passed())

@@ -136,21 +136,21 @@ more: [{timestep: x}]
     assert found == {
         "root": "root: got nothing, allowed text. "
         "It has no default: give --root, or set it in the file.",
-        "lr": "lr: got 5, allowed > 0, <= 1. Try --lr 0.001.",
+        "lr": "lr: got 5, allowed number > 0, <= 1. Try --lr 0.001.",
         "fsync": 'fsync: got "yes", allowed true/false.',
         "samples": "samples: got 2.0, allowed integer >= 1 or null. Write 2.",
         "techer": "techer: got an unknown key, allowed root, lr, samples, fsync, teacher, second, "
         "more. Did you mean teacher?",
         "oops": "oops: got an unknown key, allowed root, lr, samples, fsync, teacher, second, "
         "more.",
-        "teacher.timestep": "teacher.timestep: got 1200, allowed 0..999. "
+        "teacher.timestep": "teacher.timestep: got 1200, allowed integer 0..999. "
         "Try --teacher.timestep 50.",
         "teacher.nmae": "teacher.nmae: got an unknown key, allowed kind, timestep, pool, levels, "
         "steps, size, settings.",
         "teacher.kind": 'teacher.kind: got "noize", allowed noise | diffusers. Did you mean noise?',
         "teacher.size": "teacher.size: got [1], allowed list of 2 (integer, integer).",
         "teacher.levels": 'teacher.levels: got "mid", allowed list of text. Write [mid].',
-        "teacher.steps.1": "teacher.steps.1: got -1, allowed >= 0. Try 0.",
+        "teacher.steps.1": "teacher.steps.1: got -1, allowed integer >= 0. Try 0.",
         "teacher.steps.2": 'teacher.steps.2: got "a", allowed integer >= 0.',
         "teacher.settings.eta": "teacher.settings.eta: got [1], "
         "allowed integer, number, text or true/false.",
@@ -237,7 +237,7 @@ def test_print_config_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[s
         load(*argv, "--print_config")
     assert not stop.value.code
     text = capsys.readouterr().out
-    assert "  # Diffusion step t, 5 % of all. Range: 0..999.\n  timestep: 100\n" in text
+    assert "  # Diffusion step t, 5 % of all. (integer 0..999)\n  timestep: 100\n" in text
     assert load("--config", write(tmp_path / "printed.yaml", text)) == load(*argv)
 
 
@@ -245,7 +245,7 @@ def test_print_config_shows_what_is_required(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         load("--print_config")
     text = capsys.readouterr().out
-    assert "root: null  # required: text\n" in text
+    assert "# Folder of the datasets. (text)\nroot: null  # required\n" in text
     assert yaml.safe_load(text)["second"] is None
     with pytest.raises(ConfigError, match="got -1"):
         load("--print_config", "--teacher.timestep", "-1")
@@ -277,14 +277,14 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         "usage: dreamshard run [--config FILE] [--SETTING VALUE ...]\n\nDo it.\n"
     )
     for line in (
-        "Diffusion step t, 5 % of all. Range: 0..999. (type: int, default: 100)",
-        "Samples wanted. Range: >= 1. (type: Optional[int], default: null)",
-        "Folder of the datasets. (required, type: str)",
-        "Learning rate. Range: > 0, <= 1. (type: float, default: 0.001)",
-        "Further steps. Range: each >= 0. (type: list[int], default: [])",
-        "--teacher.kind {noise,diffusers}",
-        "--samples N ",
-        "--teacher.levels [ITEM,...], --teacher.levels+ [ITEM,...]",
+        "Diffusion step t, 5 % of all. (integer 0..999; default: 100)",
+        "Samples wanted. (integer >= 1 or null; default: null)",
+        "Folder of the datasets. (text; required)",
+        "Learning rate. (number > 0, <= 1; default: 0.001)",
+        "Further steps. (list of integer >= 0; default: [])",
+        "Teacher family. (noise | diffusers; default: noise)",
+        "--samples VALUE ",
+        "--teacher.levels VALUE, --teacher.levels+ VALUE",
         "Another network. Not used (null) unless one of these is set.",
     ):
         assert line in text
@@ -308,7 +308,7 @@ def test_help_shows_the_main_settings_and_all_on_request(
         shown.append([line.split()[0] for line in text.splitlines() if line.startswith("  --")])
     flags = ["--config", "--print_config", "--debug"]
     assert shown[0] == shown[2] == [*flags, "--root", "--lr", "--teacher.kind"]
-    every = [f"--{setting.key}" for setting in walk(LongConfig, {}) if setting.hint is not None]
+    every = [f"--{setting.key}" for setting in walk(LongConfig, {}) if not setting.is_heading]
     assert set(shown[1]) == {*flags, *every} and len(every) == 19
     assert "`dreamshard run --help all` shows every setting." in text
 
