@@ -25,6 +25,8 @@ TEACHERS: dict[str, str] = {
     "student": "pipeline.teachers.timm.student:StudentTeacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
+WITH_WEIGHTS = frozenset(TEACHERS) - {"noise"}
+"""Families that are nothing without their files; one of the user's own may be."""
 PARTS: dict[str, dict[str, str]] = {
     "biggan": {
         "discriminator": "pipeline.teachers.gan.biggan.discriminator:BigGANDiscriminatorTeacher",
@@ -104,6 +106,9 @@ def describe_teacher(
     """
     try:
         cls = teacher_class(config.kind, mode=mode, part=config.part)
+        if not config.path and config.kind in WITH_WEIGHTS:
+            allowed = f"the folder, file or URL of a {config.kind} teacher's weights"
+            raise ConfigError(Problem("path", "nothing", allowed))
         if config.interpreter:
             return attach(cls, config, mode=mode, image_size=image_size).spec
         return cls.describe(config, mode=mode, image_size=image_size)
