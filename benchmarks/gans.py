@@ -378,24 +378,24 @@ def units(options: argparse.Namespace) -> list[tuple[str, str, int]]:
 
 def report(options: argparse.Namespace, part: str, chosen: Sequence[tuple[str, str, int]]) -> None:
     """Print, and write, what the units of a part have measured; say what is not done."""
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for of, arm, seed in chosen:
-        if of == part:
-            arms.setdefault(arm, []).append(keeper_of(options, of, arm, seed).found())
-    left = [
-        f"{arm} {seed}" for of, arm, seed in chosen if of == part
-        and not keeper_of(options, of, arm, seed).found().get("done")
-    ]  # fmt: skip
+    found = {
+        (arm, seed): keeper_of(options, of, arm, seed).found()
+        for of, arm, seed in chosen
+        if of == part
+    }
+    left = [f"{arm} {seed}" for (arm, seed), unit in found.items() if not unit.get("done")]
     if left:
         print(f"{part}: not done: {', '.join(left)}", flush=True)
-    if not all(unit.get("marks") for each in arms.values() for unit in each):
+    begun = {seed for (_, seed), unit in found.items() if not unit.get("marks")}
+    seeds = [seed for seed in options.seeds if seed not in begun]
+    if not seeds:
         return
-    names = (
-        *("samples", "val_samples", "seeds", "width", "batch", "steps", "encode_steps"),
-        *("task_steps", "device", "precision", "extractor"),
-    )
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for (arm, seed), unit in found.items():
+        if seed in seeds:
+            arms.setdefault(arm, []).append(unit)
     told: dict[str, Any] = {"part": part, "arms": arms, "compared": compared(arms)}
-    told["settings"] = {name: getattr(options, name) for name in names}
+    told["settings"] = {**settings_of(options, part), "seeds": seeds}
     told |= {"not_done": left} if left else {}
     if options.out:
         options.out.write_text(json.dumps(told, indent=1) + "\n")
@@ -403,10 +403,20 @@ def report(options: argparse.Namespace, part: str, chosen: Sequence[tuple[str, s
     print(json.dumps(told))
 
 
+def settings_of(options: argparse.Namespace, part: str) -> dict[str, Any]:
+    """Return what decides a part's figures, besides arm and seed."""
+    own = {
+        "forgetting": ("task_steps",), "bigbigan": ("encode_steps",),
+        "stability": ("steps", "extractor"),
+    }  # fmt: skip
+    names = (*("samples", "val_samples", "width", "batch", "device", "precision"), *own[part])
+    return {name: getattr(options, name) for name in names}
+
+
 def keeper_of(options: argparse.Namespace, part: str, arm: str, seed: int) -> Keeper:
     """Return the keeper of a unit."""
     name = f"{part}-{arm.replace(' ', '-')}-{seed}"
-    return Keeper(options.work, name, options.deadline)
+    return Keeper(options.work, name, options.deadline, settings_of(options, part))
 
 
 def main() -> None:

@@ -45,16 +45,23 @@ class Keeper:
         work: folder that processes share.
         name: of the unit.
         deadline: when to stop (seconds since the epoch); None: never.
+        settings: that decide its figures; a unit begun with others is an error.
     """
 
-    def __init__(self, work: Path, name: str, deadline: float | None) -> None:
+    def __init__(
+        self, work: Path, name: str, deadline: float | None, settings: Mapping[str, Any]
+    ) -> None:
         self.name, self._deadline, self._saved = name, deadline, time.monotonic()
+        self._settings = dict(settings)
         self.claim, self.state = work / f"{name}.claim", work / f"{name}.pt"
         self.told, self.picture = work / f"{name}.json", work / f"{name}.png"
 
     def found(self) -> dict[str, Any]:
         """Return what was measured so far; "done" once it is whole."""
-        return json.loads(self.told.read_text()) if self.told.exists() else {}
+        found = json.loads(self.told.read_text()) if self.told.exists() else {}
+        if (other := found.get("settings", self._settings)) != self._settings:
+            raise SystemExit(f"{self.told} is of {other}, not of {self._settings}")
+        return found
 
     def make(self, train: Callable[[], None]) -> bool:
         """Train the unit unless it is done or another's; tell whether this process did."""
@@ -67,6 +74,7 @@ class Keeper:
         try:
             begun = time.monotonic()
             if not self.found().get("done"):  # it may have been finished meanwhile
+                self.note({"settings": self._settings})
                 train()
                 self.note({"done": True, "seconds": round(time.monotonic() - begun, 1)})
                 self.state.unlink(missing_ok=True)
