@@ -13,9 +13,9 @@ the posterior's variants: relative L1 of G(E(x)) at the mean of E(x), k-NN with 
 L2-normalised features (majority, k 25), a linear probe of the average-pooled features, at two.
 
 Every arm and seed (a unit) is kept in --work: several processes share the units of a folder, and
-what was stopped goes on when this is run again. A part whose units are all done prints one JSON
-object, which --out also writes, with a table beside it; where some were stopped, the marks that all
-have reached are compared. Intervals are 95 % of Student's t over the seeds' paired differences.
+what was stopped goes on when this is run again. A part prints one JSON object, which --out also
+writes, with a table beside it; at every mark the seeds are compared of which all arms reached it.
+Intervals are 95 % of Student's t over the seeds, of differences over the seeds' differences.
 """
 
 from __future__ import annotations
@@ -317,19 +317,23 @@ PARTS: dict[str, tuple[Train, tuple[str, ...]]] = {
 """How a unit of each is trained, and its arms: the first one is compared with the others."""
 
 
-def compared(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return intervals of every figure at every mark that all units have reached.
+def compared(arms: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return intervals of every figure at every mark, over the seeds of which all arms reached it.
 
     Args:
-        arms: arm -> its units' figures, seed by seed.
+        arms: arm -> seed -> the unit's figures.
     """
-    units = [unit.get("marks", {}) for of_arm in arms.values() for unit in of_arm]
     found: dict[str, Any] = {}
     first, *others = arms
-    for mark in (mark for mark in units[0] if all(mark in unit for unit in units)):
-        for figure in units[0][mark]:
+    marks = dict.fromkeys(mark for unit in arms[first].values() for mark in unit.get("marks", {}))
+    for mark in marks:
+        seeds = [
+            seed for seed in arms[first]
+            if all(mark in of_arm[seed].get("marks", {}) for of_arm in arms.values())
+        ]  # fmt: skip
+        for figure in arms[first][seeds[0]]["marks"][mark] if seeds else ():
             values = {
-                arm: [unit["marks"][mark][figure] for unit in of_arm]
+                arm: [of_arm[seed]["marks"][mark][figure] for seed in seeds]
                 for arm, of_arm in arms.items()
             }
             at = f"{figure} at {mark}" if mark != "end" else figure
@@ -340,10 +344,12 @@ def compared(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
-    """Return mean and half width of the 95 % interval of Student's t."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-    factor = float(stats.t.ppf(0.975, max(1, len(values) - 1)))
-    return {"mean": float(np.mean(values)), "half": factor * spread / len(values) ** 0.5}
+    """Return mean, count and, of two seeds or more, half the 95 % interval of Student's t."""
+    found = {"mean": float(np.mean(values)), "seeds": len(values)}
+    if len(values) > 1:
+        factor = float(stats.t.ppf(0.975, len(values) - 1))
+        found["half"] = factor * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return found
 
 
 def paired(
@@ -357,10 +363,17 @@ def paired(
 def table(part: str, told: Mapping[str, Any]) -> str:
     """Return the comparisons as Markdown."""
     about = ", ".join(f"{key} {value}" for key, value in told["settings"].items())
-    lines = [f"# {part} at CIFAR-10, narrow networks", "", about, "", "| figure | mean | ± 95 % |"]
-    lines.append("|---|---|---|")
+    lines = [
+        f"# {part} at CIFAR-10, narrow networks",
+        "",
+        about,
+        "",
+        "| figure | mean | ± 95 % | seeds |",
+    ]
+    lines.append("|---|---|---|---|")
     for name, each in told["compared"].items():
-        lines.append(f"| {name} | {each['mean']:.4g} | {each['half']:.2g} |")
+        half = f"{each['half']:.2g}" if "half" in each else ""
+        lines.append(f"| {name} | {each['mean']:.4g} | {half} | {each['seeds']} |")
     return "\n".join(lines) + "\n"
 
 
@@ -386,16 +399,13 @@ def report(options: argparse.Namespace, part: str, chosen: Sequence[tuple[str, s
     left = [f"{arm} {seed}" for (arm, seed), unit in found.items() if not unit.get("done")]
     if left:
         print(f"{part}: not done: {', '.join(left)}", flush=True)
-    begun = {seed for (_, seed), unit in found.items() if not unit.get("marks")}
-    seeds = [seed for seed in options.seeds if seed not in begun]
-    if not seeds:
-        return
-    arms: dict[str, list[dict[str, Any]]] = {}
+    arms: dict[str, dict[int, dict[str, Any]]] = {}
     for (arm, seed), unit in found.items():
-        if seed in seeds:
-            arms.setdefault(arm, []).append(unit)
+        arms.setdefault(arm, {})[seed] = unit
     told: dict[str, Any] = {"part": part, "arms": arms, "compared": compared(arms)}
-    told["settings"] = {**settings_of(options, part), "seeds": seeds}
+    if not told["compared"]:
+        return
+    told["settings"] = settings_of(options, part)
     told |= {"not_done": left} if left else {}
     if options.out:
         options.out.write_text(json.dumps(told, indent=1) + "\n")

@@ -148,7 +148,9 @@ class PretrainConfig:
             {
                 "diffusion": "crop unet objective lr weight_decay warmup_steps floor clip ema "
                 "sample_steps class_conditional distance_every",
-                **{kind: f"teacher {kind} class_conditional distance_every" for kind in KINDS},
+                "stylegan2": "teacher stylegan2 class_conditional distance_every",
+                "ssgan": "teacher ssgan class_conditional distance_every",
+                "bigbigan": "teacher bigbigan distance_every",
                 ENCODER: "generator encoder",
             },
         ),
@@ -280,10 +282,16 @@ class PretrainConfig:
         return found
 
     def _adversarial_problems(self) -> list[Problem]:
-        found, section = [], self.stylegan2
-        if self.kind == "stylegan2" and self.image.size:
-            side, width = self.image.size, self.image.width
-            found += size_problems(side, width, self.batch_size, section.statistics_group)
+        found, section, side = [], self.stylegan2, self.image.size
+        if self.kind in KINDS and self.image.width not in (0, side):
+            allowed = f"{side} or 0: a GAN's images are square"
+            found.append(Problem("image.width", str(self.image.width), allowed))
+        if self.kind == "ssgan" and self.class_conditional != (self.ssgan.method == "conditional"):
+            got = f"{str(self.class_conditional).lower()} with ssgan.method {self.ssgan.method}"
+            allowed = "true with ssgan.method conditional, and with no other"
+            found.append(Problem("class_conditional", got, allowed))
+        if self.kind == "stylegan2" and side:
+            found += size_problems(side, self.batch_size, section.statistics_group)
         if self.kind == "stylegan2" and section.augment == "ada" and self.checkpoint_every % 10:
             allowed = "a multiple of 10 (ADA's strength moves every ten steps)"
             found.append(Problem("checkpoint_every", str(self.checkpoint_every), allowed))

@@ -12,11 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from dreamshard.config import load_config
 from dreamshard.errors import ConfigError
 from pipeline import pretrain as script
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.learning.checkpoint import checkpoints
 from pipeline.learning.pretraining.adversarial.play import Players
+from pipeline.learning.pretraining.adversarial.ssgan.config import SSGANConfig
 from pipeline.learning.pretraining.adversarial.stylegan2.config import StyleGAN2Config
 from pipeline.learning.pretraining.config import PretrainConfig
 from pipeline.teachers.gan.stylegan2.snapshot import read_snapshot
@@ -144,6 +146,27 @@ def test_bad_sizes_are_refused_before_anything_is_loaded(tmp_path: Path) -> None
     assert all_refused(tiny(tmp_path, batch_size=3)) == ["stylegan2.statistics_group"]
     ada = StyleGAN2Config(**NETWORK, augment="ada")
     assert all_refused(tiny(tmp_path, stylegan2=ada)) == ["checkpoint_every"]
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "ssgan", "bigbigan"])
+def test_a_gans_images_are_square(tmp_path: Path, kind: str) -> None:
+    for width, refused in ((64, ["image.width"]), (32, []), (0, [])):
+        config = tiny(tmp_path, kind=kind, image=ImageConfig(size=32, width=width))
+        assert [each.key for each in config.problems()] == refused
+
+
+def test_classes_are_told_where_they_are_read_alone(tmp_path: Path) -> None:
+    for method, told, refused in (
+        ("ssgan", True, True), ("conditional", False, True), ("conditional", True, False),
+    ):  # fmt: skip
+        config = tiny(
+            tmp_path, kind="ssgan", image=ImageConfig(size=32), class_conditional=told,
+            ssgan=SSGANConfig(method=method),
+        )  # fmt: skip
+        assert [each.key for each in config.problems()] == ["class_conditional"] * refused
+    words = ["--kind", "bigbigan", "--image.size", "32", "--class_conditional", "true"]
+    with pytest.raises(ConfigError, match="class_conditional: .*kind"):
+        load_config(PretrainConfig, words, prog="pretrain", description="Pretrain.")
 
 
 def pictures(folder: Path, shapes: list[tuple[str, tuple[int, int]]]) -> SourceConfig:

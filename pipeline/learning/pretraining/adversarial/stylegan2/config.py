@@ -73,11 +73,11 @@ class StyleGAN2Config:
     """Keep the discriminator in the finished file, too."""
 
 
-def size_problems(side: int, width: int, batch_size: int, group: int) -> list[Problem]:
+def size_problems(side: int, batch_size: int, group: int) -> list[Problem]:
     """List what is wrong with image sizes and groups.
 
     Args:
-        side, width: `image.size` and `image.width` (pixels).
+        side: `image.size` (pixels).
         batch_size, group: images of a step, and of a minibatch statistic (count).
     """
     found = []
@@ -85,8 +85,6 @@ def size_problems(side: int, width: int, batch_size: int, group: int) -> list[Pr
         allowed = f"a power of two from {SMALLEST} up, as StyleGAN2 doubles from 4 pixels"
         near = max(SMALLEST, 1 << max(0, side.bit_length() - 1))
         found.append(Problem("image.size", str(side), allowed, f"Try --image.size {near}."))
-    if width not in (0, side):
-        found.append(Problem("image.width", str(width), f"{side} or 0: images are square"))
     if batch_size % min(group, batch_size):
         allowed = f"a divisor of batch_size ({batch_size}), or more"
         found.append(Problem("stylegan2.statistics_group", str(group), allowed))
