@@ -227,7 +227,7 @@ class _Run:
         """Train from the last checkpoint to the end, then write the teacher."""
         from pipeline.learning.figures import Figures
         from pipeline.learning.loop import take_steps
-        from pipeline.learning.ranks import decided_by_chief, together
+        from pipeline.learning.ranks import decided_by_chief, gathered_rows, together
         from pipeline.learning.stopping import StopAfterStep
 
         config, first, chief = self.config, self._begin(), self.accelerator.is_main_process
@@ -240,7 +240,7 @@ class _Run:
             stage(f"pretrain: {size / 1e6:.2f} M parameters, {self.device.type} {kind}{begun}")
             self._tell_extension()
         total, done = config.steps * config.batch_size, first * config.batch_size
-        started, figures = time.monotonic(), Figures(_diverged, gather=self.accelerator.gather)
+        started, figures = time.monotonic(), Figures(_diverged, gather=gathered_rows)
         batches = self.batches.between(first, config.steps)
         with (
             Progress("pretrain", total=total, initial=done, quiet=not chief) as progress,

@@ -202,7 +202,7 @@ def write_timm_config(
     """
     from timm.models._hub import save_config_for_hf
 
-    save_config_for_hf(network, str(path))  # timm 1.0.31 would take the rest, 1.0.29 not yet
+    save_config_for_hf(network, path)  # type: ignore[arg-type]  # timm 1.0.29 takes no text
     description = read_json(path)
     data = {"input_size": [3, *size], "mean": list(mean), "std": list(std), "crop_pct": 1.0}
     description["pretrained_cfg"] |= data

@@ -18,6 +18,7 @@ from dreamshard.foreign.text import parse_json
 from dreamshard.progress import Progress, stage
 from dreamshard.redact import redact
 from pipeline.learning.figures import Figures
+from pipeline.learning.ranks import gathered_rows
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +64,7 @@ class RunLog:
         self._batch_size, self._total, self._start = batch_size, steps, start
         self._last_step = self._noted = 0
         self._scaled = accelerator.scaler is not None
-        self._steps = Figures(self._explain, gather=accelerator.gather)
+        self._steps = Figures(self._explain, gather=gathered_rows)
         self._progress = Progress(
             "train", total=steps * batch_size, initial=start * batch_size, quiet=record is None
         )

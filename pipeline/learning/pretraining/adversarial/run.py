@@ -26,7 +26,7 @@ from pipeline.learning.pretraining import state, watch
 from pipeline.learning.pretraining.adversarial import kept, looking
 from pipeline.learning.pretraining.adversarial.objective import Objective
 from pipeline.learning.pretraining.adversarial.play import Players, batches_of_a_step
-from pipeline.learning.ranks import decided_by_chief, together
+from pipeline.learning.ranks import decided_by_chief, gathered_rows, together
 from pipeline.learning.stopping import StopAfterStep
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class AdversarialRun:
         budget, step = self.plan.budget, self._begin()
         per_step, first, begun = batches_of_a_step(self.objective), step, self._seconds
         batches = self.batches.between(step * per_step, budget.last_step * per_step)
-        figures = Figures(self._diverged, gather=self.accelerator.gather)
+        figures = Figures(self._diverged, gather=gathered_rows)
         over, started = budget.is_spent(step, begun), time.monotonic()
         with self._progress(step) as progress, StopAfterStep("pretrain") as stopping:
             while not over:
