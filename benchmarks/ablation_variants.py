@@ -39,7 +39,12 @@ def low_rank(fold: int, inner: str) -> tuple[str, ...]:
 COARSE = {"data.levels": ["s4", "s2"]}
 VECTOR = "up.0.t50"
 """The deepest level, averaged over space: what similarity and embedding methods compare."""
-FEATURES = {"feature.weight": 1.0, "feature.attention_weight": 0.0, "feature.width": 32}
+FEATURES = {
+    "feature.weight": 1.0,
+    "feature.attention_weight": 0.0,
+    "feature.width": 32,
+    "feature.whiten": "layer_norm",
+}
 CHANNEL = FEATURES | {"feature.whiten": "channel"}
 GRAM = {"gram.weight": 1.0}
 QUEUES, TEMPERATURES = (64, 1024, 4096, 16384), (0.02, 0.2, 1.0)

@@ -78,7 +78,8 @@ def make_datasets(names: Sequence[str], options: argparse.Namespace) -> None:
 def _encode(kind: str, more: Sequence[str], options: argparse.Namespace) -> None:
     words = [
         *("--config", str(ROOT / "recipes" / "cifar10" / "encode.yaml")),
-        *("--teacher.path", str(options.teacher), "--source.path", str(options.train.resolve())),
+        *("--teacher.path", str(options.teacher), "--teacher.levels", "[s4, s2, s1]"),
+        *("--source.path", str(options.train.resolve())),
         *("--name", kind, "--root", str(options.out / "data")),
         *("--run_dir", str(options.out / f"encode-{kind}"), "--samples", str(options.samples)),
         *("--samples_per_unit", str(SAMPLES_PER_UNIT), "--image.views", "1"),

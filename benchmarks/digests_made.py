@@ -303,6 +303,7 @@ def cifar(door: Door) -> dict[str, Any]:
     source = ["--source.kind", "parquet", "--source.path", door.options["cifar"]]
     plain = ["--config", "recipes/cifar10/encode.yaml", *source, "--samples", 64]
     plain += ["--teacher.path", door.tree / "recipes/cifar10/teacher"]
+    plain += ["--teacher.levels", "[s4,s2,s1]"]
     found: dict[str, Any] = {}
     with one_ray(door.tree):
         found["int8"] = make(door, "encode", "int8", *plain)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from distill.configs.augment import AugmentConfig
 from distill.configs.methods import SimSiamConfig, SupervisedConfig, VICRegConfig
@@ -38,6 +38,11 @@ class FeaturePartConfig(FeatureConfig, PartConfig):
     """The teacher's maps."""
 
     reads: ClassVar = _when_part(FeatureConfig)
+
+    whiten: Literal["layer_norm", "channel", "phi_s"] = "channel"
+    """How the teacher's maps are standardised: by statistics of the dataset, each channel by its
+    own (channel; ten seeds of CIFAR-10 had better neighbours so) or turned to channels of the same
+    variance (phi_s), or each map by itself (layer_norm: DreamTeacher's, and what streams need)."""
 
 
 @dataclass(kw_only=True)

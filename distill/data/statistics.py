@@ -15,13 +15,16 @@ SAMPLES = 512
 """Samples that standardise a level: thousands of cells per channel of any map."""
 
 
-def read_values(training_set: TrainingSet, name: str, *, most: int | None = None) -> Tensor:
+def read_values(
+    training_set: TrainingSet, name: str, *, most: int | None = None, hint: str = ""
+) -> Tensor:
     """Return a level's values of all valid samples, or of some drawn by the run's seed.
 
     Args:
         training_set: whose source must be stored: a stream's samples are gone once they are used.
         name: of the level.
         most: how many samples at most; None: all.
+        hint: what does without them, for the message.
 
     Returns:
         float32 (N, *shape) on the CPU, whole maps where the student sees a part of them.
@@ -32,7 +35,7 @@ def read_values(training_set: TrainingSet, name: str, *, most: int | None = None
     stored = training_set.source.stored
     if stored is None:
         allowed = "shards, as statistics of the dataset are taken before the first step"
-        raise ConfigError(Problem("data.kind", "a stream", allowed, "Record it first."))
+        raise ConfigError(Problem("data.kind", "a stream", allowed, f"Record it first{hint}."))
     numbers = np.flatnonzero(stored.valid)
     if most is not None and len(numbers) > most:
         drawn = generator(training_set.seed, 0, 0, "statistics").permutation(len(numbers))

@@ -84,7 +84,8 @@ class FeatureExtras(Objective):
             )
         for name, standard in zip(self.sizes, self.standards, strict=False):
             assert isinstance(standard, Standardiser)
-            standard.fit(read_values(training_set, name, most=SAMPLES))
+            hint = ", or set whiten of this objective to layer_norm"
+            standard.fit(read_values(training_set, name, most=SAMPLES, hint=hint))
 
     def show(self, view: str, images: Tensor, targets: Mapping[str, Tensor]) -> Tensor | None:
         """Return the images moved by whole cells, for the view of that name."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from distill.configs.mix import FeaturePartConfig, MixConfig
 from distill.configs.train import DataConfig, DreamTeacherConfig, StudentConfig, TrainConfig
 from distill.data.open import open_training_set
 from distill.train import train
@@ -119,3 +120,11 @@ def test_settings_that_contradict_the_kind_are_refused(tmp_path: Path) -> None:
     data = live(tmp_path, keep=True)
     data.dataset = "data/x"
     assert [problem.key for problem in data.problems()] == ["dataset", "shuffle"]
+
+
+def test_a_mix_that_standardises_by_the_dataset_says_what_streams_need(tmp_path: Path) -> None:
+    mix = MixConfig(feature=FeaturePartConfig(weight=1.0, width=8))
+    assert mix.feature.whiten == "channel", "ten seeds had better neighbours so"
+    config = train_config(tmp_path / "run", live(tmp_path), method="mix", mix=mix)
+    with pytest.raises(ConfigError, match=r"data\.kind: got a stream.*whiten.*to layer_norm"):
+        train(config)
