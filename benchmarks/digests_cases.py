@@ -4,7 +4,9 @@ from __future__ import annotations
 
 VERBS_OF_RECIPES = {
     "pretrain": "pretrain",
+    "pretrain_cpu": "pretrain",
     "encode": "encode",
+    "encode_timm": "encode",
     "soft_labels": "encode",
     "synthesize": "synthesize",
     "interpret": "interpret",
@@ -22,7 +24,7 @@ RECIPE = "recipes/digits/"
 
 
 def _encode(words: str) -> list[str]:
-    return ["encode", *NOISE, *words.split()]
+    return ["encode", "--source.kind", "digits", *NOISE, *words.split()]
 
 
 def _recipe(verb: str, words: str = "", *, recipe: str = "") -> list[str]:

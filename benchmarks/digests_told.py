@@ -29,8 +29,12 @@ def config(door: Door) -> dict[str, Any]:
         found["defaults"][verb] = {"code": said.code, "err": said.err, "values": usual[verb]}
     for path in sorted((door.tree / "recipes").rglob("*.yaml")):
         name = path.relative_to(door.tree).as_posix()
-        verb = VERBS_OF_RECIPES[path.stem]
-        said = door(verb, "--config", name, "--print_config")
+        is_row = path.stem.startswith(
+            "row_"
+        )  # of an ablation: it lies over the train.yaml beside it
+        verb = "train" if is_row else VERBS_OF_RECIPES[path.stem]
+        files = ["--config", name.replace(path.name, "train.yaml")] if is_row else []
+        said = door(verb, *files, "--config", name, "--print_config")
         values, base = _settings(said.out), usual[verb]
         changed = {key: value for key, value in values.items() if base.get(key) != value}
         (door.folder / "printed.yaml").write_text(said.out, encoding="utf-8")

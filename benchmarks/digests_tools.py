@@ -282,7 +282,7 @@ def dataset_record(folder: Path, door: Door) -> dict[str, object]:
 def datasets_record(root: Path, door: Door) -> dict[str, object]:
     """Return the records of all datasets under a root, by the first part of their names."""
     found = sorted(path.parent for path in root.glob("*/dataset.json"))
-    return {folder.name: dataset_record(folder, door) for folder in found}
+    return {folder.name.rsplit("-", 2)[0]: dataset_record(folder, door) for folder in found}
 
 
 def _files_record(folder: Path) -> dict[str, str]:

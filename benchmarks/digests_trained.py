@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,37 @@ from benchmarks.digests_tools import (
 
 SMALL = (
     "--steps 8 --batch_size 16 --log_every 2 --save_every 4 --device cpu --threads 1 "
-    "--student.name cifar_resnet --dreamteacher.width 8 --dreamteacher.pool_scales [1,2] "
-    "--channels_last false"
+    "--student.name cifar_resnet"
 ).split()
+NARROW = {"width": "8", "pool_scales": "[1,2]"}
+"""Settings of DreamTeacher's regressor, where there is one that reads them."""
 WIDTHS = ["--student.settings", "{depths: [1, 1, 1], widths: [8, 16, 24]}"]
 STREAM = (
     "--data.kind live --data.stream.name served --data.stream.micro_batch 8 "
-    "--data.stream.samples 64 --data.stream.samples_per_unit 32 --data.stream.image.size 16 "
+    "--data.stream.samples 64 --data.stream.samples_per_unit 32 "
     "--data.stream.teacher.kind noise --data.stream.teacher.levels [s2,s4] "
-    "--data.stream.device cpu --data.stream.fsync false --data.stream.actors 1 "
-    "--data.stream.teacher.settings"
+    "--data.stream.device cpu --data.stream.teacher.settings"
 ).split()
 STREAM.append("{channels: 4}")
+DIGITS = "--data.stream.source.kind digits --data.stream.image.size 16".split()
+SEEN = "--monitor.train_images.kind digits --monitor.heldout_images.kind digits"
 
 
 def train(door: Door, name: str, *words: object) -> dict[str, Any]:
     """Train a small student in this process; return what it said and what is left."""
-    return trained(door, name, door("train", *SMALL, *WIDTHS, "--run_dir", name, *words).record())
+    line = [*SMALL, *WIDTHS, *narrow(words), "--run_dir", name, *words]
+    return trained(door, name, door("train", *line).record())
+
+
+def narrow(words: Sequence[object]) -> list[str]:
+    """Return those words that make what is trained beside the student small."""
+    chosen = {*map(str, words)}
+    read = {*NARROW}
+    if chosen & {"--method"} or {"--dreamteacher.mode", "label"} <= chosen:
+        read = set()
+    elif chosen & {"fpn", "pafpn", "fpn_attention"}:
+        read = {"width"}
+    return [word for name in sorted(read) for word in (f"--dreamteacher.{name}", NARROW[name])]
 
 
 def trained(door: Door, name: str, said: dict[str, object]) -> dict[str, Any]:
@@ -87,7 +102,8 @@ def labels(door: Door) -> dict[str, Any]:
     """Train interpreters of classes and of masks; record soft labels; distil and mix them."""
     write_images(door.folder / "images", damaged=False)
     found: dict[str, Any] = {"teacher": pretrain(door, "plain")}
-    read = [*UNET, "--teacher.path", "teachers/plain", *SIZE, "--device", "cpu", "--threads", 1]
+    read = ["--source.kind", "digits", *UNET, "--teacher.path", "teachers/plain", *SIZE]
+    read += ["--device", "cpu", "--threads", "1"]
     few = "--epochs 2 --noisings 2 --width 16 --batch_size 4 --micro_batch 8 --seed 1".split()
     digits = "[" + ",".join(f"d{number}" for number in range(10)) + "]"
     for name, words in {
@@ -179,13 +195,14 @@ def students(door: Door) -> dict[str, Any]:
         "supervised": ("int8", "--method supervised --supervised.label_share 0.5 --ema 0.5"),
         "monitor": (
             "float16",
-            "--monitor.every 4 --monitor.samples 100 --optimizer.name lars --keep 1",
+            f"--monitor.every 4 --monitor.samples 100 --optimizer.name lars --keep 1 {SEEN}",
         ),
-        "probe": ("float16", "--method supervised --monitor.every 8 --monitor.kind probe"),
+        "probe": ("float16", f"--method supervised --monitor.every 8 --monitor.kind probe {SEEN}"),
         "frozen": ("float16", "--student.frozen_stages 1 --student.mean [0.4,0.4,0.4]"),
     }
     for name, (dataset, words) in cases.items():
-        levels = [] if "--data.levels" in words else ["--data.levels", "[b8,b4]"]
+        is_told = "--data.levels" in words or "--method" in words
+        levels = [] if is_told else ["--data.levels", "[b8,b4]"]
         said = ["--data.dataset", place[dataset], *levels, *words.split()]
         found[name] = train(door, name, *said)
     for name in ("resnet10t", "vit_tiny_patch16_224"):
@@ -217,7 +234,7 @@ def _launched(door: Door, dataset: str) -> dict[str, Any]:
     """Train on two ranks, started by the script's path as the README says."""
     script = str(door.tree / "distill" / "train.py")
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [*SMALL, *WIDTHS, "--run_dir", "launched", "--data.dataset", dataset]
+    words = [*SMALL, *WIDTHS, *narrow(()), "--run_dir", "launched", "--data.dataset", dataset]
     words += ["--data.levels", "[b8,b4]"]
     done = subprocess.run(
         [*line, script, *words], cwd=door.folder, capture_output=True, text=True, timeout=COMMAND_S
@@ -231,16 +248,21 @@ def evaluate(door: Door) -> dict[str, Any]:
     unet = "--teacher.kind diffusers --teacher.levels [s4,s2] --teacher.timesteps [250]".split()
     unet += ["--teacher.path", "teachers/plain"]
     live = [word.replace("--teacher", "--data.stream.teacher") for word in unet]
-    live += "--data.kind live --data.stream.image.size 16 --data.stream.device cpu".split()
+    live += DIGITS
+    live += "--data.kind live --data.stream.device cpu".split()
     found["student"] = train(door, "student", *live, "--data.stream.micro_batch", 16)
-    plain = ["--student", "student", *SIZE, "--device", "cpu", "--micro_batch", 128]
+    plain = ["--student", "student", *SIZE, "--device", "cpu"]
+    plain += ["--train_images.kind", "digits", "--heldout_images.kind", "digits"]
     few = "--few_label.shots [1,5] --few_label.draws 2 --few_label.selection_draws 1".split()
     few += ["--few_label.strengths", "[10.0]", "--few_label.fractions", "[0.1]"]
     frozen = "--tasks [linear_probe,knn,few_label] --linear_probe.lbfgs.iterations 20".split()
     frozen += ["--knn.k", "[1,5]"]
     cases: dict[str, list[object]] = {
-        "frozen": [*frozen, *few, *unet],
-        "last": [*"--tasks [knn] --pool last --baselines [random] --knn.metric l1".split()],
+        "frozen": [*frozen, *few, *unet, "--micro_batch", 128],
+        "last": [
+            *"--tasks [knn] --pool last --baselines [random] --knn.metric l1".split(),
+            *("--micro_batch", 128),
+        ],
         "protocols": [
             *"--tasks [linear_probe] --linear_probe.protocols [simsiam,bigbigan]".split(),
             *"--baselines [] --linear_probe.simsiam.epochs 1 --linear_probe.simsiam".split(),
@@ -250,7 +272,7 @@ def evaluate(door: Door) -> dict[str, Any]:
         "finetune": [
             *"--tasks [finetune] --finetune.fractions [0.1,1.0] --finetune.steps 4".split(),
             *"--finetune.batch_size 16 --baselines [random] --finetune.ema 0.9".split(),
-            *"--finetune.smoothing 0.1 --finetune.optimizer.layer_decay 0.7".split(),
+            *"--finetune.optimizer.layer_decay 0.7".split(),
         ],
     }
     for name, words in cases.items():
@@ -303,17 +325,19 @@ def stream(door: Door) -> dict[str, Any]:
         "drawn": "--data.stream.mode synthesize --data.stream.teacher.settings.image_size 16",
         "int8": "--data.stream.codec int8 --data.stream.seed 3 --data.shuffle none",
         "keep": "--data.stream.keep true --data.shuffle block --data.stream.root kept --steps 12",
-        "supervised": "--method supervised --data.stream.weight 2",
+        "supervised": "--method supervised",
     }
     for name, words in cases.items():
-        found[name] = train(door, name, *STREAM, *words.split())
+        source = [] if name == "drawn" else DIGITS
+        found[name] = train(door, name, *STREAM, *source, *words.split())
     _forget_key(found["keep"])
     found["kept"] = datasets_record(door.folder / "kept", door)
     (kept,) = door.folder.glob("kept/*")
     mix = "[{mode: encode, weight: 1, samples: 32, image: {size: 16}, seed: 5}, "
     mix += f"{{mode: shards, dataset: kept/{kept.name}, weight: 2}}]"
-    found["mix"] = train(door, "mix", *STREAM, "--data.stream.mix", mix)
-    own = door.apart("train", *SMALL, *WIDTHS, "--run_dir", "own", *STREAM, "--data.kind", "stream")
+    found["mix"] = train(door, "mix", *STREAM, *DIGITS, "--data.stream.mix", mix)
+    line = [*SMALL, *WIDTHS, *narrow(()), *STREAM, *DIGITS, "--data.kind", "stream"]
+    own = door.apart("train", *line, "--run_dir", "own", "--data.stream.actors", 1)
     found["own-actors"] = trained(door, "own", {"code": own.code})
     found["served"] = _served(door)
     return found
@@ -328,7 +352,7 @@ def _forget_key(run: dict[str, Any]) -> None:
 
 def _served(door: Door) -> dict[str, Any]:
     """Serve from one process, train in another, ask for another recipe, stop."""
-    serve = [word.replace("--data.stream.", "--") for word in STREAM[2:]]
+    serve = [word.replace("--data.stream.", "--") for word in [*STREAM[2:], *DIGITS]]
     line = [sys.executable, "-m", "dreamshard", "serve", *serve, "--actors", "2"]
     process = subprocess.Popen(
         line, cwd=door.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -342,10 +366,10 @@ def _served(door: Door) -> dict[str, Any]:
                 said[name] = value
             if "dreamshard train" in text:
                 break
-        words = [*SMALL, *WIDTHS, *STREAM, "--data.kind", "stream", "--run_dir"]
+        words = [*SMALL, *WIDTHS, *narrow(()), *STREAM, *DIGITS, "--data.kind", "stream"]
         os.environ.update(said)
-        good = door.apart("train", *words, "served")
-        refused = door.apart("train", *words, "refused", "--data.stream.seed", "4")
+        good = door.apart("train", *words, "--run_dir", "served")
+        refused = door.apart("train", *words, "--run_dir", "refused", "--data.stream.seed", "4")
         status = door.apart("serve", *serve, "--action", "status")
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=120)

@@ -73,7 +73,7 @@ def fit_colours(features: np.ndarray, *, percentile: float = 1.0) -> ColourBasis
     return ColourBasis(mean, vectors * sign, low, high, flat)
 
 
-def feature_rgb(features: np.ndarray, *, percentile: float = 1.0) -> np.ndarray:
+def feature_rgb(features: np.ndarray) -> np.ndarray:
     """Show feature maps as colours: their first three principal components as red, green and blue.
 
     One basis is fitted over all cells of all images given, so equal colours mean equal features
@@ -86,7 +86,7 @@ def feature_rgb(features: np.ndarray, *, percentile: float = 1.0) -> np.ndarray:
     Returns: uint8 (N, H, W, 3).
     Raises: ValueError if `features` is not (N, C, H, W) with at least one cell.
     """
-    return fit_colours(features, percentile=percentile).colours(features)
+    return fit_colours(features).colours(features)
 
 
 def _cells(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

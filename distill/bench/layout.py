@@ -41,16 +41,14 @@ def print_tables(tables: Iterable[TextTable]) -> None:
         Console(width=max(console.width, need), **plain).print(shown)
 
 
-def accuracy_lines(
-    rows: Mapping[str, Mapping[str, Mapping[str, Any]]], *, key: str = "mean"
-) -> list[list[str]]:
-    """Lay {row: {column: {key: value, "std": spread}}} out as "value ± spread"."""
+def accuracy_lines(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[list[str]]:
+    """Lay {row: {column: {"mean": value, "std": spread}}} out as "value ± spread"."""
     lines = []
     for name, cells in rows.items():
         line = [name]
         for cell in cells.values():
             spread = f" ± {cell['std']:.1f}" if "std" in cell else ""
-            line.append(f"{cell[key]:.1f}{spread}")
+            line.append(f"{cell['mean']:.1f}{spread}")
         lines.append(line)
     return lines
 

@@ -46,27 +46,6 @@ def whiten(features: Tensor, *, axes: WhitenAxes = "c") -> Tensor:
 
 
 @in_float32
-def whitened_mse(student: Tensor, teacher: Tensor, *, axes: WhitenAxes = "c") -> Tensor:
-    """Return the mean squared error between a student's map and the whitened teacher's.
-
-    L_MSE = mean over B, C, h, w of (f_student - W(f_teacher))^2. Only the teacher's side is
-    whitened, and no gradient reaches it. The mean over elements, rather than their sum, is what
-    puts this term on the scale of 10 times the attention term.
-
-    Args:
-        student: (B, C, h, w), the regressor's output.
-        teacher: (B, C, h, w), the recorded features.
-        axes: see `whiten`.
-
-    Returns:
-        float32 scalar.
-
-    Source: DreamTeacher, equation 1, one level's term.
-    """
-    return F.mse_loss(student.float(), whiten(teacher.detach(), axes=axes))
-
-
-@in_float32
 def map_regression(
     student: Tensor,
     target: Tensor,

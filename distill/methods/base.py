@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.sets import Needs
-from distill.data.views import random_view
 from storage.schema import Level
 
 if TYPE_CHECKING:
-    from distill.configs.methods import AugmentConfig
     from distill.data.sets import TrainingSet
     from distill.students.student import Student
 
@@ -90,16 +88,6 @@ class Method(nn.Module):
 
     def after_step(self) -> None:
         """Do what follows an optimiser's step, such as a moving average."""
-
-    def pooled_view(self, images: Tensor, augment: AugmentConfig) -> Tensor:
-        """Return the student's pooled features of one random view of each image, (B, C).
-
-        Args:
-            images: float32 (B, 3, H, W), normalised.
-            augment: how views are made.
-        """
-        student = self.student
-        return student.pooled(random_view(images, augment, mean=student.mean, std=student.std))
 
     def forward(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the loss terms of one batch.

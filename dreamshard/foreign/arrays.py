@@ -31,13 +31,14 @@ NUMBERS = {
 """Number formats of safetensors -> ours, and how numpy holds them."""
 
 
-def read_npy(path: Path, *, error: type[DreamshardError] = UnreadableError) -> np.ndarray:
+def read_npy(path: Path) -> np.ndarray:
     """Map one array of plain numbers.
 
-    Raises: `error` for a file that cannot be read, or whose header asks for more than it holds.
+    Raises: UnreadableError for a file that cannot be read, or whose header asks for more than it
+        holds.
     """
-    with reading(str(path), "a file of plain numbers", error=error, hint=AGAIN):
-        check_regular(path, error=error)
+    with reading(str(path), "a file of plain numbers", error=UnreadableError, hint=AGAIN):
+        check_regular(path, error=UnreadableError)
         # Mapped: a header cannot ask for more memory than the file has.
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -118,17 +119,15 @@ def _header(stream: Any) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, 
     return shape, "F" if turned else "C", dtype, stream.tell()
 
 
-def unpack_npy(
-    data: bytes, *, where: str, error: type[DreamshardError] = UnreadableError
-) -> np.ndarray:
+def unpack_npy(data: bytes, *, where: str) -> np.ndarray:
     """Read one array of plain numbers out of bytes at hand; it is no copy of them.
 
     Args:
         where: what they are, for messages.
 
-    Raises: `error` for a header that asks for anything but the bytes behind it.
+    Raises: UnreadableError for a header that asks for anything but the bytes behind it.
     """
-    with reading(where, "an array of plain numbers", error=error, hint=AGAIN):
+    with reading(where, "an array of plain numbers", error=UnreadableError, hint=AGAIN):
         if data[6:8] == b"\x02\x00" and int.from_bytes(data[8:12], "little") > MAX_HEADER:
             raise ValueError(f"a header of more than {MAX_HEADER:,} bytes")
         shape, order, dtype, start = _header(io.BytesIO(data))
@@ -137,9 +136,7 @@ def unpack_npy(
         return np.frombuffer(data, dtype, offset=start).reshape(shape, order=order)
 
 
-def unpack_safetensors(
-    data: bytes, *, where: str, error: type[DreamshardError] = UnreadableError
-) -> dict[str, tuple[str, np.ndarray]]:
+def unpack_safetensors(data: bytes, *, where: str) -> dict[str, tuple[str, np.ndarray]]:
     """Read every tensor out of the bytes of a safetensors file.
 
     Args:
@@ -148,11 +145,11 @@ def unpack_safetensors(
     Returns:
         name -> (number format, values); bfloat16 as uint16 bits, as numpy does not know it.
 
-    Raises: `error` for damaged bytes, or numbers that neither we nor numpy know.
+    Raises: UnreadableError for damaged bytes, or numbers that neither we nor numpy know.
     """
     from safetensors import deserialize
 
-    with reading(where, "safetensors, damaged or truncated", error=error, hint=AGAIN):
+    with reading(where, "safetensors, damaged or truncated", error=UnreadableError, hint=AGAIN):
         found = {}
         for name, told in deserialize(data):
             if told["dtype"] not in NUMBERS or len(told["shape"]) > MAX_DIMENSIONS:

@@ -18,9 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import xxhash
 
-from dreamshard.errors import DreamshardError
 from dreamshard.foreign.guard import UnreadableError
-from dreamshard.foreign.text import MAX_BYTES, parse_json
+from dreamshard.foreign.text import parse_json
 
 SEAL = "xxh3_128"
 ZEROS = "0" * 32
@@ -124,27 +123,18 @@ def _check(file: BinaryIO, form: _Form) -> bool:
     return True
 
 
-def parse_sealed(
-    data: bytes,
-    *,
-    where: str,
-    error: type[DreamshardError] = UnreadableError,
-    limit: int = MAX_BYTES,
-    infinite: bool = False,
-    hint: str = "",
-) -> tuple[Any, bool]:
+def parse_sealed(data: bytes, *, where: str, infinite: bool = False) -> tuple[Any, bool]:
     """Parse JSON that may be sealed; return the value, and whether it is.
 
-    The digest stays in the value. Arguments and errors as `parse_json`; also `error` for a file
-    that is not as it was written.
+    The digest stays in the value. Arguments and errors as `parse_json`; also UnreadableError
+    for a file that is not as it was written.
     """
     try:
         is_sealed = check_seal(data)
     except ValueError as failed:
         text = f"{where}: got a damaged file ({failed}), allowed one as it was written."
-        raise error(f"{text} {hint}" if hint else text) from None
-    value = parse_json(data, where=where, error=error, limit=limit, infinite=infinite, hint=hint)
-    return value, is_sealed
+        raise UnreadableError(text) from None
+    return parse_json(data, where=where, infinite=infinite), is_sealed
 
 
 def _resembles(tail: bytes, form: _Form) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.errors import DreamshardError
 from dreamshard.foreign.guard import UnreadableError, reading
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ def open_parquet(
     where: str,
     max_rows: int = MAX_ROWS,
     max_bytes: int | None = None,
-    error: type[DreamshardError] = UnreadableError,
 ) -> pq.ParquetFile:
     """Open a Parquet file, its metadata checked.
 
@@ -29,13 +27,12 @@ def open_parquet(
         where: the file, for messages.
         max_rows: the most it may have.
         max_bytes: the most that all of it may become in memory; None where only parts are read.
-        error: class to raise.
 
-    Raises: `error` for anything that is no Parquet file, or more than is allowed.
+    Raises: UnreadableError for anything that is no Parquet file, or more than is allowed.
     """
     import pyarrow.parquet as pq
 
-    with reading(where, "Parquet", error=error):
+    with reading(where, "Parquet", error=UnreadableError):
         table = pq.ParquetFile(
             source,
             memory_map=False,

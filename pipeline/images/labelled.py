@@ -22,6 +22,8 @@ NO_LABEL = -1
 Draw = Literal["random", "even"]
 KEEP_BYTES = 4 << 30
 """Prepared images with masks up to this size are kept in memory."""
+THREADS = 4
+"""Threads that decode."""
 AT_ONCE = 64
 """Records read per call: bounds the encoded bytes held, not the result."""
 
@@ -66,20 +68,13 @@ class LazyImages:
         config: how they are brought to size; views are left out.
         size: (H, W) in pixels.
         seed: decides flips, where the config asks for them.
-        threads: that decode (count).
     """
 
     def __init__(
-        self,
-        source: ImageSource,
-        *,
-        config: ImageConfig,
-        size: tuple[int, int],
-        seed: int,
-        threads: int = 4,
+        self, source: ImageSource, *, config: ImageConfig, size: tuple[int, int], seed: int
     ) -> None:
         self._source, self._config, self._size, self._seed = source, config, size, seed
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -122,7 +117,7 @@ def open_labelled(
         DataError: as `read_labelled`.
     """
     if len(source) * size[0] * size[1] * 4 <= KEEP_BYTES:
-        with ThreadPoolExecutor(4, thread_name_prefix="decode") as pool:
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
             return read_labelled(source, config=config, size=size, seed=seed, pool=pool)
     return LazyImages(source, config=config, size=size, seed=seed)
 

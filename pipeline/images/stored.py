@@ -35,7 +35,7 @@ MAX_OPEN = 16
 RECORD = "Record them with --teacher.levels '[latent]' and a codec of plain floats."
 
 
-def open_stored(path: str, *, key: str = "source") -> StoredInput:
+def open_stored(path: str) -> StoredInput:
     """Open the dataset whose latents stand in for images.
 
     Raises:
@@ -49,15 +49,15 @@ def open_stored(path: str, *, key: str = "source") -> StoredInput:
     kept = {level.name for level in dataset.levels if level.kind == "latent"}
     if LATENT not in kept:
         got = ", ".join(level.name for level in dataset.levels)
-        problems.append(Problem(f"{key}.path", f"{path} ({got})", f"the level {LATENT}", RECORD))
+        problems.append(Problem("source.path", f"{path} ({got})", f"the level {LATENT}", RECORD))
     elif dataset.codec(LATENT).learned:
         got = f"latents kept as {dataset.codec(LATENT).name}"
-        problems.append(Problem(f"{key}.path", got, "plain floats", RECORD))
+        problems.append(Problem("source.path", got, "plain floats", RECORD))
     if made != "encode":
         allowed = "a dataset of given images: drawn ones are drawn again with more levels"
-        problems.append(Problem(f"{key}.path", f"{path}, made by {made}", allowed))
+        problems.append(Problem("source.path", f"{path}, made by {made}", allowed))
     if IMAGE not in dataset.arrays:
-        problems.append(Problem(f"{key}.path", f"{path} without images", "one that keeps them"))
+        problems.append(Problem("source.path", f"{path} without images", "one that keeps them"))
     if problems:
         raise ConfigError(problems)
     snapshot = dataset.snapshot()
@@ -89,9 +89,7 @@ class StoredInput:
         """Leave open files behind: an actor opens its own."""
         return {**self.__dict__, "_opened": None, "_chunks": None}
 
-    def problems(
-        self, spec: TeacherSpec, *, image: ImageConfig, seed: int, key: str = "source"
-    ) -> list[Problem | str]:
+    def problems(self, spec: TeacherSpec, *, image: ImageConfig, seed: int) -> list[Problem | str]:
         """Find why a teacher cannot start from these latents, or settings would not be read.
 
         Args:
@@ -102,13 +100,13 @@ class StoredInput:
         found: list[Problem | str] = []
         mine = self.facts()["vae"]
         if not spec.latents:
-            got = f"a teacher without latents, with {key}.kind {LATENTS}"
+            got = f"a teacher without latents, with source.kind {LATENTS}"
             hint = "Give the images themselves."
             found.append(Problem("teacher.path", got, "one that works on latents", hint))
         elif spec.latents != mine:
             allowed = f"latents of this teacher's own autoencoder ({spec.latents[:12]})"
             got = f"{self._url}, of another ({str(mine)[:12]})"
-            found.append(Problem(f"{key}.path", got, allowed, "Record its latents first."))
+            found.append(Problem("source.path", got, allowed, "Record its latents first."))
         if seed != self._content.get("seed"):
             allowed = f"{self._content.get('seed')}, that of {self._url}"
             found.append(Problem("seed", str(seed), allowed, "One dataset, one seed."))

@@ -62,18 +62,17 @@ def settle(dataset: Dataset, source: Input) -> list[str]:
     return said
 
 
-def spot_check(dataset: Dataset, source: Input, *, seed: int | None = None) -> Comparison:
+def spot_check(dataset: Dataset, source: Input) -> Comparison:
     """Compare a few samples of some units with what the source holds now.
 
     Args:
         dataset: that was found for the source.
         source: as it is now.
-        seed: which samples; others every time if None.
 
     Raises:
         DataError: one differs; the message names samples and the way out.
     """
-    numbers = np.random.default_rng(seed)
+    numbers = np.random.default_rng()
     committed = dataset.snapshot()
     units = np.flatnonzero(committed.counts)
     chosen = numbers.permutation(units)[:SPOT_UNITS].tolist()

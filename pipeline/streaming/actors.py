@@ -28,6 +28,8 @@ from pipeline.streaming.window import Answer, PositionRequest
 NAMESPACE = "dreamshard"
 LOOK_S = 1.0
 """Seconds between two looks for actors that came or came back."""
+CLOSING_S = 30.0
+"""Seconds that actors have to finish what they commit."""
 
 log = logging.getLogger(__name__)
 
@@ -156,20 +158,20 @@ def find_actors(service: str) -> dict[str, Any]:
     return dict(sorted(actors.items()))
 
 
-def end_actors(handles: Sequence[Any], *, timeout_s: float = 30.0) -> None:
+def end_actors(handles: Sequence[Any]) -> None:
     """Let actors finish the units they commit, then end them."""
     if handles:
         closing = [handle.close.remote() for handle in handles]
-        ray.wait(closing, num_returns=len(closing), timeout=timeout_s)
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S)
     for handle in handles:
         ray.kill(handle)
 
 
-def stop_actors(service: str, *, timeout_s: float = 30.0) -> int:
+def stop_actors(service: str) -> int:
     """Let a service's actors finish the units they commit, then end them; return how many."""
     handles = list(find_actors(service).values())
-    end_actors(handles, timeout_s=timeout_s)
-    patience_ends = time.monotonic() + timeout_s
+    end_actors(handles)
+    patience_ends = time.monotonic() + CLOSING_S
     while find_actors(service) and time.monotonic() < patience_ends:
         time.sleep(0.1)  # their names are free only when Ray has noticed
     return len(handles)
@@ -232,7 +234,7 @@ class RayTransport:
         if not waiting:
             time.sleep(timeout_s)
             return []
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=CLOSING_S)
         if ready:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         events: list[Answer] = []

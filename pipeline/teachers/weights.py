@@ -323,10 +323,6 @@ def refuse_not_finite(state: Mapping[str, Tensor], *, where: str) -> None:
             raise TeacherError(f"{where}: {key} has values that are not finite. Fetch it again.")
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-
-
 def one_file(path: Path, *, named: str, of: str, look: Callable[[Path], Sequence[Path]]) -> Path:
     """Return a checkpoint: the file named, or the only one that is found in a folder.
 

@@ -76,7 +76,7 @@ class Plan:
         ]
 
 
-def source_lines(key: str, config: SourceConfig, *, kind_why: str = "") -> list[Line]:
+def source_lines(key: str, config: SourceConfig) -> list[Line]:
     """Return the settings of a source that are not the defaults."""
     usual, lines = SourceConfig(), []
     for item in fields(SourceConfig):
@@ -84,7 +84,6 @@ def source_lines(key: str, config: SourceConfig, *, kind_why: str = "") -> list[
         if value == getattr(usual, item.name):
             continue
         why = {
-            "kind": kind_why,
             "class_folders": "first-level folders are the classes" if value else "",
             "split": "the part to judge on" if value == "heldout" else "",
         }.get(item.name, "")

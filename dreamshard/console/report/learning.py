@@ -24,7 +24,7 @@ LOSS_NAMES = {"at": "attention transfer", "mse": "whitened regression"}
 NOT_A_LOSS = frozenset("step time lr img_per_s wait_percent grad_norm memory_gb skipped".split())
 MONITOR = "monitor_"  # how the names of what a run's monitor saw begin
 GRADIENT, WEIGHT = "gradient.", "weight."  # and of what is told of each term of the loss
-MAX_LOOKS = 12
+MOST_LINES, MAX_LOOKS = 6, 12
 
 
 def losses(material: Material) -> Section | None:
@@ -43,7 +43,7 @@ def losses(material: Material) -> Section | None:
     return section
 
 
-def loss_lines(run: Run, *, most: int = 6) -> dict[str, list[tuple[float, float]]]:
+def loss_lines(run: Run) -> dict[str, list[tuple[float, float]]]:
     """Return a run's losses by name, `loss` first; those that say the same share a line."""
     names = {key for line in run.metrics() for key, value in line.items() if is_number(value)}
     beside = (MONITOR, GRADIENT, WEIGHT)
@@ -55,7 +55,7 @@ def loss_lines(run: Run, *, most: int = 6) -> dict[str, list[tuple[float, float]
         same = next((other for other, its in lines.items() if its == points), None)
         if same is not None:
             lines = {f"{k} = {shown}" if k == same else k: v for k, v in lines.items()}
-        elif points and len(lines) < most:
+        elif points and len(lines) < MOST_LINES:
             lines[shown] = points
     return lines
 

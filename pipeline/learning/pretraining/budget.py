@@ -124,19 +124,17 @@ def fitted_average(steps: int) -> float:
     return max(0.0, 1 - 1 / max(1.0, AVERAGED * steps))
 
 
-def tell_plan(plan: Plan, *, batch_size: int, images: int, done: int = 0) -> str:
+def tell_plan(plan: Plan, *, batch_size: int, images: int) -> str:
     """Say what a budget buys.
 
     Args:
         plan: of the run.
         batch_size: images of a step (count).
         images: of the source (count).
-        done: steps done before (count).
     """
     seen = plan.steps * batch_size
-    before = f", {done:,} of them done" if done else ""
     return (
-        f"{plan.minutes:g} min buy {plan.steps:,} steps{before}: {seen:,} images seen, each "
+        f"{plan.minutes:g} min buy {plan.steps:,} steps: {seen:,} images seen, each "
         f"{seen / max(images, 1):.3g} times, at {plan.rate * batch_size:.3g} images/s (measured); "
         f"average over {AVERAGED:.0%} of the steps (decay {fitted_average(plan.steps):.4g}), "
         f"{RESERVED:.0%} of the time kept for checkpoints and samples"

@@ -28,24 +28,17 @@ class TrainingImages:
         config: size, resampling, crop; `views` above 1 means a fresh jittered view per position.
         window: side of a random window that each position shows (pixels); 0 for all of the view.
         seed: decides views and flips.
-        threads: that decode (count).
     """
 
     def __init__(
-        self,
-        source: ImageSource,
-        *,
-        config: ImageConfig,
-        seed: int,
-        window: int = 0,
-        threads: int = 2,
+        self, source: ImageSource, *, config: ImageConfig, seed: int, window: int = 0
     ) -> None:
         self._source, self._seed = source, seed
         self._size, self._window = config.shape or (0, 0), window
         # View 0 of prepare() is the plain image: odd indices are always a jittered view.
         self._views = 2 if config.views > 1 else 1
         self._config = dataclasses.replace(config, views=self._views)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._kept: np.ndarray | None = None
         self._labels: np.ndarray | None = None
         self.valid = np.ones(len(source), bool)

@@ -15,8 +15,6 @@ import numpy as np
 Array = Any
 """A numpy array or a torch tensor."""
 
-PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction", "edm")
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -25,7 +23,7 @@ class Schedule:
     Args:
         signal: float64 (T,), factor of the clean image at each timestep.
         noise: float64 (T,), factor of the standard normal noise at each timestep.
-        prediction: what the network predicts, one of `PREDICTIONS`.
+        prediction: what the network predicts (epsilon, sample, v_prediction, flow_prediction, edm).
         time: float64 (T,), what the network is told at each timestep.
         sigma_data: EDM only, standard deviation of the data the preconditioning assumes.
         shift: flow only, how a sampling grid leans towards noise (1 = evenly spaced).
@@ -77,14 +75,14 @@ class Schedule:
         return output, (x_t - signal * output) * (1.0 / max(noise, 1e-12))
 
 
-def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
+def cosine_betas(steps: int) -> np.ndarray:
     """Return betas of the cosine schedule, float64 (steps,).
 
     Source: Nichol and Dhariwal 2021, eq. 17, with their cap of 0.999.
     """
     u = np.arange(steps + 1, dtype=np.float64) / steps
     bar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - bar[1:] / bar[:-1], max_beta)
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
 
 
 def from_betas(

@@ -26,7 +26,7 @@ import numpy as np
 from dreamshard.errors import ConfigError, Problem
 from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
-from pipeline.teachers.gan.bigbigan.encoder import generator_taps
+from pipeline.teachers.gan.bigbigan.encoder import generator_taps, stage_taps
 from pipeline.teachers.gan.teacher import GeneratorDescription
 from pipeline.teachers.posthoc import layout as layouts
 from pipeline.teachers.posthoc.layout import EncoderLayout
@@ -179,15 +179,7 @@ def load(
 
 def encoder_taps(layout: EncoderLayout, shape: tuple[int, ...]) -> list[Tap]:
     """List what can be recorded of the encoder, in the order it is computed."""
-    listed = [
-        Tap(
-            f"e.block{stage + 1}",
-            f"encoder.backbone.layer{stage + 1}",
-            channels,
-            layout.first_stride * 2**stage,
-        )
-        for stage, channels in enumerate(layout.widths)
-    ]
-    listed.append(taps.vector("e.avepool", "encoder.pool", layout.widths[-1]))
+    modules = [f"encoder.backbone.layer{stage + 1}" for stage in range(len(layout.widths))]
+    listed = stage_taps(layout.widths, modules, first_stride=layout.first_stride)
     listed.append(taps.vector(NAMES[layout.latent], "encoder.latents", *shape, kind="latent"))
     return listed

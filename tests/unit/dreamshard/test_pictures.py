@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamshard.pictures import feature_rgb, image_grid
+from dreamshard.pictures import feature_rgb, fit_colours, image_grid
 
 
 def features(seed: int = 0, *, count: int = 4, channels: int = 12) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_first_component_is_the_strongest_direction_with_its_long_tail_bright() 
     maps = np.zeros((1, 5, 8, 8), np.float32)
     maps[0, 2, 3, 4] = 50.0
     maps[0, 4] = np.random.default_rng(0).normal(size=(8, 8))
-    red = feature_rgb(maps, percentile=0)[0, ..., 0]
+    red = fit_colours(maps, percentile=0).colours(maps)[0, ..., 0]
     assert red[3, 4] == 255
     assert np.median(red) < 30
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,22 +168,23 @@ def load(
 
 def encoder_taps(layout: EncoderLayout) -> list[Tap]:
     """List what can be recorded of the encoder, in the order it is computed."""
-    width = layout.widths[-1]
-    listed = [
-        Tap(
-            f"e.block{stage + 1}",
-            f"encoder.stages.{stage}",
-            channels,
-            layout.first_stride * 2**stage,
-        )
-        for stage, channels in enumerate(layout.widths)
-    ]
-    listed.append(taps.vector("e.avepool", "encoder.pool", width))
+    width, stages = layout.widths[-1], range(len(layout.widths))
+    modules = [f"encoder.stages.{stage}" for stage in stages]
+    listed = stage_taps(layout.widths, modules, first_stride=layout.first_stride)
     if layout.crelu:
         listed.append(taps.vector("e.bn_crelu", "encoder.crelu", 2 * width))
     for name, module in (("z_mean", "encoder.mean"), ("z_stdev", "encoder.stdev"), ("z", "z")):
         listed.append(taps.vector(f"e.{name}", module, layout.latent, kind="latent"))
     return listed
+
+
+def stage_taps(widths: Sequence[int], modules: Sequence[str], *, first_stride: int) -> list[Tap]:
+    """List the stages of an encoder, each of half the resolution, and the mean of the last."""
+    listed = [
+        Tap(f"e.block{stage + 1}", module, width, first_stride * 2**stage)
+        for stage, (width, module) in enumerate(zip(widths, modules, strict=True))
+    ]
+    return [*listed, taps.vector("e.avepool", "encoder.pool", widths[-1])]
 
 
 def generator_taps(generator: GeneratorDescription, size: tuple[int, int]) -> list[Tap]:

@@ -3,7 +3,7 @@
 Minibatch statistics make the official network's last layers depend on which images share a batch.
 Here the statistic is one number, the same for every image: that of an image on its own (a standard
 deviation of 0, which the official network turns into 1e-4), or a number that is given. The official
-statistics of a whole batch are kept for comparison alone (`whole_batch`).
+statistics of a whole batch are kept for comparison alone (`judge`).
 """
 
 from __future__ import annotations
@@ -135,8 +135,6 @@ class Discriminator(nn.Module):
         images: Tensor,
         classes: Tensor | None = None,
         features: Tensor | None = None,
-        *,
-        whole_batch: bool = True,
     ) -> Tensor:
         """Return the official logits (N, 1), minibatch statistics of these very images in them.
 
@@ -144,9 +142,8 @@ class Discriminator(nn.Module):
             images: (N, 3, R, R) in [-1, 1].
             classes: float32 (N, K), one number a class.
             features: float32 (N, D), instances (IC-GAN).
-            whole_batch: False: the batch-independent statistic.
         """
-        out = self._features(images, None if whole_batch else self.statistic)
+        out = self._features(images, None)
         if self.layout.mapping is None:
             return out
         told = self.mapping(None, classes, features)

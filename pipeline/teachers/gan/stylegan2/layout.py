@@ -23,7 +23,6 @@ INERT = frozenset(
     "freeze_layers num_layers embed_features layer_features num_ws use_noise".split()
 )
 """Settings that shapes tell as well, or that change training or number formats alone."""
-SECTIONS = ("mapping_kwargs", "synthesis_kwargs", "block_kwargs", "epilogue_kwargs")
 
 
 @dataclass(frozen=True)
