@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dreamshard.errors import DataError
+from dreamshard.progress import stage
 from dreamshard.rng import uniform
 from pipeline.images.prepare import InvalidImageError, decode, fit, prepare, view_draws
 from pipeline.images.reading import read_retrying
 from pipeline.images.source import ImageConfig, ImageSource
+from pipeline.learning.ranks import this_rank
 
 KEEP_BYTES = 2 << 30
 """Prepared images up to this size are kept in memory; larger sets are read as they are needed."""
@@ -41,6 +43,7 @@ class TrainingImages:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._kept: np.ndarray | None = None
         self._labels: np.ndarray | None = None
+        self._said = False
         self.valid = np.ones(len(source), bool)
         if len(source) * self._size[0] * self._size[1] * 3 <= KEEP_BYTES:
             self._keep()
@@ -98,6 +101,17 @@ class TrainingImages:
                 self._labels[rows] = [record.label for record in records]
         if not self.valid.any():
             raise DataError("source: none of its images can be decoded. Check source.path.")
+        if len(damaged := np.flatnonzero(~self.valid)):
+            self._say(
+                f"{len(damaged)} of {count} images cannot be decoded and never come up, the first "
+                f"of them image {damaged[0]} (from 0)"
+            )
+
+    def _say(self, what: str) -> None:
+        """Say once, and on one process, what is wrong with images that are passed by."""
+        if not self._said and this_rank() == 0:
+            stage(f"source: {what}")
+        self._said = True
 
     def _decode(self, record: object) -> np.ndarray | None:
         if record.error:  # type: ignore[attr-defined]
@@ -139,7 +153,12 @@ class TrainingImages:
             raise DataError(
                 f"source: none of {len(found)} images can be decoded. Check the source."
             )
-        # A damaged image's place is taken by another of the batch, so that every batch is full.
+        if len(good) < len(found):
+            damaged = next(row for row, image in enumerate(found) if image is None)
+            self._say(
+                f"image {samples[damaged]} (from 0) cannot be decoded; in its place, and in that "
+                "of others like it, comes another of the batch"
+            )
         chosen = [
             row if found[row] is not None else good[row % len(good)] for row in range(len(found))
         ]

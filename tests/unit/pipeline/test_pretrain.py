@@ -342,7 +342,9 @@ def test_training_on_windows_of_wide_images_and_old_keys(tmp_path: Path) -> None
     assert state.recipe_key(settings, {}) == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_damaged_images_never_come_up(tmp_path: Path) -> None:
+def test_damaged_images_never_come_up_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     for name in ("a", "b", "c"):
@@ -351,9 +353,12 @@ def test_damaged_images_never_come_up(tmp_path: Path) -> None:
     source = open_source(SourceConfig(kind="folder", path=str(tmp_path)))
     images = TrainingImages(source, config=ImageConfig(size=8), seed=0)
     assert images.valid.tolist() == [True, False, True]
-    images._kept = None  # as if too large to keep
-    found, _ = images.batch(np.array([0, 1, 2]), [0, 1, 2])
-    assert (found == 200).all()
+    assert "source: 1 of 3 images cannot be decoded" in capsys.readouterr().err
+    images._kept, images._said = None, False  # as if too large to keep
+    for _ in range(2):
+        found, _ = images.batch(np.array([0, 1, 2]), [0, 1, 2])
+        assert (found == 200).all()
+    assert capsys.readouterr().err.count("source: image 1 (from 0) cannot be decoded") == 1
 
 
 def test_class_conditional_training(tmp_path: Path) -> None:
