@@ -1,28 +1,35 @@
-"""An S3 protocol server on loopback, behind a proxy that a test can make unreliable."""
+"""An S3 protocol server on loopback, which a test can make unreliable.
+
+Moto's application answers in the thread that reads the request: behind a server of its own, which
+takes a connection and a thread for every request, all would cost twice as much.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
+import io
+import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 Fault = str
 """503, slow, cut, short, lost answer; of conditional puts alone: unconditional, 412, 501."""
-_HOP = {"connection", "transfer-encoding", "keep-alive", "host", "content-length"}
+_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 _SLOW_S = 3.0
 
 
 class Proxy(ThreadingHTTPServer):
-    """Pass requests on; `choose(method, path)` may name a fault for each."""
+    """Pass requests on to a WSGI application; `choose(method, path)` may name a fault for each."""
 
     daemon_threads = True
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, application: Any) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.target = target
+        self.application = application
         self.choose: Callable[[str, str], Fault] = lambda _method, _path: ""
         self.served: list[tuple[str, str, Fault]] = []
         self.body_bytes = 0  # sent to clients so far
@@ -57,24 +64,40 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self.close_connection = True
             return None
-        upstream = http.client.HTTPConnection(*proxy.target, timeout=30)
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
-        if fault == "unconditional":
-            headers.pop("If-None-Match", None)
-        headers["Host"] = self.headers["Host"]
-        upstream.request(self.command, self.path, body, headers)
-        answer = upstream.getresponse()
-        data = answer.read()
-        upstream.close()
+        status, headers, data = self._ask(body, unconditional=fault == "unconditional")
         if fault == "lost answer":
             self.close_connection = True
             return None
-        kept = [(k, v) for k, v in answer.getheaders() if k.lower() not in _HOP]
-        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        kept = [(k, v) for k, v in headers.items() if k.lower() not in _HOP]
+        length = headers.get("Content-Length") if self.command == "HEAD" else None
         if fault == "short":  # an honest length of a body that is not all: nothing else shows it
             data = data[: len(data) // 2]
             kept = [(k, v) for k, v in kept if "checksum" not in k.lower()]
-        return self._answer(answer.status, kept, data, length=length)
+        return self._answer(status, kept, data, length=length)
+
+    def _ask(self, body: bytes, *, unconditional: bool) -> tuple[int, Any, bytes]:
+        """Return what the application answers: status, headers and body."""
+        from werkzeug.test import run_wsgi_app
+
+        path, _, query = self.path.partition("?")
+        host, port = self.server.server_address[:2]
+        environ: dict[str, Any] = {
+            "wsgi.version": (1, 0), "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(body),
+            "wsgi.errors": sys.stderr, "wsgi.multithread": True, "wsgi.multiprocess": False,
+            "wsgi.run_once": False, "wsgi.input_terminated": True,
+            "REQUEST_METHOD": self.command, "SCRIPT_NAME": "", "QUERY_STRING": query,
+            "PATH_INFO": urllib.parse.unquote_to_bytes(path).decode("latin-1"),
+            "REQUEST_URI": self.path, "RAW_URI": self.path, "SERVER_PROTOCOL": "HTTP/1.1",
+            "SERVER_NAME": host, "SERVER_PORT": str(port), "REMOTE_ADDR": "127.0.0.1",
+            "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
+        }  # fmt: skip
+        for name, value in self.headers.items():
+            if name.lower() not in {*_HOP, "content-type"}:
+                environ["HTTP_" + name.upper().replace("-", "_")] = value
+        if unconditional:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
+        parts, status, headers = run_wsgi_app(self.server.application, environ, buffered=True)
+        return int(status.split()[0]), headers, b"".join(parts)
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -106,18 +129,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve_s3() -> Iterator[Proxy]:
-    """Run a server and the proxy before it."""
-    from moto.server import ThreadedMotoServer
+    """Run a server."""
+    from moto.moto_server.werkzeug_app import create_backend_app
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    proxy = Proxy((host, port))
-    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+    proxy = Proxy(create_backend_app("s3"))
+    thread = threading.Thread(
+        target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield proxy
     finally:
         proxy.shutdown()
         proxy.server_close()
-        server.stop()
