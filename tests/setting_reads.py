@@ -68,7 +68,12 @@ class Reads:
                         self.declared[node.name, item.name].append(item.returns)
 
     def _annotated(self, annotations: Iterable[ast.expr | None]) -> Classes:
-        names = {name for one in annotations if one is not None for name in _names(one)}
+        return NOTHING.union(*(self._named(one) for one in annotations if one is not None))
+
+    @functools.cache  # noqa: B019 - one object per run
+    def _named(self, annotation: ast.expr) -> Classes:
+        """Return the classes that an annotation names, itself or by another name of theirs."""
+        names = set(_names(annotation))
         others = [one for name in names - self.bases.keys() for one in self.aliases.get(name, ())]
         names |= {n for one in others if not isinstance(one, ast.Call) for n in _names(one)}
         return frozenset(names & self.bases.keys())

@@ -94,11 +94,22 @@ def _read_rolled(files: ModelFiles, parts: int, _real: Any = book.read_rolled) -
     return _rolled[data]
 
 
+_commits: dict[bytes, Commit] = {}
+
+
+def _read_record(data: bytes, *, where: str, _real: Any = Commit.from_json) -> Commit:
+    """Read a record as `Commit.from_json` does, parsing what was parsed before only once."""
+    if data not in _commits:
+        _commits[data] = _real(data, where=where)
+    return _commits[data]
+
+
 _PATCHES: dict[object, dict[str, object]] = {
     storage.dataset: {"open_files": _open_files},
     storage.catalog: {"open_files": _open_files},
     storage.verbs.collect: {"open_files": _open_files},
     book: {"read_rolled": _read_rolled},
+    Commit: {"from_json": _read_record},
     storage.fs.local: {"owner": lambda: here().owner()},
     storage.ledger.leases: {"owner": lambda: here().owner()},
     storage.ledger.manifest: {"ThreadPoolExecutor": _Serial},
@@ -144,6 +155,7 @@ def about(layout_format: str = "zarr") -> Description:
     )
 
 
+@functools.cache
 def url(layout_format: str = "zarr") -> str:
     return f"{ROOT}/{about(layout_format).recipe.folder}"
 
