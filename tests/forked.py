@@ -62,6 +62,7 @@ class Forked:
         env: its environment.
         new_session: it leads a session of its own, so that one signal reaches all that it starts.
         inherit: it writes where this process writes; else what it says is read here.
+        log: file to which what it says is appended instead.
         server: socket of the process that forks; "": of this test process's own.
     """
 
@@ -73,6 +74,7 @@ class Forked:
         env: Mapping[str, str],
         new_session: bool = False,
         inherit: bool = False,
+        log: Path | None = None,
         server: str = "",
     ) -> None:
         differ = [name for name in FROZEN if env.get(name) != os.environ.get(name)]
@@ -88,6 +90,9 @@ class Forked:
         nothing = os.open(os.devnull, os.O_RDONLY)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.connect(server)
+        if log is not None:
+            os.dup2(kept := os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), writes)
+            os.close(kept)
         told = [nothing, 1, 2] if inherit else [nothing, writes, writes]
         socket.send_fds(self._server, [json.dumps(request).encode()], told)
         os.close(nothing), os.close(writes)
@@ -130,6 +135,9 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
 
 def launched(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 from tests.chaos.learning import LAUNCHER, draw, draw_launched
+from tests.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("0", "3", "t5")
@@ -40,16 +40,11 @@ def test_seeds_draw_what_they_drew() -> None:
 
 
 def test_whenever_it_is_killed_its_folder_is_the_same(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.learning", str(tmp_path), *map(str, SEEDS)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=300 + 90 * len(SEEDS),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0
-    told = [json.loads(line) for line in done.stdout.splitlines()]
+    player = ["-m", "tests.chaos.learning", str(tmp_path), *map(str, SEEDS)]
+    done = Forked(player, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    said, _ = done.communicate(timeout=300 + 90 * len(SEEDS))
+    assert done.returncode == 0, said
+    told = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [line["seed"] for line in told] == [int(seed.lstrip("t")) for seed in SEEDS]
     struck = sum(bool(line["struck"]) for line in told)
     sys.stderr.write(f"{len(told)} schedules, {struck} of them struck\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.schedules import draw
+from tests.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = (2, 4, 5, 7, 8)
@@ -28,15 +29,11 @@ SEEDS = list(dict.fromkeys([*FOUND, *(range(FULL) if FULL else FEW)]))
 
 
 def play(folder: Path, seeds: list[int]) -> list[dict[str, object]]:
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.play", str(folder), *map(str, seeds)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120 + 60 * len(seeds),
-    )
-    assert result.returncode == 0
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    words = ["-m", "tests.chaos.play", str(folder), *map(str, seeds)]
+    player = Forked(words, cwd=ROOT, env=os.environ)
+    said, _ = player.communicate(timeout=120 + 60 * len(seeds))
+    assert player.returncode == 0, said
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 
 def test_seeds_draw_what_they_drew() -> None:
@@ -87,14 +84,15 @@ run.cluster = play.no_cluster
 run.describe = lambda where: Cluster(where, ({{"CPU": 4.0}},))
 sys.exit(run_main(main, ["encode", *{words!r}]))
 """
-        command = [sys.executable, "-c", code]
-        full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert full.returncode == 3, full.stderr
-        assert "No space left on device" in full.stderr and "same command again" in full.stderr
+        full = Forked(["-c", code], cwd=ROOT, env=os.environ)
+        said, _ = full.communicate(timeout=120)
+        assert full.returncode == 3, said
+        assert "No space left on device" in said and "same command again" in said
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert again.returncode == 0, again.stderr
-        assert "256 of 256 are there" in again.stdout
+        again = Forked(["-c", code], cwd=ROOT, env=os.environ)
+        said, _ = again.communicate(timeout=120)
+        assert again.returncode == 0, said
+        assert "256 of 256 are there" in said
         (dataset,) = (small / "data").iterdir()
         assert not [path for path in dataset.rglob("staging/**/*") if path.is_file()]
     finally:
