@@ -27,11 +27,14 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_COLOR_PREFIX": "0",
 }
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 EMBEDDED_ONLY = {
     # Ray lowers the priority of its workers (nice 15); here they are the program the user started.
     "RAY_worker_niceness": "0",
+    # A Python per CPU at once, none of which has our actors' environment: they start anew.
+    "RAY_prestart_worker_first_driver": "0",
     # Ray's switch for desktop systems: with it, every server binds to 127.0.0.1 and nothing else.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    LOOPBACK: "0",
     # Fixed ports by default, on which two clusters of one host would clash.
     "AUTOSCALER_METRIC_PORT": "0",
     "DASHBOARD_METRIC_PORT": "0",
@@ -234,6 +237,9 @@ def _set_environment(config: RayConfig, *, joining: bool, embedded: bool = False
         core.Config.initialize("")  # as Ray does when it changes the mode itself
         if hasattr(core, "AuthenticationTokenLoader"):
             core.AuthenticationTokenLoader.instance().reset_cache()
+        if os.environ.get(LOOPBACK) == "0":  # or it takes 127.0.0.1 for this host's other address
+            constants: Any = trusted.module("ray._private.ray_constants")
+            constants.ENABLE_RAY_CLUSTER = False
 
 
 def describe(where: str) -> Cluster:

@@ -144,6 +144,24 @@ class FakeRay(types.ModuleType):
         return [alive, {"Alive": False, "Resources": {"CPU": 8.0}}]
 
 
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_ray_loaded_before_finds_an_embedded_cluster_on_loopback(
+    monkeypatch: pytest.MonkeyPatch, embedded: bool
+) -> None:
+    constants = types.SimpleNamespace(ENABLE_RAY_CLUSTER=True)
+    config = types.SimpleNamespace(initialize=lambda _: None)
+    loaded = {
+        "ray": FakeRay(),
+        "ray._raylet": types.SimpleNamespace(Config=config),
+        "ray._private.ray_constants": constants,
+    }
+    for name, module in loaded.items():
+        monkeypatch.setitem(cluster.sys.modules, name, module)
+    monkeypatch.setattr(cluster.os, "environ", {})
+    cluster._set_environment(RayConfig(), joining=True, embedded=embedded)
+    assert constants.ENABLE_RAY_CLUSTER is not embedded
+
+
 def enter(
     monkeypatch: pytest.MonkeyPatch, ray: FakeRay, address: str | None = None, **given: float
 ) -> Cluster:
