@@ -333,7 +333,8 @@ def stream(door: Door) -> dict[str, Any]:
     _forget_key(found["keep"])
     found["kept"] = datasets_record(door.folder / "kept", door)
     (kept,) = door.folder.glob("kept/*")
-    mix = "[{mode: encode, weight: 1, samples: 32, image: {size: 16}, seed: 5}, "
+    mix = "[{mode: encode, weight: 1, samples: 32, image: {size: 16}, seed: 5, "
+    mix += "source: {kind: digits}}, "
     mix += f"{{mode: shards, dataset: kept/{kept.name}, weight: 2}}]"
     found["mix"] = train(door, "mix", *STREAM, *DIGITS, "--data.stream.mix", mix)
     line = [*SMALL, *WIDTHS, *narrow(()), *STREAM, *DIGITS, "--data.kind", "stream"]
