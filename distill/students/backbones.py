@@ -13,8 +13,8 @@ from torch import nn
 
 from distill.tables import load_part
 from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.foreign.networks import bounded
 from dreamshard.foreign.text import read_json
-from pipeline.teachers.timm.bounded import bounded
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig

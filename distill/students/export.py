@@ -30,12 +30,12 @@ from distill.students.timm_names import full_names, whole_network
 from dreamshard.errors import DataError
 from dreamshard.foreign.arrays import read_safetensors
 from dreamshard.foreign.guard import UnreadableError
+from dreamshard.foreign.networks import number_of_weights
 from dreamshard.foreign.text import read_json
 from dreamshard.owner.parts import part_of
 from dreamshard.permissions import apply_umask
 from pipeline.learning.checkpoint import reason_of
 from pipeline.learning.device import apart
-from pipeline.teachers.timm.bounded import number_of_weights
 
 if TYPE_CHECKING:
     from distill.configs.student import OwnClassConfig, StudentConfig

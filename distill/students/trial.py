@@ -20,7 +20,7 @@ from distill.students.backbones import is_ours
 from distill.students.export import write_timm_config
 from distill.students.timm_names import full_names, whole_network
 from dreamshard.errors import ConfigError, Problem
-from pipeline.teachers.timm.bounded import number_of_weights
+from dreamshard.foreign.networks import number_of_weights
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig

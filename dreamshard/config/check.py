@@ -158,6 +158,7 @@ def _type_hint(node: Schema, value: Any, got: str) -> str:
 
 def _is_number(value: Any) -> bool:
     try:
-        return isinstance(value, str) and isinstance(float(value), float)
+        # float() also takes the digits of other scripts, which YAML has as text.
+        return isinstance(value, str) and value.isascii() and isinstance(float(value), float)
     except ValueError:
         return False

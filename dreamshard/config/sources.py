@@ -18,6 +18,8 @@ from dreamshard.errors import Problem
 
 log = logging.getLogger(__name__)
 Options = Sequence[tuple[str, str]]
+MAX_NAMES = 64
+"""Names of a dotted key: as deep as foreign text may be nested."""
 
 
 def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:
@@ -32,6 +34,10 @@ def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Pr
             problems.append(Problem(word, "a stray argument", "options that start with --", hint))
         elif name.replace("-", "_") in ("print_config", "debug"):
             flags.add(name.replace("-", "_"))
+        elif name.count(".") >= MAX_NAMES:
+            got = f"a setting of {name.count('.') + 1:,} names"
+            problems.append(Problem(f"{name[:40]}...", got, f"up to {MAX_NAMES}"))
+            words = words[not equals :]
         elif equals or (words and not words[0].startswith("--")):
             options.append((name, text if equals else words.pop(0)))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ def _teacher(argv: Sequence[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
     out = publish_teacher(Path(options.teacher), Path(options.out))
-    print(f"{out}\nnext: hf upload USER/{out.name} {out}")
+    print(f"{out}\nnext: hf upload {shlex.quote(f'USER/{out.name}')} {shlex.quote(str(out))}")
     return 0
 
 

@@ -1,14 +1,17 @@
-"""Read local files whole within a bound; what is no file never blocks."""
+"""Read local files whole within a bound, and headers of archives; what is no file never blocks."""
 
 from __future__ import annotations
 
 import os
 import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dreamshard.errors import DreamshardError
-from dreamshard.foreign.guard import UnreadableError
+from dreamshard.foreign.guard import UnreadableError, reading
 
 MAX_BYTES = 64 << 20
 
@@ -61,3 +64,18 @@ def check_regular(path: Path, *, error: type[DreamshardError] = UnreadableError)
     if not stat.S_ISREG(status.st_mode):
         raise error(f"{path}: got no regular file (a pipe, a device or a folder).")
     return status.st_size
+
+
+@contextmanager
+def open_tar(file: Any, *, where: str) -> Iterator[tarfile.TarFile]:
+    """Open an archive that is not packed, to look at its headers.
+
+    Args:
+        file: a file object.
+        where: the file, for messages.
+    """
+    with (
+        reading(where, "a tar archive", error=UnreadableError),
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
+        yield tar

@@ -20,6 +20,11 @@ def plain(text: str) -> str:
     return _ACTIVE.sub(_spelt, text)
 
 
+def one_line(text: str) -> str:
+    r"""Return a text that shows and is one line; its line ends are spelt out, as `\x0a`."""
+    return re.sub("[\t\n]", _spelt, plain(text))
+
+
 def _spelt(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -40,6 +40,8 @@ CARD = "teacher_card.json"
 """File beside the weights that says where they come from; its `licence` goes with every dataset."""
 NAMED = 10
 """How many missing or surplus keys a message lists."""
+MOST_PARTS = 10_000
+"""Modules of a network whose layers its file counts; those there are have up to some 3,000."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -269,6 +271,38 @@ def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_OLD_ATTENTION.sub(rename, name): value for name, value in state.items()}
 
 
+def count_numbered(names: Iterable[str], pattern: str) -> int:
+    """Return how many numbers the keys' beginnings have that a pattern's group finds.
+
+    Raises: ValueError if these are not 0, 1, 2 ...: a last number alone counts nothing.
+    """
+    found = {int(match[1]) for name in names if (match := re.match(pattern, name))}
+    if not found or max(found) != len(found) - 1:
+        told = f"{len(found)} numbers up to {max(found, default=None)}"
+        raise ValueError(f"{pattern} finds {told}, not 0, 1, 2 ...")
+    return len(found)
+
+
+def unbuilt(make: Callable[[], Any], *, where: str) -> Any:
+    """Build a network on the meta device, where nothing is allocated whatever shapes a file tells.
+
+    Args:
+        make: constructs it.
+        where: names the file in errors.
+
+    Raises: TeacherError for more modules than any network has.
+    """
+    import torch
+
+    from dreamshard.foreign.networks import TooManyPartsError, bounded
+
+    try:
+        with bounded({}, most_parts=MOST_PARTS), torch.device("meta"):
+            return make()
+    except TooManyPartsError as error:
+        raise TeacherError(f"{where}: describes a network of {error}. Fetch it again.") from error
+
+
 def load_into(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -288,6 +322,15 @@ def load_into(
     """
     import torch
 
+    refuse_unfit(module, state, where=where)
+    refuse_not_finite(state, where=where)
+    module.load_state_dict(state, strict=True, assign=True)
+    # torch's own `to`: that of diffusers warns about modules it would keep in float32, even none.
+    return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
+
+
+def refuse_unfit(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuse weights with other keys or shapes than a module's; see `load_into`."""
     own = module.state_dict()
     wrong = {
         "missing": [key for key in own if key not in state],
@@ -309,10 +352,6 @@ def load_into(
             f"{where}: the weights do not fit the architecture; {'; '.join(complaints)}. "
             "Check the config or the flags against the file."
         )
-    refuse_not_finite(state, where=where)
-    module.load_state_dict(state, strict=True, assign=True)
-    # torch's own `to`: that of diffusers warns about modules it would keep in float32, even none.
-    return torch.nn.Module.to(module, dtype=dtype).eval().requires_grad_(False)
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], *, where: str) -> None:

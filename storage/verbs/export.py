@@ -7,6 +7,7 @@ on where it was when the same command runs again.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
     target = create_copy(copy, options.root)
     done = run_copy(copy, target)
     state = f"{done:,} samples copied" if done else "already there, nothing to copy"
-    sys.stdout.write(f"{target.url}: {state}.\nnext: dreamshard inspect {target.url}\n")
+    sys.stdout.write(
+        f"{target.url}: {state}.\nnext: dreamshard inspect {shlex.quote(target.url)}\n"
+    )
     return 0
 
 

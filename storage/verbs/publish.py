@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
         codecs=options.codec or (),
     )
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    upload = f"hf upload USER/{out.name} {out} --repo-type dataset"
+    names = f"{shlex.quote(f'USER/{out.name}')} {shlex.quote(str(out))}"
+    upload = f"hf upload {names} --repo-type dataset"
     sys.stdout.write(f"{out}: {format_bytes(size)}.\nnext: {upload}\n")
     return 0
 

@@ -108,7 +108,7 @@ def change(rng: random.Random, kind: str, folder: Path, outside: Path, marker: P
     path = rng.choice(files)
     told = f"{path.relative_to(folder)}"
     drawn = rng.random()
-    if kind == "config" and drawn < 0.85:
+    if (kind == "config" and drawn < 0.85) or (path.suffix == ".yaml" and drawn > 0.4):
         return f"{told}: {change_yaml(rng, path, marker)}"
     if drawn < 0.12:
         return f"{told}: {mutations.change_kind(rng, path, outside)}"

@@ -24,13 +24,13 @@ import yaml
 from safetensors.torch import save_file
 
 from dreamshard.config.yaml12 import parse_yaml
-from dreamshard.foreign.archives import open_tar
 from dreamshard.foreign.arrays import (
     read_npy,
     read_npz,
     read_safetensors,
     safetensors_shapes,
 )
+from dreamshard.foreign.files import open_tar
 from dreamshard.foreign.guard import MAX_REASON, UnreadableError
 from dreamshard.foreign.shown import plain
 from dreamshard.foreign.tables import open_parquet

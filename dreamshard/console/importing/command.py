@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -212,7 +213,9 @@ def main(argv: Sequence[str]) -> int:
     )
     done = found.run(dataset)
     state = f"{done:,} samples imported" if done else "already there, nothing to import"
-    sys.stdout.write(f"{dataset.url}: {state}.\nnext: dreamshard inspect {dataset.url}\n")
+    sys.stdout.write(
+        f"{dataset.url}: {state}.\nnext: dreamshard inspect {shlex.quote(dataset.url)}\n"
+    )
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from dreamshard.config.yaml12 import dump_yaml
 from dreamshard.console.own.look import Seen, shown
 from dreamshard.console.own.presets import Choice
+from dreamshard.foreign.shown import one_line
 from pipeline.images.source import SourceConfig
 
 BATCH = 64
@@ -33,7 +34,8 @@ class Line:
 
 def render(lines: Sequence[Line], *, head: Sequence[str]) -> str:
     """Return a recipe's text: nested by the dots of its keys, which are in the order given."""
-    text, open_keys = [f"# {line}".rstrip() for line in head], []
+    # A folder's name may hold line ends, and what follows one in a comment would be a setting.
+    text, open_keys = [f"# {one_line(line)}".rstrip() for line in head], []
     for line in lines:
         *above, name = line.key.split(".")
         same = 0
@@ -42,7 +44,7 @@ def render(lines: Sequence[Line], *, head: Sequence[str]) -> str:
         text += [f"{'  ' * depth}{above[depth]}:" for depth in range(same, len(above))]
         open_keys = above
         value = dump_yaml(line.value, one_line=True)
-        why = f" # {line.why}" if line.why else ""
+        why = f" # {one_line(line.why)}" if line.why else ""
         text.append(f"{'  ' * len(above)}{name}: {value}{why}")
     return "\n".join(text) + "\n"
 

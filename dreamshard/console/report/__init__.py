@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from dreamshard.console.report.material import Material
     from dreamshard.console.report.page import Section, Tile
 
-DAMAGE = (DreamshardError, OSError, LookupError, TypeError, ValueError, AttributeError)
+DAMAGE = (
+    *(DreamshardError, OSError, LookupError, TypeError, ValueError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 """What reading a run's or a dataset's files can end in; a page shows the rest."""
 
 

@@ -9,6 +9,7 @@ from dreamshard.console.report import svg
 from dreamshard.console.report.material import Material
 from dreamshard.console.report.page import Drawing, Row, Section, Strip, Table, Tile, compared
 from dreamshard.console.report.runs import is_number
+from dreamshard.foreign.files import read_bytes
 
 FEW_LABEL = "few_label"
 """Has a section of its own, with the paired draws."""
@@ -142,4 +143,4 @@ def _pictures(material: Material, task: str) -> list[Strip]:
     if material.evaluate is None:
         return []
     places = sorted(material.evaluate.path.glob(f"{task}*.png"))
-    return [Strip(place.read_bytes(), alt=place.stem) for place in places if place.is_file()]
+    return [Strip(read_bytes(place), alt=place.stem) for place in places if place.is_file()]

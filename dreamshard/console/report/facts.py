@@ -14,7 +14,7 @@ from dreamshard.console.report.page import (
     compared,
     plural,
 )
-from dreamshard.console.report.runs import folder_tree, format_bytes
+from dreamshard.console.report.runs import folder_tree, format_bytes, is_number, mapping_in
 from dreamshard.versions import VERSION
 
 LOOKED_AT = 64
@@ -145,8 +145,8 @@ def again(material: Material) -> Section | None:
     ]
     environment = list(material.runs.values())[-1].environment
     machine = {key: value for key, value in environment.items() if not isinstance(value, dict)}
-    packages = environment.get("packages", {})
-    variables = environment.get("variables", {})
+    packages = mapping_in(environment, "packages")
+    variables = mapping_in(environment, "variables")
     text = "\n".join(f"{key:<18} {value}" for key, value in [*machine.items(), *packages.items()])
     section.blocks.append(Block(text, title="Machine and versions", folded=True))
     if variables:
@@ -164,7 +164,7 @@ def stamp(material: Material) -> str:
     """Say on what machine and with which version the runs were made."""
     environment = next((run.environment for run in material.runs.values()), {})
     known = [str(environment[name]) for name in ("platform",) if name in environment]
-    if "cpus" in environment:
+    if is_number(environment.get("cpus")):
         known.append(plural(environment["cpus"], "CPU"))
-    version = environment.get("packages", {}).get("dreamshard")
+    version = mapping_in(environment, "packages").get("dreamshard")
     return " · ".join([*known, f"dreamshard {version or VERSION}"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from dreamshard.console.report.material import Material
 from dreamshard.console.report.page import Section, Strip
+from dreamshard.foreign.files import read_bytes
 from dreamshard.pictures import feature_rgb, image_grid
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def samples(material: Material) -> Section | None:
     if material.samples_png is None:
         return None
     section.text = "Images sampled from the teacher; its features come from the same network."
-    png = material.samples_png.read_bytes()
+    png = read_bytes(material.samples_png)
     section.strips.append(Strip(png, alt="samples of the teacher", width_px=420))
     return section
 

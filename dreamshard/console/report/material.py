@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.console.report.runs import Run, find_runs, is_number, read_json, read_run
+from dreamshard.console.report.runs import (
+    Run,
+    find_runs,
+    is_number,
+    mapping_in,
+    read_json,
+    read_run,
+)
 from dreamshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -94,7 +101,7 @@ def gather(folder: Path) -> Material:
     """
     index = read_json(folder / DEMO_INDEX)
     newest = {run.verb: run for run in sorted(find_runs(folder), key=_age)}
-    for verb, place in index.get("runs", {}).items():
+    for verb, place in mapping_in(index, "runs").items():
         run = read_run(folder / str(place))
         if run is not None:
             newest[verb] = run
@@ -118,9 +125,9 @@ def gather(folder: Path) -> Material:
         samples_png=_find_samples(pretrain),
         results=read_json(evaluate.path / RESULTS) if evaluate is not None else {},
         seconds={
-            verb: index["seconds"][place]
-            for verb, place in index.get("runs", {}).items()
-            if place in index.get("seconds", {})
+            verb: mapping_in(index, "seconds")[str(place)]
+            for verb, place in mapping_in(index, "runs").items()
+            if is_number(mapping_in(index, "seconds").get(str(place)))
         },
     )
 
@@ -139,7 +146,7 @@ def _find_dataset(
     if encode is not None:
         named.append(str(encode.stats.get("dataset", "")))
     if train is not None:
-        named.append(str(train.settings().get("data", {}).get("dataset", "")))
+        named.append(str(mapping_in(train.settings(), "data").get("dataset", "")))
     lying = [folder, *folder.glob("*/"), *folder.glob("*/*/")]
     named += [str(place) for place in sorted(lying) if (place / "dataset.json").exists()]
     for reference in filter(None, named):

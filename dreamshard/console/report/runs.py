@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreamshard.errors import DataError
 from dreamshard.foreign import text
-from dreamshard.foreign.files import read_bytes
+from dreamshard.foreign.files import MAX_BYTES, read_bytes
 from dreamshard.foreign.text import parse_json
 
 VERBS = ("pretrain", "encode", "synthesize", "train", "evaluate")
+METRICS_BYTES = 256 << 20
+"""The most that is read of metrics.jsonl: some two million steps."""
 _VERB = re.compile(rf"(?:^|[\s/])({'|'.join(VERBS)})(?:\.py)?(?:\s|$)")
 
 
@@ -34,7 +38,7 @@ class Run:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in _text_of(file, limit=METRICS_BYTES).splitlines():
             try:
                 values = parse_json(line, where=str(file), infinite=True)
             except ValueError:
@@ -69,8 +73,8 @@ class Run:
     def next_command(self) -> str:
         """Return the command that README.txt says to type next; empty if there is none."""
         try:
-            lines = (self.path / "README.txt").read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError):
+            lines = _text_of(self.path / "README.txt").splitlines()
+        except (OSError, DataError):
             return ""
         return lines[1].strip() if len(lines) > 1 and lines[0] == "Next:" else ""
 
@@ -94,9 +98,9 @@ def read_run(path: Path) -> Run | None:
     )
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path, *, limit: int = MAX_BYTES) -> str:
     """Read a record of a run; a pipe or a device is refused, not waited for."""
-    return read_bytes(path).decode("utf-8", "replace")
+    return read_bytes(path, limit=limit, error=DataError).decode("utf-8", "replace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -113,6 +117,12 @@ def find_runs(folder: Path) -> list[Run]:
     places = [folder, *folder.glob("*/"), *folder.glob("*/*/")]
     runs = (read_run(place) for place in sorted(places))
     return [run for run in runs if run is not None]
+
+
+def mapping_in(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the object under a key of a record; empty where there is none, or another value."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def is_number(value: object) -> bool:
@@ -193,8 +203,13 @@ def _natural(name: str) -> Sequence[str | int]:
 
 
 def _size(entry: Path) -> int:
-    if entry.is_symlink() or not entry.exists():
-        return 0
-    if entry.is_dir():
-        return sum(_size(child) for child in entry.iterdir())
-    return entry.stat().st_size
+    """Return the bytes of a file, or of all below a folder however deep; links are not followed."""
+    total, left = 0, [entry]
+    while left:
+        place = left.pop()
+        mode = os.lstat(place).st_mode
+        if stat.S_ISDIR(mode):
+            left += place.iterdir()
+        elif stat.S_ISREG(mode):
+            total += os.lstat(place).st_size
+    return total

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from dreamshard.errors import DataError
-from dreamshard.foreign.archives import open_tar
+from dreamshard.foreign.files import open_tar
 from pipeline.images.listing import Passed, is_hidden
 from pipeline.images.ranges import HeaderFile
 

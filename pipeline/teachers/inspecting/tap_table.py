@@ -106,7 +106,7 @@ def _count(description: NetworkDescription) -> dict[str, int]:
     """Count operations per image on the meta device, where nothing is computed."""
     import torch
 
-    network = description.load(torch.float32)
+    network = description.read(torch.float32)
     torch.nn.Module.to(network.module, device="meta")
     told = description.example("meta")
     with torch.inference_mode():

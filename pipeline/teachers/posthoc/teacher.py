@@ -164,12 +164,10 @@ def load(
 
     Raises: TeacherError for weights that are damaged or of another shape.
     """
-    from accelerate import init_empty_weights
-
     from pipeline.teachers.posthoc.network import PosthocEncoder, Reconstructor
 
-    with init_empty_weights(include_buffers=True):
-        encoder = PosthocEncoder(layout, layouts.latent_shape(generator, layout.latent))
+    shape = layouts.latent_shape(generator, layout.latent)
+    encoder = weights.unbuilt(lambda: PosthocEncoder(layout, shape), where=str(file))
     state = weights.read((file,))
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     weights.load_into(encoder, state, where=str(file))

@@ -8,7 +8,8 @@ is a subclass that says how to `find` the network and what to do with images or 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ import numpy as np
 
 from dreamshard.errors import ConfigError, DataError, Problem, TeacherError
 from dreamshard.foreign import trusted
+from dreamshard.foreign.guard import reason
 from pipeline.teachers import weights
 from pipeline.teachers.base import Flag, Mode, Scalar, TeacherConfig, TeacherSpec, guesses
 from pipeline.teachers.recording.outbox import Outbox, as_recorded
@@ -32,6 +34,24 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float32", "bfloat16", "float16")
+ODD = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What code for tensors of some shapes raises for others, beside torch's RuntimeError."""
+MAX_SIDE = 1 << 14
+"""Height or width of a network's images (pixels)."""
+
+
+@contextmanager
+def _judged(path: object) -> Iterator[None]:
+    """Raise a TeacherError with the file's name for what its shapes and values make go wrong."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (*ODD, RuntimeError) as error:
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise TeacherError(f"{path}: not a network as its kind has them ({why}).") from error
 
 
 class Resolved(Protocol):
@@ -66,12 +86,27 @@ class NetworkDescription:
     flags: tuple[Flag, ...] = ()
     """What decides the features and is not in the weights; part of the fingerprint."""
 
+    def __post_init__(self) -> None:
+        """Refuse images of a size that shapes in a file make up."""
+        if not 0 < min(self.image_size) <= max(self.image_size) <= MAX_SIDE:
+            where, bits = self.weights[0], max(self.image_size).bit_length()
+            told = f"2^{bits - 1} or more pixels" if bits > 60 else f"{self.image_size} pixels"
+            raise TeacherError(f"{where}: describes images of {told}, allowed up to {MAX_SIDE:,}.")
+
     @property
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the network: family, digests, and the flags by name."""
         told = {flag.name: flag.value for flag in sorted(self.flags, key=lambda flag: flag.name)}
         found = weights.identity(self.family, self.weights, self.architecture)
         return {**found, "flags": told} if told else found
+
+    def read(self, dtype: torch.dtype) -> Any:
+        """Load the weights, as `load`.
+
+        Raises: TeacherError for whatever a file of odd shapes makes go wrong.
+        """
+        with _judged(self.weights[0]):
+            return self.load(dtype)
 
     @property
     def licence(self) -> str:
@@ -261,12 +296,14 @@ class NetworkTeacher(BaseTeacher):
         Returns:
             the description, all settings, and what is wrong with those given.
         """
-        own, describe = cls.find(Path(config.path))
+        with _judged(config.path):
+            own, describe = cls.find(Path(config.path))
         settings, problems = check_settings(
             config, {**cls.SETTINGS, **own}, choices=cls.CHOICES, lowest=cls.LOWEST
         )
         try:
-            return describe(settings, image_size), settings, [*problems]
+            with _judged(config.path):
+                return describe(settings, image_size), settings, [*problems]
         except ConfigError as error:
             raise ConfigError([*problems, *error.problems]) from error
 
@@ -295,7 +332,7 @@ class NetworkTeacher(BaseTeacher):
             torch.device(pins.device),
             trusted.attribute(torch, pins.compute_dtype, allowed=DTYPES),
         )
-        self.network = self.description.load(self.dtype)
+        self.network = self.description.read(self.dtype)
         # torch's own `to`: that of diffusers warns about modules it would keep in float32.
         torch.nn.Module.to(self.network.module, device=self.device)
         by_name = {tap.name: tap for tap in self.description.taps}

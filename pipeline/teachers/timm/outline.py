@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign.networks import bounded, number_of_weights
 from pipeline.teachers.recording.taps import Tap, depth_aliases, vector
-from pipeline.teachers.timm.bounded import bounded, number_of_weights
 
 if TYPE_CHECKING:
     from torch import nn

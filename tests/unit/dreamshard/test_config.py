@@ -162,10 +162,17 @@ more: [{timestep: x}]
 def test_strict_types() -> None:
     assert "--config" not in problems("--root", "x", "--samples", "'5'")["samples"]
     assert problems("--root", "x", "--samples", "'5'")["samples"].endswith("without quotes: 5.")
+    assert "quotes" not in problems("--root", "x", "--samples", "\u0661\u0662")["samples"]
     assert "fsync" in problems("--root", "x", "--fsync", "1")
     assert "lr" in problems("--root", "x", "--lr", "true")
     assert "lr" in problems("--root", "x", "--lr", ".nan")
     assert "teacher" in problems("--root", "x", "--teacher", "3")
+
+
+def test_a_key_of_endless_names_is_refused() -> None:
+    (key, told), *_ = problems("--root", "x", f"--{'a.' * 5000}b", "1").items()
+    assert key == "a." * 20 + "..."
+    assert "5,001 names" in told
 
 
 def test_numbers_are_not_taken_for_text(tmp_path: Path) -> None:

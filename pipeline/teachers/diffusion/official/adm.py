@@ -77,18 +77,21 @@ def build(path: Path, layout: AdmLayout, flags: Flags, dtype: torch.dtype) -> An
     Raises: TeacherError if the file is damaged or holds other weights than its shapes promised.
     """
     import torch
-    from accelerate import init_empty_weights
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     width = layout.model_channels
-    with init_empty_weights():
-        module: Any = UNet2DModel.from_config(layout.unet_config(cast(int, flags["image_size"])))
+
+    def make() -> Any:
+        made: Any = UNet2DModel.from_config(layout.unet_config(cast(int, flags["image_size"])))
         if layout.widths[0] != width:
             # diffusers ties the embedding's width to the first level's; the 512-pixel network,
             # whose first level is half as wide as its base, needs them apart.
-            module.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
-            module.time_embedding = TimestepEmbedding(width, 4 * width)
+            made.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
+            made.time_embedding = TimestepEmbedding(width, 4 * width)
+        return made
+
+    module = weights.unbuilt(make, where=str(path))
 
     def heads(channels: int, up: bool) -> int:
         return heads_of(channels, flags, upsample=up)

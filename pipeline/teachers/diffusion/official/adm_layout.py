@@ -7,12 +7,12 @@ noise schedule; those are flags (see `adm.py`). Source: Dhariwal and Nichol 2021
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dreamshard.errors import TeacherError
+from pipeline.teachers import weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 NORM_GROUPS = 32
@@ -108,7 +108,10 @@ def read_layout(shapes: Shapes, *, where: str) -> AdmLayout:
 
 def _read_layout(shapes: Shapes) -> AdmLayout:
     model_channels = shapes["time_embed.0.weight"][1]
-    inputs, outputs = _count(shapes, "input_blocks"), _count(shapes, "output_blocks")
+    inputs, outputs = (
+        weights.count_numbered(shapes, rf"{name}\.(\d+)\.")
+        for name in ("input_blocks", "output_blocks")
+    )
     # The last output block of every level but the finest holds the upsampling: that gives levels.
     ups = [k for k in range(outputs) if _upsampler(shapes, k)]
     levels = len(ups) + 1
@@ -136,11 +139,6 @@ def _read_layout(shapes: Shapes) -> AdmLayout:
         resblock_updown=not ups
         or f"output_blocks.{ups[0]}.{_upsampler(shapes, ups[0])}.in_layers.0.weight" in shapes,
     )
-
-
-def _count(shapes: Shapes, name: str) -> int:
-    numbers = [int(m[1]) for key in shapes if (m := re.match(rf"{name}\.(\d+)\.", key))]
-    return max(numbers) + 1
 
 
 def _upsampler(shapes: Shapes, block: int) -> int:

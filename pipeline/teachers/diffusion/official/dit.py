@@ -139,11 +139,12 @@ def read_config(
     """
     try:
         width, channels, patch, _ = shapes["x_embedder.proj.weight"]
-        depth = 1 + max(int(m[1]) for key in shapes if (m := re.match(r"blocks\.(\d+)\.", key)))
+        depth = weights.count_numbered(shapes, r"blocks\.(\d+)\.")
         outputs = shapes["final_layer.linear.weight"][0] // patch**2
         rows, places = shapes["y_embedder.embedding_table.weight"][0], shapes["pos_embed"][1]
-    except (KeyError, ValueError, IndexError) as error:
-        raise TeacherError(f"{where}: not a DiT or SiT network ({error} is missing).") from error
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise TeacherError(f"{where}: not a DiT or SiT network ({why}).") from error
     heads = settings["num_heads"] or HEADS.get(width)
     if type(heads) is not int or heads < 1 or width % heads:
         hint = "The weights do not tell the number of attention heads."
@@ -167,23 +168,28 @@ def build(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
     Raises: TeacherError if the file is damaged or holds other tensors than a DiT's.
     """
-    from accelerate import init_empty_weights
     from diffusers.models.embeddings import Timesteps
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    with init_empty_weights():
-        module: Any = DiTTransformer2DModel.from_config(dict(config))
+    def make() -> Any:
+        made: Any = DiTTransformer2DModel.from_config(dict(config))
         # diffusers gives every block a copy of the time and class embedding, with other
         # frequencies; the official network has one.
-        shared = module.transformer_blocks[0].norm1.emb
+        shared = made.transformer_blocks[0].norm1.emb
         shared.time_proj = Timesteps(FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=0)
-        for block in module.transformer_blocks:
+        for block in made.transformer_blocks:
             block.norm1.emb = shared
+        return made
+
     state = weights.read([path])
-    places = state.pop("pos_embed", None)
-    if places is not None:
-        weights.refuse_not_finite({"pos_embed": places}, where=str(path))
-        module.pos_embed.pos_embed = places
+    places = state.pop("pos_embed")
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if places.shape != (1, (config["sample_size"] // config["patch_size"]) ** 2, width):
+        told = f"pos_embed {tuple(places.shape)}, not of a square of places {width:,} wide"
+        raise TeacherError(f"{path}: not a DiT or SiT network ({told}).")
+    weights.refuse_not_finite({"pos_embed": places}, where=str(path))
+    module = weights.unbuilt(make, where=str(path))
+    module.pos_embed.pos_embed = places
     renamed = rename(state, config["num_layers"])
     return weights.load_into(module, renamed, where=str(path), dtype=dtype)
 

@@ -189,9 +189,9 @@ def _attention_widths(config: Mapping[str, Any]) -> list[int]:
 
 
 def _architecture(shapes: Shapes) -> dict[str, Any]:
-    levels = 1 + max(_numbers(shapes, r"down_blocks\.(\d+)\."))
+    levels = weights.count_numbered(shapes, r"down_blocks\.(\d+)\.")
     widths = [shapes[f"down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels)]
-    depth = 1 + max(_numbers(shapes, r"down_blocks\.0\.resnets\.(\d+)\."))
+    depth = weights.count_numbered(shapes, r"down_blocks\.0\.resnets\.(\d+)\.")
     if "time_proj.weight" in shapes:
         raise ValueError("a learned or Fourier time embedding")
     residual = "down_blocks.0.downsamplers.0.conv1.weight" in shapes
@@ -223,7 +223,3 @@ def _architecture(shapes: Shapes) -> dict[str, Any]:
         "time_embedding_dim": shapes["time_embedding.linear_1.weight"][0],
         "num_class_embeds": shapes.get("class_embedding.weight", (None,))[0],
     }
-
-
-def _numbers(shapes: Shapes, pattern: str) -> list[int]:
-    return [int(match[1]) for key in shapes if (match := re.match(pattern, key))]

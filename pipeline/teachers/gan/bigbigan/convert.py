@@ -72,7 +72,7 @@ def check(file: Path, outputs: Path) -> dict[str, float]:
     images = torch.from_numpy(arrays["x"].astype(np.float32)).permute(0, 3, 1, 2)
     size = (images.shape[2], images.shape[3])
     known = encoder.describe(file, {"generator": "", "z": "mean"}, size)
-    network = known.load(torch.float32)
+    network = known.read(torch.float32)
     taps = {tap.name: tap for tap in known.taps}
     missing = [name for name, tap in named.items() if tap not in taps]
     if missing:

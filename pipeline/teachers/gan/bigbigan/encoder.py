@@ -150,13 +150,11 @@ def load(
     Raises: TeacherError for weights that are damaged or of another shape.
     """
     import torch
-    from accelerate import init_empty_weights
 
     from pipeline.teachers.gan.bigbigan.network import BigBiGANEncoder
     from pipeline.teachers.gan.bigbigan.reconstruct import Reconstructor
 
-    with init_empty_weights(include_buffers=True):
-        module = BigBiGANEncoder(layout)
+    module = weights.unbuilt(lambda: BigBiGANEncoder(layout), where=str(file))
     state = {name: value.float() for name, value in weights.read((file,)).items()}
     weights.load_into(module, state, where=str(file))
     for part in module.modules():

@@ -76,13 +76,11 @@ def load(file: Path, layout: DiscriminatorLayout, eps: float, dtype: torch.dtype
     Raises: TeacherError for weights that are damaged or of another shape.
     """
     import torch
-    from accelerate import init_empty_weights
 
     from pipeline.teachers.gan.biggan.discriminator_network import BigGANDiscriminator
     from pipeline.teachers.gan.biggan.network import Attention, divided_weights
 
-    with init_empty_weights():
-        module = BigGANDiscriminator(layout)
+    module = weights.unbuilt(lambda: BigGANDiscriminator(layout), where=str(file))
     state = divided_weights(weights.read((file,)), eps=eps, where=str(file))
     if not layout.classes:  # IC-GAN's, which is told of instances, too
         state = {n: v for n, v in state.items() if not n.startswith(("embed.", "linear_feat."))}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dreamshard.errors import TeacherError
+from pipeline.teachers import weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 CELLS = 4
@@ -85,9 +86,11 @@ def _read(shapes: Shapes) -> DiscriminatorLayout:
     deep = "input_conv.weight" in shapes
     at = re.compile(r"blocks\.(\d+)\.(\d+)\.(conv1|theta)\.weight")
     kinds = {(int(m[1]), int(m[2])): m[3] for name in shapes if (m := at.match(name))}
-    count = 1 + max((stage for stage, _ in kinds), default=-1)
-    places = [sorted(number for stage, number in kinds if stage == each) for each in range(count)]
-    if not places or any(numbers != list(range(len(numbers))) for numbers in places):
+    count = weights.count_numbered(shapes, r"blocks\.(\d+)\.\d+\.(?:conv1|theta)\.weight")
+    places: list[list[int]] = [[] for _ in range(count)]
+    for stage, number in sorted(kinds):
+        places[stage].append(number)
+    if any(numbers != list(range(len(numbers))) for numbers in places):
         raise ValueError(f"blocks {sorted(kinds)}, not 0.0, 1.0 ...")
     attention = tuple(kinds[stage, numbers[-1]] == "theta" for stage, numbers in enumerate(places))
     depths = [len(numbers) - attends for numbers, attends in zip(places, attention, strict=True)]

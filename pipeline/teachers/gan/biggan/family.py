@@ -157,12 +157,12 @@ def build(
 ) -> nn.Module:
     """Put weights, named as our modules are, into a generator; errors as `weights.load_into`."""
     import torch
-    from accelerate import init_empty_weights
 
     from pipeline.teachers.gan.biggan.network import Attention, BigGANGenerator
 
-    with init_empty_weights():
-        module = BigGANGenerator(layout, eps=eps, output_eps=output_eps)
+    module = weights.unbuilt(
+        lambda: BigGANGenerator(layout, eps=eps, output_eps=output_eps), where=str(where)
+    )
     weights.load_into(module, state, where=str(where))
     for part in module.modules():  # conditions are told in float32: they are cheap and add up
         if isinstance(part, torch.nn.Conv2d | Attention):

@@ -152,15 +152,15 @@ def load(
     Raises: TeacherError for weights that are damaged or of another shape.
     """
     import torch
-    from accelerate import init_empty_weights
 
     from pipeline.teachers.gan.ssgan.network import SSGANDiscriminator, SSGANGenerator
 
-    with init_empty_weights(include_buffers=True):
+    def make() -> nn.Module:
         if isinstance(layout, GeneratorLayout):
-            module: nn.Module = SSGANGenerator(layout)
-        else:
-            module = SSGANDiscriminator(layout)
+            return SSGANGenerator(layout)
+        return SSGANDiscriminator(layout)
+
+    module = weights.unbuilt(make, where=str(network.file))
     weights.load_into(module, network.read(layout), where=str(network.file))
     for part in module.modules():
         if isinstance(part, torch.nn.Conv2d):

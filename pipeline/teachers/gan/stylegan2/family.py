@@ -27,6 +27,7 @@ import numpy as np
 
 from dreamshard import rng
 from dreamshard.errors import ConfigError, DataError, Problem
+from pipeline.teachers import weights
 from pipeline.teachers.base import Scalar
 from pipeline.teachers.gan.stylegan2.layout import (
     DiscriminatorLayout,
@@ -350,13 +351,10 @@ def find_file(path: Path) -> Path:
 
 
 def _load_generator(file: Path, layout: GeneratorLayout, dtype: torch.dtype) -> PlainNetwork:
-    from accelerate import init_empty_weights
-
     from pipeline.teachers.gan.stylegan2.baked import load_baked
     from pipeline.teachers.gan.stylegan2.synthesis import Generator
 
-    with init_empty_weights(include_buffers=True):
-        module = Generator(layout)
+    module = weights.unbuilt(lambda: Generator(layout), where=str(file))
     stored = read_snapshot(file, GENERATOR)
     load_baked(
         module, stored.state(), mapping=layout.mapping, residual=layout.architecture == "resnet",
@@ -368,13 +366,12 @@ def _load_generator(file: Path, layout: GeneratorLayout, dtype: torch.dtype) -> 
 def _load_discriminator(
     file: Path, layout: DiscriminatorLayout, statistic: float, dtype: torch.dtype
 ) -> PlainNetwork:
-    from accelerate import init_empty_weights
-
     from pipeline.teachers.gan.stylegan2.baked import load_baked
     from pipeline.teachers.gan.stylegan2.discriminator import ALONE, Discriminator
 
-    with init_empty_weights(include_buffers=True):
-        module = Discriminator(layout, statistic=statistic or ALONE)
+    module = weights.unbuilt(
+        lambda: Discriminator(layout, statistic=statistic or ALONE), where=str(file)
+    )
     stored = read_snapshot(file, DISCRIMINATOR)
     load_baked(
         module, stored.state(), mapping=layout.mapping, residual=layout.architecture == "resnet",

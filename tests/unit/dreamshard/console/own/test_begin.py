@@ -11,6 +11,7 @@ from PIL import Image
 from distill.configs.evaluate import EvaluateConfig
 from distill.configs.train import TrainConfig
 from dreamshard.config import load_config
+from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.console.own import begin, presets
 from dreamshard.console.own.look import look
 from dreamshard.console.own.writing import Line, render
@@ -144,6 +145,13 @@ def test_text_of_a_recipe() -> None:
     ]
     text = render(lines, head=["head"])
     assert text == ("# head\na: 1 # why\nb:\n  c:\n    d: [1, x y]\n    e: 'a: b'\n  f: 1.0e-05\n")
+
+
+def test_line_ends_of_names_make_no_settings_of_what_is_commented() -> None:
+    nasty = "photos\nteacher: {kind: evil:Class}\r\x85\u2028# \x1b[2J"
+    text = render([Line("name", nasty, nasty), Line("a.b", 1)], head=[nasty])
+    assert parse_yaml(text) == {"name": nasty, "a": {"b": 1}}
+    assert "\x1b" not in text
 
 
 def test_presets_of_timm_and_stylegan2_say_which_network_looks(

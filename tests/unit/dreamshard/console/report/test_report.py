@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -257,6 +258,36 @@ def test_results_of_another_form_cost_their_section_only(
     outline(html)
     assert "<b>much" not in html
     assert 'id="again"' in html
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.resolved.yaml", "data: null"),
+        ("config.resolved.yaml", "data: [1]"),
+        ("environment.json", '{"packages": 1, "variables": "x", "cpus": "many"}'),
+        ("stats.json", '{"seconds": {}, "img_per_s": [], "teacher": 5, "dataset": []}'),
+        ("demo.json", '{"runs": [1], "seconds": 3, "dataset": null}'),
+        ("demo.json", '{"runs": {"train": 4}, "seconds": {"4": "x"}}'),
+        ("metrics.jsonl", '{"step": 1e308, "loss": -1e308}\n{"step": "x"}\n[]\n'),
+    ],
+)
+def test_records_of_another_form_end_no_page(name: str, text: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", "train")
+    (folder / name).write_text(text, encoding="utf-8")
+    outline(build(folder))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "README.txt", "samples.png", "knn.png"])
+def test_a_pipe_or_a_device_among_records_is_not_read(name: str, tmp_path: Path) -> None:
+    for place, verb in (("teacher/run", "pretrain"), ("judged", "evaluate")):
+        folder = make_run(tmp_path / place, verb)
+        (folder / "results.json").write_text('{"knn": {"rows": {"a": {"1": 1}}}}')
+        for target in (folder / name, folder.parent / name):
+            target.unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    (tmp_path / "teacher" / name).symlink_to("/dev/zero")
+    outline(build(tmp_path))
 
 
 def test_an_evaluation_and_its_training_find_each_other(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,22 @@ def test_tree_stops_at_its_depth(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "other").touch()
     assert "b/" in folder_tree(tmp_path, depth=2)
     assert "c/" not in folder_tree(tmp_path, depth=2)
+
+
+def test_a_tree_deeper_than_paths_are_long_is_an_error_of_the_system(tmp_path: Path) -> None:
+    make(tmp_path / "deep")
+    at = os.open(tmp_path / "deep", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=at)
+        inside = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inside
+    os.close(at)
+    try:
+        with pytest.raises(OSError, match="long"):
+            folder_tree(tmp_path / "deep")
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "deep")], check=True)
 
 
 def test_folders_that_hold_one_thing_share_its_line(tmp_path: Path) -> None:

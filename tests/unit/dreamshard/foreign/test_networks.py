@@ -11,7 +11,7 @@ from torch import nn
 from distill.configs.student import StudentConfig
 from distill.students.backbones import available_maps
 from dreamshard.errors import ConfigError
-from pipeline.teachers.timm.bounded import bounded, number_of_weights
+from dreamshard.foreign.networks import bounded, number_of_weights
 
 ENDLESS = [
     ("vit_tiny_patch16_224", {"depth": 10**9}),

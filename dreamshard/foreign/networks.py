@@ -1,4 +1,4 @@
-"""Bound what a constructor can be made to build by settings that come from a file."""
+"""Bound what a constructor can be made to build by settings or shapes that come from a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ MOST = 1 << 20
 """Of any number in settings; some constructors make lists of so many before they build anything."""
 
 
+class TooManyPartsError(ValueError):
+    """A constructor would build more modules than any network has."""
+
+
 @contextmanager
 def bounded(settings: object, *, most_parts: int = MOST_PARTS) -> Iterator[None]:
     """Stop the construction of a network that goes on for ever, such as one of 10^9 layers.
@@ -22,7 +26,7 @@ def bounded(settings: object, *, most_parts: int = MOST_PARTS) -> Iterator[None]
         settings: what its constructor gets; a number in it, however deep, is at most `MOST`.
         most_parts: modules that it may have (count).
 
-    Raises: ValueError, also from within the constructor.
+    Raises: ValueError, also from within the constructor: `TooManyPartsError` for what it builds.
     """
     if (vast := _vast_number(settings)) is not None:
         raise ValueError(f"{vast} is more than any network has")
@@ -32,7 +36,7 @@ def bounded(settings: object, *, most_parts: int = MOST_PARTS) -> Iterator[None]
         nonlocal count
         count += 1
         if count > most_parts:
-            raise ValueError(f"more than {most_parts:,} parts")
+            raise TooManyPartsError(f"more than {most_parts:,} parts")
 
     handle = register_module_module_registration_hook(count_one)
     try:
