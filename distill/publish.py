@@ -109,7 +109,7 @@ def _copy(source: Path, part: Path) -> None:
             safetensors_shapes(path)  # its header, against its size
         elif status.st_size > MAX_BYTES:
             raise DataError(f"{path}: got {status.st_size:,} bytes, allowed {MAX_BYTES:,}.")
-        shutil.copy(path, part / name)
+        shutil.copyfile(path, part / name)  # with the permissions of the umask, not its own
     others = sorted(path.name for path in source.iterdir() if path.name not in names)
     if others:
         more = ", ..." if len(others) > 5 else ""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
+from dreamshard.owner.folders import check_command
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.redact import redact
 from dreamshard.runfolder import RunFolder, trim_metrics
@@ -81,6 +82,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_same({**told, "source": identity})
     run_dir = Path(config.run_dir or folder / "run")
     check_shared(run_dir, key="run_dir")
+    together(lambda: check_command(folder, "pretrain", key="out"))
     if config.kind != "diffusion":
         return pretrain_gan.train(config, accelerator, source, identity)
     assert source is not None, "a diffusion model sees images"
@@ -92,10 +94,8 @@ def pretrain(config: PretrainConfig) -> Path:
         )
     if card is not None:
         if accelerator.is_main_process:
-            extended = card.get("extended", ())
-            state.clear(
-                folder, run_dir, state.first_key(_told(config), identity, extended=extended)
-            )
+            first = state.first_key(_told(config), identity, extended=card.get("extended", ()))
+            state.clear(folder, run_dir, first)
             stage(f"teacher {folder} is already trained ({card.get('steps')} steps): reused")
         return folder
     _Run(config, accelerator, source, identity).go()

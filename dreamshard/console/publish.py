@@ -71,7 +71,7 @@ def publish_teacher(source: Path, out: Path) -> Path:
         for path in _files(source):
             target = part / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
+            shutil.copyfile(path, target)  # with the permissions of the umask, not its own
         (part / "README.md").write_text(_card(card, out.name), encoding="utf-8")
         part.rename(out)
     except OSError as error:

@@ -57,6 +57,18 @@ def check_owner(
     raise ConfigError(Problem(key, got, "a folder of this run alone", hint))
 
 
+def check_command(folder: Path, command: str, *, key: str) -> None:
+    """Find out whether a folder that is no run's own holds the run of another command.
+
+    Args:
+        folder, command, key: as in `check_owner`.
+
+    Raises: ConfigError, as `check_owner`.
+    """
+    found = _owner(folder)
+    check_owner(folder, command, (found[1] if found else None) or {}, key=key)
+
+
 def is_owner(folder: Path, command: str, of: Mapping[str, object]) -> bool:
     """Tell whether a folder is of this very run, and says so."""
     try:
@@ -103,8 +115,7 @@ def _is_another(folder: Path, command: str, of: Mapping[str, object], key: str) 
     try:
         check_owner(folder, command, of, key=key)
     except ConfigError:
-        found = _owner(folder)
-        check_owner(folder, command, (found[1] if found else None) or {}, key=key)
+        check_command(folder, command, key=key)
         return True
     return False
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def test_a_private_file_becomes_as_readable_as_an_opened_one(tmp_path: Path) -> 
     private.chmod(0o600)
     apply_umask(private)
     assert private.stat().st_mode == opened.stat().st_mode
+
+
+def test_nothing_is_copied_with_the_permissions_of_what_is_copied() -> None:
+    with_modes = re.compile(r"shutil\.(copy|copy2|copytree|copymode|copystat)\(")
+    root = Path(__file__).resolve().parents[3]
+    for package in ("dreamshard", "storage", "pipeline", "distill"):
+        for path in (root / package).rglob("*.py"):
+            assert not with_modes.search(path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.parametrize("told", ["077", "027", "002"])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dreamshard.errors import ConfigError
-from dreamshard.owner.folders import OWNER
+from dreamshard.owner.folders import OWNER, check_command
 from dreamshard.runfolder import RunFolder
 
 
@@ -47,6 +47,14 @@ def test_another_command_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "holds a run of `dreamshard train`" in text and f"{tmp_path.name}-2" in text
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_teacher_is_not_put_into_the_run_of_another_command(tmp_path: Path) -> None:
+    check_command(tmp_path, "pretrain", key="out")
+    start(tmp_path, of={"a": 1})
+    check_command(tmp_path, "train", key="out")
+    with pytest.raises(ConfigError, match="out: .*holds a run of `dreamshard train`"):
+        check_command(tmp_path, "pretrain", key="out")
 
 
 def test_another_run_of_the_same_command_is_refused_by_name(tmp_path: Path) -> None:
