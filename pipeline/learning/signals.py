@@ -18,10 +18,13 @@ class StopSignal:
     The first one is noted, and whoever works finishes what it has begun. The second one raises
     KeyboardInterrupt at once. Outside the main thread Python has no signals: then it never tells.
     Enter it after `ray.init`, which puts its own handler in place.
+
+    Args:
+        doing: what comes first, for the line that the first signal logs.
     """
 
-    def __init__(self) -> None:
-        self._asked = False
+    def __init__(self, doing: str = "finishing the units in flight") -> None:
+        self._asked, self._doing = False, doing
         self._before: dict[signal.Signals, object] = {}
 
     def __call__(self) -> bool:
@@ -44,7 +47,7 @@ class StopSignal:
             raise KeyboardInterrupt
         self._asked = True
         name = signal.Signals(number).name
-        log.warning("%s: finishing the units in flight; once more stops at once", name)
+        log.warning("%s: %s; once more stops at once", name, self._doing)
 
 
 def _restore(number: int, handler: Callable[..., object] | signal.Handlers) -> None:
