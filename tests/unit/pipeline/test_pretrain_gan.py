@@ -137,6 +137,8 @@ def test_a_checkpoint_of_another_architecture_or_other_images_is_refused(tmp_pat
     source = SourceConfig(kind="digits", split="heldout")
     assert all_refused(tiny(again, run_dir=run, source=source)) == ["source"]
     assert all_refused(tiny(again, run_dir=run, batch_size=8)) == ["batch_size"]
+    sized = {"kind": "ssgan", "image": ImageConfig(size=32)}
+    assert all_refused(tiny(again, run_dir=run, **sized)) == ["kind"]
 
 
 def test_bad_sizes_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:

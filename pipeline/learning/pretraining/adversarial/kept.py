@@ -76,7 +76,10 @@ class Recipe:
         settings = told.get("settings")
         theirs = settings if isinstance(settings, dict) else {}
         found = []
-        for key in sorted(self.settings.keys() | theirs.keys()):
+        keys = sorted(self.settings.keys() | theirs.keys())
+        if "kind" in theirs and self.settings.get("kind") != theirs["kind"]:
+            keys = ["kind"]  # all others are another method's
+        for key in keys:
             now, then = self.settings.get(key), theirs.get(key)
             if now != then:
                 found.append(Problem(key, repr(now), f"{then!r}, as in {where}", ANEW))
