@@ -267,10 +267,12 @@ def sheet(result: dict[str, Any]) -> str:
         shown = []
         for figure in FIGURES:
             one = found.get(figure)
-            half = one and one["half_interval"]
-            shown.append(
-                "-" if not one else cell(one["difference"]) + (f" ± {cell(half)}" if half else "")
-            )
+            if one is None:
+                shown.append("-")
+                continue
+            half = one["half_interval"]
+            told = "" if half is None else f" ± {cell(half)}"
+            shown.append(cell(one["difference"]) + told)
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
