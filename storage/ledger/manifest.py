@@ -67,9 +67,18 @@ SAMPLE_SCHEMA = pa.schema(
 STATE_COLUMNS = ("unit", "version", "count", "bytes", "invalid", "digest")
 
 
+UNITS = "manifest/_units"
+
+
 def units_key(part: int) -> str:
     """Return where the per-unit table of a part lies."""
-    return f"manifest/_units/units-{part:06d}.parquet"
+    return f"{UNITS}/units-{part:06d}.parquet"
+
+
+def part_in(name: str) -> int | None:
+    """Return the part whose per-unit table has this name; None: no part's has."""
+    part = number_in(name[6:-8])
+    return part if part is not None and f"{UNITS}/{name}" == units_key(part) else None
 
 
 def samples_key(part: int) -> str:
@@ -83,12 +92,11 @@ def num_parts(files: Files, *, strict: bool = True) -> int:
     Raises:
         DataError: if one is missing, unless `strict` is False.
     """
-    names = [name for name in files.names("manifest/_units") if name.startswith("units-")]
-    count = sum(name.endswith(".parquet") for name in names)
+    numbers = {part for name in files.names(UNITS) if (part := part_in(name)) is not None}
+    count = len(numbers)
     if not strict:
-        numbers = (number_in(name[6:12]) for name in names)
-        return max((number + 1 for number in numbers if number is not None), default=0)
-    if count and units_key(count - 1).rpartition("/")[2] not in names:
+        return max(numbers, default=-1) + 1
+    if count and count - 1 not in numbers:
         raise DataError(f"{files.url}/manifest/_units: got {count} parts with gaps between them.")
     return count
 

@@ -190,6 +190,11 @@ def _strays(dataset: Dataset, book: Ledger) -> list[str]:
         if name not in known
     ]
     notes += [
+        f"{files.path(manifest.UNITS)}/{name}: not part of a dataset"
+        for name in files.names(manifest.UNITS)
+        if manifest.part_in(name) is None
+    ]
+    notes += [
         f"{files.path(key)}: not committed" for key in dataset.store.strays(set(book.done.tolist()))
     ]
     staged = sum(1 for _ in files.walk(STAGING))

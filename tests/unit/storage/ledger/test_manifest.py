@@ -11,6 +11,7 @@ from storage.dataset import Dataset
 from storage.ledger import book as ledger
 from storage.ledger import manifest
 from storage.ledger.book import read_ledger
+from storage.verbs.verify import verify_dataset
 from tests.feature_store import (
     Crash,
     all_keys,
@@ -140,6 +141,19 @@ def test_a_part_cut_in_two_by_a_crash_is_completed(dataset: Dataset) -> None:
 
 def damage(dataset: Dataset, key: str, data: bytes) -> None:
     Path(dataset.files.path(key)).write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["units-00000\u0661.parquet", "units-1.parquet", "units-x.parquet"])
+def test_what_only_looks_like_a_part_is_none_and_verify_says_so(
+    dataset: Dataset, name: str
+) -> None:
+    fill(dataset, 20)
+    folder = Path(dataset.url) / manifest.UNITS
+    (folder / name).write_bytes((folder / "units-000000.parquet").read_bytes())
+    assert manifest.num_parts(dataset.files) == 1 == manifest.num_parts(dataset.files, strict=False)
+    report = verify_dataset(dataset)
+    assert not report.findings
+    assert [note for note in report.notes if note.endswith(f"{name}: not part of a dataset")]
 
 
 def test_damaged_parts_are_named(dataset: Dataset) -> None:
