@@ -20,6 +20,7 @@ RECIPES = [path for path in FILES if path not in OVERLAYS]
 VERBS = {
     "pretrain": "pipeline.learning.pretraining.config:PretrainConfig",
     "pretrain_cpu": "pipeline.learning.pretraining.config:PretrainConfig",
+    "pretrain_selfcond": "pipeline.learning.pretraining.config:PretrainConfig",
     "encode": "pipeline.request.config:EncodeConfig",
     "encode_timm": "pipeline.request.config:EncodeConfig",
     "soft_labels": "pipeline.request.config:EncodeConfig",
