@@ -147,7 +147,7 @@ def _of_task(
     half = count // 2
     chosen = np.concatenate([drawn.choice(rows[task], half), drawn.choice(others, count - half)])
     order = drawn.permutation(count)
-    y = np.repeat(np.float32([1, 0]), [half, count - half])[order]
+    y = np.repeat(np.array([1, 0], np.float32), [half, count - half])[order]
     x = signed(images[sent(chosen[order], images.device)])
     return x.contiguous(memory_format=torch.channels_last), sent(y, images.device)
 
