@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
+if TYPE_CHECKING:
+    from torch import nn
 
 MOST_PARTS = 20_000
 """Modules of a network: timm's largest have some 3,000."""
@@ -28,6 +29,8 @@ def bounded(settings: object, *, most_parts: int = MOST_PARTS) -> Iterator[None]
 
     Raises: ValueError, also from within the constructor: `TooManyPartsError` for what it builds.
     """
+    from torch.nn.modules.module import register_module_module_registration_hook
+
     if (vast := _vast_number(settings)) is not None:
         raise ValueError(f"{vast} is more than any network has")
     count = 0

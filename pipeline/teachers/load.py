@@ -25,8 +25,8 @@ TEACHERS: dict[str, str] = {
     "student": "pipeline.teachers.timm.student:StudentTeacher",
 }
 """Short name -> `module:Class`. Modules are imported only when a config names them."""
-WITH_WEIGHTS = frozenset(TEACHERS) - {"noise"}
-"""Families that are nothing without their files; one of the user's own may be."""
+WITH_WEIGHTS = frozenset(TEACHERS) - {"noise", "timm"}
+"""Families that are nothing without their files; timm says itself what it can do without any."""
 PARTS: dict[str, dict[str, str]] = {
     "biggan": {
         "discriminator": "pipeline.teachers.gan.biggan.discriminator:BigGANDiscriminatorTeacher",

@@ -20,7 +20,7 @@ from storage.fs.local import STAGING, Files
 from storage.fs.open import open_files
 from storage.ledger import description
 from storage.ledger.book import Ledger, read_ledger
-from storage.ledger.holds import is_gone, make_final, pins, readers, removal
+from storage.ledger.holds import PINS, is_gone, make_final, pins, readers, removal
 from storage.ledger.leases import has_live_run, watch_until_known
 from storage.ledger.publish import claim
 from storage.schema import covers_levels
@@ -199,7 +199,8 @@ def _remains(root: str) -> Iterator[Garbage]:
         with contextlib.suppress(DataError):  # what cannot be looked at is not judged
             if not is_gone(inner):
                 continue
-            if inner.names("commits") or inner.names("requests") or inner.size(description.KEY):
+            folders = ("commits", "requests", PINS)  # pins: of a pin that died as the rest went
+            if any(map(inner.names, folders)) or inner.size(description.KEY):
                 yield Garbage(inner.url, "remains", f"it has no {description.KEY} any more")
 
 

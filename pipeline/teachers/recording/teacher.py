@@ -43,13 +43,11 @@ MAX_SIDE = 1 << 14
 @contextmanager
 def _judged(path: object) -> Iterator[None]:
     """Raise a TeacherError with the file's name for what its shapes and values make go wrong."""
-    import torch
-
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (*ODD, RuntimeError) as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which describing does not load
+            raise
         why = f"{type(error).__name__}: {reason(error)}"
         raise TeacherError(f"{path}: not a network as its kind has them ({why}).") from error
 
@@ -105,7 +103,7 @@ class NetworkDescription:
 
         Raises: TeacherError for whatever a file of odd shapes makes go wrong.
         """
-        with _judged(self.weights[0]):
+        with _judged(self.weights[0] if self.weights else self.family):
             return self.load(dtype)
 
     @property

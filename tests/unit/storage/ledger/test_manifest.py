@@ -143,7 +143,9 @@ def damage(dataset: Dataset, key: str, data: bytes) -> None:
     Path(dataset.files.path(key)).write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["units-00000\u0661.parquet", "units-1.parquet", "units-x.parquet"])
+@pytest.mark.parametrize(
+    "name", ["units-00000\u0661.parquet", "units-1.parquet", "units-x.parquet"]
+)
 def test_what_only_looks_like_a_part_is_none_and_verify_says_so(
     dataset: Dataset, name: str
 ) -> None:

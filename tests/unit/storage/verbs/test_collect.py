@@ -256,6 +256,18 @@ def test_what_a_removal_left_in_the_middle_is_remains(root: str) -> None:
     assert collect(found) > 10 and plan(root) == []
 
 
+def test_a_pin_whose_process_died_in_a_removed_dataset_is_remains(root: str, monkeypatch) -> None:
+    dataset = made(root)
+    made(root, name="b")
+    files = dataset.files
+    assert collect(plan(root, remove=[dataset.recipe.folder])) > 10
+    monkeypatch.setattr(holds, "check_kept", lambda *_, **__: None)  # killed before it looked again
+    assert holds.pin(files, name="late", reason="")
+    found = plan(root)
+    assert short(found) == [("remains", dataset.recipe.folder)]
+    assert collect(found) == 1 and plan(root) == []
+
+
 def test_strays_go_only_while_no_run_is_at_work_on_their_unit(root: str, monkeypatch) -> None:
     dataset = made(root)
     dataset.invalidate(1)
