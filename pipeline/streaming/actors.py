@@ -234,7 +234,7 @@ class RayTransport:
         if not waiting:
             time.sleep(timeout_s)
             return []
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=CLOSING_S)
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
         if ready:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         events: list[Answer] = []

@@ -134,9 +134,6 @@ def test_a_killed_actor_is_hidden_and_changes_nothing(service: Service) -> None:
     service.wait()  # Ray brings it back
 
 
-@pytest.mark.xfail(
-    reason="open since 2026-11-27: waits 30 s, FIRST_DEADLINE_S, on some starts", strict=False
-)
 def test_a_paused_actor_is_hidden_by_the_deadline(service: Service) -> None:
     with service.read() as reader:
         pause = {
