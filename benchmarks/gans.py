@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,15 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.gans_loop import EVERY, Images, Keeper, StoppedError, cached_images, train
+from benchmarks.gans_loop import (
+    EVERY,
+    Images,
+    Keeper,
+    Objective,
+    StoppedError,
+    cached_images,
+    train,
+)
 from distill.probes.knn import knn_classes
 from distill.probes.logistic import probe_classes
 from distill.probes.scaling import standardise
@@ -179,18 +187,37 @@ def encode(setting: Setting, arm: str, seed: int, keeper: Keeper) -> None:
     objective = BigBiGANObjective(
         config, Facts(32, 0, options.batch, seed, setting.device, setting.half)
     )
+    steps = options.encode_steps
+    due = (0, steps // 2, steps)
+    for step, averages, mark in to_mark(objective, setting, seed, keeper, steps=steps, due=due):
+        mark["relative_l1"] = _error(objective, averages, setting.sets["val"])
+        if step:
+            mark |= _judged(averages["encoder"], setting)
+            _sheet(objective, averages, setting.sets["val"][0], keeper.picture)
+
+
+def to_mark(
+    objective: Objective,
+    setting: Setting,
+    seed: int,
+    keeper: Keeper,
+    *,
+    steps: int,
+    due: Sequence[int],
+) -> Iterator[tuple[int, dict[str, nn.Module], dict[str, float]]]:
+    """Train, and stop at the steps that are due and not marked yet; keep what is put into a mark.
+
+    Yields:
+        the step, averages of the networks, the mark to fill.
+    """
     marks = keeper.found().get("marks", {})
     for step, averages in train(
-        objective, setting.images, options.encode_steps,
-        batch=options.batch, seed=seed, keeper=keeper, half=setting.half,
+        objective, setting.images, steps,
+        batch=setting.options.batch, seed=seed, keeper=keeper, half=setting.half,
     ):  # fmt: skip
-        if str(step) in marks or step not in (0, options.encode_steps // 2, options.encode_steps):
-            continue
-        marks[str(step)] = {"relative_l1": _error(objective, averages, setting.sets["val"])}
-        if step:
-            marks[str(step)] |= _judged(averages["encoder"], setting)
-            _sheet(objective, averages, setting.sets["val"][0], keeper.picture)
-        keeper.note({"marks": marks})
+        if str(step) not in marks and step in due:
+            yield step, averages, marks.setdefault(str(step), {})
+            keeper.note({"marks": marks})
 
 
 def _judged(encoder: nn.Module, setting: Setting) -> dict[str, float]:
@@ -256,21 +283,15 @@ def generate(setting: Setting, arm: str, seed: int, keeper: Keeper) -> None:
     objective = SSGANObjective(
         config, Facts(32, 0, options.batch, seed, setting.device, setting.half)
     )
-    marks = keeper.found().get("marks", {})
-    for step, averages in train(
-        objective, setting.images, options.steps,
-        batch=options.batch, seed=seed, keeper=keeper, half=setting.half,
-    ):  # fmt: skip
-        due = (options.steps // 4, options.steps // 2, options.steps)
-        if str(step) in marks or step not in due:
-            continue
+    steps = options.steps
+    due = (steps // 4, steps // 2, steps)
+    for _, averages, mark in to_mark(objective, setting, seed, keeper, steps=steps, due=due):
         drawn = np.concatenate(
             [objective.sample(averages, range(at, at + 100)) for at in range(0, DRAWN, 100)]
         )
         averages["generator"].train()
         distance = quality.frechet_distance(reference, extract(drawn))
-        marks[str(step)] = {"distance": distance, **_blocks(objective, setting)}
-        keeper.note({"marks": marks})
+        mark |= {"distance": distance, **_blocks(objective, setting)}
         keeper.picture.write_bytes(image_grid(drawn[:64], columns=8, cell_px=64, gap_px=1))
 
 

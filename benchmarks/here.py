@@ -47,6 +47,7 @@ def make_here(kind: str, words: Sequence[str]) -> str:
             image_size=request.spec.image_size,
             seed=config.seed,
             fsync=config.fsync,
+            halve_on_oom=config.halve_on_oom,
         )
         actor = ShardActor(job, request.input)
         actor.load()

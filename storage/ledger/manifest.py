@@ -97,7 +97,7 @@ def num_parts(files: Files, *, strict: bool = True) -> int:
     if not strict:
         return max(numbers, default=-1) + 1
     if count and count - 1 not in numbers:
-        raise DataError(f"{files.url}/manifest/_units: got {count} parts with gaps between them.")
+        raise DataError(f"{files.url}/{UNITS}: got {count} parts with gaps between them.")
     return count
 
 

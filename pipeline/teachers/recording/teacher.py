@@ -87,9 +87,14 @@ class NetworkDescription:
     def __post_init__(self) -> None:
         """Refuse images of a size that shapes in a file make up."""
         if not 0 < min(self.image_size) <= max(self.image_size) <= MAX_SIDE:
-            where, bits = self.weights[0], max(self.image_size).bit_length()
+            where, bits = self.origin, max(self.image_size).bit_length()
             told = f"2^{bits - 1} or more pixels" if bits > 60 else f"{self.image_size} pixels"
             raise TeacherError(f"{where}: describes images of {told}, allowed up to {MAX_SIDE:,}.")
+
+    @property
+    def origin(self) -> object:
+        """Return what errors name: the weights' file, or the family where weights are drawn."""
+        return self.weights[0] if self.weights else self.family
 
     @property
     def fingerprint(self) -> dict[str, object]:
@@ -103,7 +108,7 @@ class NetworkDescription:
 
         Raises: TeacherError for whatever a file of odd shapes makes go wrong.
         """
-        with _judged(self.weights[0] if self.weights else self.family):
+        with _judged(self.origin):
             return self.load(dtype)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -154,6 +155,8 @@ def test_random_weights_are_timms_own() -> None:
     import timm
 
     teacher = make("", ["final"], 32, name="test_resnet", random_weights=True, seed=5)
+    with pytest.raises(TeacherError, match=r"timm: describes images of .* allowed up to 16,384"):
+        dataclasses.replace(teacher.description, image_size=(1 << 15, 1 << 15))
     torch.manual_seed(5)
     theirs = timm.create_model("test_resnet").eval()
     images = torch.randn(2, 3, 32, 32)
