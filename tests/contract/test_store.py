@@ -219,7 +219,8 @@ def test_a_failure_at_any_step_loses_nothing(make, store: str, kind: str) -> Non
         dataset = make(f"step-{at}", **small)
         with fault(at, errors[kind]()) as injected, contextlib.suppress(Crash, DataError):
             fill(dataset, few, run_id="broken")
-            assert injected.log[at - 1].startswith("remove staging/")  # the others are reported
+            # The others are reported. A reader's mark goes when Python collects what read.
+            assert injected.log[at - 1].startswith(("remove staging/", "remove pins/readers/"))
         dataset = Dataset.open(dataset.url, fsync=False)
         for commit in dataset.committed().values():  # what is committed is whole
             assert dataset.store.problems(commit, quick=False) == [], at
