@@ -59,6 +59,16 @@ SGD = OptimizerConfig(
     name="sgd", lr=0.03, lr_batch=256, weight_decay=5e-4, betas=[0.9, 0.0], warmup=0.0
 )
 DREAMTEACHER: dict[str, Any] = {"method": "dreamteacher", "optimizer": ADAMW}
+FEATURES_AND_REG = {  # the best combination of docs/results.md
+    "method": "mix",
+    "mix.feature.weight": 1.0,
+    "mix.feature.width": 64,
+    "mix.feature.attention_weight": 0.0,
+    "mix.feature.whiten": "channel",
+    "mix.regression.weight": 1.0,
+    "mix.regression.level": "s4",
+    "mix.regression.view": "same",
+}
 ARMS: dict[str, dict[str, Any]] = {
     "random": {},
     "dreamteacher": DREAMTEACHER,
@@ -69,6 +79,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "settings": {"whiten_axes": "chw", "attention_weight": 0.0},
     },
     "dreamteacher_mirror": {**DREAMTEACHER, "flip": "mirror"},
+    "dreamteacher_reg": {"optimizer": ADAMW, "changes": FEATURES_AND_REG},
     "vicreg": {"method": "vicreg", "optimizer": SGD},
     "vicreg_adamw": {"method": "vicreg", "optimizer": ADAMW},
     "simsiam": {"method": "simsiam", "optimizer": SGD},
