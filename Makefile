@@ -12,7 +12,9 @@
 # Each makes .venv first if it is missing or older than the files that say what belongs in it.
 
 PYTHON ?= python3
-WORKERS ?= 2
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+# One more than there are cores, for a test that waits for Ray leaves its own idle; each takes 1.3 GB.
+WORKERS ?= $(shell echo $$(($(CORES) < 6 ? $(CORES) + 1 : 6)))
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -31,8 +33,8 @@ help:
 demo: $(STAMP)
 	@$(VENV)/bin/dreamshard demo
 
-# Two processes on two cores; one thread each, or they would wait for one another. Tests that start
-# Ray share one process (--dist loadgroup).
+# One thread each, or they would wait for one another. Tests of a folder that start Ray share a
+# process (--dist loadgroup).
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 

@@ -1,5 +1,6 @@
-"""What every test can rely on: one thread, no network, no colours, Ray tests in one process."""
+"""What every test can rely on: one thread, no network, no colours, few processes with Ray."""
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -46,12 +47,18 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def pytest_collection_finish() -> None:
+    """Look through what is loaded by now for the last time: with torch, each look takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist reads the groups, also first of all
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     no_gpu = any(item.get_closest_marker("gpu") for item in items) and not _has_gpu()
     for item in items:
         if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            item.add_marker(pytest.mark.xdist_group(f"ray-{item.path.parent.name}"))
         if no_gpu and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     return (yield)

@@ -29,9 +29,8 @@ from pipeline.run import run
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.verbs.verify import verify_dataset
-from tests.processes import when
+from tests.processes import children_named, when
 
-psutil = pytest.importorskip("psutil")
 ROOT = Path(__file__).resolve().parents[2]
 PER_UNIT = 16
 
@@ -116,15 +115,6 @@ def test_two_actors_make_the_same_bytes(tmp_path: Path, reference: dict[str, str
     assert len(hosts) == 1
 
 
-def shard_actors() -> list[int]:
-    return [
-        process.pid
-        for process in psutil.process_iter(["name", "cmdline"])
-        if "ShardActor" in " ".join(process.info["cmdline"] or [process.info["name"] or ""])
-        and process.status() != psutil.STATUS_ZOMBIE
-    ]
-
-
 def num_commits(root: Path) -> int:
     return sum(1 for path in root.glob("*/commits/*/*.json") if path.is_file())
 
@@ -134,7 +124,7 @@ def test_a_killed_actor_changes_nothing(tmp_path: Path, reference: dict[str, str
 
     def kill() -> None:
         when(lambda: num_commits(tmp_path / "data") >= 2)
-        os.kill(shard_actors()[0], signal.SIGKILL)
+        os.kill(children_named("ShardActor")[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
