@@ -88,7 +88,9 @@ def test_mistakes_are_found_before_any_stage(folder: Path, monkeypatch) -> None:
 
 def test_shipped_recipes_are_roads_too() -> None:
     found = {file.parent for file in (ROOT / "recipes").rglob("*.yaml")}
-    roads = {f for f in found if {file.stem for file in f.glob("*.yaml")} - {"pretrain", "pretrain_cpu"}}
+    roads = {
+        f for f in found if {file.stem for file in f.glob("*.yaml")} - {"pretrain", "pretrain_cpu"}
+    }
     assert len(roads) > 10
     for folder in sorted(roads):
         names = [item.name for item in chain.stages_of(chain.find_folder(str(folder)), [])]
