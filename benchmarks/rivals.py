@@ -1,13 +1,16 @@
 """Distil a ResNet-18 from a ViT-S of random weights, by LightlyTrain and by us from cached maps.
 
-    python benchmarks/rivals.py [--images 256] [--size 64] [--epochs 2] [--work runs/rivals]
+    python benchmarks/rivals.py [--images 256] [--size 64] [--epochs 2] [--rounds 2]
+        [--work runs/rivals]
 
 LightlyTrain (AGPL) is installed from its package into a virtual environment of its own below
 --work and run by its command line; nothing of it is imported here. Both get the same images, the
 same batch, size, teacher file and seed; LightlyTrain keeps its default method, losses and
-augmentations, ours learns the teacher's normed last map. Every training runs twice, for one epoch
-and for 1 + --epochs, each as a fresh process: the difference is what later epochs take, without
-starts, compilation and exports. Memory is the largest sum over a process and its children.
+augmentations, ours learns the teacher's normed last map. In every round either trains twice, for
+one epoch and for 1 + --epochs, each as a fresh process, the two products in turn: the difference
+is what later epochs take, without starts, compilation and exports, in seconds and in CPU seconds
+(of a process and its children, which others on the machine disturb less). Memory is the largest
+sum over a process and its children.
 """
 
 from __future__ import annotations
@@ -84,35 +87,37 @@ def make_environment(folder: Path) -> Path:
 
 
 def watched(words: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> dict[str, float]:
-    """Run a command; return its "seconds" and the "memory_mb" of it and its children at most.
+    """Run a command; return its "seconds", and with its children "cpu_s" and "memory_mb" at most.
 
     Raises:
         SystemExit: it failed; the end of its output is shown.
     """
     import psutil
 
-    began, most = time.perf_counter(), 0
+    began, most, spent = time.perf_counter(), 0, dict[int, float]()
     with log.open("w", encoding="utf-8") as out:
         process = psutil.Popen(
             list(words), stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **environment}
         )
         while process.poll() is None:
-            most = max(most, _resident(process))
-            time.sleep(0.2)
+            most = max(most, _resident(process, spent))
+            time.sleep(0.5)
     if process.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise SystemExit(f"{words[0]} failed with code {process.returncode}:\n{tail}")
-    return {"seconds": time.perf_counter() - began, "memory_mb": most / MB}
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "cpu_s": sum(spent.values()), "memory_mb": most / MB}
 
 
-def _resident(process: Any) -> int:
-    """Return the bytes that a process and its children hold alone; shared pages count once."""
+def _resident(process: Any, spent: dict[int, float]) -> int:
+    """Return the bytes that a process and its children hold alone; note each one's CPU time."""
     import psutil
 
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:
             total += each.memory_full_info().uss
+            spent[each.pid] = sum(each.cpu_times()[:2])
         except psutil.Error:
             continue  # it has just ended
     return total
@@ -153,6 +158,7 @@ def cache(place: Path, args: argparse.Namespace) -> dict[str, float]:
     shutil.rmtree(place / "data", ignore_errors=True)
     words = [
         *("encode", "--name", "rivals", "--root", str(place / "data"), "--device", args.device),
+        *("--run_dir", str(place / "encode")),
         *("--source.kind", "folder", "--source.path", str(place / "images")),
         *("--image.size", str(args.size), "--teacher.kind", "timm"),
         *("--teacher.path", str(place / "teacher" / "timm"), "--teacher.levels", "[final]"),
@@ -176,29 +182,40 @@ def distil(place: Path, args: argparse.Namespace, epochs: int) -> dict[str, floa
     return ours(words, place, f"train-{epochs}")
 
 
-def per_epoch(first: Mapping[str, float], more: Mapping[str, float], args: Any) -> dict[str, float]:
-    """Tell what the later epochs took from a run of one epoch and one of more."""
-    seconds = (more["seconds"] - first["seconds"]) / args.epochs
-    return {
-        "epoch_s": seconds,
-        "img_per_s": args.images / seconds if seconds > 0 else float("nan"),
-        "first_run_s": first["seconds"],
-        "memory_mb": max(first["memory_mb"], more["memory_mb"]),
+def per_epoch(runs: Sequence[Mapping[str, float]], args: argparse.Namespace) -> dict[str, Any]:
+    """Tell what the later epochs took, from runs of one epoch and of more in turn, two a round."""
+    pairs = list(zip(runs[::2], runs[1::2], strict=True))
+    found: dict[str, Any] = {
+        "first_run_s": float(np.mean([first["seconds"] for first, _ in pairs])),
+        "memory_mb": max(run["memory_mb"] for run in runs),
     }
+    for key, rate in (("seconds", "img_per_s"), ("cpu_s", "img_per_cpu_s")):
+        rounds = [(more[key] - first[key]) / args.epochs for first, more in pairs]
+        mean = float(np.mean(rounds))
+        found |= {
+            f"epoch_{key}": mean,
+            f"epoch_{key}_by_round": rounds,
+            rate: args.images / mean if mean > 0 else float("nan"),
+        }
+    return found
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Make what is missing, run both, and return the figures."""
+    """Make what is missing, run both in turn, and return the figures."""
     place = Path(args.work).resolve()
     place.mkdir(parents=True, exist_ok=True)
     command = make_environment(place / "venv")
     make_images(place / "images", count=args.images, size=args.size)
     make_teacher(place / "teacher", size=args.size)
-    epochs = 1, 1 + args.epochs
-    rival = per_epoch(*(lightly(command, place, args, each) for each in epochs), args)
     cost = cache(place, args)
-    mine = per_epoch(*(distil(place, args, each) for each in epochs), args)
-    saved = rival["epoch_s"] - mine["epoch_s"]
+    theirs, own, loads = list[dict[str, float]](), list[dict[str, float]](), list[float]()
+    for epochs in (1, 1 + args.epochs) * args.rounds:
+        loads.append(os.getloadavg()[0])
+        theirs.append(lightly(command, place, args, epochs))
+        own.append(distil(place, args, epochs))
+        print(f"{epochs} epochs: {theirs[-1]} and {own[-1]}", file=sys.stderr, flush=True)
+    rival, mine = per_epoch(theirs, args), per_epoch(own, args)
+    saved = rival["epoch_cpu_s"] - mine["epoch_cpu_s"]
     version = subprocess.run(
         [str(command.parent / "python"), "-m", "pip", "show", PACKAGE],
         capture_output=True, text=True, check=True,
@@ -206,13 +223,16 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "lightly_train": rival | {"version": version.split("Version: ")[1].split()[0]},
         "ours": mine | {"cache": cost},
-        "speedup": rival["epoch_s"] / mine["epoch_s"],
-        "epochs_that_pay_the_cache": cost["seconds"] / saved if saved > 0 else None,
+        "speedup": rival["epoch_seconds"] / mine["epoch_seconds"],
+        "speedup_cpu": rival["epoch_cpu_s"] / mine["epoch_cpu_s"],
+        "epochs_that_pay_the_cache": cost["cpu_s"] / saved if saved > 0 else None,
         "settings": {key: value for key, value in vars(args).items() if key not in ("work", "out")},
         "teacher": f"{TEACHER}, random weights",
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
+            "threads": os.environ.get("OMP_NUM_THREADS", "as each product chooses"),
+            "load_before_each_pair_of_runs": loads,
         },
     }
 
@@ -224,13 +244,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="of the images (pixels)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=2, help="after the first")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=1, help="LightlyTrain's decoding processes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--work", default="runs/rivals")
     parser.add_argument("--out", help="folder for the results file")
     args = parser.parse_args()
-    if args.images % args.batch or args.size % 16 or args.epochs < 1:
-        parser.error("images must be a multiple of batch, size one of 16, epochs 1 or more")
+    if args.images % args.batch or args.size % 16 or min(args.epochs, args.rounds) < 1:
+        parser.error("images must be a multiple of batch, size one of 16; epochs, rounds 1 or more")
     found = compare(args)
     if args.out:
         path = Path(args.out) / f"{time.strftime('%Y-%m-%d')}-rivals.json"
