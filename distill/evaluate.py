@@ -178,8 +178,8 @@ def choose_device(config: EvaluateConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         hint = "Try --device auto."
         raise ConfigError(Problem("device", "'cuda'", "cpu, as no CUDA device is visible", hint))
-    there = config.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if there else "cpu")
+    has_gpu = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if has_gpu else "cpu")
 
 
 def choose_baselines(

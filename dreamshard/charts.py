@@ -189,10 +189,10 @@ def scatter_panels(
     import matplotlib
 
     figure, panels = new_figure(theme, width=3.4 * len(planes), height=3.9, columns=len(planes))
-    found = np.unique(labels) if labels is not None else np.zeros(1, int)
-    wheel = matplotlib.colormaps["tab10" if len(found) <= 10 else "tab20"]
+    groups = np.unique(labels) if labels is not None else np.zeros(1, int)
+    wheel = matplotlib.colormaps["tab10" if len(groups) <= 10 else "tab20"]
     for axes, (title, points) in zip(panels, planes.items(), strict=True):
-        for place, value in enumerate(found):
+        for place, value in enumerate(groups):
             rows = labels == value if labels is not None else slice(None)
             known = int(value) < len(names) and value >= 0
             label = str(names[int(value)]) if known else str(value)
@@ -203,7 +203,7 @@ def scatter_panels(
         axes.set_xticks([])
         axes.set_yticks([])
         style(axes, theme, grid="both")
-    if 1 < len(found) <= 20:
+    if 1 < len(groups) <= 20:
         legend_below(figure, panels[0], theme, columns=10)
     return to_png(figure)
 

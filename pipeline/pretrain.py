@@ -193,10 +193,10 @@ class _Run:
             engine=self.accelerator,
         )
         whole = (float(taken.terms["loss"]) for taken in steps)  # the device is waited for
-        found = measure(whole, minutes=minutes, tell=lambda s: decided_by_chief(lambda: s))
+        rate = measure(whole, minutes=minutes, tell=lambda s: decided_by_chief(lambda: s))
         batches.close()
         self.images.close()
-        return found
+        return rate
 
     def _record(self) -> RunFolder:
         """Open the record of the run; another teacher's goes where this one replaces it."""

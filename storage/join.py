@@ -241,12 +241,12 @@ def joined_levels(datasets: Sequence[Dataset]) -> tuple[Level, ...]:
 def teachers_of(datasets: Sequence[Dataset]) -> dict[str, int]:
     """Number the teachers of several datasets' levels, by the names that `join` shows them by."""
     numbers: dict[str, int] = {}
-    found = {}
+    of_level = {}
     for dataset, names in zip(datasets, prefixes(datasets), strict=True):
         teacher = canonical_json(dataset.recipe.content.get("teacher"))
         number = numbers.setdefault(teacher, len(numbers))
-        found |= {rename(level, names).name: number for level in dataset.levels}
-    return found
+        of_level |= {rename(level, names).name: number for level in dataset.levels}
+    return of_level
 
 
 def prefixes(datasets: Sequence[Dataset]) -> list[dict[str, str]]:
@@ -255,7 +255,7 @@ def prefixes(datasets: Sequence[Dataset]) -> list[dict[str, str]]:
     A level keeps its name unless a dataset before it has one of that name from another teacher.
     """
     taken: dict[str, str] = {}
-    found = []
+    per_dataset = []
     for dataset in datasets:
         teacher = canonical_json(dataset.recipe.content.get("teacher"))
         name = dataset.recipe.name
@@ -265,8 +265,8 @@ def prefixes(datasets: Sequence[Dataset]) -> list[dict[str, str]]:
             if taken.get(level.name, teacher) != teacher
         }
         taken |= {rename(level, own).name: teacher for level in dataset.levels}
-        found.append(own)
-    return found
+        per_dataset.append(own)
+    return per_dataset
 
 
 def _check(datasets: Sequence[Dataset]) -> None:

@@ -29,10 +29,10 @@ def match_levels(levels: Sequence[Level], name: str) -> tuple[Level, ...]:
     if not mark or not step.isdecimal():
         head, step = name, ""
     stride = _STRIDE.fullmatch(head)
-    found = tuple(level for level in levels if level.tap == head)
-    if not found and stride:
-        found = tuple(lv for lv in levels if lv.stride == int(stride[1]) and lv.stride)
-    return tuple(level for level in found if not step or level.timestep == int(step))
+    matching = tuple(level for level in levels if level.tap == head)
+    if not matching and stride:
+        matching = tuple(lv for lv in levels if lv.stride == int(stride[1]) and lv.stride)
+    return tuple(level for level in matching if not step or level.timestep == int(step))
 
 
 def choose_levels(
@@ -48,10 +48,10 @@ def choose_levels(
     chosen: dict[str, Level] = {}
     problems = []
     for name in names:
-        found = match_levels(levels, name)
-        if not found:
+        matching = match_levels(levels, name)
+        if not matching:
             problems.append(unknown_level(levels, name, key=key))
-        chosen |= {level.name: level for level in found}
+        chosen |= {level.name: level for level in matching}
     return list(chosen.values()), problems
 
 
@@ -78,9 +78,9 @@ class ByLevel(dict[str, V]):
         self._levels = tuple(level for level in levels if level.name in values)
 
     def __missing__(self, name: str) -> V:
-        found = match_levels(self._levels, name)
-        if len(found) == 1:
-            return self[found[0].name]
-        names = ", ".join(level.name for level in found or self._levels)
-        wanted = "one of them" if found else "a name or stride of one of them"
-        raise KeyError(f"{name!r}: got {len(found)} levels, allowed {wanted}: {names}")
+        matching = match_levels(self._levels, name)
+        if len(matching) == 1:
+            return self[matching[0].name]
+        names = ", ".join(level.name for level in matching or self._levels)
+        wanted = "one of them" if matching else "a name or stride of one of them"
+        raise KeyError(f"{name!r}: got {len(matching)} levels, allowed {wanted}: {names}")

@@ -54,7 +54,7 @@ def class_labels(train: Images, heldout: Images) -> tuple[np.ndarray, np.ndarray
         DataError: images without labels, one class alone, held-out classes that no training image
             has.
     """
-    found = []
+    both = []
     for split, images in (("train", train), ("heldout", heldout)):
         labels = images.labels
         if labels is None or (labels < 0).any():
@@ -62,8 +62,8 @@ def class_labels(train: Images, heldout: Images) -> tuple[np.ndarray, np.ndarray
                 f"{split}_images: got images without labels, allowed labelled ones. Set "
                 f"{split}_images.label_column or {split}_images.class_folders."
             )
-        found.append(labels)
-    known, judged, classes = compact(*found, keys=("train_images", "heldout_images"))
+        both.append(labels)
+    known, judged, classes = compact(*both, keys=("train_images", "heldout_images"))
     return known, judged, len(classes)
 
 

@@ -275,11 +275,11 @@ class StudentBench:
         """Name -> what builds a fresh copy of a student, in training mode; the subject last."""
         import copy
 
-        found: dict[str, Callable[[], Student]] = {}
+        builders: dict[str, Callable[[], Student]] = {}
         if self._random:
-            found[UNTRAINED] = lambda: copy.deepcopy(self._untrained).cpu().train()
-        found[SUBJECT] = lambda: copy.deepcopy(self._student).cpu().train()
-        return found
+            builders[UNTRAINED] = lambda: copy.deepcopy(self._untrained).cpu().train()
+        builders[SUBJECT] = lambda: copy.deepcopy(self._student).cpu().train()
+        return builders
 
     def facts(self) -> dict[str, object]:
         """Return what was asked for: counts of images and dimensions, the random student's form."""
@@ -326,7 +326,7 @@ class StudentBench:
             seed=self.seed,
             key="train_images",
         )
-        found, self.statistics = stronger_untrained(
+        stronger, self.statistics = stronger_untrained(
             student,
             images,
             labels if self._classes else None,
@@ -334,7 +334,7 @@ class StudentBench:
             pool=self._pool,
             seed=self.seed,
         )
-        return found
+        return stronger
 
     @cached_property
     def _sources(self) -> dict[Split, ImageSource]:

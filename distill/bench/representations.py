@@ -189,9 +189,9 @@ def embed(
     """
     rows: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
     for start in range(0, len(images), micro_batch):
-        there = np.minimum(np.arange(start, start + micro_batch), len(images) - 1)
+        numbers = np.minimum(np.arange(start, start + micro_batch), len(images) - 1)
         for name, extract in extractors.items():
-            features = extract(images[there], there + first_index)
+            features = extract(images[numbers], numbers + first_index)
             rows[name].append(features[: len(images) - start])
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 

@@ -126,8 +126,8 @@ class PicturesConfig:
 
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
-        found = [] if self.kinds else [Problem("kinds", "[]", "at least one")]
+        problems = [] if self.kinds else [Problem("kinds", "[]", "at least one")]
         most = self.images
         if self.perplexity >= most:
-            found.append(Problem("perplexity", str(self.perplexity), f"below images, {most}"))
-        return found
+            problems.append(Problem("perplexity", str(self.perplexity), f"below images, {most}"))
+        return problems

@@ -95,9 +95,9 @@ class Batches:
         self._upload.settle()  # the reader fills the buffers again that it gave out before
         rows = self._reader.next()
         assert rows.image is not None
-        found = self._upload({IMAGE: rows.image, **rows.levels})
-        images = self._normalise(found.pop(IMAGE))
-        targets = {name: _in_order(decode(found)) for name, decode in self._decoders.items()}
+        uploaded = self._upload({IMAGE: rows.image, **rows.levels})
+        images = self._normalise(uploaded.pop(IMAGE))
+        targets = {name: _in_order(decode(uploaded)) for name, decode in self._decoders.items()}
         if self._pairs is not None:
             images, targets = self._pairs(images, targets, position=rows.position)
         if self._real is not None:

@@ -154,12 +154,12 @@ class TrainingSet:
             version: of the source.
             real: of the real images; empty: as they are now.
         """
-        found = self
+        at_version = self
         if version != self.source.version:
-            found = replace(found, source=self.source.at(version))
+            at_version = replace(at_version, source=self.source.at(version))
         if self.real is not None and real not in ("", self.real.version):
-            found = replace(found, real=self.real.at(real))
-        return found
+            at_version = replace(at_version, real=self.real.at(real))
+        return at_version
 
 
 def labelled_share(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:

@@ -47,7 +47,7 @@ class Uploader:
             return dict(arrays)
         began = time.perf_counter()
         current = torch.cuda.current_stream(self._device)
-        found: dict[str, Tensor | np.ndarray] = {}
+        copies: dict[str, Tensor | np.ndarray] = {}
         with torch.cuda.stream(self._stream):
             for name, rows in arrays.items():
                 plain = rows.view(np.int16) if rows.dtype == np.uint16 else rows
@@ -55,10 +55,10 @@ class Uploader:
                     self._register(rows)
                 copied = torch.from_numpy(plain).to(self._device, non_blocking=True)
                 copied.record_stream(current)  # not given to the next copy while it is read
-                found[name] = copied
+                copies[name] = copied
         current.wait_stream(self._stream)
         self.wait_s += time.perf_counter() - began
-        return found
+        return copies
 
     def settle(self) -> None:
         """Wait until all copies that were started are done."""

@@ -165,11 +165,11 @@ def attention_transfer(
     target = attention_map(teacher.detach(), power=power)
     difference = attention_map(student, power=power) - target
     if form == "norm":
-        found = torch.linalg.vector_norm(difference, dim=1)
+        distance = torch.linalg.vector_norm(difference, dim=1)
     else:
         squares = difference.square()
-        found = squares.sum(dim=1) if form == "squared" else squares.mean(dim=1)
-    return found if each else found.mean()
+        distance = squares.sum(dim=1) if form == "squared" else squares.mean(dim=1)
+    return distance if each else distance.mean()
 
 
 @in_float32

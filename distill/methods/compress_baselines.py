@@ -105,13 +105,13 @@ class Clusters(Embedding):
     def prepare(self, training_set: TrainingSet) -> None:
         """Find the clusters: k-means over every sample's normalised embedding."""
         points = as_vector(read_values(training_set, self.level.name))
-        found = kmeans(
+        centroids = kmeans(
             F.normalize(points, dim=1),
             count=self.config.clusters,
             iterations=self.config.iterations,
             seed=training_set.seed,
         )
-        self.centroids.copy_(found)
+        self.centroids.copy_(centroids)
 
     def forward(
         self, maps: Mapping[str, Sequence[Tensor]], pooled: Mapping[str, Tensor], batch: Batch

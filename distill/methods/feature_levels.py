@@ -132,7 +132,7 @@ class FeatureExtras(Objective):
 def feature_problems(config: FeatureConfig, training_set: TrainingSet) -> list[Problem | str]:
     """Say which settings the levels do not allow, by their keys within the objective's."""
     levels = [level for level in training_set.levels if level.is_map]
-    found: list[Problem | str] = []
+    problems: list[Problem | str] = []
     if config.balance != "levels" or config.teacher_dropping:
         of_level = training_set.source.teachers
         if len({of_level[level.name] for level in levels}) < 2:
@@ -141,7 +141,7 @@ def feature_problems(config: FeatureConfig, training_set: TrainingSet) -> list[P
                 ("balance", config.balance, "levels"),
                 ("teacher_dropping", config.teacher_dropping, 0),
             ]
-            found += [
+            problems += [
                 Problem(name, f"{value} with one teacher's maps", f"{usual}", hint)
                 for name, value, usual in pairs
                 if value != usual
@@ -150,10 +150,10 @@ def feature_problems(config: FeatureConfig, training_set: TrainingSet) -> list[P
         got = ", ".join(level.name for level in levels)
         hint = "Record more with `dreamshard encode --teacher.timesteps`, or leave it at own."
         allowed = "levels of two timesteps or more of one tap"
-        found.append(Problem("timestep_heads", f"shared with {got}", allowed, hint))
+        problems.append(Problem("timestep_heads", f"shared with {got}", allowed, hint))
     if config.shift_cells:
-        found += _shift_problems(config.shift_cells, levels)
-    return found
+        problems += _shift_problems(config.shift_cells, levels)
+    return problems
 
 
 def _shift_problems(cells: int, levels: list[Level]) -> list[Problem | str]:

@@ -294,13 +294,13 @@ class Composite(Method):
         told: dict[str, Tensor] = {}
         total = None
         for name, part in self.chosen.items():
-            found = self.objectives[name](maps, pooled, batch)
-            weighted = part.weight * found["loss"]
+            losses = self.objectives[name](maps, pooled, batch)
+            weighted = part.weight * losses["loss"]
             total = weighted if total is None else total + weighted
             begin = f"{name}." if self.qualified else ""
-            terms |= {f"{begin}{term}": value for term, value in found.items()}
+            terms |= {f"{begin}{term}": value for term, value in losses.items()}
             if self.measuring:
-                told |= self._measure(name, found, maps)
+                told |= self._measure(name, losses, maps)
         assert total is not None
         return {**terms, "loss": total, **told}
 

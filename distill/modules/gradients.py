@@ -18,6 +18,6 @@ def gradient_norm(value: Tensor, places: Sequence[Tensor]) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(value)
     with torch.autocast(value.device.type, enabled=False):  # of the backward pass's own formats
-        found = torch.autograd.grad(value, places, retain_graph=True, allow_unused=True)
-    squares = [each.float().square().sum() for each in found if each is not None]
+        gradients = torch.autograd.grad(value, places, retain_graph=True, allow_unused=True)
+    squares = [each.float().square().sum() for each in gradients if each is not None]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros_like(value).detach()

@@ -207,13 +207,13 @@ class FeatureRegressor(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """Map the student's pyramid, finest first, to {level name: (B, C_level, h, w)}."""
-        merged, found = self.pyramid(features), {}
+        merged, predicted = self.pyramid(features), {}
         for name, index, place in zip(
             self.level_names, self.level_maps, self.head_places, strict=True
         ):
             told = self.timesteps[name][1:] if name in self.timesteps else ()
-            found[name] = self.heads[place](merged[index], *told)
-        return found
+            predicted[name] = self.heads[place](merged[index], *told)
+        return predicted
 
     def pyramid(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         """Fuse the student's pyramid, finest first, into maps of `width` channels each.

@@ -56,16 +56,16 @@ class CellShift(nn.Module):
 
     def inner(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cut off the student's maps what the teacher may not have seen there."""
-        found = {}
+        cut = {}
         for name, values in maps.items():
             edge = self._edge(name)
-            found[name] = values[..., edge : -edge or None, edge : -edge or None]
-        return found
+            cut[name] = values[..., edge : -edge or None, edge : -edge or None]
+        return cut
 
     def seen(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cut out of the teacher's maps what lies where the student's inner cells are."""
         assert self.moved is not None, "images are moved first"
-        found = {}
+        cut = {}
         for name, values in maps.items():
             edge, ratio = self._edge(name), self.grid // self.strides[name]
             rows, columns = (
@@ -73,8 +73,8 @@ class CellShift(nn.Module):
                 + self.moved[:, axis, None] * ratio
                 for axis, side in enumerate(values.shape[-2:])
             )
-            found[name] = windows(values, rows, columns)
-        return found
+            cut[name] = windows(values, rows, columns)
+        return cut
 
     def _edge(self, name: str) -> int:
         return self.cells * self.grid // self.strides[name]
@@ -85,5 +85,5 @@ def windows(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     channels_last = values.is_contiguous(memory_format=torch.channels_last)
     sample = torch.arange(len(values), device=values.device)[:, None, None]
     picked = values.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
-    found = picked.permute(0, 3, 1, 2)
-    return found if channels_last else found.contiguous()
+    cut = picked.permute(0, 3, 1, 2)
+    return cut if channels_last else cut.contiguous()

@@ -41,11 +41,11 @@ def the_embedding(levels: Sequence[Level], *, name: str, key: str) -> Level:
     """
     if name:
         usable = [level for level in levels if level.is_vector or level.is_map]
-        found = match_levels(usable, name)
-        if len(found) != 1:
+        matching = match_levels(usable, name)
+        if len(matching) != 1:
             allowed = ", ".join(level.name for level in usable) or "a vector or a map"
             raise ConfigError(Problem(key, name, f"one of {allowed}"))
-        return found[0]
+        return matching[0]
     candidates = vector_levels(levels)
     if len(candidates) != 1:
         allowed = f"one of {', '.join(lv.name for lv in candidates)}" if candidates else "a level"

@@ -59,8 +59,8 @@ def k_means(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different samples: empty ones
         method.fit(train)
-    found = [np.asarray(method.predict(each), np.int64) for each in (train, *others)]
-    return method.cluster_centers_, found
+    assigned = [np.asarray(method.predict(each), np.int64) for each in (train, *others)]
+    return method.cluster_centers_, assigned
 
 
 def align(clusters: np.ndarray, labels: np.ndarray, *, classes: int) -> np.ndarray:
@@ -105,10 +105,10 @@ def cluster_alignment(
 
     classes = int(labels.max()) + 1
     parts = unit_rows(train), unit_rows(heldout)
-    _, (known, found) = k_means(*parts, clusters=classes, iterations=iterations, seed=seed)
+    _, (known, clusters) = k_means(*parts, clusters=classes, iterations=iterations, seed=seed)
     classes_of = align(known, labels, classes=classes)
     return Alignment(
-        accuracy=float((classes_of[found] == truth).mean()),
-        information=float(normalized_mutual_info_score(truth, found)),
+        accuracy=float((classes_of[clusters] == truth).mean()),
+        information=float(normalized_mutual_info_score(truth, clusters)),
         empty=classes - len(np.unique(known)),
     )

@@ -61,7 +61,7 @@ def knn_classes(
     known = F.normalize(torch.as_tensor(train, **kind), p=power, dim=1)
     classes = torch.as_tensor(labels, device=device)
     chunk = max(1, min(chunk, SIMILARITIES // max(1, len(train))))
-    found, drawn = [], generator(seed, 0, 0, "knn-ties")
+    guesses, drawn = [], generator(seed, 0, 0, "knn-ties")
     for first in range(0, len(queries), chunk):
         part = F.normalize(torch.as_tensor(queries[first : first + chunk], **kind), p=power, dim=1)
         near = part @ known.T if metric == "cosine" else -torch.cdist(part, known, p=1.0)
@@ -74,8 +74,8 @@ def knn_classes(
             voters = similarity[:, :k], classes[index[:, :k]]
             chance = None if luck is None else luck[:, :k]
             votes.append(_vote(*voters, temperature=temperature, luck=chance))
-        found.append(torch.stack(votes, dim=1).cpu())
-    return torch.cat(found).numpy()
+        guesses.append(torch.stack(votes, dim=1).cpu())
+    return torch.cat(guesses).numpy()
 
 
 def _vote(

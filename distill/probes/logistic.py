@@ -93,7 +93,7 @@ def choose(
         seed: of these draws.
     """
     chosen = label_draws(labels, shots=shots, draws=draws, seed=seed, purpose="probe-selection")
-    found: list[Choice] = []
+    choices: list[Choice] = []
     for scaling, features in scaled.items():
         for strength in sorted(strengths):
             scores = []
@@ -108,5 +108,5 @@ def choose(
                         strength=strength,
                     )
                 )
-            found.append(Choice(scaling, strength, float(np.mean(scores))))
-    return max(found, key=lambda each: each.accuracy)
+            choices.append(Choice(scaling, strength, float(np.mean(scores))))
+    return max(choices, key=lambda each: each.accuracy)

@@ -74,11 +74,11 @@ def exempt_names(
         image_size: (H, W) in pixels, as the backbone was built for.
     """
     whole = backbone if is_ours(config.name) else whole_network(config, image_size=image_size)
-    found = exempt_in(whole)
+    exempt = exempt_in(whole)
     if whole is backbone:
-        return found
+        return exempt
     names = [name for name, _ in backbone.named_parameters(remove_duplicate=False)]
-    return {name for name, full in full_names(names, found).items() if full in found}
+    return {name for name, full in full_names(names, exempt).items() if full in exempt}
 
 
 def exempt_in(module: nn.Module) -> set[str]:

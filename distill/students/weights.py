@@ -132,16 +132,16 @@ def _differences(mine: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> lis
             if not name.endswith("num_batches_tracked"):
                 lines.append(f"{name}: missing")
         elif given[name].shape != value.shape:
-            there, here = (list(tensor.shape) for tensor in (given[name], value))
-            lines.append(f"{name}: {there} there, {here} here")
+            given_shape, own_shape = (list(tensor.shape) for tensor in (given[name], value))
+            lines.append(f"{name}: {given_shape} there, {own_shape} here")
     return lines
 
 
 def _classifiers(network: nn.Module) -> tuple[str, ...]:
     """Return beginnings of the names of a network's classifiers."""
     cfg = getattr(network, "pretrained_cfg", None) or {}
-    found = cfg.get("classifier") or ("fc", "head", "classifier")
-    return tuple(f"{name}." for name in ((found,) if isinstance(found, str) else found))
+    named = cfg.get("classifier") or ("fc", "head", "classifier")
+    return tuple(f"{name}." for name in ((named,) if isinstance(named, str) else named))
 
 
 def _about(folder: Path) -> dict[str, Any]:

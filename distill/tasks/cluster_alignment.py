@@ -42,7 +42,7 @@ class ClusterAlignment:
         rows: dict[str, dict[str, Any]] = {}
         empty: dict[str, list[int]] = {}
         for name, both in features.representations.items():
-            found = [
+            alignments = [
                 cluster_alignment(
                     both.train,
                     labels[0],
@@ -54,11 +54,11 @@ class ClusterAlignment:
                 for run in range(config.runs)
             ]
             rows[name] = {
-                "accuracy": summary([100.0 * each.accuracy for each in found]),
-                "information": summary([100.0 * each.information for each in found]),
+                "accuracy": summary([100.0 * each.accuracy for each in alignments]),
+                "information": summary([100.0 * each.information for each in alignments]),
             }
-            if any(each.empty for each in found):
-                empty[name] = [each.empty for each in found]
+            if any(each.empty for each in alignments):
+                empty[name] = [each.empty for each in alignments]
             report()
         return {"rows": rows, "empty": empty, "clusters": int(labels[0].max()) + 1}
 

@@ -93,7 +93,7 @@ class Detection:
 
     def tables(self, result: Mapping[str, Any]) -> list[TextTable]:
         """Lay a result of `run` out, one table for boxes and one for masks."""
-        found = []
+        tables = []
         for kind, title in (("bbox", "boxes"), ("segm", "masks")):
             rows = {name: row[kind] for name, row in result["rows"].items() if kind in row}
             lines = [
@@ -102,8 +102,8 @@ class Detection:
             ]
             if lines:
                 header = ["network", "AP", "AP50", "AP75", "small", "medium", "large"]
-                found.append(TextTable(f"mean average precision of {title}, %", header, lines))
-        return found
+                tables.append(TextTable(f"mean average precision of {title}, %", header, lines))
+        return tables
 
     def _train(
         self,
@@ -153,19 +153,19 @@ class Detection:
             for rows in ordered_rows(len(data), batch_size=config.batch_size):
                 pairs = pool.map(data.read_judged, rows.tolist())
                 images, targets = zip(*pairs, strict=True)
-                found = network([image.to(device) for image in images])
-                found = [{k: v.cpu() for k, v in each.items()} for each in found]
-                for each in found:
+                detections = network([image.to(device) for image in images])
+                detections = [{k: v.cpu() for k, v in each.items()} for each in detections]
+                for each in detections:
                     if "masks" in each:
                         each["masks"] = each["masks"][:, 0] > 0.5
                 for metric in metrics.values():
-                    metric.update(found, list(targets))
+                    metric.update(detections, list(targets))
         return {kind: precisions(metric.compute()) for kind, metric in metrics.items()}
 
 
-def precisions(found: Mapping[str, Tensor]) -> dict[str, float | None]:
+def precisions(metrics: Mapping[str, Tensor]) -> dict[str, float | None]:
     """Return COCO's precisions in per cent; None (COCO: -1) where no such object is annotated."""
-    values = {key: float(found[key]) for key in SHOWN}
+    values = {key: float(metrics[key]) for key in SHOWN}
     return {key: None if value < 0 else 100.0 * value for key, value in values.items()}
 
 
@@ -284,8 +284,8 @@ class CocoImages:
 
     def boxed(self) -> set[str]:
         """Name the categories that a box has."""
-        found = {each["category_id"] for image in self._images for each in self._boxes(image)}
-        return {self.categories[number] for number in found}
+        numbers = {each["category_id"] for image in self._images for each in self._boxes(image)}
+        return {self.categories[number] for number in numbers}
 
     def number_as(self, other: CocoImages) -> None:
         """Give categories the numbers that those of the same name have in other annotations."""
@@ -315,12 +315,13 @@ class CocoImages:
         COCO's evaluation forgives what is found inside a crowd, and tells sizes by the annotated
         area.
         """
-        found = self._boxes(self._images[row], crowds=True)
-        image, target = self._read(row, found)
-        target["iscrowd"] = torch.tensor([int(each.get("iscrowd", 0)) for each in found])
-        boxes = [each["bbox"] for each in found]
+        objects = self._boxes(self._images[row], crowds=True)
+        image, target = self._read(row, objects)
+        target["iscrowd"] = torch.tensor([int(each.get("iscrowd", 0)) for each in objects])
+        boxes = [each["bbox"] for each in objects]
         areas = [
-            float(each.get("area", box[2] * box[3])) for each, box in zip(found, boxes, strict=True)
+            float(each.get("area", box[2] * box[3]))
+            for each, box in zip(objects, boxes, strict=True)
         ]
         target["area"] = torch.tensor(areas)
         return image, target
@@ -333,7 +334,7 @@ class CocoImages:
         """
         return self._read(row, self._boxes(self._images[row]))
 
-    def _read(self, row: int, found: list[dict[str, Any]]) -> tuple[Tensor, Target]:
+    def _read(self, row: int, objects: list[dict[str, Any]]) -> tuple[Tensor, Target]:
         from PIL import Image
 
         number = self._images[row]
@@ -342,26 +343,26 @@ class CocoImages:
             pixels = np.array(Image.open(path).convert("RGB"))
         except OSError as error:
             raise DataError(f"{path}: got {error}, allowed an image.") from error
-        boxes = np.array([each["bbox"] for each in found], np.float32).reshape(-1, 4)
+        boxes = np.array([each["bbox"] for each in objects], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        masks = [self._coco.annToMask(each) for each in found if each.get("segmentation")]
+        masks = [self._coco.annToMask(each) for each in objects if each.get("segmentation")]
         target = {
             "boxes": torch.from_numpy(boxes),
             "labels": torch.tensor(
-                [self._class_of[each["category_id"]] for each in found], dtype=torch.int64
+                [self._class_of[each["category_id"]] for each in objects], dtype=torch.int64
             ),
         }
-        if len(masks) == len(found):
+        if len(masks) == len(objects):
             stacked = np.stack(masks) if masks else np.zeros((0, *pixels.shape[:2]), np.uint8)
             target["masks"] = torch.from_numpy(stacked).to(torch.uint8)
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, target
 
     def _boxes(self, image: int, *, crowds: bool = False) -> list[dict[str, Any]]:
         """Return an image's objects with an area; to learn from, those above a pixel a side."""
-        found, least = self._coco.imgToAnns.get(image, []), 0 if crowds else 1
+        objects, least = self._coco.imgToAnns.get(image, []), 0 if crowds else 1
         return [
             each
-            for each in found
+            for each in objects
             if (crowds or not each.get("iscrowd")) and min(each["bbox"][2:]) > least
         ]
 

@@ -166,14 +166,14 @@ class FewLabel:
 
     def tables(self, result: Mapping[str, Any]) -> list[TextTable]:
         """Lay a result of `run` out: accuracies and gains, then those of shares of the labels."""
-        found = []
+        tables = []
         for part in [result, *([result["fractions"]] if "fractions" in result else [])]:
             header, lines = accuracy_table(part)
             title = f"% correct on held-out images, mean ± std over label draws; features {LEGEND}"
-            found.append(TextTable(title, header, lines))
+            tables.append(TextTable(title, header, lines))
             header, lines = gain_table(part)
-            found.append(TextTable("gain in points (label draws won)", header, lines))
-        return found
+            tables.append(TextTable("gain in points (label draws won)", header, lines))
+        return tables
 
 
 def accuracy_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -173,12 +173,14 @@ def dropping(student: Student, *, rate: float, bench: Bench) -> Student:
     config = bench.student_config
     config = replace(config, settings={**config.settings, "drop_path_rate": rate})
     try:
-        found = build_student(config, strides=student.strides, seed=0, image_size=bench.image_size)
+        network = build_student(
+            config, strides=student.strides, seed=0, image_size=bench.image_size
+        )
     except ConfigError as error:
         allowed = f"0, as {config.name!r} does not take drop_path_rate"
         raise ConfigError(Problem("finetune.drop_path", str(rate), allowed)) from error
-    found.load_state_dict(student.state_dict())
-    return found.train()
+    network.load_state_dict(student.state_dict())
+    return network.train()
 
 
 def _judge(network: nn.Module, images: Images, truth: np.ndarray, *, student: Student) -> float:

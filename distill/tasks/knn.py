@@ -75,7 +75,7 @@ class Knn:
         chosen: list[tuple[Scaling, float | None]] = [("raw", None)] * len(config.k)
         if config.scaling == "chosen":
             chosen = [*choose_scalings(both.train, sets.train_labels, ks=config.k, **how)]
-        found: dict[int, dict[str, Any]] = {}
+        cells: dict[int, dict[str, Any]] = {}
         for scaling in FORMS:
             picked = [place for place, each in enumerate(chosen) if each[0] == scaling]
             if not picked:
@@ -87,10 +87,10 @@ class Knn:
             for place, share in zip(picked, shares, strict=True):
                 cell = {"mean": float(share), "scaling": scaling}
                 worth = chosen[place][1]
-                found[config.k[place]] = cell | (
+                cells[config.k[place]] = cell | (
                     {} if worth is None else {"selection": 100.0 * worth}
                 )
-        return found
+        return cells
 
     def tables(self, result: Mapping[str, Any]) -> list[TextTable]:
         """Lay a result of `run` out."""

@@ -183,11 +183,11 @@ class Frozen:
             is_look = recipe.look_every and epoch % recipe.look_every == 0
             if not left and (is_look or epoch == recipe.epochs):
                 looks[epoch] = _accuracy(classifier, features, truth)
-        found = {"mean": looks[recipe.epochs], "steps": steps, "batch_size": recipe.batch_size}
+        result = {"mean": looks[recipe.epochs], "steps": steps, "batch_size": recipe.batch_size}
         if recipe.look_every:
             best = max(looks, key=looks.__getitem__)
-            found["best"] = {"mean": looks[best], "epoch": best}
-        return found
+            result["best"] = {"mean": looks[best], "epoch": best}
+        return result
 
     def batches(
         self, rows: np.ndarray, batch_size: int, steps: int

@@ -106,7 +106,7 @@ class LinearProbe:
     ) -> None:
         features, config = bench.features, self.config.lbfgs
         for name, both in features.representations.items():
-            found = frozen_probe(
+            result = frozen_probe(
                 both.train,
                 features.train_labels,
                 both.heldout,
@@ -119,12 +119,12 @@ class LinearProbe:
                 report=report,
             )
             rows[name]["lbfgs"] = {
-                "mean": found.accuracy,
-                "penalty": found.penalty,
-                "scaling": found.scaling,
+                "mean": result.accuracy,
+                "penalty": result.penalty,
+                "scaling": result.scaling,
                 "selection": {
                     scaling: {f"{key:g}": value for key, value in row.items()}
-                    for scaling, row in found.selection.items()
+                    for scaling, row in result.selection.items()
                 },
             }
 
@@ -150,17 +150,17 @@ def bigbigan(frozen: Frozen, config: BigBiGanProbeConfig) -> dict[str, Any]:
             sweep.step(features, labels)
     selection = frozen.all(frozen.train, frozen.labels, kept)
     heldout = frozen.all(frozen.heldout, frozen.truth)
-    found = {}
+    results = {}
     for sweep in sweeps:
         chosen = sweep.accuracies(*selection)
         best = int(np.argmax(chosen))
-        found["bigbigan_crelu" if sweep.crelu else "bigbigan"] = {
+        results["bigbigan_crelu" if sweep.crelu else "bigbigan"] = {
             "mean": sweep.accuracies(*heldout)[best],
             "lr": config.lrs[best],
             "selection": {f"{lr:g}": a for lr, a in zip(config.lrs, chosen, strict=True)},
             "last_weights": sweep.accuracies(*heldout, averaged=False)[best],
         }
-    return found
+    return results
 
 
 class Sweep(nn.Module):
@@ -214,8 +214,8 @@ class Sweep(nn.Module):
         ]
 
     def _inputs(self, features: Tensor) -> Tensor:
-        found = self.norm(features)
-        return torch.cat([found.relu(), (-found).relu()], dim=1) if self.crelu else found
+        normed = self.norm(features)
+        return torch.cat([normed.relu(), (-normed).relu()], dim=1) if self.crelu else normed
 
 
 def _text(cell: Mapping[str, Any]) -> str:

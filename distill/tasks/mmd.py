@@ -57,9 +57,9 @@ class Mmd:
             first, counts[split] = first + len(images), len(images)
         parts["synthetic"] = self._synthetic(bench, first=first)
         counts["synthetic"] = len(next(iter(parts["synthetic"].values())))
-        for kind, found in counts.items():
-            if found < 2:
-                raise DataError(f"mmd: got {found} {kind} image, allowed 2 or more of each kind.")
+        for kind, number in counts.items():
+            if number < 2:
+                raise DataError(f"mmd: got {number} {kind} image, allowed 2 or more of each kind.")
         rows: dict[str, dict[str, Any]] = {}
         for name in bench.names:
             heldout, others = (
@@ -93,8 +93,8 @@ class Mmd:
             width = bandwidth(heldout, other, device=device)
             if width < 1e-6:
                 return None
-        found = squared_mmd(heldout, other, kernel=kernel, width=width, device=device)
-        return {"mean": 1000.0 * found} | ({"width": width} if kernel == "rbf" else {})
+        distance = squared_mmd(heldout, other, kernel=kernel, width=width, device=device)
+        return {"mean": 1000.0 * distance} | ({"width": width} if kernel == "rbf" else {})
 
     def _synthetic(self, bench: Bench, *, first: int) -> dict[str, np.ndarray]:
         """Embed the synthetic images."""
@@ -107,12 +107,12 @@ class Mmd:
 
         snapshot = find_dataset(self.config.dataset).snapshot()
         key = f"mmd.dataset: {self.config.dataset}"
-        there = np.flatnonzero(snapshot.valid)
-        if "image" not in snapshot.array_names or not len(there):
+        made = np.flatnonzero(snapshot.valid)
+        if "image" not in snapshot.array_names or not len(made):
             raise DataError(f"{key}: got a dataset without images, allowed one that keeps them.")
-        places = np.linspace(0, len(there), min(self.config.images, len(there)), endpoint=False)
-        found = list[dict[str, np.ndarray]]()
-        for numbers in np.split(there[places.astype(int)], range(AT_ONCE, len(places), AT_ONCE)):
+        places = np.linspace(0, len(made), min(self.config.images, len(made)), endpoint=False)
+        embedded = list[dict[str, np.ndarray]]()
+        for numbers in np.split(made[places.astype(int)], range(AT_ONCE, len(places), AT_ONCE)):
             images = read_rows(snapshot, "image", numbers)
             if images.shape[1:3] != bench.image_size:
                 got, allowed = (f"{h}x{w}" for h, w in (images.shape[1:3], bench.image_size))
@@ -120,6 +120,6 @@ class Mmd:
                     f"{key}: got images of {got} pixels, allowed {allowed}, as the others. Set "
                     "image.size, or export the images and name them in mmd.synthetic_images."
                 )
-            found.append(bench.embed(images, first=first))
+            embedded.append(bench.embed(images, first=first))
             first += len(images)
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        return {name: np.concatenate([part[name] for part in embedded]) for name in embedded[0]}

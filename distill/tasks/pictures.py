@@ -85,7 +85,7 @@ class Pictures:
         title = f"{result['images']} held-out images, drawn in {', '.join(result['files'])}; in %"
         return [TextTable(title, ["representation", *columns], lines)]
 
-    def _check(self, there: int) -> None:
+    def _check(self, count: int) -> None:
         config = self.config
         asked = {
             ("clusters", "clusters"): config.clusters,
@@ -94,10 +94,10 @@ class Pictures:
             ("embedding", "perplexity"): config.perplexity + 1,
         }
         for (kind, key), least in asked.items():
-            if kind in config.kinds and there < least:
+            if kind in config.kinds and count < least:
                 raise DataError(
-                    f"pictures.{key}: got {getattr(config, key)} for {there} held-out images, "
-                    f"allowed what takes {there} images or fewer, not {least:g}. Give more images, "
+                    f"pictures.{key}: got {getattr(config, key)} for {count} held-out images, "
+                    f"allowed what takes {count} images or fewer, not {least:g}. Give more images, "
                     f"a smaller {key}, or leave {kind} out of pictures.kinds."
                 )
 
@@ -154,10 +154,12 @@ class Pictures:
         from dreamshard.pictures import image_grid
 
         config = self.config
-        centres, (found,) = k_means(near, clusters=config.clusters, iterations=100, seed=self.seed)
+        centres, (assigned,) = k_means(
+            near, clusters=config.clusters, iterations=100, seed=self.seed
+        )
         cells, frequent = [], 0
         for number, centre_of in enumerate(centres):
-            members = np.flatnonzero(found == number)
+            members = np.flatnonzero(assigned == number)
             apart = np.linalg.norm(near[members] - centre_of, axis=1)
             nearest = members[np.argsort(apart, kind="stable")[: config.shown]]
             white = np.full((config.shown - len(nearest), *drawn.images.shape[1:]), 255, np.uint8)

@@ -138,11 +138,11 @@ class Segmentation:
                     network = self._build(build(), bench, subject=name == SUBJECT)
                     network = on_device(network, bench.device).train()
                     self._train(network, train, rows=chosen, bench=bench, report=report)
-                found = self._judge(network, heldout)
-                table[name][column] = {"images": len(chosen), **self._cell(found.counts)}
-                guesses[name] = found.shown
-                if found.counts.nbytes <= KEEP_COUNTS:
-                    counts |= {"keys": np.array(found.keys), f"{name}/{column}": found.counts}
+                result = self._judge(network, heldout)
+                table[name][column] = {"images": len(chosen), **self._cell(result.counts)}
+                guesses[name] = result.shown
+                if result.counts.nbytes <= KEEP_COUNTS:
+                    counts |= {"keys": np.array(result.keys), f"{name}/{column}": result.counts}
         if counts:
             np.savez_compressed(bench.folder / COUNTS, **counts)
         if self.config.pictures:
@@ -165,13 +165,13 @@ class Segmentation:
         columns = list(next(iter(rows.values())))
         lines = [[name, *(f"{row[c]['mean']:.1f}" for c in columns)] for name, row in rows.items()]
         header = ["network", *(f"{column} images" for column in columns)]
-        found = [TextTable("mean intersection over union, %", header, lines)]
+        tables = [TextTable("mean intersection over union, %", header, lines)]
         lines = [
             [name, *(_percent(row[columns[-1]]["classes"][c]) for c in result["classes"])]
             for name, row in rows.items()
         ]
         title = f"intersection over union by class, {columns[-1]} images, %"
-        return [*found, TextTable(title, ["network", *result["classes"]], lines)]
+        return [*tables, TextTable(title, ["network", *result["classes"]], lines)]
 
     def _pixels(self, images: Images, *, rows: np.ndarray, split: str) -> tuple[np.ndarray, int]:
         """Check masks; count their pixels by class, int64 (K,), and those of no class."""
@@ -196,9 +196,9 @@ class Segmentation:
             ignored += int((part.masks == config.ignore).sum())
         return total, ignored
 
-    def _require(self, found: tuple[np.ndarray, int], *, all_used: bool) -> None:
+    def _require(self, counted: tuple[np.ndarray, int], *, all_used: bool) -> None:
         """Refuse training masks without what they are to teach; name what a draw has not."""
-        config, (pixels, ignored) = self.config, found
+        config, (pixels, ignored) = self.config, counted
         expected = [place for place, n in enumerate(config.classes) if n not in config.absent]
         missing = require_classes(
             pixels[expected],
@@ -213,9 +213,9 @@ class Segmentation:
                 "train_images: no pixel of class %s in the images drawn", ", ".join(missing)
             )
 
-    def _compare(self, learnt: np.ndarray, found: tuple[np.ndarray, int]) -> None:
+    def _compare(self, learnt: np.ndarray, counted: tuple[np.ndarray, int]) -> None:
         """Refuse held-out masks that judge nothing; name classes that only one side has."""
-        config, (judged, ignored) = self.config, found
+        config, (judged, ignored) = self.config, counted
         known = np.flatnonzero(learnt)
         require_classes(
             judged[known],
@@ -295,10 +295,10 @@ class Segmentation:
                 guess = network(pixels).argmax(dim=1)
                 truth = torch.from_numpy(batch.masks.astype(np.int64)).to(device)
                 for pair in zip(guess, truth, strict=True):
-                    found = multiclass_confusion_matrix(
+                    confusion = multiclass_confusion_matrix(
                         *pair, num_classes=len(config.classes), ignore_index=config.ignore
                     )
-                    counts.append(found.cpu().numpy().astype(np.int32))
+                    counts.append(confusion.cpu().numpy().astype(np.int32))
                 if rows[0] < config.pictures:
                     shown.append(guess.cpu().numpy().astype(np.uint8))
         return Judged(np.stack(counts), keys, np.concatenate(shown) if shown else np.empty(0))
@@ -332,9 +332,9 @@ def scores_of(confusion: np.ndarray) -> dict[str, Any]:
     hits = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
     iou = [100.0 * float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
-    there = [value for value in iou if value is not None]
+    defined = [value for value in iou if value is not None]
     accuracy = 100.0 * float(hits.sum() / max(1.0, confusion.sum()))
-    return {"mean": float(np.mean(there)), "accuracy": accuracy, "iou": iou}
+    return {"mean": float(np.mean(defined)), "accuracy": accuracy, "iou": iou}
 
 
 def palette(num_classes: int) -> np.ndarray:

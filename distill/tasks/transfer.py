@@ -91,7 +91,7 @@ class Transfer:
         report: Callable[[], None],
     ) -> dict[str, Any]:
         probe, both = self.config.probe, sets.representations[name]
-        found = frozen_probe(
+        result = frozen_probe(
             both.train,
             sets.train_labels,
             both.heldout,
@@ -104,4 +104,4 @@ class Transfer:
             device=device,
             report=report,
         )
-        return {"mean": found.accuracy, "penalty": found.penalty, "scaling": found.scaling}
+        return {"mean": result.accuracy, "penalty": result.penalty, "scaling": result.scaling}

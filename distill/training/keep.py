@@ -106,8 +106,8 @@ def complete_record(run_dir: Path, open_record: Callable[[], RunFolder]) -> None
 def _told(card: Path) -> dict[str, Any]:
     """Return how a student was trained, as its card has it."""
     hint = f"Remove {card.parent}: the same command writes it again from the last checkpoint."
-    found = read_json(card, infinite=True, hint=hint)
-    told = found.get("provenance") if isinstance(found, dict) else None
+    content = read_json(card, infinite=True, hint=hint)
+    told = content.get("provenance") if isinstance(content, dict) else None
     if not isinstance(told, dict):
         raise DataError(f"{card}: got no provenance, allowed a student's card. {hint}")
     return told

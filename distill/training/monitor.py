@@ -128,15 +128,15 @@ def read_pair(
     images, labels = [], []
     for part, source in sources.items():
         key = f"{prefix}{part}_images"
-        pixels, found = read_usable(
+        pixels, classes = read_usable(
             source, config=image, size=image_size, numbers=drawn[part], seed=seed, key=key
         )
-        if found is None or (found < 0).any():
+        if classes is None or (classes < 0).any():
             raise DataError(
                 f"{key}: got images without labels, allowed labelled ones: classes are learnt. "
                 f"Set {key}.label_column or {key}.class_folders."
             )
         images.append(pixels)
-        labels.append(found)
+        labels.append(classes)
     known, judged, _ = compact(*labels, keys=(f"{prefix}train_images", f"{prefix}heldout_images"))
     return (images[0], known), (images[1], judged)

@@ -179,13 +179,13 @@ class RunLog:
 
 def _last_figures(record: RunFolder, *, step: int) -> dict[str, float]:
     """Return what metrics.jsonl has of a step: of a run that has none left to take."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     file = record.path / "metrics.jsonl"
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         values = parse_json(line, where=str(file), infinite=True)
         if values.get("step") == step:
-            found |= {name: v for name, v in values.items() if name not in ("step", "time", "lr")}
-    return found
+            figures |= {name: v for name, v in values.items() if name not in ("step", "time", "lr")}
+    return figures
 
 
 def _memory_gb(device: torch.device) -> float:

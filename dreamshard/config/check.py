@@ -84,8 +84,8 @@ def _ask(config: object, default: object = None) -> Iterator[Problem]:
     elif dataclasses.is_dataclass(config):
         if type(default) is not type(config):
             default = default_of(type(config))
-        yield from (found := list(getattr(config, "problems", list)()))
-        known = {problem.key for problem in found}
+        yield from (problems := list(getattr(config, "problems", list)()))
+        known = {problem.key for problem in problems}
         if rules_of(type(config)):
             yield from (one for one in unread(config, default) if one.key not in known)
         children = vars(config)

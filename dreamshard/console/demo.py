@@ -250,8 +250,8 @@ class Demo:
     def next_train(self) -> Path:
         """Return the folder to train in: the last one until it is in a report, then a new one."""
         prefix = f"train{self.options.suffix}-"
-        found = [path.name[len(prefix) :] for path in self.out.glob(f"{prefix}*")]
-        last = max((int(number) for number in found if number.isdigit()), default=0)
+        suffixes = [path.name[len(prefix) :] for path in self.out.glob(f"{prefix}*")]
+        last = max((int(number) for number in suffixes if number.isdigit()), default=0)
         folder = self._train_folder(last)
         if last and folder.name not in self.index.get("finished", []):
             return folder

@@ -48,9 +48,9 @@ def check_packages() -> list[Check]:
     """Look at the installed dependencies: the base, then each extra."""
     checks = []
     for extra, names in {"base": BASE, **EXTRAS}.items():
-        found = package_versions(names)
-        missing = [name for name in names if name not in found]
-        value = ", ".join(f"{name} {found.get(name, 'missing')}" for name in names)
+        versions = package_versions(names)
+        missing = [name for name in names if name not in versions]
+        value = ", ".join(f"{name} {versions.get(name, 'missing')}" for name in names)
         status: Status = "fail" if missing and extra == "base" else "note" if missing else "ok"
         advice = ""
         if missing and extra not in OUT_OF_THE_WAY:
@@ -102,8 +102,8 @@ def check_gpus() -> Check:
     import torch
 
     if torch.cuda.is_available():
-        found = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
-        return Check("gpus", ", ".join(f"{p.name} ({p.total_memory / GIB:.0f} GiB)" for p in found))
+        gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+        return Check("gpus", ", ".join(f"{p.name} ({p.total_memory / GIB:.0f} GiB)" for p in gpus))
     if has_driver:
         advice = "Install a torch built for this driver's CUDA, or check CUDA_VISIBLE_DEVICES."
         return Check("gpus", "a driver, but torch sees none", "fail", advice)
@@ -112,13 +112,13 @@ def check_gpus() -> Check:
 
 def check_ray() -> Check:
     """Look at Ray and at whether its authentication is set, not left to what lies around."""
-    found = package_versions(["ray"])
-    if not found:
+    versions = package_versions(["ray"])
+    if not versions:
         return Check("ray", "not installed", "note", "Install it: pip install dreamshard.")
     mode = os.environ.get("RAY_AUTH_MODE")
     token = (Path.home() / ".ray" / "auth_token").exists()
     address = os.environ.get("RAY_ADDRESS")
-    value = f"{found['ray']}, RAY_AUTH_MODE {mode or 'not set'}"
+    value = f"{versions['ray']}, RAY_AUTH_MODE {mode or 'not set'}"
     value += f", token file {'there' if token else 'none'}"
     value += f", RAY_ADDRESS {address}" if address else ""
     if mode is None and (token or address):

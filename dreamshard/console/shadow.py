@@ -65,5 +65,5 @@ def _place(name: str) -> Path | None:
 
 def _found(name: str) -> ModuleSpec | None:
     """Return what importing a top-level name would find, importing nothing."""
-    found = (finder.find_spec(name, None) for finder in sys.meta_path)
-    return next((spec for spec in found if spec is not None), None)
+    specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+    return next((spec for spec in specs if spec is not None), None)

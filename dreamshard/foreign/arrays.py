@@ -59,7 +59,7 @@ def read_npz(
     Raises: `error` for a file that cannot be read, a header that does not fit its member, or more
         bytes than the limit.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     with reading(str(path), "an archive of plain arrays", error=error, hint=AGAIN):
         check_regular(path, error=error)
         with zipfile.ZipFile(path) as archive:
@@ -70,8 +70,8 @@ def read_npz(
             for name, member in wanted.items():
                 _checked_shape(archive, member)
                 with archive.open(member) as stream:
-                    found[name] = np.lib.format.read_array(stream, allow_pickle=False)
-    return found
+                    arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return arrays
 
 
 def npz_shapes(
@@ -150,13 +150,13 @@ def unpack_safetensors(data: bytes, *, where: str) -> dict[str, tuple[str, np.nd
     from safetensors import deserialize
 
     with reading(where, "safetensors, damaged or truncated", error=UnreadableError, hint=AGAIN):
-        found = {}
+        tensors = {}
         for name, told in deserialize(data):
             if told["dtype"] not in NUMBERS or len(told["shape"]) > MAX_DIMENSIONS:
                 raise ValueError(f"{name!r:.80}: {told['dtype']}, {len(told['shape'])} axes")
             kind, dtype = NUMBERS[told["dtype"]]
-            found[name] = kind, np.frombuffer(told["data"], dtype).reshape(told["shape"])
-        return found
+            tensors[name] = kind, np.frombuffer(told["data"], dtype).reshape(told["shape"])
+        return tensors
 
 
 def read_safetensors(

@@ -119,8 +119,8 @@ class Machine:
         end = self.at + size
         if size < 0 or end > len(self.data):
             raise ValueError(f"a pickle cut short: {size:,} bytes at {self.at:,}")
-        found, self.at = self.data[self.at : end], end
-        return found
+        taken, self.at = self.data[self.at : end], end
+        return taken
 
     def unpack(self, form: str) -> Any:
         """Return the next number."""
@@ -164,10 +164,10 @@ class Machine:
     def above_mark(self) -> list[Any]:
         """Take everything above the last mark."""
         start = self.marks.pop()
-        found = self.stack[start:]
-        self.budget.charge(8 * len(found))
+        items = self.stack[start:]
+        self.budget.charge(8 * len(items))
         del self.stack[start:]
-        return found
+        return items
 
     def named(self, module: str, name: str) -> None:
         """Push what a name stands for."""

@@ -59,4 +59,4 @@ def _vast_number(settings: object) -> int | None:
     if not isinstance(settings, Mapping | list | tuple):
         return None
     parts = settings.values() if isinstance(settings, Mapping) else settings
-    return next((found for part in parts if (found := _vast_number(part)) is not None), None)
+    return next((number for part in parts if (number := _vast_number(part)) is not None), None)

@@ -30,7 +30,7 @@ class _Form(NamedTuple):
     """How a digest stands in a kind of file: after a mark, within some bytes of the end."""
 
     mark: bytes
-    found: re.Pattern[bytes]
+    pattern: re.Pattern[bytes]
     tail: int
     alike: int
     """Bytes of the mark: where as many are in place, the file was sealed before it was damaged."""
@@ -108,8 +108,8 @@ def _filled(data: bytes, form: _Form, state: xxhash.xxh3_128) -> bytes:
 def _check(file: BinaryIO, form: _Form) -> bool:
     start = file.seek(max(0, file.seek(0, os.SEEK_END) - form.tail))
     tail = file.read(form.tail)
-    found = form.found.search(tail)
-    if found is None:
+    match = form.pattern.search(tail)
+    if match is None:
         if _resembles(tail, form):
             raise ValueError("its digest is damaged")
         return False
@@ -117,8 +117,8 @@ def _check(file: BinaryIO, form: _Form) -> bool:
     while left > 0 and (block := file.read(min(left, _BLOCK))):
         state.update(block)
         left -= len(block)
-    state.update(b"".join((tail[: found.start(1)], ZEROS.encode(), tail[found.end(1) :])))
-    if state.hexdigest().encode() != found[1]:
+    state.update(b"".join((tail[: match.start(1)], ZEROS.encode(), tail[match.end(1) :])))
+    if state.hexdigest().encode() != match[1]:
         raise ValueError("its bytes are not those that its digest is of")
     return True
 

@@ -51,5 +51,5 @@ def open_parquet(
 
 def row_group_bytes(table: pq.ParquetFile, group: int) -> int:
     """Return the most that a row group takes in memory: its pages, and its rows written out."""
-    found = table.metadata.row_group(group)
-    return found.total_byte_size + 8 * found.num_rows * found.num_columns
+    metadata = table.metadata.row_group(group)
+    return metadata.total_byte_size + 8 * metadata.num_rows * metadata.num_columns

@@ -150,12 +150,12 @@ def storage_kind(name: Any) -> str:
     return STORAGES[kind][0]
 
 
-def read_storage_id(told: Any, found: dict[str, Storage]) -> Storage:
+def read_storage_id(told: Any, storages: dict[str, Storage]) -> Storage:
     """Return the storage that a persistent id of torch's stands for.
 
     Args:
         told: ("storage", class, key, device, count[, view]).
-        found: storages so far, by key.
+        storages: storages so far, by key.
 
     Raises: ValueError, RefusedError for any other id.
     """
@@ -167,7 +167,7 @@ def read_storage_id(told: Any, found: dict[str, Storage]) -> Storage:
     kind, key, count = told[1].dtype, told[2], told[4]
     if type(key) not in (str, int) or type(count) is not int or not 0 <= count < 1 << 48:
         raise ValueError(f"storage {key!r:.80}: of {count!r:.80} numbers")
-    storage = found.setdefault(str(key), Storage(kind, count, str(key)))
+    storage = storages.setdefault(str(key), Storage(kind, count, str(key)))
     if (storage.dtype, storage.count) != (kind, count):
         raise ValueError(f"storage {key!r:.80}: told twice, not alike")
     return storage
@@ -233,8 +233,8 @@ class TorchNames:
         """
         if name in self._table:
             return self._table[name]
-        found = self._extra(name) if self._extra is not None else None
-        return StorageKind(storage_kind(name)) if found is None else found
+        extra = self._extra(name) if self._extra is not None else None
+        return StorageKind(storage_kind(name)) if extra is None else extra
 
 
 def read_legacy(data: memoryview, find: Callable[[str], Any], budget: Budget) -> tuple[Any, int]:
@@ -249,12 +249,12 @@ def read_legacy(data: memoryview, find: Callable[[str], Any], budget: Budget) ->
     Raises:
         RefusedError, ValueError.
     """
-    found: dict[str, Storage] = {}
+    storages: dict[str, Storage] = {}
     at, values = 0, []
     for part in range(5):
         machine = Machine(
             data[at:], find if part == 3 else _no_names, budget=budget,
-            persistent=(lambda told: read_storage_id(told, found)) if part == 3 else None,
+            persistent=(lambda told: read_storage_id(told, storages)) if part == 3 else None,
         )  # fmt: skip
         values.append(run(machine))
         at += machine.at
@@ -265,10 +265,10 @@ def read_legacy(data: memoryview, find: Callable[[str], Any], budget: Budget) ->
         raise ValueError(f"version {version!r:.20} of torch's old files")
     if system.get("little_endian") is not True:
         raise ValueError("numbers in the order of another kind of processor")
-    if not isinstance(keys, list) or {str(key) for key in keys} != set(found):
+    if not isinstance(keys, list) or {str(key) for key in keys} != set(storages):
         raise ValueError("storages that are not those of its tensors")
     for key in keys:
-        storage = found[str(key)]
+        storage = storages[str(key)]
         count = int.from_bytes(data[at : at + 8], "little", signed=True)
         start, end = at + 8, at + 8 + storage.nbytes
         if count != storage.count or end > len(data):

@@ -125,13 +125,13 @@ def _read_archive(
     order = f"{root}byteorder"
     if order in members and archive.read(order) != b"little":
         raise ValueError("numbers in the order of another kind of processor")
-    found: dict[str, Storage] = {}
+    storages: dict[str, Storage] = {}
     machine = Machine(
         memoryview(archive.read(told[0])), find, budget=budget,
-        persistent=lambda told: read_storage_id(told, found),
+        persistent=lambda told: read_storage_id(told, storages),
     )  # fmt: skip
     value = run(machine)
-    for key, storage in found.items():
+    for key, storage in storages.items():
         member = members.get(f"{root}data/{key}")
         if member is None or member.file_size != storage.nbytes:
             got = "no bytes" if member is None else f"{member.file_size:,} bytes"

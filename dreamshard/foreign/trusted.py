@@ -44,8 +44,8 @@ def find(name: str, *, table: Mapping[str, str]) -> Any:
 def listed(name: str, *, table: Mapping[str, str]) -> Any:
     """Import what a name of a table of ours stands for; any other is a KeyError."""
     place, _, attribute = table[name].partition(":")
-    found = importlib.import_module(place)
-    return getattr(found, attribute) if attribute else found
+    module = importlib.import_module(place)
+    return getattr(module, attribute) if attribute else module
 
 
 def module(name: str) -> ModuleType:

@@ -65,17 +65,17 @@ def check_command(folder: Path, command: str, *, key: str) -> None:
 
     Raises: ConfigError, as `check_owner`.
     """
-    found = _owner(folder)
-    check_owner(folder, command, (found[1] if found else None) or {}, key=key)
+    owner = _owner(folder)
+    check_owner(folder, command, (owner[1] if owner else None) or {}, key=key)
 
 
 def is_owner(folder: Path, command: str, of: Mapping[str, object]) -> bool:
     """Tell whether a folder is of this very run, and says so."""
     try:
-        found = _owner(folder)
+        owner = _owner(folder)
     except ConfigError:
         return False
-    return found is not None and found == (command, parse_json(json.dumps(redact(of)), where=""))
+    return owner is not None and owner == (command, parse_json(json.dumps(redact(of)), where=""))
 
 
 def claim(
@@ -124,8 +124,8 @@ def _owner(folder: Path) -> tuple[str, dict[str, object] | None] | None:
     """Return a folder's command, and what of; None where nobody owns it."""
     try:
         data = read_bytes(folder / OWNER)
-        found = parse_json(data, where=str(folder / OWNER), infinite=True)
-        return str(found["command"]), dict(found["of"])
+        record = parse_json(data, where=str(folder / OWNER), infinite=True)
+        return str(record["command"]), dict(record["of"])
     except FileNotFoundError:
         command = _recorded(folder)
         return None if command is None else (command, None)

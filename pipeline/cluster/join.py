@@ -141,9 +141,9 @@ def _join(address: str, *, key: str) -> None:
     import ray
 
     try:
-        found = address if address != "auto" else _find(address)
-        if "://" not in found or found.startswith("ray://"):
-            check_answers(found, key=key)
+        place = address if address != "auto" else _find(address)
+        if "://" not in place or place.startswith("ray://"):
+            check_answers(place, key=key)
         with _at_home():
             ray.init(address=address, **_LOGGING)
     except ConfigError:

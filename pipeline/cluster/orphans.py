@@ -51,24 +51,24 @@ def watch(driver: int, mark: str) -> None:
     while os.getppid() == driver:
         time.sleep(LOOK_S)
     for number, patience in ((0, GRACE_S), (signal.SIGTERM, TERM_S), (signal.SIGKILL, 0.0)):
-        found = marked(mark)
-        for pid in found if number else ():
+        alive = marked(mark)
+        for pid in alive if number else ():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
         ends = time.monotonic() + patience
-        while found and time.monotonic() < ends:
+        while alive and time.monotonic() < ends:
             time.sleep(LOOK_S)
-            found = marked(mark)
+            alive = marked(mark)
 
 
 def marked(mark: str) -> list[int]:
     """Return the process numbers of this user's processes that were started under a mark."""
-    words, found = f"{VARIABLE}={mark}".encode(), []
+    words, numbers = f"{VARIABLE}={mark}".encode(), []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if words in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+                numbers.append(int(entry.name))
+    return numbers
 
 
 if __name__ == "__main__":

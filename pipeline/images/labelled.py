@@ -87,11 +87,11 @@ class LazyImages:
         if (known := labels_of(self._source)) is not None:
             return known.numbers
         parts = range(0, len(self), AT_ONCE)
-        found = [
+        batches = [
             [record.label for record in read_retrying(self._source, self._numbers(first))]
             for first in parts
         ]
-        return np.array([label for part in found for label in part], np.int64)
+        return np.array([label for part in batches for label in part], np.int64)
 
     def rows(self, chosen: np.ndarray) -> LabelledImages:
         """Read some of them."""
@@ -239,9 +239,9 @@ def check_classes(
     known = flat != ignore
     beyond = known & ((flat >= num_classes) | (flat < 0))
     if beyond.any():
-        found = np.unique(flat[beyond]).tolist()
+        unknown = np.unique(flat[beyond]).tolist()
         raise DataError(
-            f"{what}s: got classes {found} in {_named(keys, beyond.any(axis=1))}, allowed 0.."
+            f"{what}s: got classes {unknown} in {_named(keys, beyond.any(axis=1))}, allowed 0.."
             f"{num_classes - 1} and {ignore} (to ignore). Name more classes, or set ignore."
         )
     bare = ~known.any(axis=1)
@@ -254,8 +254,8 @@ def check_classes(
 
 def count_classes(masks: np.ndarray, *, num_classes: int) -> np.ndarray:
     """Count the pixels (or labels) of every class, int64 (K,); other values are left out."""
-    found: np.ndarray = np.bincount(masks.reshape(-1).astype(np.int64), minlength=256)
-    return found[:num_classes]
+    counts: np.ndarray = np.bincount(masks.reshape(-1).astype(np.int64), minlength=256)
+    return counts[:num_classes]
 
 
 def require_classes(

@@ -146,8 +146,8 @@ def renumbered(labels: Labels, *, like: Labels, key: str, other: str) -> Labels:
         plain = not labels.classes or not like.classes
         known = {name: number for number, name in _names(like, plain=plain).items()}
         own = _names(labels, plain=plain)
-        found, inverse = np.unique(table, return_inverse=True)
-        numbers = [known.get(own.get(n), UNKNOWN) if n >= 0 else n for n in found.tolist()]
+        classes, inverse = np.unique(table, return_inverse=True)
+        numbers = [known.get(own.get(n), UNKNOWN) if n >= 0 else n for n in classes.tolist()]
         table = np.array(numbers, np.int64)[inverse.reshape(-1)]
     learnt = np.unique(like.numbers[like.numbers >= 0])
     unknown = np.unique(labels.numbers[(labels.numbers >= 0) & ~np.isin(table, learnt)])
@@ -191,6 +191,6 @@ def _is_whole(name: str) -> bool:
 
 
 def _listed(names: Iterable[str]) -> str:
-    found = list(names)
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + more
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more

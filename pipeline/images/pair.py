@@ -176,17 +176,17 @@ def draw_pair(sources: dict[Part, ImageSource], *, count: int, seed: int) -> dic
     Returns:
         int64 (M,) each, places in the sources, ascending.
     """
-    found: dict[Part, np.ndarray] = {}
+    drawn: dict[Part, np.ndarray] = {}
     only: np.ndarray | None = None
     for part, source in sources.items():
         labels = labels_of(source)
         if labels is None or (labels.numbers < 0).all():
             order = generator(seed, 0, 0, "images-by-class").permutation(len(source))
-            found[part] = np.sort(order[:count])
+            drawn[part] = np.sort(order[:count])
             continue
-        found[part] = draw_by_class(labels.numbers, count=count, seed=seed, only=only)
-        only = np.unique(labels.numbers[found[part]]) if part == "train" else only
-    return found
+        drawn[part] = draw_by_class(labels.numbers, count=count, seed=seed, only=only)
+        only = np.unique(labels.numbers[drawn[part]]) if part == "train" else only
+    return drawn
 
 
 def read_usable(

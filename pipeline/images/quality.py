@@ -59,10 +59,10 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
     rows, columns = (
         np.linspace(0, side, min(CELLS, side) + 1).astype(int) for side in (height, width)
     )
-    found = np.add.reduceat(images.astype(np.float64), rows[:-1], axis=1)
-    found = np.add.reduceat(found, columns[:-1], axis=2)
+    sums = np.add.reduceat(images.astype(np.float64), rows[:-1], axis=1)
+    sums = np.add.reduceat(sums, columns[:-1], axis=2)
     area = np.diff(rows)[:, None, None] * np.diff(columns)[None, :, None]
-    return (found / (255 * area)).reshape(len(images), -1)
+    return (sums / (255 * area)).reshape(len(images), -1)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -165,11 +165,11 @@ def _timm(model: str, file: str = "") -> Extractor:
     mean, std = (torch.tensor(data[key]).reshape(3, 1, 1) for key in ("mean", "std"))
 
     def extract(images: np.ndarray) -> np.ndarray:
-        found = []
+        features = []
         for start in range(0, len(images), BATCH):
             x = torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2).float() / 255
             with torch.inference_mode():
-                found.append(network((x - mean) / std).numpy())
-        return np.concatenate(found)
+                features.append(network((x - mean) / std).numpy())
+        return np.concatenate(features)
 
     return extract

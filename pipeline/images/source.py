@@ -284,8 +284,8 @@ ADVICE = (
 def _advice(error: Exception, key: str) -> str:
     """Say what to do about a listing that failed."""
     text = f"{type(error).__name__} {error}".lower()
-    found = next((advice for words, advice in ADVICE if any(word in text for word in words)), "")
-    return (found or "Check --{key}.path, credentials and network.").format(key=key)
+    fitting = next((advice for words, advice in ADVICE if any(word in text for word in words)), "")
+    return (fitting or "Check --{key}.path, credentials and network.").format(key=key)
 
 
 def infer_kind(path: str, *, key: str = "source") -> str:

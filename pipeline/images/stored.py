@@ -97,23 +97,23 @@ class StoredInput:
             image: settings, which must leave everything to the dataset.
             seed: of the request.
         """
-        found: list[Problem | str] = []
+        problems: list[Problem | str] = []
         mine = self.facts()["vae"]
         if not spec.latents:
             got = f"a teacher without latents, with source.kind {LATENTS}"
             hint = "Give the images themselves."
-            found.append(Problem("teacher.path", got, "one that works on latents", hint))
+            problems.append(Problem("teacher.path", got, "one that works on latents", hint))
         elif spec.latents != mine:
             allowed = f"latents of this teacher's own autoencoder ({spec.latents[:12]})"
             got = f"{self._url}, of another ({str(mine)[:12]})"
-            found.append(Problem("source.path", got, allowed, "Record its latents first."))
+            problems.append(Problem("source.path", got, allowed, "Record its latents first."))
         if seed != self._content.get("seed"):
             allowed = f"{self._content.get('seed')}, that of {self._url}"
-            found.append(Problem("seed", str(seed), allowed, "One dataset, one seed."))
+            problems.append(Problem("seed", str(seed), allowed, "One dataset, one seed."))
         if image != ImageConfig():
             allowed = f"nothing: the images are those of {self._url}"
-            found.append(Problem("image", str(image), allowed, "Leave the section out."))
-        return found
+            problems.append(Problem("image", str(image), allowed, "Leave the section out."))
+        return problems
 
     def facts(self) -> dict[str, object]:
         """Say what the latents are, for the recipe: autoencoder, codec, number format."""
@@ -181,15 +181,15 @@ class StoredInput:
         """Return what the dataset's commits keep of the images' bytes; None where they do not."""
         dataset, _ = self._open()
         numbers, per_unit = np.asarray(samples, np.int64), dataset.samples_per_unit
-        found = np.zeros(len(numbers), np.uint64)
+        digests = np.zeros(len(numbers), np.uint64)
         for unit in np.unique(numbers // per_unit).tolist():
             commit = dataset.commit_of(unit)
             kept = None if commit is None else commit.source_digests
             if commit is None or kept is None:
                 return None
             rows = numbers // per_unit == unit
-            found[rows] = kept[numbers[rows] - commit.first]
-        return found
+            digests[rows] = kept[numbers[rows] - commit.first]
+        return digests
 
     def labels(self) -> Labels | None:
         """Return the labels of all samples."""

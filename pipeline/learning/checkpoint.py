@@ -92,8 +92,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:  # safetensors words a full disk in its own way
         with contextlib.suppress(OSError):
             remove(partial)
-        there = checkpoints(run_dir)
-        begin = there[-1].name if there else "step 0"
+        kept = checkpoints(run_dir)
+        begin = kept[-1].name if kept else "step 0"
         raise DataError(
             f"{final}: got {error} while writing a checkpoint, allowed a disk with room for it. "
             f"Make room; the same command goes on from {begin}."

@@ -86,7 +86,7 @@ def apart(
         values: by name, such as a module's state.
         device: where to bring them first; None: they stay.
     """
-    found: dict[str, Tensor] = {}
+    separate: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, value in values.items():
         tensor = value if device is None else value.to(device)
@@ -95,5 +95,5 @@ def apart(
         if place and place in memory:
             tensor = tensor.clone()
         memory.add(place)
-        found[name] = tensor
-    return found
+        separate[name] = tensor
+    return separate

@@ -107,10 +107,10 @@ def check_shared(folder: Path, *, key: str) -> None:
     if rank_count() == 1:
         return
     token = decided_by_chief(lambda: _leave_token(folder))
-    there = _is_there(folder / token)
-    seen = _everyone((f"{folder.absolute()} on {socket.gethostname()}", there))
+    sees = _is_there(folder / token)
+    seen = _everyone((f"{folder.absolute()} on {socket.gethostname()}", sees))
     (folder / token).unlink(missing_ok=True)
-    blind = [f"{where} for rank {rank}" for rank, (where, there) in enumerate(seen) if not there]
+    blind = [f"{where} for rank {rank}" for rank, (where, sees) in enumerate(seen) if not sees]
     if blind:
         got = f"{seen[0][0]} for rank 0, but another folder, {', '.join(blind)}"
         hint = f"Give a path on storage that all machines share: --{key} /SHARED/RUN."
@@ -175,9 +175,9 @@ def _everyone(value: T) -> list[T]:
     """Return every rank's value, by rank."""
     if rank_count() == 1:
         return [value]
-    found: list[Any] = [None] * rank_count()
-    distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * rank_count()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def gathered_rows(values: torch.Tensor) -> torch.Tensor:

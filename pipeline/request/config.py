@@ -164,14 +164,14 @@ class PipelineConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = setting_problems(self.codec, layout_format=self.format)
+        problems = setting_problems(self.codec, layout_format=self.format)
         if self.device == "cuda" and self.gpus_per_actor == 0:
             hint = "Try --gpus_per_actor 1."
-            found.append(Problem("gpus_per_actor", "0 with device cuda", "more than 0", hint))
+            problems.append(Problem("gpus_per_actor", "0 with device cuda", "more than 0", hint))
         if self.device == "cpu" and self.gpus_per_actor > 0:
             hint = "Remove it, or set --device cuda."
-            found.append(Problem("gpus_per_actor", "GPUs with device cpu", "0", hint))
-        return found
+            problems.append(Problem("gpus_per_actor", "GPUs with device cpu", "0", hint))
+        return problems
 
 
 @dataclass(kw_only=True)
@@ -227,8 +227,8 @@ class SynthesizeConfig(OfflineConfig):
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = super().problems()
+        problems = super().problems()
         if self.samples is None:
             hint = "Try --samples 50000."
-            found.append(Problem("samples", "null", "a count: a generator has no end", hint))
-        return found
+            problems.append(Problem("samples", "null", "a count: a generator has no end", hint))
+        return problems

@@ -45,9 +45,9 @@ def read(path: str, count: int, size: tuple[int, int]) -> tuple[np.ndarray, np.n
     """
     source = _source(path)
     numbers = draw_labelled(len(source), count=count, seed=0)
-    found = read_labelled(source, config=ImageConfig(), size=size, numbers=numbers)
-    known = found.labels is not None and bool((found.labels >= 0).all())
-    return found.images, found.labels if known else None
+    labelled = read_labelled(source, config=ImageConfig(), size=size, numbers=numbers)
+    known = labelled.labels is not None and bool((labelled.labels >= 0).all())
+    return labelled.images, labelled.labels if known else None
 
 
 def _source(path: str) -> ImageSource:
@@ -94,9 +94,9 @@ def measure(
             settings={name: value for name, value in settings.items() if name != "seed"},
         )  # fmt: skip
 
-    found = measure_teacher.measure(
+    measured = measure_teacher.measure(
         opened, images, labels, modes=teacher_class(kind, part=part).modes, levels=levels,
         taps=taps, extractor=extractor,
     )  # fmt: skip
-    told = measure_teacher.format_measured(found, extractor)
-    return told, partial(measure_teacher.write_sheet, found.sheet) if found.sheet else None
+    told = measure_teacher.format_measured(measured, extractor)
+    return told, partial(measure_teacher.write_sheet, measured.sheet) if measured.sheet else None

@@ -22,16 +22,16 @@ def by_key(setting: CodecSetting) -> dict[str, str]:
 
 def setting_problems(setting: CodecSetting, *, layout_format: str) -> list[Problem]:
     """List codecs that do not exist, or not in the format; what they are for is not looked at."""
-    found = []
+    problems = []
     for key, name in by_key(setting).items():
         codec = find_codec(name)
         where = "codec" if isinstance(setting, str) else f"codec.{key}"
         if codec is None:
-            found.append(Problem(where, repr(name), ALLOWED, "Try int8."))
+            problems.append(Problem(where, repr(name), ALLOWED, "Try int8."))
         elif layout_format == "tar" and isinstance(codec, CompressedCodec):
             allowed = "one without compression in format tar"
-            found.append(Problem(where, repr(name), allowed, f"Try {codec.inner.name}."))
-    return found
+            problems.append(Problem(where, repr(name), allowed, f"Try {codec.inner.name}."))
+    return problems
 
 
 def choose_codecs(levels: Sequence[Level], setting: CodecSetting = FALLBACK) -> dict[str, str]:

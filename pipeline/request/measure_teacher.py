@@ -90,33 +90,33 @@ def measure(
     # The next image of a reconstruction's is to be any other: sources are often sorted.
     order = generator(0, 0, 0, "measure-order").permutation(len(images))
     images, labels = images[order], None if labels is None else labels[order]
-    found = Measured(images=len(images))
+    measured = Measured(images=len(images))
     extract = quality.open_extractor(extractor) if "synthesize" in modes else None
     if "encode" in modes and labels is not None:
-        found.probes = _probes(open_one("encode", levels), images, labels)
+        measured.probes = _probes(open_one("encode", levels), images, labels)
     if "encode" in modes and IMAGE in taps:
-        found.relative_l1, found.sheet = _rebuilt(open_one("encode", [IMAGE]), images)
+        measured.relative_l1, measured.sheet = _rebuilt(open_one("encode", [IMAGE]), images)
     if extract is not None:
-        found.distances = _distances(open_one("synthesize", levels), images, extract)
-    if not (found.probes or found.sheet or found.distances):
+        measured.distances = _distances(open_one("synthesize", levels), images, extract)
+    if not (measured.probes or measured.sheet or measured.distances):
         hint = "Its features are probed with labels: give a source that has them."
         raise ConfigError(Problem("images", "no labels", "labels, for a teacher that looks", hint))
-    return found
+    return measured
 
 
-def format_measured(found: Measured, extractor: str) -> str:
+def format_measured(measured: Measured, extractor: str) -> str:
     """Lay the figures out as text."""
-    lines = [f"measured on {found.images} images"]
-    if found.probes:
+    lines = [f"measured on {measured.images} images"]
+    if measured.probes:
         lines.append(f"linear probe, % of images found by {FOLDS} probes each fitted to the others")
         lines.append(f"{'level':<22}" + "".join(f"{name:>20}" for name in CELLS))
-        for level, row in found.probes.items():
+        for level, row in measured.probes.items():
             cells = (f"{row[name]:.1f}" if name in row else "-" for name in CELLS)
             lines.append(f"{level:<22}" + "".join(f"{cell:>20}" for cell in cells))
-    if found.relative_l1 is not None:
-        error = found.relative_l1
+    if measured.relative_l1 is not None:
+        error = measured.relative_l1
         lines.append(f"relative L1 error of reconstructions: {error:.4f} (1: as far as another's)")
-    for name, value in found.distances.items():
+    for name, value in measured.distances.items():
         lines.append(f"{name} of as many samples ({extractor}): {value:.4g}")
     return "\n".join(lines)
 
@@ -202,11 +202,11 @@ def _distances(
             drawn.append(image)
             progress.update(min(BATCH, len(images) - start))
     theirs, ours = extract(images), extract(np.concatenate(drawn)[: len(images)])
-    found: dict[str, Any] = {
+    distances: dict[str, Any] = {
         "Fréchet distance": quality.frechet_distance(theirs, ours),
         "kernel distance": quality.kernel_distance(theirs, ours),
     }
     if (logits := getattr(extract, "logits", None)) is not None:
         mean, spread = quality.inception_score(logits(ours), parts=PUBLISHED)
-        found |= {"Inception Score": mean, "deviation of the Inception Score": spread}
-    return found
+        distances |= {"Inception Score": mean, "deviation of the Inception Score": spread}
+    return distances

@@ -72,13 +72,13 @@ def main(argv: Sequence[str]) -> int:
     )
     config = load_config(cls, words, prog="dreamshard plan", description=description)
     begin(f"plan: {verb} {config.name}")
-    found = _look(config.settled())
+    plan = _look(config.settled())
     if "--json" in argv:
         from storage.verbs.commands import print_json
 
-        print_json({"schema": SCHEMA, "verb": verb, **found.as_json()})
+        print_json({"schema": SCHEMA, "verb": verb, **plan.as_json()})
     else:
-        sys.stdout.write("\n".join(found.lines()) + "\n")
+        sys.stdout.write("\n".join(plan.lines()) + "\n")
     return 0
 
 

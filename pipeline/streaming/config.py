@@ -139,44 +139,44 @@ class StreamConfig(PipelineConfig):
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = super().problems()
+        problems = super().problems()
         names = self.codec.values() if isinstance(self.codec, dict) else [self.codec]
         codecs = [find_codec(name) for name in names]
         if any(codec is not None and codec.learned for codec in codecs):
             allowed = "a codec that needs no fit: float16 | float32 | bfloat16 | int8 | int4"
-            found.append(Problem("codec", repr(self.codec), allowed, "Try --codec int8."))
+            problems.append(Problem("codec", repr(self.codec), allowed, "Try --codec int8."))
         if self.window < 1:
             allowed = "1 or more micro-batches"
             hint = f"Try --window {max(4, 2 * self.actors)}."
-            found.append(Problem("window", str(self.window), allowed, hint))
+            problems.append(Problem("window", str(self.window), allowed, hint))
         if self.fresh_noise and self.keep:
             hint = "Shards hold one draw of the noise: set one of the two to false."
-            found.append(Problem("keep", "true with fresh_noise", "one of them", hint))
+            problems.append(Problem("keep", "true with fresh_noise", "one of them", hint))
         if self.fresh_noise and self.mode == "synthesize":
             hint = "A generator draws new samples anyway: leave samples at null."
-            found.append(Problem("fresh_noise", "true with mode synthesize", "false", hint))
+            problems.append(Problem("fresh_noise", "true with mode synthesize", "false", hint))
         if self.mixup:
-            found += self._mixup_problems()
+            problems += self._mixup_problems()
         if self.keep and self.mode == "synthesize" and self.samples is None:
             hint = "Try --samples 50000: later epochs then read what the first one made."
-            found.append(Problem("samples", "null with keep", "a count", hint))
-        return found
+            problems.append(Problem("samples", "null with keep", "a count", hint))
+        return problems
 
     def _mixup_problems(self) -> list[Problem]:
         """Say why the images cannot be mixed: none are encoded now, or they are kept."""
-        found, others = [], [part.mode for part in self.mix if part.mode != "encode"]
+        problems, others = [], [part.mode for part in self.mix if part.mode != "encode"]
         if self.keep:
             hint = "Set one of the two to false."
-            found.append(Problem("mixup", "true with keep", "false: shards hold images", hint))
+            problems.append(Problem("mixup", "true with keep", "false: shards hold images", hint))
         if self.mode == "synthesize" or others:
             got = f"true with mode {others[0] if others else self.mode}"
             hint = "Only images that a teacher encodes now can be mixed before it."
-            found.append(Problem("mixup", got, "false, or mode encode throughout", hint))
+            problems.append(Problem("mixup", got, "false, or mode encode throughout", hint))
         kinds = [self.source.kind, *(part.source.kind for part in self.mix)]
         if LATENTS in kinds:
             allowed = "false: the teacher starts from latents, and sees no image"
-            found.append(Problem("mixup", f"true with source.kind {LATENTS}", allowed))
-        return found
+            problems.append(Problem("mixup", f"true with source.kind {LATENTS}", allowed))
+        return problems
 
     def settled(self) -> Self:
         """Return the settings with every local path absolute, those in mix included."""

@@ -99,10 +99,10 @@ class Order:
         runs = self.num_samples // self.micro_batch
         slots, rows = np.divmod(offsets, self.micro_batch)
         whole = slots < runs  # the short run at the end of an epoch stays there
-        found = offsets.copy()
+        samples = offsets.copy()
         moved = self._stream.at(epochs[whole] * runs + slots[whole])
-        found[whole] = moved * self.micro_batch + rows[whole]
-        return found
+        samples[whole] = moved * self.micro_batch + rows[whole]
+        return samples
 
     def home(self, batch: MicroBatch) -> int | None:
         """Number a micro-batch's unit in the order of this epoch; None unless units fill up."""

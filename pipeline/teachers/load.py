@@ -65,19 +65,19 @@ def teacher_class(kind: str, *, mode: Mode | None = None, part: str = "") -> Tea
     """
     known = parts_of(kind)
     if "" in known:
-        found = known[""]
+        chosen = known[""]
         if part and kind in TEACHERS:
             raise ConfigError(Problem("part", part, f"nothing: {kind} is one network"))
     elif part and part not in known:
         raise ConfigError(Problem("part", part, f"{' | '.join(known)} for {kind}"))
     else:
         able = (cls for cls in known.values() if mode is None or mode in cls.modes)
-        found = known[part] if part else next(able, known["generator"])
-    if mode is not None and mode not in found.modes:
+        chosen = known[part] if part else next(able, known["generator"])
+    if mode is not None and mode not in chosen.modes:
         got = f"{kind} ({part}) for {mode}" if part else f"{kind} for {mode}"
-        key, allowed = ("part" if part else "kind"), f"{' | '.join(found.modes)} for this teacher"
+        key, allowed = ("part" if part else "kind"), f"{' | '.join(chosen.modes)} for this teacher"
         raise ConfigError(Problem(key, got, allowed))
-    return found
+    return chosen
 
 
 def _find(kind: str, name: str, table: Mapping[str, str]) -> TeacherClass:

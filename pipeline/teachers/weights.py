@@ -68,16 +68,16 @@ def find_weights(folder: Path, stem: str = "diffusion_pytorch_model") -> tuple[P
         the index is missing.
     """
     for suffix in (*SAFE, ".bin"):
-        found = _of_variants(folder, stem, suffix)
-        variant = "" if "" in found else next(iter(found), "")
-        if "" not in found and len(found) > 1:
-            names = ", ".join(sorted(path.name for path in found.values()))
+        by_variant = _of_variants(folder, stem, suffix)
+        variant = "" if "" in by_variant else next(iter(by_variant), "")
+        if "" not in by_variant and len(by_variant) > 1:
+            names = ", ".join(sorted(path.name for path in by_variant.values()))
             raise TeacherError(
                 f"{folder}: got {names}, allowed one variant, or one plain {stem}{suffix}. "
                 "Move away those you do not want."
             )
-        if found:
-            path = found[variant]
+        if by_variant:
+            path = by_variant[variant]
             return _parts(folder, path) if path.suffix == ".json" else (path,)
     others = sorted(path.name for path in folder.glob("*") if path.suffix in SAFE + PICKLED)
     hint = f"Found only {', '.join(others)[:200]}." if others else "Is it the folder?"
@@ -88,12 +88,12 @@ def _of_variants(folder: Path, stem: str, suffix: str) -> dict[str, Path]:
     """Return variant ("" for none) -> its one file, else its index."""
     name = rf"{re.escape(stem)}(?:\.(?P<variant>\w+))?{re.escape(suffix)}"
     index = rf"{re.escape(stem)}{re.escape(suffix)}\.index(?:\.(?P<variant>\w+))?\.json"
-    found: dict[str, Path] = {}
+    by_variant: dict[str, Path] = {}
     for pattern in (index, name):  # a whole file wins over an index
         for path in sorted(folder.glob(f"{glob.escape(stem)}*")):
             if (match := re.fullmatch(pattern, path.name)) and path.is_file():
-                found[match["variant"] or ""] = path
-    return found
+                by_variant[match["variant"] or ""] = path
+    return by_variant
 
 
 def _parts(folder: Path, index: Path) -> tuple[Path, ...]:
@@ -276,11 +276,11 @@ def count_numbered(names: Iterable[str], pattern: str) -> int:
 
     Raises: ValueError if these are not 0, 1, 2 ...: a last number alone counts nothing.
     """
-    found = {int(match[1]) for name in names if (match := re.match(pattern, name))}
-    if not found or max(found) != len(found) - 1:
-        told = f"{len(found)} numbers up to {max(found, default=None)}"
+    numbers = {int(match[1]) for name in names if (match := re.match(pattern, name))}
+    if not numbers or max(numbers) != len(numbers) - 1:
+        told = f"{len(numbers)} numbers up to {max(numbers, default=None)}"
         raise ValueError(f"{pattern} finds {told}, not 0, 1, 2 ...")
-    return len(found)
+    return len(numbers)
 
 
 def unbuilt(make: Callable[[], Any], *, where: str) -> Any:

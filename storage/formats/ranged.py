@@ -63,16 +63,16 @@ class RangedChunks:
     def close(self) -> None:
         """Do nothing: nothing is open."""
 
-    def _checked(self, spec: ArraySpec, found: Range) -> Range:
+    def _checked(self, spec: ArraySpec, place: Range) -> Range:
         """Refuse a place of more or fewer bytes than a row has, or an image may have."""
-        key, start, stop = found
+        key, start, stop = place
         packed, size = spec.compression == "png", stop - start
         if size > 2 * spec.row_bytes + _SPARE or (not packed and size != spec.row_bytes):
             raise DataError(
                 f"{self._files.path(key)}: got a row of {size} bytes for {spec.name}, allowed "
                 f"{spec.row_bytes}. Run `dreamshard verify --repair {self._files.url}`."
             )
-        return found
+        return place
 
     def _read(self, wanted: Sequence[Range]) -> list[bytes]:
         """Fetch ranges, those that lie together at once."""
@@ -91,8 +91,8 @@ class RangedChunks:
                 f"{self._files.url}: got no {error}, allowed a file of every unit. Run `dreamshard "
                 f"verify --repair {self._files.url}`."
             ) from None
-        found = []
+        pieces = []
         for one in wanted:
             first = spans[span_of[one]][1]
-            found.append(blocks[span_of[one]][one[1] - first : one[2] - first])
-        return found
+            pieces.append(blocks[span_of[one]][one[1] - first : one[2] - first])
+        return pieces

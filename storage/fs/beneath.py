@@ -192,12 +192,12 @@ def scan(root: str, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         path = f"{root}/{key}" if key else root
         try:
             with os.scandir(path) as entries:
-                found = list(entries)
+                children = list(entries)
         except (FileNotFoundError, NotADirectoryError):
             continue  # gone meanwhile
         except OSError as error:
             raise refused(path, "list", error) from error
-        for entry in found:
+        for entry in children:
             below = f"{key}/{entry.name}" if key else entry.name
             yield below, entry
             if entry.is_dir(follow_symlinks=False):
@@ -229,8 +229,8 @@ def remove_tree(root: str, prefix: str) -> None:
 def prune(root: str, prefix: str) -> None:
     """Remove empty folders below and at a prefix."""
     try:
-        found = scan(root, prefix)
-        folders = [key for key, entry in found if entry.is_dir(follow_symlinks=False)]
+        entries = scan(root, prefix)
+        folders = [key for key, entry in entries if entry.is_dir(follow_symlinks=False)]
     except DataError:
         return  # empty or not: it cannot be seen
     for key in reversed([prefix, *folders] if prefix else folders):

@@ -170,7 +170,7 @@ class Objects:
             paths = [self._path(key) for key, _, _ in wanted]
             starts, stops = ([one[n] for one in wanted] for n in (1, 2))
             try:
-                found = fs.cat_ranges(paths, starts, stops, on_error="raise")
+                blocks = fs.cat_ranges(paths, starts, stops, on_error="raise")
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -179,9 +179,9 @@ class Objects:
                     f"{', '.join(sorted({key for key, _, _ in wanted})[:3])}. Run `dreamshard "
                     f"verify --repair {self.url}`."
                 ) from None
-            for (key, start, stop), data in zip(wanted, found, strict=True):
+            for (key, start, stop), data in zip(wanted, blocks, strict=True):
                 self._check_size(key, len(data), stop - start)
-            return found
+            return blocks
 
         return self._retry("read", wanted[0][0] if wanted else "", attempt)
 

@@ -218,10 +218,10 @@ def staging_folder() -> str:
     if process not in _made:
         parent = Path(tempfile.gettempdir()) / f"dreamshard-staging-{os.getuid()}"
         parent.mkdir(mode=0o700, exist_ok=True)
-        found = parent.lstat()  # everybody may write beside it
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        entry = parent.lstat()  # everybody may write beside it
+        if not stat.S_ISDIR(entry.st_mode) or entry.st_uid != os.getuid():
             raise DataError(
-                f"{parent}: got {kind_of(found.st_mode)} of user {found.st_uid}, allowed a folder "
+                f"{parent}: got {kind_of(entry.st_mode)} of user {entry.st_uid}, allowed a folder "
                 "of one's own. Remove it, or set TMPDIR to a folder that is yours."
             )
         for folder in parent.iterdir():

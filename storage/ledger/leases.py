@@ -147,8 +147,8 @@ def watch_until_known(datasets: Sequence[Files]) -> None:
     """
 
     def unknown(files: Files) -> bool:
-        found = [_state(files, lease) == UNKNOWN for lease in _leases(files)]
-        return any((*found, unknown_claims(files), holds.unknown(files)))  # each is looked at
+        leases = [_state(files, lease) == UNKNOWN for lease in _leases(files)]
+        return any((*leases, unknown_claims(files), holds.unknown(files)))  # each is looked at
 
     watched = [files for files in datasets if unknown(files)]
     if watched:

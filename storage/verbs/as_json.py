@@ -98,10 +98,10 @@ def verified(dataset: Dataset, report: Report) -> dict[str, Any]:
     damaged and unreadable (lists of path, problem, unit, by_hand), missing (units), notes,
     unsealed.
     """
-    found = dataclasses.asdict(report)
-    damaged, unreadable = found.pop("findings"), found.pop("unreadable")
+    content = dataclasses.asdict(report)
+    damaged, unreadable = content.pop("findings"), content.pop("unreadable")
     whole = not damaged and not unreadable
-    told = {"schema": SCHEMA, "url": dataset.url, "whole": whole, **found}
+    told = {"schema": SCHEMA, "url": dataset.url, "whole": whole, **content}
     return told | {"damaged": damaged, "unreadable": unreadable}
 
 

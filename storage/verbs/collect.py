@@ -146,10 +146,10 @@ def _remove_strays(dataset: Dataset, keys: Sequence[str]) -> int:
 
 def _holders(files: Files, *, pinned: bool = True) -> tuple[str, ...]:
     """Say what keeps a dataset from being removed."""
-    found = [f"pinned ({', '.join(names)})"] if pinned and (names := pins(files)) else []
-    found += ["a link to somewhere else"] * files.is_link("")
-    found += [f"read by {', '.join(names)}"] if (names := readers(files)) else []
-    return (*found, *["a run is at work on it"] * has_live_run(files))
+    holders = [f"pinned ({', '.join(names)})"] if pinned and (names := pins(files)) else []
+    holders += ["a link to somewhere else"] * files.is_link("")
+    holders += [f"read by {', '.join(names)}"] if (names := readers(files)) else []
+    return (*holders, *["a run is at work on it"] * has_live_run(files))
 
 
 def _entries(root: str) -> Iterator[_Entry]:

@@ -222,8 +222,8 @@ def _statistics(snapshot: Snapshot, count: int) -> list[LevelStatistics]:
 def _statistics_table(snapshot: Snapshot, count: int) -> Table:
     names = ("level", "mean", "std", "min", "max", "zeros", "dead channels", "norm")
     table = Table(*names, box=None)
-    found = _statistics(snapshot, count)
-    for facts in found:
+    levels = _statistics(snapshot, count)
+    for facts in levels:
         numbers = (facts.mean, facts.std, facts.low, facts.high)
         table.add_row(
             facts.name,
@@ -232,7 +232,7 @@ def _statistics_table(snapshot: Snapshot, count: int) -> Table:
             str(facts.dead),
             f"{facts.norm:.4g}",
         )
-    samples = max((facts.samples for facts in found), default=0)
+    samples = max((facts.samples for facts in levels), default=0)
     table.caption = f"over {samples:,} samples, evenly spread; norm: over the channels"
     return table
 

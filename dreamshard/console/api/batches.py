@@ -113,11 +113,11 @@ class TorchBatches:
     def _tensors(self, rows: Any, count: int) -> TorchBatch:
         """Bring the first `count` rows to the device; the others are the next pass's."""
         arrays = {name: values[:count] for name, values in rows.levels.items()}
-        found = {}
+        features = {}
         for level in self.levels:
             decode = self._decoders.get(level.name)
             plain = torch.from_numpy(arrays[level.name]) if decode is None else decode(arrays)
-            found[level.name] = plain.to(self._device)
+            features[level.name] = plain.to(self._device)
         images = None
         if rows.image is not None:
             stored = torch.from_numpy(rows.image[:count]).to(self._device)
@@ -126,4 +126,4 @@ class TorchBatches:
         if rows.label is not None:
             label = torch.from_numpy(rows.label[:count]).to(self._device)
         index = torch.from_numpy(rows.index[:count].copy())
-        return TorchBatch(images, ByLevel(found, self.levels), label, index)
+        return TorchBatch(images, ByLevel(features, self.levels), label, index)

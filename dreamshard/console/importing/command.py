@@ -71,12 +71,12 @@ class Import:
         for teacher in shards.teachers:
             where = shards.where(teacher, 0)
             first = self._features(teacher, [0])[0]
-            found = levels_of(first, image_size=image_size, where=where)
-            self.levels[teacher] = {level.name: level for level in found}
+            levels = levels_of(first, image_size=image_size, where=where)
+            self.levels[teacher] = {level.name: level for level in levels}
         for column, places in shards.places.items():
             most = int(places[0, 2]) + SPARE
             self.limits[column] = MAX_MEMBER if column == IMAGES else most
-        self.every = [level for found in self.levels.values() for level in found.values()]
+        self.every = [level for levels in self.levels.values() for level in levels.values()]
 
     def recipe(self, name: str, *, samples_per_unit: int = 0) -> Recipe:
         """Write down what decides the dataset's bytes."""
@@ -166,22 +166,22 @@ class Import:
     def _images(
         self, samples: list[int], *, size: tuple[int, int] | None = None
     ) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         for sample, data in zip(
             samples,
             self.shards.read(IMAGES, samples, limit=self.limits[IMAGES]),
             strict=True,
         ):
             where = self.shards.where(IMAGES, sample)
-            found.append(image_of(data, where=where))
-            height, width = found[-1].shape[:2]
-            if (height, width) != (size or found[0].shape[:2]):
-                allowed = "x".join(map(str, size or found[0].shape[:2]))
+            images.append(image_of(data, where=where))
+            height, width = images[-1].shape[:2]
+            if (height, width) != (size or images[0].shape[:2]):
+                allowed = "x".join(map(str, size or images[0].shape[:2]))
                 raise DataError(
                     f"{where}: got {height}x{width} pixels, allowed {allowed} as in the first "
                     "sample. Leave images out with --no_images and --image_size."
                 )
-        return found
+        return images
 
 
 def main(argv: Sequence[str]) -> int:
@@ -201,17 +201,17 @@ def main(argv: Sequence[str]) -> int:
     )
     for line in shards.passed.lines():
         stage(f"passed over: {line}")
-    found = Import(shards, tokens=tokens, image_size=size)
+    importer = Import(shards, tokens=tokens, image_size=size)
     dataset = Dataset.create(
         options.root,
-        found.recipe(options.name, samples_per_unit=options.samples_per_unit),
-        levels=found.every,
-        image_size=found.image_size,
+        importer.recipe(options.name, samples_per_unit=options.samples_per_unit),
+        levels=importer.every,
+        image_size=importer.image_size,
         pins=Pins(micro_batch=1, compute_dtype="unknown", device="unknown", threads=1),
         extra={"licence": options.licence, "imported_from": redact_line(options.folder)},
-        images=found.images,
+        images=importer.images,
     )
-    done = found.run(dataset)
+    done = importer.run(dataset)
     state = f"{done:,} samples imported" if done else "already there, nothing to import"
     sys.stdout.write(
         f"{dataset.url}: {state}.\nnext: dreamshard inspect {shlex.quote(dataset.url)}\n"
@@ -229,8 +229,8 @@ def _sides(text: str | None, *, key: str) -> tuple[int, int] | None:
     """Read `16x24` or `16`: rows and columns, or height and width."""
     if text is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)
-    sides = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not all(side in SIDES for side in sides):
         raise ConfigError(Problem(key, repr(text), "one number, or two such as 16x24"))
     return sides

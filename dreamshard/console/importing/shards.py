@@ -211,17 +211,17 @@ def _chosen(
     passed: Passed,
 ) -> list[Column]:
     """Return the columns that are meant: teachers by name, then the images."""
-    there = sorted(name for name in columns if name != IMAGES)
-    if not there:
+    present = sorted(name for name in columns if name != IMAGES)
+    if not present:
         hint = "; ".join(
             ["Look at --shards and at the names inside the tar files.", *passed.lines()]
         )
         allowed = f"KEY.TEACHER.{FEATURES} in tar files named {pattern}"
         raise ConfigError(Problem("FOLDER", f"{url} without features", allowed, hint))
-    wanted = there if teachers is None else list(dict.fromkeys(teachers))
-    if lost := [name for name in wanted if name not in there] or (["none"] if not wanted else []):
-        raise ConfigError(Problem("teachers", ", ".join(lost), ", ".join(there)))
-    for name in there:
+    wanted = present if teachers is None else list(dict.fromkeys(teachers))
+    if lost := [name for name in wanted if name not in present] or (["none"] if not wanted else []):
+        raise ConfigError(Problem("teachers", ", ".join(lost), ", ".join(present)))
+    for name in present:
         if name not in wanted:
             passed.add("teachers that --teachers leaves out", name)
     return [columns[name] for name in [*wanted, *([IMAGES] if IMAGES in columns else [])]]

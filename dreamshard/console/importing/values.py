@@ -49,10 +49,10 @@ class Tokens:
                 f"{where}: {name}: got {len(values)} tokens, allowed {self.prefix} before {shown} "
                 "of cells. Say --prefix_tokens 1 where the first is a class token, or --grid RxC."
             )
-        found = {name: values[self.prefix :].T.reshape(-1, rows, columns)}
+        parts = {name: values[self.prefix :].T.reshape(-1, rows, columns)}
         for number, token in enumerate(values[: self.prefix]):
-            found[f"{name}.{f'{REGISTER}{number}' if number else CLASS}"] = token
-        return found
+            parts[f"{name}.{f'{REGISTER}{number}' if number else CLASS}"] = token
+        return parts
 
 
 def sample_values(data: bytes, *, teacher: str, tokens: Tokens, where: str) -> Tensors:
@@ -61,7 +61,7 @@ def sample_values(data: bytes, *, teacher: str, tokens: Tokens, where: str) -> T
     Raises:
         DataError: damaged bytes, nothing in them, or tensors that are no maps, tokens or vectors.
     """
-    found: Tensors = {}
+    tensors: Tensors = {}
     for name, (kind, values) in sorted(unpack_safetensors(data, where=where).items()):
         if kind not in CODECS or not 1 <= values.ndim <= 3 or not values.size:
             raise DataError(
@@ -70,12 +70,12 @@ def sample_values(data: bytes, *, teacher: str, tokens: Tokens, where: str) -> T
             )
         level = f"{teacher}.{name}"
         parts = tokens.split(level, values, where=where) if values.ndim == 2 else {level: values}
-        if twice := parts.keys() & found.keys():
+        if twice := parts.keys() & tensors.keys():
             raise DataError(f"{where}: got the level {min(twice)!r} twice, allowed once.")
-        found |= {part: (kind, one) for part, one in parts.items()}
-    if not found:
+        tensors |= {part: (kind, one) for part, one in parts.items()}
+    if not tensors:
         raise DataError(f"{where}: got no tensor, allowed one or more.")
-    return found
+    return tensors
 
 
 def levels_of(tensors: Tensors, *, image_size: tuple[int, int], where: str) -> list[Level]:
@@ -141,5 +141,5 @@ def image_of(data: bytes, *, where: str) -> np.ndarray:
         raise DataError(f"{where}: got an image that cannot be used ({error}).") from None
 
 
-def _told(found: tuple[str, tuple[int, ...]] | None) -> str:
-    return "nothing" if found is None else f"{found[0]} {list(found[1])}"
+def _told(kind_and_shape: tuple[str, tuple[int, ...]] | None) -> str:
+    return "nothing" if kind_and_shape is None else f"{kind_and_shape[0]} {list(kind_and_shape[1])}"

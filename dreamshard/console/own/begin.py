@@ -251,11 +251,11 @@ def _dataset(path: str) -> Dataset | None:
     from storage.ledger.description import KEY
 
     if "://" in path:
-        there = open_files(path).size(KEY) is not None
+        is_dataset = open_files(path).size(KEY) is not None
     else:  # images are there themselves; what is not may be ROOT/NAME
-        there = (Path(path) / KEY).is_file() or not Path(path).exists()
+        is_dataset = (Path(path) / KEY).is_file() or not Path(path).exists()
     try:
-        return find_dataset(path) if there else None
+        return find_dataset(path) if is_dataset else None
     except DataError as error:
         if ", allowed one." in str(error):
             raise

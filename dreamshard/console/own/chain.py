@@ -183,11 +183,11 @@ def one_of_several(settings: Any) -> list[str]:
             find_dataset(name)
         return []
     except DataError:
-        found = named_datasets(name)
-    if len(found) < 2:
+        datasets = named_datasets(name)
+    if len(datasets) < 2:
         return []  # there is none: the stage says so
-    newest = max(found, key=lambda dataset: dataset.about.created)
-    stage(f"run: {len(found)} datasets are called {name}; the newest is taken: {newest.url}")
+    newest = max(datasets, key=lambda dataset: dataset.about.created)
+    stage(f"run: {len(datasets)} datasets are called {name}; the newest is taken: {newest.url}")
     return [f"--data.dataset={newest.url}"]
 
 

@@ -67,23 +67,23 @@ class Seen:
         size = f"{low[0]}x{low[1]}" if (low == high).all() else f"{_by(low)} to {_by(high)}"
         kind = self.source.kind
         of = f" (four fifths of a {infer_kind(self.source.path)})" if self.parted else f" ({kind})"
-        found = [
+        lines = [
             f"{self.count:,} images in {self.source.path}{of}",
             f"{size} pixels (height x width), median short side {self.short_side}, "
             f"of {len(self.heights)} looked at",
         ]
         if self.classes:
             some = ", ".join(self.classes[:6]) + (" ..." if len(self.classes) > 6 else "")
-            found.append(f"{len(self.classes)} classes: {some}")
+            lines.append(f"{len(self.classes)} classes: {some}")
         else:
-            found.append("no labels: probes need some, features do not")
+            lines.append("no labels: probes need some, features do not")
         if self.heldout is not None:
             where = "a fifth of the images" if self.parted else self.heldout.path
-            found.append(f"{self.heldout_count:,} images to judge on: {where}")
+            lines.append(f"{self.heldout_count:,} images to judge on: {where}")
         if self.unreadable:
-            found.append(f"{self.unreadable} of {len(self.heights) + self.unreadable} looked at "
+            lines.append(f"{self.unreadable} of {len(self.heights) + self.unreadable} looked at "
                          "cannot be read; encoding names each and goes on")  # fmt: skip
-        return [*found, *(f"passed over: {line}" for line in self.passed)]
+        return [*lines, *(f"passed over: {line}" for line in self.passed)]
 
 
 def look(path: str, *, heldout: str = "") -> Seen:

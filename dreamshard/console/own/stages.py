@@ -39,8 +39,8 @@ def is_evaluated(settings: Any) -> bool:
     from dreamshard.redact import redact
 
     try:
-        found = read_json(results)
+        evaluated = read_json(results)
     except DataError:
         return False
     same = read_yaml(str(written))[0] == redact(to_dict(settings))
-    return same and all(task in found for task in settings.tasks)
+    return same and all(task in evaluated for task in settings.tasks)

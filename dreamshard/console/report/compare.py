@@ -23,13 +23,13 @@ def comparison() -> list[Callable[[Sequence[Material]], Section | list[Section] 
 def results(compared: Sequence[Material]) -> list[Section]:
     """Show, task by task, what every run's own student reached."""
     names = names_of(compared)
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    by_task: dict[str, dict[str, dict[str, float]]] = {}
     for name, material in zip(names, compared, strict=True):
         for task, result in task_results(material.results).items():
             row = figures(task, result).get(subject_of(result), {})
-            found.setdefault(task, {})[name] = row
+            by_task.setdefault(task, {})[name] = row
     sections = []
-    for task, rows in found.items():
+    for task, rows in by_task.items():
         section = Section(name=task, title=TITLES.get(task, task))
         lacking = [name for name in names if not rows.get(name)]
         section.text = f"Not evaluated so: {', '.join(lacking)}." if lacking else ""
@@ -122,8 +122,8 @@ def names_of(compared: Sequence[Material]) -> list[str]:
 
 
 def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return found
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return flat

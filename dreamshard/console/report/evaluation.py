@@ -52,9 +52,9 @@ def figures(task: str, result: Mapping[str, Any]) -> dict[str, dict[str, float]]
     A cell may be a number, hold one as `mean`, or hold several by name, which become columns of
     their own. What was not measured (null) is left out.
     """
-    found: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, row in result["rows"].items():
-        cells = found.setdefault(str(name), {})
+        cells = rows.setdefault(str(name), {})
         for column, cell in row.items() if isinstance(row, dict) else ():
             told = column if "=" in column else COLUMNS.get(task, "{}").format(column)
             if is_number(cell):
@@ -64,7 +64,7 @@ def figures(task: str, result: Mapping[str, Any]) -> dict[str, dict[str, float]]
             elif isinstance(cell, dict):
                 inner = {f"{column} {key}": value for key, value in cell.items()}
                 cells |= {key: float(value) for key, value in inner.items() if is_number(value)}
-    return found
+    return rows
 
 
 def subject_of(result: Mapping[str, Any]) -> str:
@@ -74,7 +74,7 @@ def subject_of(result: Mapping[str, Any]) -> str:
 
 def tasks(material: Material) -> list[Section]:
     """Show every task but the few-label probe, which has its own section."""
-    found = []
+    sections = []
     for name, result in task_results(material.results).items():
         if name == FEW_LABEL and material.probe is not None:
             continue
@@ -85,16 +85,16 @@ def tasks(material: Material) -> list[Section]:
             section.drawings.append(Drawing(svg.bars("Held-out images", drawn, ours=ours)))
         section.tables += kept_tables(material.results, name, ours) or [plain_table(rows, ours)]
         section.strips += _pictures(material, name)
-        found.append(section)
-    return found
+        sections.append(section)
+    return sections
 
 
 def kept_tables(results: Mapping[str, Any], task: str, ours: str) -> list[Table]:
     """Return a task's tables as `dreamshard evaluate` printed them; none of earlier versions."""
     kept = results.get("tables")
-    found = kept.get(task, []) if isinstance(kept, dict) else []
+    printed = kept.get(task, []) if isinstance(kept, dict) else []
     tables = []
-    for table in found:
+    for table in printed:
         rows = [
             Row([str(cell) for cell in line], ours=str(line[0]) == ours)
             for line in table["lines"]
@@ -121,7 +121,7 @@ def plain_table(rows: Mapping[str, Mapping[str, float]], ours: str) -> Table:
 
 def tiles(material: Material) -> list[Tile]:
     """Choose a headline number per task: the subject's best column, beside its best rival."""
-    found = []
+    chosen = []
     for name, result in task_results(material.results).items():
         if name == FEW_LABEL and material.probe is not None:
             continue
@@ -134,8 +134,8 @@ def tiles(material: Material) -> list[Tile]:
             row[column] for row_name, row in rows.items() if row_name != ours if column in row
         ]
         label = f"{ours}, {TITLES.get(name, name).lower()}, {column}"
-        found.append(compared(own[column], label, others))
-    return found
+        chosen.append(compared(own[column], label, others))
+    return chosen
 
 
 def _pictures(material: Material, task: str) -> list[Strip]:

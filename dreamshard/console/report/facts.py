@@ -23,31 +23,31 @@ LOOKED_AT = 64
 
 def few_label_tiles(material: Material) -> list[Tile]:
     """Choose the few-label probe's headline numbers."""
-    found = []
+    chosen = []
     if material.probe is not None:
         rows, subject = material.probe["rows"], material.probe["subject"]
         for shots, cell in rows[subject].items():
             others = [row[shots]["mean"] for name, row in rows.items() if name != subject]
             label = f"{subject}, {plural(shots, 'label')} per class"
-            found.append(compared(cell["mean"], label, others))
-    return found
+            chosen.append(compared(cell["mean"], label, others))
+    return chosen
 
 
 def tiles(material: Material) -> list[Tile]:
     """Choose the headline numbers of dataset and time."""
-    found = []
+    chosen = []
     if material.dataset is not None:
         from storage.verbs.inspect import summarize
 
         facts = summarize(material.dataset, max_errors=0)
         levels = plural(len(material.dataset.levels), "level")
         size = format_bytes(facts.stored_bytes)
-        found.append(Tile(f"{facts.samples:,}", f"images with {levels} of features, {size}"))
+        chosen.append(Tile(f"{facts.samples:,}", f"images with {levels} of features, {size}"))
     if material.seconds:
         total = sum(material.seconds.values())
         stages = plural(len(material.seconds), "stage")
-        found.append(Tile(f"{total / 60:.1f}", f"for {stages}, on this machine", "min"))
-    return found
+        chosen.append(Tile(f"{total / 60:.1f}", f"for {stages}, on this machine", "min"))
+    return chosen
 
 
 def made(material: Material) -> Section:
@@ -99,15 +99,15 @@ def statistics(material: Material) -> Section | None:
     samples = spread(snapshot, LOOKED_AT)
     rows = []
     for level in snapshot.levels:
-        found = level_statistics(snapshot, level, samples)
-        numbers = (found.mean, found.std, found.low, found.high, found.norm)
+        facts = level_statistics(snapshot, level, samples)
+        numbers = (facts.mean, facts.std, facts.low, facts.high, facts.norm)
         rows.append(
             Row(
                 [
                     level.name,
                     *(f"{number:.4g}" for number in numbers),
-                    f"{100 * found.zeros:.1f} %",
-                    f"{found.dead:,} of {level.shape[0] if level.shape else 1:,}",
+                    f"{100 * facts.zeros:.1f} %",
+                    f"{facts.dead:,} of {level.shape[0] if level.shape else 1:,}",
                 ]
             )
         )

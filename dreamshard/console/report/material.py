@@ -62,9 +62,9 @@ class Material:
     @property
     def probe(self) -> Mapping[str, Any] | None:
         """Return the few-label probe's result; None if it is not whole or was not asked for."""
-        found = self.results.get("few_label", self.results)
-        whole = isinstance(found, dict) and {"rows", "paired", "subject"} <= found.keys()
-        return found if whole else None
+        result = self.results.get("few_label", self.results)
+        whole = isinstance(result, dict) and {"rows", "paired", "subject"} <= result.keys()
+        return result if whole else None
 
 
 def seconds_of(material: Material, stage: str) -> float | None:
@@ -162,8 +162,8 @@ def _find_samples(pretrain: Run | None) -> Path | None:
     if pretrain is None:
         return None
     places = [Path(str(pretrain.stats.get("teacher", pretrain.path))), pretrain.path.parent]
-    found = (place / "samples.png" for place in places)
-    return next((picture for picture in found if picture.exists()), None)
+    pictures = (place / "samples.png" for place in places)
+    return next((picture for picture in pictures if picture.exists()), None)
 
 
 def _judged(evaluate: Run | None) -> Run | None:
@@ -181,12 +181,12 @@ def _judging(train: Run | None) -> Run | None:
     if train is None:
         return None
     beside = sorted(train.path.absolute().parent.glob(f"*/{RESULTS}"))[:MAX_BESIDE]
-    found = []
+    candidates = []
     for place in beside:
         student = read_json(place).get("student")
         if isinstance(student, str) and _same(Path(student), train.path):
-            found.append(read_run(place.parent))
-    runs = [run for run in found if run is not None and run.verb == "evaluate"]
+            candidates.append(read_run(place.parent))
+    runs = [run for run in candidates if run is not None and run.verb == "evaluate"]
     return max(runs, key=_age, default=None)
 
 

@@ -86,11 +86,11 @@ def read_run(path: Path) -> Run | None:
         return None
     lines = _text_of(history).splitlines()
     commands = tuple(line for line in lines if line.strip() and not line.startswith("#"))
-    found = _VERB.search(commands[-1]) if commands else None
+    match = _VERB.search(commands[-1]) if commands else None
     config = path / "config.resolved.yaml"
     return Run(
         path=path,
-        verb=found.group(1) if found else "",
+        verb=match.group(1) if match else "",
         commands=commands,
         config=_text_of(config) if config.exists() else "",
         environment=read_json(path / "environment.json"),

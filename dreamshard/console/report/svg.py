@@ -54,9 +54,9 @@ class Axis:
 
         locator = LogLocator(subs=(1, 2, 5)) if self.logarithmic else MaxNLocator(most)
         margin = 1e-9 * (self.high - self.low)
-        found = [float(value) for value in locator.tick_values(self.low, self.high)]
-        found = [value for value in found if self.low - margin <= value <= self.high + margin]
-        return found[:: max(1, -(-len(found) // (most + 2)))]
+        values = [float(value) for value in locator.tick_values(self.low, self.high)]
+        values = [value for value in values if self.low - margin <= value <= self.high + margin]
+        return values[:: max(1, -(-len(values) // (most + 2)))]
 
 
 def curves(

@@ -53,10 +53,10 @@ class Desk:
         shelf, name = self.shelf(query), query.get("level", "")
         number = whole(query, "d", most=len(self.places.datasets) - 1)
         with self._lock:
-            found = self._features.get((number, name))
-            if found is None or found.shelf is not shelf:
-                found = self._features[number, name] = self._open(shelf, name)
-            return found
+            features = self._features.get((number, name))
+            if features is None or features.shelf is not shelf:
+                features = self._features[number, name] = self._open(shelf, name)
+            return features
 
     def _open(self, shelf: Shelf, name: str) -> Features:
         for level in shelf.snapshot.levels:
@@ -163,8 +163,8 @@ def likeness(desk: Desk, query: Query) -> dict[str, Any]:
     chosen, of = samples_of(query, level.shelf), samples_of(query, level.shelf, "of")
     if not chosen or len(of) != 1:
         raise DataError("i, of: got no sample that is made, allowed one or more.")
-    found, best = level.likeness(of[0], y=share(query, "y"), x=share(query, "x"), among=chosen)
-    told = _by_number(chosen, found)
+    pictures, best = level.likeness(of[0], y=share(query, "y"), x=share(query, "x"), among=chosen)
+    told = _by_number(chosen, pictures)
     return told | {"best": dict(zip(map(str, chosen), best, strict=True))}
 
 
@@ -179,8 +179,8 @@ def neighbours(desk: Desk, query: Query) -> dict[str, Any]:
     of = samples_of(query, level.shelf, "of")
     if len(of) != 1:
         raise DataError("of: got no sample that is made, allowed one.")
-    found = level.neighbours(of[0], count=whole(query, "count", least=1, most=MAX_SHOWN))
-    return found | {"rows": level.shelf.rows(found["samples"])}
+    nearest = level.neighbours(of[0], count=whole(query, "count", least=1, most=MAX_SHOWN))
+    return nearest | {"rows": level.shelf.rows(nearest["samples"])}
 
 
 def same(desk: Desk, query: Query) -> dict[str, Any]:
@@ -188,8 +188,8 @@ def same(desk: Desk, query: Query) -> dict[str, Any]:
     ours, theirs = desk.shelf(query), desk.shelf(query, "e")
     chosen = samples_of(query, ours)
     keys = [row["key"] for row in ours.rows(chosen)]
-    found = theirs.same(keys, near=chosen)
-    return {"same": dict(zip(map(str, chosen), found, strict=True))}
+    matches = theirs.same(keys, near=chosen)
+    return {"same": dict(zip(map(str, chosen), matches, strict=True))}
 
 
 def run(desk: Desk, query: Query) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def run(desk: Desk, query: Query) -> dict[str, Any]:
     return told
 
 
-def _by_number(chosen: list[int], found: list[str]) -> dict[str, Any]:
-    return {"pictures": dict(zip(map(str, chosen), found, strict=True))}
+def _by_number(chosen: list[int], pictures: list[str]) -> dict[str, Any]:
+    return {"pictures": dict(zip(map(str, chosen), pictures, strict=True))}
 
 
 ANSWERS: dict[str, Callable[[Desk, Query], object]] = {

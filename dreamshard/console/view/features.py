@@ -177,10 +177,10 @@ class Features:
             if lacking:
                 rows = self._read(np.array(lacking)).astype(np.float32)
                 self._kept |= {n: row.copy() for n, row in zip(lacking, rows, strict=True)}
-            found = np.stack([self._kept[n] for n in numbers.tolist()])
+            values = np.stack([self._kept[n] for n in numbers.tolist()])
             for n in list(self._kept)[: -max(1, MAX_KEPT // max(1, self.row_bytes))]:
                 del self._kept[n]
-        return found
+        return values
 
 
 def images(shelf: Shelf, samples: Sequence[int]) -> list[str]:

@@ -43,7 +43,7 @@ class Places:
             "students": self.students,
             "that cannot be opened": self.damaged,
         }
-        return ", ".join(f"{len(found)} {name}" for name, found in counts.items() if found)
+        return ", ".join(f"{len(listed)} {name}" for name, listed in counts.items() if listed)
 
 
 def find_places(named: Sequence[str]) -> Places:
@@ -105,11 +105,11 @@ def _folders(folder: Path) -> Iterator[Path]:
 def _look_at(url: str, places: Places) -> None:
     """Add the datasets under a URL, or the one dataset that it names."""
     try:
-        found = list(list_datasets(url))
+        listed = list(list_datasets(url))
     except DataError:
         places.datasets.append(find_dataset(url))
         return
-    for place, about in found:
+    for place, about in listed:
         if isinstance(about, DataError):
             places.damaged.append(str(about))
         else:

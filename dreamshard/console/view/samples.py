@@ -85,8 +85,8 @@ class Shelf:
             total = self.snapshot.num_samples
             chosen = list(range(min(first, total), min(first + count, total)))
         else:
-            found = self._matching(wanted)
-            total, chosen = len(found), found[first : first + count].tolist()
+            matching = self._matching(wanted)
+            total, chosen = len(matching), matching[first : first + count].tolist()
         return {"total": total, "rows": self.rows(chosen)}
 
     def rows(self, samples: Sequence[int]) -> list[dict[str, Any]]:
@@ -111,19 +111,19 @@ class Shelf:
             near: where each would be if both datasets had one order; that is looked at first.
         """
         size, total = self.snapshot.samples_per_unit, self.snapshot.num_samples
-        found: list[int | None] = []
+        matches: list[int | None] = []
         for key, index in zip(keys, near, strict=True):
             commit = self.commit(index // size) if 0 <= index < total else None
             row = index - commit.first if commit is not None else -1
-            there = commit is not None and 0 <= row < commit.count and commit.keys[row] == key
-            found.append(index if there else None)
-        left = [number for number, index in enumerate(found) if index is None and keys[number]]
+            is_same = commit is not None and 0 <= row < commit.count and commit.keys[row] == key
+            matches.append(index if is_same else None)
+        left = [number for number, index in enumerate(matches) if index is None and keys[number]]
         import pyarrow.compute as pc
 
         for number in left:
             place = pc.index(self.snapshot.key_column, keys[number]).as_py()
-            found[number] = place if place >= 0 else None
-        return found
+            matches[number] = place if place >= 0 else None
+        return matches
 
     def _commit(self, unit: int) -> Commit | None:
         return self.snapshot.commit(unit)

@@ -67,11 +67,11 @@ class Pupil:
                 )
             mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (student.mean, student.std))
             place = card.strides.index(stride)
-            found = []
+            maps = []
             for first in range(0, len(images), _BATCH):
                 some = torch.from_numpy(images[first : first + _BATCH]).permute(0, 3, 1, 2)
-                found.append(student((some.float() / 255 - mean) / std)[place].float().numpy())
-        return np.concatenate(found)
+                maps.append(student((some.float() / 255 - mean) / std)[place].float().numpy())
+        return np.concatenate(maps)
 
     def _level(self, stride: int, channels: int, *, size: tuple[int, int]) -> Level:
         shape = (channels, max(1, size[0] // stride), max(1, size[1] // stride))

@@ -147,8 +147,8 @@ class ParquetSource:
         sample(size, lambda offset, length: wanted.append((offset, length)) or b"")
         starts = [first + offset for offset, _ in wanted]
         stops = [first + offset + length for offset, length in wanted]
-        found = filesystem.cat_ranges([path] * len(wanted), starts, stops, on_error="raise")
-        blocks.update(zip(wanted, found, strict=True))
+        stored = filesystem.cat_ranges([path] * len(wanted), starts, stops, on_error="raise")
+        blocks.update(zip(wanted, stored, strict=True))
         return sample(size, lambda offset, length: bytes(blocks[(offset, length)]))
 
     def _read_labels(self, values: list[Any]) -> Labels:

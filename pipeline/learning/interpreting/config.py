@@ -101,22 +101,22 @@ class InterpretConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = []
+        problems = []
         name = check_interpreter_name(self.name)
         if name is not None:
-            found.append(name)
+            problems.append(name)
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
-            found.append(Problem("classes", str(self.classes), "two names or more, each once"))
+            problems.append(Problem("classes", str(self.classes), "two names or more, each once"))
         if 0 <= self.ignore < len(self.classes):
             allowed = f"-1, or {len(self.classes)}..255: it is the number of a class"
-            found.append(Problem("ignore", str(self.ignore), allowed))
+            problems.append(Problem("ignore", str(self.ignore), allowed))
         if len(self.betas) != 2:
-            found.append(Problem("betas", str(self.betas), "two numbers", "Try [0.9, 0.95]."))
+            problems.append(Problem("betas", str(self.betas), "two numbers", "Try [0.9, 0.95]."))
         if self.teacher.interpreter:
-            found.append(Problem("teacher.interpreter", self.teacher.interpreter, "none here"))
+            problems.append(Problem("teacher.interpreter", self.teacher.interpreter, "none here"))
         if self.teacher.draws != 1:
             allowed = "1: noisings says how many are drawn"
-            found.append(Problem("teacher.draws", str(self.teacher.draws), allowed))
+            problems.append(Problem("teacher.draws", str(self.teacher.draws), allowed))
         if self.teacher.pool != "none":
-            found.append(Problem("teacher.pool", self.teacher.pool, "none: maps are needed"))
-        return found
+            problems.append(Problem("teacher.pool", self.teacher.pool, "none: maps are needed"))
+        return problems

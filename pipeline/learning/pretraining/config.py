@@ -70,22 +70,24 @@ class UNetConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = []
+        problems = []
         if self.config:
-            return found
+            return problems
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
                 allowed = f"a divisor of every width in {self.block_out_channels}"
-                found.append(Problem("norm_num_groups", str(self.norm_num_groups), allowed))
+                problems.append(Problem("norm_num_groups", str(self.norm_num_groups), allowed))
                 break
         for level in self.attention_levels:
             if level >= len(self.block_out_channels):
                 allowed = f"0..{len(self.block_out_channels) - 1}"
-                found.append(Problem("attention_levels", str(level), allowed))
+                problems.append(Problem("attention_levels", str(level), allowed))
             elif self.block_out_channels[level] % self.attention_head_dim:
                 allowed = f"a divisor of {self.block_out_channels[level]}"
-                found.append(Problem("attention_head_dim", str(self.attention_head_dim), allowed))
-        return found
+                problems.append(
+                    Problem("attention_head_dim", str(self.attention_head_dim), allowed)
+                )
+        return problems
 
 
 @dataclass(kw_only=True)
@@ -256,43 +258,43 @@ class PretrainConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = []
+        problems = []
         if self.image.size == 0:
-            found.append(Problem("image.size", "0", "a size in pixels", "Try --image.size 32."))
+            problems.append(Problem("image.size", "0", "a size in pixels", "Try --image.size 32."))
         if self.kind == ENCODER and not self.generator:
             hint = "Give --generator FOLDER, of a StyleGAN2, SS-GAN or BigGAN."
-            found.append(Problem("generator", "nothing", "a generator's folder or file", hint))
+            problems.append(Problem("generator", "nothing", "a generator's folder or file", hint))
         if self.kind != "diffusion":
-            return found + self._adversarial_problems()
+            return problems + self._adversarial_problems()
         stride = 2 ** (len(self.unet.block_out_channels) - 1)
         sides = {"image.size": self.image.size, "image.width": self.image.width, "crop": self.crop}
         for key, side in sides.items():
             if not self.unet.config and side % stride:
                 allowed = f"a multiple of {stride} (one halving per further width of unet)"
-                found.append(Problem(key, str(side), allowed))
+                problems.append(Problem(key, str(side), allowed))
         if self.crop > min(self.image.shape or (0,)):
             allowed = f"0..{min(self.image.shape or (0,))}, the shorter side of the images"
-            found.append(Problem("crop", str(self.crop), allowed))
+            problems.append(Problem("crop", str(self.crop), allowed))
         if self.minutes is None and self.warmup_steps >= self.steps:
             allowed = f"less than steps ({self.steps})"
-            found.append(Problem("warmup_steps", str(self.warmup_steps), allowed))
+            problems.append(Problem("warmup_steps", str(self.warmup_steps), allowed))
         if self.sample_steps > self.objective.timesteps:
             allowed = f"1..{self.objective.timesteps} (objective.timesteps)"
-            found.append(Problem("sample_steps", str(self.sample_steps), allowed))
-        return found
+            problems.append(Problem("sample_steps", str(self.sample_steps), allowed))
+        return problems
 
     def _adversarial_problems(self) -> list[Problem]:
-        found, section, side = [], self.stylegan2, self.image.size
+        problems, section, side = [], self.stylegan2, self.image.size
         if self.kind in KINDS and self.image.width not in (0, side):
             allowed = f"{side} or 0: a GAN's images are square"
-            found.append(Problem("image.width", str(self.image.width), allowed))
+            problems.append(Problem("image.width", str(self.image.width), allowed))
         if self.kind == "ssgan" and self.class_conditional != (self.ssgan.method == "conditional"):
             got = f"{str(self.class_conditional).lower()} with ssgan.method {self.ssgan.method}"
             allowed = "true with ssgan.method conditional, and with no other"
-            found.append(Problem("class_conditional", got, allowed))
+            problems.append(Problem("class_conditional", got, allowed))
         if self.kind == "stylegan2" and side:
-            found += size_problems(side, self.batch_size, section.statistics_group)
+            problems += size_problems(side, self.batch_size, section.statistics_group)
         if self.kind == "stylegan2" and section.augment == "ada" and self.checkpoint_every % 10:
             allowed = "a multiple of 10 (ADA's strength moves every ten steps)"
-            found.append(Problem("checkpoint_every", str(self.checkpoint_every), allowed))
-        return found
+            problems.append(Problem("checkpoint_every", str(self.checkpoint_every), allowed))
+        return problems

@@ -73,13 +73,15 @@ class TrainingImages:
         rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
         if self._kept is not None:
             return self._kept[rows]
-        found = []
+        images = []
         for start in range(0, len(rows), CHUNK):
             records = read_retrying(self._source, [int(row) for row in rows[start : start + CHUNK]])
-            found += [image for image in self._pool.map(self._decode, records) if image is not None]
-        if not found:
+            images += [
+                image for image in self._pool.map(self._decode, records) if image is not None
+            ]
+        if not images:
             raise DataError("source: none of its images can be decoded. Check source.path.")
-        return np.stack(found)
+        return np.stack(images)
 
     def close(self) -> None:
         """End the threads."""
@@ -147,21 +149,21 @@ class TrainingImages:
         self, samples: np.ndarray, positions: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray | None]:
         records = read_retrying(self._source, [int(sample) for sample in samples])
-        found = list(self._pool.map(self._decode, records))
-        good = [row for row, image in enumerate(found) if image is not None]
+        images = list(self._pool.map(self._decode, records))
+        good = [row for row, image in enumerate(images) if image is not None]
         if not good:
             raise DataError(
-                f"source: none of {len(found)} images can be decoded. Check the source."
+                f"source: none of {len(images)} images can be decoded. Check the source."
             )
-        if len(good) < len(found):
-            damaged = next(row for row, image in enumerate(found) if image is None)
+        if len(good) < len(images):
+            damaged = next(row for row, image in enumerate(images) if image is None)
             self._say(
                 f"image {samples[damaged]} (from 0) cannot be decoded; in its place, and in that "
                 "of others like it, comes another of the batch"
             )
         chosen = [
-            row if found[row] is not None else good[row % len(good)] for row in range(len(found))
+            row if images[row] is not None else good[row % len(good)] for row in range(len(images))
         ]
-        views = [self._view(found[row], p) for row, p in zip(chosen, positions, strict=True)]  # type: ignore[arg-type]
+        views = [self._view(images[row], p) for row, p in zip(chosen, positions, strict=True)]  # type: ignore[arg-type]
         labels = np.array([records[row].label for row in chosen], np.int64)
         return np.stack(views), labels if self._source.has_labels else None

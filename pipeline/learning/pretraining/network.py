@@ -67,10 +67,10 @@ def _begin_with(network: nn.Module, folder: Path) -> None:
     unlike += sorted(ours.keys() - state.keys() - new)
     if unlike:
         name = unlike[0]
-        there, here = (
+        stored, here = (
             tuple(each[name].shape) if name in each else "none" for each in (state, ours)
         )
-        got = f"{folder}, whose {name} is {there}, here {here} ({len(unlike)} such)"
+        got = f"{folder}, whose {name} is {stored}, here {here} ({len(unlike)} such)"
         hint = "Set unet.config to its config.json, or the same widths and layers."
         raise ConfigError(Problem("unet.weights", got, "a teacher of this architecture", hint))
     network.load_state_dict({k: v.to(ours[k].dtype) for k, v in state.items()}, strict=False)

@@ -254,20 +254,20 @@ def resume_point(
         raise DataError(f"{old}: of an older version of dreamshard. Delete it to start again.")
     if not (known := checkpoints(run_dir)):
         return Start()
-    found = read_state(known[-1])
-    step, steps = int(found["step"]), found.get("steps", settings["steps"])
+    state = read_state(known[-1])
+    step, steps = int(state["step"]), state.get("steps", settings["steps"])
     if settings["overwrite"] and (
-        step >= steps or found.get("key") != recipe_key(settings, source)
+        step >= steps or state.get("key") != recipe_key(settings, source)
     ):
         forget(run_dir)
         return Start()
-    if not is_same_run(found, settings=settings, source=source):
+    if not is_same_run(state, settings=settings, source=source):
         got = "of a run with other settings or images"
         problem = Problem(str(known[-1]), got, "this run's", "Delete it, or set run_dir.")
         raise ConfigError(problem)
     if step > steps:
         raise damaged(known[-1], f"{step} steps done of {steps}")
-    extended = [list(times) for times in found.get("extended", ())]
+    extended = [list(times) for times in state.get("extended", ())]
     if steps != settings["steps"]:
         extended.append([steps, step])
     return Start(step, known[-1], extended)

@@ -180,17 +180,17 @@ class DiffusionRequest(NetworkRequest):
 
     def _clean_problems(self) -> list[Problem]:
         """Find what a clean teacher, which draws nothing, cannot do."""
-        found = []
+        problems = []
         if self.mode == "synthesize":
             hint = "Use the teacher it was cleaned from."
-            found.append(Problem("path", "a clean teacher for synthesize", "encode alone", hint))
+            problems.append(Problem("path", "a clean teacher for synthesize", "encode alone", hint))
         hint = "A clean teacher reads each image once, without noise: leave it out."
         draws = {"draws": self.config.draws, "settings.mean_draws": self.settings["mean_draws"]}
-        found += [Problem(k, str(v), "1", hint) for k, v in draws.items() if v != 1]
+        problems += [Problem(k, str(v), "1", hint) for k, v in draws.items() if v != 1]
         if self.settings["encoding"] != "stochastic":
             got = str(self.settings["encoding"])
-            found.append(Problem("settings.encoding", got, "nothing", hint))
-        return found
+            problems.append(Problem("settings.encoding", got, "nothing", hint))
+        return problems
 
     def _unread_problems(self, synthesize: bool, on_the_way: bool, inverted: bool) -> list[Problem]:
         """Find settings that were given and that this way of recording does not read."""

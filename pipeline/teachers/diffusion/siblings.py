@@ -40,14 +40,14 @@ def check_siblings(folder: Path, kind: str, *, chosen: bool) -> None:
     """
     named = chosen and folder.name not in ("unet", "transformer")
     pipeline = folder if named else folder.parent
-    found, allowed = _parts(pipeline, folder), PARTS[kind]
-    library, cls = found.pop(folder.name, ("diffusers", kind))
+    parts, allowed = _parts(pipeline, folder), PARTS[kind]
+    library, cls = parts.pop(folder.name, ("diffusers", kind))
     if (library, cls) != ("diffusers", kind):
         raise TeacherError(
             f"{pipeline / INDEX}: {folder.name}: got {library}.{cls}, allowed diffusers.{kind}, as "
             f"{folder / 'config.json'} says. Code of a pipeline's own is never run."
         )
-    for name, (_, cls) in sorted(found.items()):
+    for name, (_, cls) in sorted(parts.items()):
         latent = name in LATENT_NAMES or cls.startswith(LATENT_CLASSES)
         if name in allowed or (chosen and not latent):
             continue
@@ -61,14 +61,14 @@ def check_siblings(folder: Path, kind: str, *, chosen: bool) -> None:
 
 def _parts(pipeline: Path, network: Path) -> dict[str, tuple[str, str]]:
     """Return part -> (library, class), from the index and from the folders themselves."""
-    found: dict[str, tuple[str, str]] = {}
+    parts: dict[str, tuple[str, str]] = {}
     for entry in sorted(pipeline.iterdir()) if pipeline.is_dir() else []:
         if entry != network and (entry / "config.json").is_file():
             config: dict[str, Any] = weights.read_json(entry / "config.json")
-            found[entry.name] = ("", str(config.get("_class_name") or ""))
+            parts[entry.name] = ("", str(config.get("_class_name") or ""))
     if (pipeline / INDEX).is_file():
         for name, value in weights.read_json(pipeline / INDEX).items():
             pair = isinstance(value, list) and len(value) == 2
             if pair and not name.startswith("_") and isinstance(value[1], str):
-                found[name] = (str(value[0]), value[1])
-    return found
+                parts[name] = (str(value[0]), value[1])
+    return parts

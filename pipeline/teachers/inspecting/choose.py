@@ -243,19 +243,19 @@ def _curves(
     import torch
 
     timesteps = sorted({level.timestep for level in levels})
-    found = Curves(timesteps)
+    curves = Curves(timesteps)
     for tap in dict.fromkeys(level.tap for level in levels):
         own = sorted((lv for lv in levels if lv.tap == tap), key=lambda level: level.timestep)
-        found.high[tap] = [high[level.name] for level in own]
+        curves.high[tap] = [high[level.name] for level in own]
         if labels is None:
             seen = [torch.stack([each[level.name] for each in pooled]) for level in own]
-            found.turns[tap] = [turn_likelihood(features) for features in seen]
+            curves.turns[tap] = [turn_likelihood(features) for features in seen]
         else:
             features = torch.stack([pooled[0][level.name].clone() for level in own])
             truth = torch.from_numpy(labels).to(features.device)
             classes = int(labels.max()) + 1
-            found.accuracy[tap] = probe_together(features, truth, classes=classes)
-    return found
+            curves.accuracy[tap] = probe_together(features, truth, classes=classes)
+    return curves
 
 
 def format_curves(curves: Curves) -> str:

@@ -125,7 +125,7 @@ def _drawn(teacher: Teacher, start: int) -> FeatureBatch:
 
 def energies(seen: Seen) -> list[Energy]:
     """Return how each level's energy is spread over its channels."""
-    found = []
+    spread = []
     for level in seen.levels:
         values = seen.values[level.name].astype(np.float64)
         power = (values**2).mean(axis=tuple(i for i in range(values.ndim) if i != 1))
@@ -136,18 +136,18 @@ def energies(seen: Seen) -> list[Energy]:
         shares = power[order] / total
         few = int(np.searchsorted(np.cumsum(shares), MOST) + 1)
         strongest = [(int(c), float(s)) for c, s in zip(order[:STRONGEST], shares, strict=False)]
-        found.append(Energy(level.name, strongest, len(power), few))
-    return found
+        spread.append(Energy(level.name, strongest, len(power), few))
+    return spread
 
 
-def format_energies(found: Sequence[Energy]) -> str:
+def format_energies(energies: Sequence[Energy]) -> str:
     """Format the strongest channels as text, a line per level, and what to beware of."""
-    width = max(len("level"), *(len(each.level) for each in found))
+    width = max(len("level"), *(len(each.level) for each in energies))
     lines = [f"{'level':<{width}} strongest channels (share of the level's energy)"]
-    for each in found:
+    for each in energies:
         told = " ".join(f"{channel}:{share:.1%}" for channel, share in each.strongest)
         lines.append(f"{each.level:<{width}} {told}")
-    for each in found:
+    for each in energies:
         if each.lopsided:
             some = "1 channel holds" if each.few == 1 else f"{each.few} channels hold"
             lines.append(

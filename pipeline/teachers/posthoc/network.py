@@ -63,8 +63,8 @@ class Reconstructor(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map images, and classes int64 (N,) where the generator wants them, to reconstructions."""
-        found = self.encoder(images)
-        return self.image(images_of(self.generator, found, labels, latent=self.latent))
+        latents = self.encoder(images)
+        return self.image(images_of(self.generator, latents, labels, latent=self.latent))
 
 
 def latents_of(generator: nn.Module, z: Tensor, labels: Tensor | None, *, latent: str) -> Tensor:

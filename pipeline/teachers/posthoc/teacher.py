@@ -78,8 +78,8 @@ class EncoderRequest(LookingRequest):
         """Return the class that the generator is told, None for none."""
         label = self.settings["class_label"]
         usual = self.description.generator.usual_class
-        found = usual if label is None else label
-        return int(found) if found is not None and self.description.classes else None
+        chosen = usual if label is None else label
+        return int(chosen) if chosen is not None and self.description.classes else None
 
     def check(self) -> list[Problem | str]:
         """Settle levels and the class; return what is wrong."""

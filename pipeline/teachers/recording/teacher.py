@@ -100,8 +100,8 @@ class NetworkDescription:
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the network: family, digests, and the flags by name."""
         told = {flag.name: flag.value for flag in sorted(self.flags, key=lambda flag: flag.name)}
-        found = weights.identity(self.family, self.weights, self.architecture)
-        return {**found, "flags": told} if told else found
+        identity = weights.identity(self.family, self.weights, self.architecture)
+        return {**identity, "flags": told} if told else identity
 
     def read(self, dtype: torch.dtype) -> Any:
         """Load the weights, as `load`.

@@ -272,19 +272,19 @@ def checked_facts(facts: dict[str, Any], *, where: str) -> dict[str, Any]:
 
 def licence_of(folder: Path, facts: Mapping[str, Any]) -> str:
     """Return a folder's licence: our card's, the student's, timm's config's, else the README's."""
-    found = weights.licence(folder)
-    if found == "unknown" and (folder / STUDENT).is_file():
+    licence = weights.licence(folder)
+    if licence == "unknown" and (folder / STUDENT).is_file():
         provenance = weights.read_json(folder / STUDENT).get("provenance")
-        found = str((provenance if isinstance(provenance, dict) else {}).get("licence", found))
-    if found == "unknown":
-        found = str(facts.get("license") or "unknown")
+        licence = str((provenance if isinstance(provenance, dict) else {}).get("licence", licence))
+    if licence == "unknown":
+        licence = str(facts.get("license") or "unknown")
     readme = folder / README
-    if found == "unknown" and readme.is_file():
+    if licence == "unknown" and readme.is_file():
         with readme.open(encoding="utf-8", errors="replace") as stream:
             head = stream.read(4096)
         match = re.match(r"---\n(?:.*\n)*?license:\s*([\w.-]{1,60})\s*\n", head)
-        found = match[1] if match else found
-    return found
+        licence = match[1] if match else licence
+    return licence
 
 
 def _untrained(folder: Path) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ class TimmModule(nn.Module):
             )
         else:
             final, maps = asked.forward_features(images), []
-        for index, found in zip(indices, maps, strict=True):
-            given = self._pass(known.map_name(index), found)
+        for index, features in zip(indices, maps, strict=True):
+            given = self._pass(known.map_name(index), features)
         for name in last:
             given = self._pass(name, self._of_final(name, final))
         return given
@@ -192,6 +192,6 @@ class StudentModule(nn.Module):
                 intermediates_only=True,
             )
         maps = maps if self.neck is None else self.neck(maps)
-        for name, found in zip(self.names, maps, strict=True):
-            self.points[point(name).partition(".")[2]](found)
+        for name, features in zip(self.names, maps, strict=True):
+            self.points[point(name).partition(".")[2]](features)
         return self.points[POOLED](maps[-1].float().mean(dim=(2, 3)))

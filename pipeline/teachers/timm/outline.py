@@ -64,13 +64,13 @@ def outline(choice: Choice, size: tuple[int, int]) -> Outline:
     Raises: ConfigError if it does not take that size, or arguments that a folder gives.
     """
     told = json.dumps([dict(choice.arguments), dict(choice.facts)], sort_keys=True, default=str)
-    found = _outline(choice.name, told, size, _Held(choice))
-    _, rows, columns, stride = found.maps[-1]
-    if found.plain and (rows * stride, columns * stride) != size:
+    described = _outline(choice.name, told, size, _Held(choice))
+    _, rows, columns, stride = described.maps[-1]
+    if described.plain and (rows * stride, columns * stride) != size:
         hint = "With settings.input_size, images of any size are resized before the network."
         allowed = f"multiples of {stride} pixels, the patches of {choice.name}"
         raise ConfigError(Problem("image_size", f"{size[0]}x{size[1]}", allowed, hint))
-    return found
+    return described
 
 
 class _Held:
@@ -136,8 +136,13 @@ def _look(model: Any, images: Any) -> Outline:
     entries = entries if isinstance(entries, list) else entries.get_dicts()
     final, maps = model.forward_intermediates(images, output_fmt="NCHW")
     listed = tuple(
-        (int(found.shape[1]), int(found.shape[2]), int(found.shape[3]), int(entry["reduction"]))
-        for found, entry in zip(maps, entries, strict=True)
+        (
+            int(features.shape[1]),
+            int(features.shape[2]),
+            int(features.shape[3]),
+            int(entry["reduction"]),
+        )
+        for features, entry in zip(maps, entries, strict=True)
     )
     prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
     grid = tuple(int(value) for value in maps[-1].shape[-2:])

@@ -47,10 +47,10 @@ class TimmDescription(NetworkDescription):
     @property
     def fingerprint(self) -> dict[str, object]:
         """Return what identifies the network; random weights are their seed."""
-        found = super().fingerprint
+        identity = super().fingerprint
         if not self.choice.files:
-            found["weights"] = f"random, seed {self.choice.seed}"
-        return found
+            identity["weights"] = f"random, seed {self.choice.seed}"
+        return identity
 
     @property
     def licence(self) -> str:

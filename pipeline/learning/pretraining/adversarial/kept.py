@@ -75,17 +75,17 @@ class Recipe:
         """
         settings = told.get("settings")
         theirs = settings if isinstance(settings, dict) else {}
-        found = []
+        problems = []
         keys = sorted(self.settings.keys() | theirs.keys())
         if "kind" in theirs and self.settings.get("kind") != theirs["kind"]:
             keys = ["kind"]  # all others are another method's
         for key in keys:
             now, then = self.settings.get(key), theirs.get(key)
             if now != then:
-                found.append(Problem(key, repr(now), f"{then!r}, as in {where}", ANEW))
+                problems.append(Problem(key, repr(now), f"{then!r}, as in {where}", ANEW))
         if told.get("source") != dict(self.source):
-            found.append(Problem("source", "other images", f"those of {where}", ANEW))
-        return found[:5] or [Problem("out", "another version's run", "this version's", ANEW)]
+            problems.append(Problem("source", "other images", f"those of {where}", ANEW))
+        return problems[:5] or [Problem("out", "another version's run", "this version's", ANEW)]
 
 
 @dataclass
@@ -170,19 +170,19 @@ def resume_point(run_dir: Path, *, recipe: Recipe, overwrite: bool) -> Start:
     known = checkpoints(run_dir)
     if not known:
         return Start()
-    found = read_state(known[-1])
-    if found.get("key") != recipe.key:
+    state = read_state(known[-1])
+    if state.get("key") != recipe.key:
         if overwrite:
             forget(run_dir)
             return Start()
-        told = found.get("recipe")
+        told = state.get("recipe")
         raise ConfigError(recipe.problems(told if isinstance(told, dict) else {}, known[-1]))
     return Start(
-        step=int(found["step"]),
-        seconds=float(found.get("seconds", 0)),
+        step=int(state["step"]),
+        seconds=float(state.get("seconds", 0)),
         checkpoint=known[-1],
-        adaptive={name: float(value) for name, value in dict(found.get("adaptive", {})).items()},
-        best=dict(found.get("best", {})),
+        adaptive={name: float(value) for name, value in dict(state.get("adaptive", {})).items()},
+        best=dict(state.get("best", {})),
     )
 
 

@@ -74,11 +74,11 @@ class BatchNorm(nn.Module):
         """Map x (N, C, ...) and what the norm is told besides to the shape of x."""
         mean, var = (cast(Tensor, getattr(self, name)) for name in self.statistics)
         x = batch_normalise(x, mean, var, eps=self.eps, training=self.training)
-        found = self.scale(self, *told)
-        if found is None:  # CReLU
+        scaled = self.scale(self, *told)
+        if scaled is None:  # CReLU
             return torch.cat([F.relu(x), F.relu(-x)], dim=1)
         shape = (-1, x.shape[1], *[1] * (x.ndim - 2))
-        gain, bias = (each.view(shape).to(x.dtype) for each in found)
+        gain, bias = (each.view(shape).to(x.dtype) for each in scaled)
         return torch.addcmul(bias, x, gain)
 
 

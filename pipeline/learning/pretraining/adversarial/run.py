@@ -332,7 +332,9 @@ class AdversarialRun:
     def _diverged(self, step: int, figures: Mapping[str, float], _: object) -> ConfigError:
         wrong = [f"{name} {value}" for name, value in figures.items() if value - value != 0]
         known = checkpoints(self.plan.run_dir)
-        there = f"{known[-1]} is kept, the last good one" if known else "There is no checkpoint yet"
-        hint = f"{there}. Lower the learning rates, or set --precision float32."
+        last_good = (
+            f"{known[-1]} is kept, the last good one" if known else "There is no checkpoint yet"
+        )
+        hint = f"{last_good}. Lower the learning rates, or set --precision float32."
         got = f"{', '.join(wrong)} at step {step}"
         return ConfigError(Problem(self.plan.kind, got, "finite numbers", hint))

@@ -57,11 +57,11 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace gradients by their means over the processes; one exchange for each number format."""
     if rank_count() == 1:
         return
-    found: dict[torch.dtype, list[Tensor]] = {}
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            found.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-    for grads in found.values():
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for grads in by_dtype.values():
         flat = torch.cat([grad.flatten() for grad in grads])
         distributed.all_reduce(flat)
         flat /= rank_count()

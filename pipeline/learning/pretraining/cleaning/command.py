@@ -271,8 +271,8 @@ class _Step:
         at = torch.full((len(clean),), float(schedule.time[0]), device=device)
         maps, _ = self.copy.run(lambda: type(frozen)(network)(clean, at, labels))
         share = torch.from_numpy((steps / len(schedule)).astype("float32")).to(device)
-        found = self.cleaner.predicted(maps, share)
-        terms = {name: unlikeness(found[name], wanted[name]) for name in found}
+        predicted = self.cleaner.predicted(maps, share)
+        terms = {name: unlikeness(predicted[name], wanted[name]) for name in predicted}
         return {"loss": torch.stack(list(terms.values())).mean()}
 
 

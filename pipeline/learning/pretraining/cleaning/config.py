@@ -70,13 +70,15 @@ class CleanConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = []
+        problems = []
         if not self.teacher:
             hint = "Such as dreamshard clean teachers/my-teacher --source.path FOLDER."
-            found.append(Problem("teacher", "nothing", "a folder with a diffusion teacher", hint))
+            problems.append(
+                Problem("teacher", "nothing", "a folder with a diffusion teacher", hint)
+            )
         if self.warmup_steps >= self.steps:
             allowed = f"less than steps ({self.steps})"
-            found.append(Problem("warmup_steps", str(self.warmup_steps), allowed))
+            problems.append(Problem("warmup_steps", str(self.warmup_steps), allowed))
         if self.image.views > 1:
-            found.append(Problem("image.views", str(self.image.views), "1"))
-        return found
+            problems.append(Problem("image.views", str(self.image.views), "1"))
+        return problems

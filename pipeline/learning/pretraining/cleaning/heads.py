@@ -79,9 +79,9 @@ class Cleaner(nn.Module):
 
 
 @in_float32
-def unlikeness(found: Tensor, wanted: Tensor) -> Tensor:
+def unlikeness(predicted: Tensor, wanted: Tensor) -> Tensor:
     """Return 1 - the mean cosine of the features (N, C, h, w) of each cell."""
-    return 1 - F.cosine_similarity(found, wanted, dim=1).mean()
+    return 1 - F.cosine_similarity(predicted, wanted, dim=1).mean()
 
 
 def draw_timesteps(

@@ -73,19 +73,19 @@ class Encoding:
     def _image_problems(self) -> list[Problem]:
         """Say where real images are not what the generator makes."""
         target, source, image = self.target, self._source, self._asked.image
-        found = []
+        problems = []
         if source is None:
-            return found
+            return problems
         if image.shape != target.known.image_size:
             got, own = (
                 "x".join(map(str, size)) for size in (image.shape or (), target.known.image_size)
             )
             hint = f"Set image.size to {target.side}."
-            found.append(Problem("image.size", got, f"{own}, the generator's", hint))
+            problems.append(Problem("image.size", got, f"{own}, the generator's", hint))
         if target.classes and not source.has_labels:
             allowed = f"images with labels: the generator is told one of {target.classes} classes"
-            found.append(Problem("source", "images without labels", allowed))
-        return found
+            problems.append(Problem("source", "images without labels", allowed))
+        return problems
 
     @property
     def licence(self) -> str:

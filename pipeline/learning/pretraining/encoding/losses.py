@@ -21,18 +21,18 @@ def pixel_distance(images: Tensor, reconstructions: Tensor) -> Tensor:
     return F.l1_loss(reconstructions, images)
 
 
-def latent_distance(latents: Tensor, found: Tensor) -> Tensor:
+def latent_distance(latents: Tensor, predicted: Tensor) -> Tensor:
     """Return the mean squared error of latents found (N, Z) or (N, layers, W).
 
     Args:
         latents: (N, Z); one for all layers where there are layers.
     """
-    return F.mse_loss(found, spread(latents, found))
+    return F.mse_loss(predicted, spread(latents, predicted))
 
 
-def spread(latents: Tensor, found: Tensor) -> Tensor:
+def spread(latents: Tensor, predicted: Tensor) -> Tensor:
     """Repeat latents (N, W) for the layers of what was found, if it has layers."""
-    return latents[:, None].expand_as(found) if found.ndim > latents.ndim else latents
+    return latents[:, None].expand_as(predicted) if predicted.ndim > latents.ndim else latents
 
 
 def perceptual_distance(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
@@ -43,10 +43,10 @@ def perceptual_distance(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) 
 
     Source: LPIPS (Zhang et al. 2018), eq. 1 with all channels' weights 1.
     """
-    found = [
+    distances = [
         (_unit(maps) - _unit(other[level])).square().sum(1).mean() for level, maps in own.items()
     ]
-    return torch.stack(found).sum()
+    return torch.stack(distances).sum()
 
 
 def _unit(maps: Tensor) -> Tensor:

@@ -94,35 +94,35 @@ class EncoderObjective:
         sums = []
         if len(share.positions):
             images, latents, labels = self.generator.draw(share.positions)
-            found = encoder(images)
-            own = self.distances(images, found, labels, latents)
+            predicted = encoder(images)
+            own = self.distances(images, predicted, labels, latents)
             sums.append((1 - part) * own["loss"])
             terms |= {name: value for name, value in own.items() if name != "loss"}
         if len(share.images):
             told = self.generator.labels_of_real(share.labels, len(share.images))
-            found = encoder(share.images)
-            own = self.distances(share.images, found, told, None)
+            predicted = encoder(share.images)
+            own = self.distances(share.images, predicted, told, None)
             sums.append(part * own["loss"])
             terms |= {f"{name}_real": value for name, value in own.items() if name != "loss"}
         return {"loss": torch.stack(sums).sum(), **terms}
 
     def distances(
-        self, images: Tensor, found: Tensor, labels: Tensor | None, latents: Tensor | None
+        self, images: Tensor, predicted: Tensor, labels: Tensor | None, latents: Tensor | None
     ) -> dict[str, Tensor]:
         """Return l1, perceptual and latent distances, those there are, and "loss", their sum.
 
         Args:
             images: (N, 3, H, W) in [-1, 1].
-            found: the encoder's latents of them.
+            predicted: the encoder's latents of them.
             labels: what the generator is told beside.
             latents: that they were made from; None for real images.
         """
-        return in_float32(self._distances)(images, found, labels, latents)
+        return in_float32(self._distances)(images, predicted, labels, latents)
 
     def _distances(
-        self, images: Tensor, found: Tensor, labels: Tensor | None, latents: Tensor | None
+        self, images: Tensor, predicted: Tensor, labels: Tensor | None, latents: Tensor | None
     ) -> dict[str, Tensor]:
-        config, again = self.config, self.generator.images(found, labels)
+        config, again = self.config, self.generator.images(predicted, labels)
         terms = {"l1": losses.pixel_distance(images, again)}
         loss = config.l1_weight * terms["l1"]
         if self.perceptual is not None:
@@ -131,7 +131,7 @@ class EncoderObjective:
             terms["perceptual"] = losses.perceptual_distance(own, self.perceptual(again))
             loss = loss + config.perceptual.weight * terms["perceptual"]
         if latents is not None:
-            terms["latent"] = losses.latent_distance(latents, found)
+            terms["latent"] = losses.latent_distance(latents, predicted)
             loss = loss + config.latent_weight * terms["latent"]
         return {"loss": loss, **terms}
 
@@ -167,8 +167,8 @@ class EncoderObjective:
         self, averages: Mapping[str, nn.Module], images: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return latents found in images (N, 3, H, W), and what the generator makes of them."""
-        found = averages["encoder"].eval()(images)
-        return found, self.generator.images(found, labels).clip(-1, 1)
+        predicted = averages["encoder"].eval()(images)
+        return predicted, self.generator.images(predicted, labels).clip(-1, 1)
 
     def export(
         self, averages: Mapping[str, nn.Module], folder: Path, *, dtype: torch.dtype

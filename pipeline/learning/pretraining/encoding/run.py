@@ -59,9 +59,9 @@ class EncoderBatches:
         whole = self.batch_size - (self.real.batch_size if self.real else 0)
         share = whole // self.ranks
         nothing = Batch(torch.zeros(0, 3, 1, 1, device=self.device), torch.zeros(0), None, range(0))
-        found = self.real.between(done, end) if self.real else None
+        real = self.real.between(done, end) if self.real else None
         for step in range(done, end):
-            batch = nothing if found is None else next(found)
+            batch = nothing if real is None else next(real)
             start = step * whole + share * self.rank
             yield dataclasses.replace(batch, positions=range(start, start + share))
 
@@ -88,11 +88,11 @@ def real_count(batch_size: int, share: float, ranks: int) -> int:
 
     Raises: ConfigError where that, or the rest, is no equal number for every process.
     """
-    found = round(batch_size * share)
-    if 0 < share < 1 and (found in (0, batch_size) or found % ranks):
+    count = round(batch_size * share)
+    if 0 < share < 1 and (count in (0, batch_size) or count % ranks):
         allowed = f"a share of {batch_size} images that is a multiple of {ranks}, and not all"
         raise ConfigError(Problem("encoder.real_share", f"{share:g}", allowed))
-    return found
+    return count
 
 
 class EncoderRun(AdversarialRun):
@@ -122,40 +122,40 @@ class EncoderRun(AdversarialRun):
             told = self._encoder.generator.labels_of_real(labels, len(images))
             again = self._encoder.reconstruct(self.players.averages, images, told)[1]
             pairs.append((_pixels(images), _pixels(again)))
-        found = [
+        strips = [
             each[at : at + columns]
             for pair in pairs
             for at in range(0, len(pair[0]) - len(pair[0]) % columns, columns)
             for each in pair
         ]
-        width = found[0].shape[2]
+        width = strips[0].shape[2]
         cell = width * max(1, CELL // width)
-        picture = image_grid(np.concatenate(found), columns=columns, cell_px=cell, gap_px=1)
+        picture = image_grid(np.concatenate(strips), columns=columns, cell_px=cell, gap_px=1)
         path.write_bytes(picture)
 
     def _examine(self) -> dict[str, float]:
         """Measure errors on samples, and real images, that were never trained on; say them."""
         config, side = self._encoder.config, self._encoder.generator
         numbers = range(config.held_out)
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         if config.real_share < 1:
             images, latents, labels = _stacked(
                 [side.draw(held_out(part)) for part in _parts(numbers)]
             )
             assert latents is not None
-            found |= self._errors(images, labels, latents)
+            figures |= self._errors(images, labels, latents)
         if self.real is not None:
             images, told = self.real
             labels = side.labels_of_real(told, len(images))
             errors = self._errors(images, labels, None)
-            found |= {f"{REAL}{name}": value for name, value in errors.items()}
-        own = {name: value for name, value in found.items() if not name.startswith(REAL)}
-        real = {name[len(REAL) :]: v for name, v in found.items() if name.startswith(REAL)}
+            figures |= {f"{REAL}{name}": value for name, value in errors.items()}
+        own = {name: value for name, value in figures.items() if not name.startswith(REAL)}
+        real = {name[len(REAL) :]: v for name, v in figures.items() if name.startswith(REAL)}
         for what, errors in (("generated", own), ("real", real)):
             if errors:
                 told = (f"{NAMES[name]} {value:.4g}" for name, value in errors.items())
                 stage(f"held out, {what}: {', '.join(told)}")
-        return found
+        return figures
 
     def _errors(
         self, images: Tensor, labels: Tensor | None, latents: Tensor | None
@@ -173,8 +173,8 @@ class EncoderRun(AdversarialRun):
             "l1": float(losses.pixel_distance(images, whole)),
         }
         if latents is not None:
-            found = torch.cat(latent)
-            error = float(losses.latent_distance(latents, found))
+            predicted = torch.cat(latent)
+            error = float(losses.latent_distance(latents, predicted))
             spread = float((latents - latents.mean(0)).square().mean())
             errors |= {"latent_mse": error, "latent_error": error / max(spread, 1e-12)}
         return errors
@@ -182,8 +182,8 @@ class EncoderRun(AdversarialRun):
     def _next(self) -> tuple[str, ...]:
         """Spell how to look at the teacher and to record real images with it."""
         folder = str(self.plan.folder)
-        found = self._encoder.target.layout.latent
-        name = {"z": "e.z", "w": "e.w", "w_plus": "e.ws"}[found]
+        space = self._encoder.target.layout.latent
+        name = {"z": "e.z", "w": "e.w", "w_plus": "e.ws"}[space]
         words = ("--teacher.kind", "encoder", "--teacher.path", folder)
         return (
             command_line("dreamshard", "inspect", "teacher", folder, "--kind", "encoder"),

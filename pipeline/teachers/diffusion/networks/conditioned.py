@@ -34,15 +34,15 @@ class SelfConditionedUNet2DModel(UNet2DModel):
 
     def forward(self, *told: Any, **named: Any) -> Any:
         """Run the network; arguments and results are those of `UNet2DModel`."""
-        found: list[Tensor] = []
+        condition: list[Tensor] = []
 
         def after_middle(_: nn.Module, __: Any, output: Tensor) -> None:
             pooled = F.layer_norm(output.float().mean((2, 3)), output.shape[1:2])
-            found.append(self.mid_condition(pooled.to(self.mid_condition.weight.dtype)))
+            condition.append(self.mid_condition(pooled.to(self.mid_condition.weight.dtype)))
 
         def before_block(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
             sample, skipped, embedding, *rest = given
-            return sample, skipped, embedding + found[0].to(embedding.dtype), *rest
+            return sample, skipped, embedding + condition[0].to(embedding.dtype), *rest
 
         # For one pass at a time: a copy of the network has hooks of its own.
         assert self.mid_block is not None

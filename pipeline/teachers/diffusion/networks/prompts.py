@@ -132,8 +132,10 @@ def _variant(pipeline: Path) -> str | None:
     folder = pipeline / "text_encoder"
     if (folder / "model.safetensors").is_file() or list(folder.glob("*.safetensors.index.json")):
         return None
-    found = {path.name.split(".")[1].split("-")[0] for path in folder.glob("model.*.safetensors")}
-    return found.pop() if len(found) == 1 else None
+    variants = {
+        path.name.split(".")[1].split("-")[0] for path in folder.glob("model.*.safetensors")
+    }
+    return variants.pop() if len(variants) == 1 else None
 
 
 def _check_names(index: dict[str, Any], where: Path) -> None:

@@ -153,18 +153,18 @@ def _sources(flags: Flags, *, given: Flags, released: Flags, layout: AdmLayout) 
     idle = {name for name in TOLD if _is_idle(name, flags, layout)}
     if flags["diffusion_steps"] == 1000:
         idle.add("rescale_timesteps")
-    found = []
+    listed = []
     for name in TOLD:
         if (value := flags.get(name)) is None or name in idle:
             continue
         if given.get(name) is not None:
-            found.append(Flag(name=name, value=value, source="user"))
+            listed.append(Flag(name=name, value=value, source="user"))
         else:
             whose = (
                 "the published network of these sizes" if name in released else "guided-diffusion's"
             )
-            found.append(Flag(name=name, value=value, source="default", whose=whose))
-    return tuple(found)
+            listed.append(Flag(name=name, value=value, source="default", whose=whose))
+    return tuple(listed)
 
 
 def _head_problems(flags: Flags, layout: AdmLayout, hint: str) -> list[Problem]:

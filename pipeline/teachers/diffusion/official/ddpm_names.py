@@ -82,9 +82,9 @@ def with_resampling(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
     """
     import torch
 
-    found = dict(state)
-    if any(re.search(r"(down|up)samplers\.0\.conv\.", name) for name in found):
-        return found  # it has some: where one is missing, the file is damaged
+    whole = dict(state)
+    if any(re.search(r"(down|up)samplers\.0\.conv\.", name) for name in whole):
+        return whole  # it has some: where one is missing, the file is damaged
     widths = config["block_out_channels"]
     for way, columns in (("down", widths), ("up", widths[::-1])):
         for level, width in enumerate(columns[:-1]):
@@ -95,5 +95,5 @@ def with_resampling(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
                 kernel[own, own, :2, :2] = 0.25
             else:
                 kernel[own, own, 1, 1] = 1.0
-            found[f"{stem}.weight"], found[f"{stem}.bias"] = kernel, torch.zeros(width)
-    return found
+            whole[f"{stem}.weight"], whole[f"{stem}.bias"] = kernel, torch.zeros(width)
+    return whole

@@ -160,12 +160,12 @@ def _read(shapes: Shapes, metadata: Mapping[str, str]) -> EncoderLayout:
 
 
 def _counts(shapes: Shapes, pattern: str) -> tuple[int, ...]:
-    found = sorted((int(m[1]), int(m[2])) for name in shapes if (m := re.fullmatch(pattern, name)))
+    units = sorted((int(m[1]), int(m[2])) for name in shapes if (m := re.fullmatch(pattern, name)))
     counts = [
-        sum(stage == each for stage, _ in found) for each in range(len({s for s, _ in found}))
+        sum(stage == each for stage, _ in units) for each in range(len({s for s, _ in units}))
     ]
     whole = [(stage, unit) for stage, count in enumerate(counts) for unit in range(count)]
-    if not found or found != whole:
+    if not units or units != whole:
         raise ValueError("units that are not numbered 0.0, 0.1 ...")
     return tuple(counts)
 

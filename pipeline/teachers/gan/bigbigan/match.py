@@ -95,17 +95,17 @@ def sort_layers(variables: Mapping[str, np.ndarray], *, scope: str, where: str) 
 
 
 def _norm(at: str, arrays: Arrays, *, where: str) -> Arrays:
-    found: Arrays = {}
+    by_role: Arrays = {}
     for name, value in arrays.items():
         role = next((role for role, looks in ROLES.items() if looks.search(name)), None)
-        if role is None or role in found:
+        if role is None or role in by_role:
             raise TeacherError(
                 f"{where}: {at}/{name}: it is no mean, variance, scale or offset, or the second."
             )
-        found[role] = value
-    if not {"mean", "var"} <= set(found):
+        by_role[role] = value
+    if not {"mean", "var"} <= set(by_role):
         raise TeacherError(f"{where}: {at}: a norm of {', '.join(arrays)}, without statistics.")
-    return found
+    return by_role
 
 
 def arrange(layers: Layers, told: Told, *, where: str) -> tuple[Arrays, str]:
@@ -219,15 +219,15 @@ def _head(
         taken, linears = linears[: len(names)], linears[len(names) :]
         if len(taken) < len(names):
             raise TeacherError(f"{where}: {taken[0][0]}: the last block lacks layers.")
-        found = dict(zip(names, taken, strict=True))
-        hidden, out = found["fc1"][1].shape[1], found["fc2"][1].shape[1]
+        by_name = dict(zip(names, taken, strict=True))
+        hidden, out = by_name["fc1"][1].shape[1], by_name["fc2"][1].shape[1]
         for name, shape in (
             ("fc1", (now, hidden)),
             ("fc2", (hidden, out)),
             ("shortcut", (now, out)),
         ):
-            if name in found:
-                at, kernel, bias = found[name]
+            if name in by_name:
+                at, kernel, bias = by_name[name]
                 _fits(at, kernel.shape, f"head.{number}.{name}", shape, where=where)
                 tensors |= _linear(f"head.{number}.{name}", kernel, bias)
         for name, channels in (("norm1", now), ("norm2", hidden)) if norms else ():

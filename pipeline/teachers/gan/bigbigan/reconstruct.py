@@ -22,8 +22,8 @@ class Reconstructor(nn.Module):
         Args:
             drawn: standard normal numbers (N, Z) that select z; None for the mean.
         """
-        found: Encoded = self.encoder(images)
-        z = self.z(found.mean if drawn is None else found.mean + found.stdev * drawn)
+        encoded: Encoded = self.encoder(images)
+        z = self.z(encoded.mean if drawn is None else encoded.mean + encoded.stdev * drawn)
         if self.generator is None:
             return z
         labels = torch.zeros(len(z), dtype=torch.int64, device=z.device)  # the one class there is

@@ -103,13 +103,13 @@ def layers(names: Mapping[str, Any]) -> list[tuple[int, int | None]]:
     kinds = {int(match[1]): match[2] for name in names if (match := at.match(name))}
     if sorted(kinds) != list(range(len(kinds))) or kinds.get(0) != "conv_0":
         raise ValueError(f"layers {sorted(kinds)}, not 0, 1, 2 ... beginning with a block")
-    found: list[tuple[int, int | None]] = []
+    blocks: list[tuple[int, int | None]] = []
     for number in sorted(kinds):
         if kinds[number] == "conv_0":
-            found.append((number, None))
+            blocks.append((number, None))
         else:
-            found[-1] = (found[-1][0], number)
-    return found
+            blocks[-1] = (blocks[-1][0], number)
+    return blocks
 
 
 def read_config(file: Path) -> tuple[dict[str, Any], str]:

@@ -56,14 +56,14 @@ def of_part(names: Mapping[str, str], part: str) -> dict[str, str]:
         names: plain name -> name in the file, as `plain_names` gives them.
         part: generator or discriminator.
     """
-    found: dict[str, str] = {}
+    stored_names: dict[str, str] = {}
     for name in sorted(names, key=lambda name: AVERAGE in name):  # averages come last, and win
         own = name.removesuffix(AVERAGE)
         if own.startswith(f"{part}/"):
-            found[own.removeprefix(f"{part}/")] = names[name]
+            stored_names[own.removeprefix(f"{part}/")] = names[name]
         elif part == "discriminator" and own.startswith("discriminator_rotation/"):
-            found[f"rotation/{own.partition('score_classify/')[2]}"] = names[name]
-    return {name: stored for name, stored in found.items() if not _of_training(name)}
+            stored_names[f"rotation/{own.partition('score_classify/')[2]}"] = names[name]
+    return {name: stored for name, stored in stored_names.items() if not _of_training(name)}
 
 
 def plain_names(stored: Mapping[str, object]) -> dict[str, str]:
@@ -173,16 +173,16 @@ def _of_training(name: str) -> bool:
 
 
 def _blocks(shapes: Shapes, way: str) -> tuple[Block, ...]:
-    found: dict[str, dict[str, str]] = {}
+    scales_of: dict[str, dict[str, str]] = {}
     for name in shapes:
         if (match := CONV.match(name.removesuffix("/kernel"))) and name.endswith("/kernel"):
-            found.setdefault(match["block"], {})[match["conv"]] = match["scale"]
-    names = sorted(found, key=lambda name: int(name[1:]))
-    if not names or any(set(found[name]) != set(CONVS) for name in names):
+            scales_of.setdefault(match["block"], {})[match["conv"]] = match["scale"]
+    names = sorted(scales_of, key=lambda name: int(name[1:]))
+    if not names or any(set(scales_of[name]) != set(CONVS) for name in names):
         raise ValueError(f"blocks {', '.join(names) or 'none'}, not whole ones with a shortcut")
     blocks = []
     for name in names:
-        scales = found[name]
+        scales = scales_of[name]
         sizes = {conv: shapes[f"{name}/{scales[conv]}_{conv}/kernel"] for conv in CONVS}
         blocks.append(
             Block(

@@ -92,12 +92,12 @@ def _of_compare_gan(file: Path, part: str, shapes: Mapping[str, tuple[int, ...]]
     parts = {each: compare_gan.of_part(names, each) for each in STEMS}
     if not parts[part]:
         raise unknown(file, part, KeyError(f"{part}/"), shapes)
-    found = {
+    shapes_of = {
         each: {own: shapes[stored] for own, stored in known.items()}
         for each, known in parts.items()
     }
     other = next(each for each in STEMS if each != part)
-    return Network(file, part, parts[part], found[part], found[other])
+    return Network(file, part, parts[part], shapes_of[part], shapes_of[other])
 
 
 def _find_file(path: Path, stem: str) -> Path:
@@ -110,8 +110,8 @@ def _find_file(path: Path, stem: str) -> Path:
         hint = f"Give {stem}_*_steps.pth of torch-mimicry, or its folder."
         raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
     # torch-mimicry keeps each network's in a folder of its own: netG/netG_100000_steps.pth.
-    found = [*path.glob(f"{stem}*"), *path.glob(f"{stem}/{stem}*")]
-    files = sorted(p for p in found if p.suffix in suffixes and p.is_file())
+    candidates = [*path.glob(f"{stem}*"), *path.glob(f"{stem}/{stem}*")]
+    files = sorted(p for p in candidates if p.suffix in suffixes and p.is_file())
     files = files or sorted(path.glob(f"*{compare_gan.SUFFIX}"))
     if len(files) != 1:
         got = ", ".join(p.name for p in files) or f"no {stem}*.pth and no .npz in {path}"

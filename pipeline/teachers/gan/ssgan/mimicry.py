@@ -137,17 +137,17 @@ def _plain(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def _numbers(plain: Shapes, *, first: int) -> list[int]:
-    found = sorted(int(m[1]) for key in plain if (m := re.match(r"block(\d+)\.c1\.weight", key)))
-    if not found or found != list(range(first, first + len(found))):
-        raise ValueError(f"blocks {found}, not {first}, {first + 1} ...")
-    return found
+    numbers = sorted(int(m[1]) for key in plain if (m := re.match(r"block(\d+)\.c1\.weight", key)))
+    if not numbers or numbers != list(range(first, first + len(numbers))):
+        raise ValueError(f"blocks {numbers}, not {first}, {first + 1} ...")
+    return numbers
 
 
 def _last_linear(plain: Shapes) -> int:
-    found = [int(m[1]) for key in plain if (m := re.fullmatch(r"l(\d+)\.weight", key))]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} linear layers lN, not one")
-    return found[0]
+    numbers = [int(m[1]) for key in plain if (m := re.fullmatch(r"l(\d+)\.weight", key))]
+    if len(numbers) != 1:
+        raise ValueError(f"{len(numbers)} linear layers lN, not one")
+    return numbers[0]
 
 
 def _block(plain: Shapes, number: int, *, generator: bool, halves: bool = False) -> Block:

@@ -251,8 +251,8 @@ def describe_generator(
         TeacherError: an unusable file.
     """
     file = find_file(path)
-    found = facts(file, GENERATOR)
-    layout = generator_layout(found.shapes, found.told, where=f"{file}: {GENERATOR}")
+    stored = facts(file, GENERATOR)
+    layout = generator_layout(stored.shapes, stored.told, where=f"{file}: {GENERATOR}")
     listed = generator_taps(layout)
     return StyleGAN2Description(
         family="stylegan2",
@@ -274,8 +274,8 @@ def describe_discriminator(
 ) -> NetworkDescription:
     """Describe the discriminator in a file; errors as `describe_generator`."""
     file = find_file(path)
-    found = facts(file, DISCRIMINATOR)
-    layout = discriminator_layout(found.shapes, found.told, where=f"{file}: {DISCRIMINATOR}")
+    stored = facts(file, DISCRIMINATOR)
+    layout = discriminator_layout(stored.shapes, stored.told, where=f"{file}: {DISCRIMINATOR}")
     own = (layout.resolution, layout.resolution)
     problems = []
     if image_size not in (None, own):

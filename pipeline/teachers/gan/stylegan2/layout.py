@@ -129,18 +129,18 @@ def _read(read: Callable[..., Any], shapes: Shapes, told: Mapping[str, Any], whe
 
 def _generator(shapes: Shapes, told: Mapping[str, Any]) -> GeneratorLayout:
     facts = _Settings(told, ("mapping_kwargs", "synthesis_kwargs"))
-    found = _resolutions(shapes, r"synthesis\.b(\d+)\.conv1\.weight")
-    channels = tuple((side, shapes[f"synthesis.b{side}.conv1.weight"][0]) for side in found)
-    if found[0] != 4 or shapes["synthesis.b4.const"] != (channels[0][1], 4, 4):
-        raise ValueError(f"blocks of {found} pixels")
-    has_rgb = [f"synthesis.b{side}.torgb.weight" in shapes for side in found]
+    sides = _resolutions(shapes, r"synthesis\.b(\d+)\.conv1\.weight")
+    channels = tuple((side, shapes[f"synthesis.b{side}.conv1.weight"][0]) for side in sides)
+    if sides[0] != 4 or shapes["synthesis.b4.const"] != (channels[0][1], 4, 4):
+        raise ValueError(f"blocks of {sides} pixels")
+    has_rgb = [f"synthesis.b{side}.torgb.weight" in shapes for side in sides]
     if "synthesis.b8.skip.weight" in shapes:
         architecture = "resnet"
     else:
         architecture = "skip" if all(has_rgb) else "orig"
     if not has_rgb[-1]:
         raise ValueError("no layer that gives RGB")
-    colours = shapes[f"synthesis.b{found[-1]}.torgb.weight"][0]
+    colours = shapes[f"synthesis.b{sides[-1]}.torgb.weight"][0]
     if colours != 3:
         raise ValueError(f"images of {colours} channels, allowed 3")
     synthesis = facts.section("synthesis_kwargs")
@@ -157,11 +157,11 @@ def _generator(shapes: Shapes, told: Mapping[str, Any]) -> GeneratorLayout:
 
 def _discriminator(shapes: Shapes, told: Mapping[str, Any]) -> DiscriminatorLayout:
     facts = _Settings(told, ("block_kwargs", "mapping_kwargs", "epilogue_kwargs"))
-    found = _resolutions(shapes, r"b(\d+)\.conv1\.weight")[::-1]
-    weights = [shapes[f"b{side}.conv1.weight"] for side in found]
-    if not found or found[-1] != 8:
-        raise ValueError(f"blocks of {found} pixels")
-    if shapes[f"b{found[0]}.fromrgb.weight"][1] != 3:
+    sides = _resolutions(shapes, r"b(\d+)\.conv1\.weight")[::-1]
+    weights = [shapes[f"b{side}.conv1.weight"] for side in sides]
+    if not sides or sides[-1] != 8:
+        raise ValueError(f"blocks of {sides} pixels")
+    if shapes[f"b{sides[0]}.fromrgb.weight"][1] != 3:
         raise ValueError("images that are not of 3 channels")
     architecture = "skip" if "b4.fromrgb.weight" in shapes else "orig"
     architecture = "resnet" if "b8.skip.weight" in shapes else architecture
@@ -179,7 +179,7 @@ def _discriminator(shapes: Shapes, told: Mapping[str, Any]) -> DiscriminatorLayo
         mapping = _mapping(shapes, facts.section("mapping_kwargs"), latent=0)
     return DiscriminatorLayout(
         mapping=mapping,
-        channels=tuple((s, w[1], w[0]) for s, w in zip(found, weights, strict=True)),
+        channels=tuple((s, w[1], w[0]) for s, w in zip(sides, weights, strict=True)),
         width=width,
         outputs=shapes["b4.out.weight"][0],
         architecture=architecture,
@@ -224,11 +224,11 @@ class _Settings:
 
     def section(self, name: str) -> Mapping[str, Any]:
         """Return one section's settings, {} where there are none."""
-        found = self.top.get(name) or {}
-        if not isinstance(found, dict):
-            raise ValueError(f"{name}: {type(found).__name__}")
-        inner = found.get("block_kwargs")
-        return {**found, **inner} if isinstance(inner, dict) else found
+        values = self.top.get(name) or {}
+        if not isinstance(values, dict):
+            raise ValueError(f"{name}: {type(values).__name__}")
+        inner = values.get("block_kwargs")
+        return {**values, **inner} if isinstance(inner, dict) else values
 
     def count(self, name: str) -> int:
         """Return a whole number."""
@@ -248,22 +248,22 @@ def _check(told: Mapping[str, Any], known: set[str] | frozenset[str], prefix: st
 
 
 def _activation(told: Mapping[str, Any]) -> str:
-    found = told.get("activation", ACTIVATIONS[0])
-    if found not in ACTIVATIONS:
-        raise ValueError(f"activation {found!r:.40}, allowed {', '.join(ACTIVATIONS)}")
-    return found
+    name = told.get("activation", ACTIVATIONS[0])
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r:.40}, allowed {', '.join(ACTIVATIONS)}")
+    return name
 
 
 def _clamp(told: Mapping[str, Any]) -> float | None:
-    found = told.get("conv_clamp")
-    if found is not None and (type(found) not in (int, float) or not found > 0):
-        raise ValueError(f"conv_clamp {found!r:.40}")
-    return None if found is None else float(found)
+    limit = told.get("conv_clamp")
+    if limit is not None and (type(limit) not in (int, float) or not limit > 0):
+        raise ValueError(f"conv_clamp {limit!r:.40}")
+    return None if limit is None else float(limit)
 
 
 def _resolutions(shapes: Shapes, pattern: str) -> list[int]:
     """Return the blocks' resolutions, which double from one to the next."""
-    found = sorted(int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name)))
-    if not found or any(b != 2 * a for a, b in itertools.pairwise(found)):
-        raise ValueError(f"blocks of {found} pixels, not doubling")
-    return found
+    sides = sorted(int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name)))
+    if not sides or any(b != 2 * a for a, b in itertools.pairwise(sides)):
+        raise ValueError(f"blocks of {sides} pixels, not doubling")
+    return sides

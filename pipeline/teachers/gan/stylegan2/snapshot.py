@@ -158,7 +158,7 @@ def _meta(record: Any, where: str) -> dict[str, Any]:
 
 
 def _flatten(
-    record: Any, prefix: str, found: dict[str, TensorRecord], where: str, depth: int
+    record: Any, prefix: str, tensors: dict[str, TensorRecord], where: str, depth: int
 ) -> None:
     """Collect parameters and buffers by their official names, checked."""
     if depth > MAX_DEPTH:
@@ -173,12 +173,12 @@ def _flatten(
                 continue
             full = f"{prefix}{name}"
             if group == "_modules":
-                _flatten(entry, f"{full}.", found, where, depth + 1)
+                _flatten(entry, f"{full}.", tensors, where, depth + 1)
                 continue
-            if not isinstance(entry, TensorRecord) or full in found:
+            if not isinstance(entry, TensorRecord) or full in tensors:
                 raise TeacherError(f"{where}: {full}: got {type(entry).__name__}, not one tensor.")
             try:
                 entry.check(full)
             except ValueError as error:
                 raise TeacherError(f"{where}: {error}. Nothing was made.") from error
-            found[full] = entry
+            tensors[full] = entry

@@ -88,10 +88,10 @@ class BigBiGANConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = []
+        problems = []
         if len(set(self.scores)) != len(self.scores):
-            found.append(Problem("scores", str(self.scores), "each score once"))
+            problems.append(Problem("scores", str(self.scores), "each score once"))
         if self.scores == ["z"]:
             hint = "Add xz: by z alone neither network learns of images."
-            found.append(Problem("scores", str(self.scores), "x or xz among them", hint))
-        return found
+            problems.append(Problem("scores", str(self.scores), "x or xz among them", hint))
+        return problems

@@ -159,38 +159,38 @@ class Scores(nn.Module):
 
     def forward(self, images: Tensor, latents: Tensor | None) -> dict[str, Tensor]:
         """Map images (N, 3, H, W) in [-1, 1] and latents (N, Z) to a score (N, 1) by name."""
-        found: dict[str, Tensor] = {}
+        scores: dict[str, Tensor] = {}
         seen = self.images.pooled(images)
         if "x" in self.scores:
-            found["x"] = self.images.linear(seen)
+            scores["x"] = self.images.linear(seen)
         if latents is None:
-            return found
+            return scores
         told = self.latents(latents)
         if "z" in self.scores:
-            found["z"] = self.score_z(F.relu(told))
+            scores["z"] = self.score_z(F.relu(told))
         if "xz" in self.scores:
-            found["xz"] = self.score_xz(F.relu(self.pairs(torch.cat([seen, told], dim=1))))
-        return found
+            scores["xz"] = self.score_xz(F.relu(self.pairs(torch.cat([seen, told], dim=1))))
+        return scores
 
     def own_layers(self) -> list[nn.Linear]:
         """List the linear layers that F's official network has and these scores do not use."""
         return [] if "x" in self.scores else [cast(nn.Linear, self.images.linear)]
 
 
-def latent_of(found: Encoded, posterior: str, noise: Tensor | None) -> Tensor:
+def latent_of(encoded: Encoded, posterior: str, noise: Tensor | None) -> Tensor:
     """Return z (N, Z) of what the encoder gave.
 
     Args:
-        found: mean and standard deviation.
+        encoded: mean and standard deviation.
         posterior: stochastic: mean + deviation * noise (the mean where there is none);
             deterministic: the mean; uniform: its tanh.
         noise: standard normal (N, Z), or None.
     """
     if posterior == "uniform":
-        return torch.tanh(found.mean)
+        return torch.tanh(encoded.mean)
     if posterior == "deterministic" or noise is None:
-        return found.mean
-    return found.mean + found.stdev * noise
+        return encoded.mean
+    return encoded.mean + encoded.stdev * noise
 
 
 def side_of(images: Tensor, side: int) -> Tensor:

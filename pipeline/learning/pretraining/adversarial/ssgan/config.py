@@ -77,11 +77,11 @@ class SSGANConfig:
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
-        found = []
+        problems = []
         if self.modulation and (self.variant != "compare_gan" or self.method == "conditional"):
             hint = "Set variant compare_gan."
             got = f"{self.modulation} with variant {self.variant}, method {self.method}"
-            found.append(Problem("modulation", got, "0", hint))
+            problems.append(Problem("modulation", got, "0", hint))
         if self.method == "conditional":
             told = {
                 "variant": (self.variant, "mimicry"),
@@ -90,9 +90,9 @@ class SSGANConfig:
                 "z_distribution": (self.z_distribution, ""),
                 "regularisation": (self.regularisation, "spectral_norm"),
             }
-            found += [
+            problems += [
                 Problem(key, got or "''", f"{allowed or 'empty'} with method conditional")
                 for key, (got, allowed) in told.items()
                 if got != allowed
             ]
-        return found
+        return problems

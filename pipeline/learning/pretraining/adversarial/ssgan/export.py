@@ -35,15 +35,15 @@ def write_mimicry(
     generator: nn.Module, discriminator: nn.Module, folder: Path, dtype: torch.dtype
 ) -> tuple[Path, ...]:
     """Write `netG.pth` and `netD.pth`; return them."""
-    found = []
+    files = []
     for name, network in (("netG", generator), ("netD", discriminator)):
         numbers = [int(each.removeprefix("block")) for each in network.blocks]  # type: ignore[union-attr]
         state = {
             _mimicry_name(_respelled(key), last=max(numbers) + 1): stored(value, dtype)
             for key, value in network.state_dict().items()
         }
-        found.append(save_pth({"model_state_dict": state}, folder / f"{name}.pth"))
-    return tuple(found)
+        files.append(save_pth({"model_state_dict": state}, folder / f"{name}.pth"))
+    return tuple(files)
 
 
 def write_compare_gan(

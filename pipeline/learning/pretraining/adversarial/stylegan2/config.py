@@ -80,12 +80,12 @@ def size_problems(side: int, batch_size: int, group: int) -> list[Problem]:
         side: `image.size` (pixels).
         batch_size, group: images of a step, and of a minibatch statistic (count).
     """
-    found = []
+    problems = []
     if side < SMALLEST or side & (side - 1):
         allowed = f"a power of two from {SMALLEST} up, as StyleGAN2 doubles from 4 pixels"
         near = max(SMALLEST, 1 << max(0, side.bit_length() - 1))
-        found.append(Problem("image.size", str(side), allowed, f"Try --image.size {near}."))
+        problems.append(Problem("image.size", str(side), allowed, f"Try --image.size {near}."))
     if batch_size % min(group, batch_size):
         allowed = f"a divisor of batch_size ({batch_size}), or more"
-        found.append(Problem("stylegan2.statistics_group", str(group), allowed))
-    return found
+        problems.append(Problem("stylegan2.statistics_group", str(group), allowed))
+    return problems

@@ -100,12 +100,12 @@ def named_discriminator(
 
 def _stored(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return official tensors, the filters of every layer that has one among them."""
-    found = {n: v.to("cpu", dtype).contiguous() for n, v in official_state(network).items()}
+    tensors = {n: v.to("cpu", dtype).contiguous() for n, v in official_state(network).items()}
     taps = torch.tensor(TAPS)
     for name, part in network.named_modules():
         if isinstance(part, SynthesisLayer | SynthesisBlock | Convolution):
-            found[f"{name}.resample_filter"] = taps[:, None] * taps
-    return found
+            tensors[f"{name}.resample_filter"] = taps[:, None] * taps
+    return tensors
 
 
 def _persistent(name: str, state: Mapping[str, Tensor], told: Mapping[str, Any]) -> _Call:

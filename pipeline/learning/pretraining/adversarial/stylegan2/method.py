@@ -114,7 +114,7 @@ class StyleGAN2:
 
     def sample(self, averages: Mapping[str, nn.Module], numbers: range) -> np.ndarray:
         """Draw samples with the network's own noise; classes come in turns."""
-        found = []
+        samples = []
         for start in range(numbers.start, numbers.stop, ROWS):
             rows = range(start, min(start + ROWS, numbers.stop))
             shape = (self.config.latent,)
@@ -125,8 +125,8 @@ class StyleGAN2:
             z = torch.from_numpy(drawn).to(self.facts.device)
             with torch.inference_mode():
                 images, _ = averages["generator"](z, labels, "const")
-            found.append(to_uint8(images).cpu().numpy())
-        return np.concatenate(found)
+            samples.append(to_uint8(images).cpu().numpy())
+        return np.concatenate(samples)
 
     def export(
         self, averages: Mapping[str, nn.Module], folder: Path, *, dtype: torch.dtype
