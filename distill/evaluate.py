@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     device = choose_device(config)
     baselines = choose_baselines(config, card=card, device=device, image_size=size)
-    record = RunFolder(config.run_dir, config=config, of=whose(config))
+    folder = Path(config.run_dir)
     known = {"student": config.student, "levels": card.levels, "seed": config.seed}
     bench = StudentBench(
         student=student,
@@ -103,11 +103,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         seed=config.seed,
         micro_batch=config.micro_batch,
         image_size=size,
-        folder=record.path,
+        folder=folder,
         device=device,
         head=head_folder(Path(config.student)),
-        read_outs=ReadOuts(record.path / READ_OUTS, evaluation_key(config, student)),
+        read_outs=ReadOuts(folder / READ_OUTS, evaluation_key(config, student)),
     )
+    bench.check(images=config.reads_images)
+    for task in tasks.values():
+        if hasattr(task, "check"):  # one of the user's own may have none
+            task.check(bench)
+    record = RunFolder(folder, config=config, of=whose(config))
     results = run_tasks(tasks, bench, out=record.path / RESULTS, known=known)
     shutil.rmtree(record.path / READ_OUTS, ignore_errors=True)
     record.stats(seconds=time.perf_counter() - began)

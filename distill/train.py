@@ -325,7 +325,7 @@ def train_steps(
             method.after_step()
             log.note(taken, index=np.concatenate(index))
             if taken.due(config.log_every):
-                log.line(rate=taken.rate, waited_s=batches.waited_s)
+                log.line(rate=taken.rate, waited_s=batches.waited_s, every=config.log_every)
             if config.monitor.every and taken.due(config.monitor.every):
                 look()
             stop = stopping.now(taken, every=config.log_every)

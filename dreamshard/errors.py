@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,6 +29,11 @@ OF_THE_MACHINE = frozenset(
     )
 )
 """What a disk, a quota, permissions or limits refuse: the user's to mend, not a fault of ours."""
+GOES_ON = "What was finished stays; mend that, and the same command goes on."
+_TOO_LITTLE = re.compile(
+    "failed to map segment|(cannot|can't|unable to) allocate|can't start new thread", re.IGNORECASE
+)
+"""What is said by whoever is given no memory or threads: Python, the loader, numpy, torch."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +166,22 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
         # elsewhere, or the interpreter complains once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        told = _refused(error)
+        if told is None:
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        hint = "What was finished stays; mend that, and the same command goes on."
-        return _fail(f"error: {place}{error.strerror}. {hint}", DataError.exit_code, argv)
+        return _fail(f"error: {told} {GOES_ON}", DataError.exit_code, argv)
+
+
+def _refused(error: Exception) -> str | None:
+    """Say what the machine would not give; None for an error that is none of the machine's."""
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    if isinstance(error, MemoryError) or _TOO_LITTLE.search(str(error)):
+        told = (str(error).splitlines() or ["out of memory"])[0][:160]
+        hint = "Give this process more (ulimit -v, ulimit -u), or end others."
+        return f"too little memory or threads: {told}. {hint}"
+    return None
 
 
 def _fail(text: str, exit_code: int, argv: Sequence[str]) -> int:

@@ -16,27 +16,53 @@ from dreamshard.foreign.text import parse_yaml
 REDACTED = "<redacted>"
 # A name is secret if one of its words is: `hf_token`, `s3.secretAccessKey`, but not `tokenizer`.
 _NAME = re.compile(
-    r"(^|[^a-z])(token|secrets?|passwords?|passwd|passphrase|credentials?|creds?|cookies?|"
-    r"authorization|bearer|jwt|signature|webhook|dsn|conn(ection)?_?str(ing)?|"
+    r"(token|secrets?|pass_?wor[dt]s?|passwd|pass_?phrase|credentials?|authorization|"
     r"(api|access|account|private|secret|signing|shared|storage|encryption|license|ssh|master)"
-    r"_?keys?)($|[^a-z])"
-    r"|(^|\.)key$|(^|[^a-z])(x?o?auth\d?|pass|pwd|pw|pat|sas|sig|pin_?code|otp|api)$"
+    r"_?keys?(_?id)?)($|[^a-z])"
+    r"|(^|[^a-z])(creds?|cookies?|bearer|jwt|signature|webhook|dsn|conn(ection)?_?str(ing)?)"
+    r"($|[^a-z])"
+    r"|(^|\.)key$|(^|\.|(api|auth|access|bearer|hf)_)tokens$|(^|[^a-z])(x?o?auth\d?|(user|db|root|admin|ssh)?_?pass|pwd|pw|pat|sas|sig|"
+    r"pin_?code|otp|api)$"
 )
-_URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s\"'<>,\]})]*")
+_COUNTED = re.compile(r"tokens$", re.IGNORECASE)
+"""Names under which a number is no secret."""
+# Every repetition that may begin at any letter has a bound: of long texts none takes squared time.
+_URL = re.compile(r"[A-Za-z][\w+.-]{0,40}://[^\s\"'<>,\]})]*")
 _QUERY = re.compile(r"(?P<mark>[?&;#])(?P<name>[\w.%$-]+)=(?P<value>[^&;#\s\"',\]})]*)")
 _HEADER = re.compile(
-    r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]*(?:key|token|auth))"
+    r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|x-[\w-]{0,60}(?:key|token|auth))"
     r"(\"?\s*[:=]\s*)[^\n\r\"'}]+"
 )
 _SCHEME = re.compile(r"(?i)\b(bearer|basic|digest|apikey)\s+(?!<)[\w.~+/=:-]{4,}")
-_PAIR = re.compile(r"(?P<name>[\w.-]+)(?P<mark>\"?\s*[:=]\s*\"?)(?P<value>[^\s\"',;&\]})]+)")
+_PAIR = re.compile(
+    r"(?P<name>[\w.-]{1,120})(?P<mark>\\*[\"']?\s*(?:=>|:=|[:=])\s*)"
+    r"(?P<value>\\*(?P<quote>[\"'])[^\"']*(?P=quote)?|[^\s\"',;&\]})]+)"
+)
+_BESIDE = (
+    re.compile(r"(?P<name>--?[A-Za-z][\w.-]{0,120})(?P<mark>\s+)(?P<value>(?!-)[^\s\"']+)"),
+    re.compile(r"<(?P<name>[\w.-]+)(?P<mark>>)(?P<value>[^<>]+)(?=</)"),
+    re.compile(
+        r"\b(?:key|name)\s*=\s*[\"'](?P<name>[^\"']+)(?P<mark>[\"']\s+value\s*=\s*[\"'])"
+        r"(?P<value>[^\"']+)"
+    ),
+    re.compile(
+        r"(?i)/(?P<name>[\w.-]{0,60}(?:token|secret|passw)\w{0,60})(?P<mark>/)(?P<value>[^\s/\"'?#]+)"
+    ),
+)
+"""A secret's name and value that stand side by side: options, tags, attributes, parts of a URL."""
+_LOGIN = re.compile(
+    r"(\blogin\s+\S+\s+password\s+|(?:^|\s)(?:-u|--user)[\s=]{1,3}[^\s:\"']+:)[^\s\"']+"
+)
+_AT = re.compile(r"(?<![\w/])([\w.+-]{1,64}):[^\s@/:\"'<>]+@(?=[\w.-]+:\d)")
 _FORMS = (
     re.compile(
         r"\bgh[pousr]_\w{16,}|\bgithub_pat_\w{20,}|\bglpat-[\w-]{16,}|\bhf_[A-Za-z0-9]{16,}"
     ),
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}|\bAIza[\w-]{30,}|\bya29\.[\w-]{16,}"),
-    re.compile(r"\bsk-[\w-]{16,}|\bxox[abposr]-[\w-]{8,}|\bnpm_\w{16,}|\bpypi-[\w-]{16,}"),
-    re.compile(r"\beyJ[\w-]{6,}\.[\w-]+(?:\.[\w-]*)?"),  # a JSON web token
+    re.compile(
+        r"\bsk-[\w-]{16,}|\bwandb_\w{16,}|\bxox[abposr]-[\w-]{8,}|\bnpm_\w{16,}|\bpypi-[\w-]{16,}"
+    ),
+    re.compile(r"\beyJ[\w-]{6,2000}\.[\w-]+(?:\.[\w-]*)?"),  # a JSON web token
     re.compile(
         r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.S
     ),
@@ -63,14 +89,23 @@ def redact(value: object, *, name: str = "") -> object:
         name: the value's own name; what stands under a secret's name is replaced as a whole.
     """
     if isinstance(value, Mapping):
-        return {key: redact(item, name=str(key)) for key, item in value.items()}
+        beside = next((value[key] for key in ("name", "key", "header") if key in value), None)
+        told = {"value": beside} if isinstance(beside, str) else {}
+        return {k: redact(item, name=str(told.get(k, k))) for k, item in value.items()}
     if isinstance(value, (list, tuple)):
+        if len(value) == 2 and isinstance(value[0], str) and _is_header(value[0]):
+            return [value[0], redact(value[1], name=value[0])]
         return [redact(item, name=name) for item in value]
     if value is None or isinstance(value, bool) or value == "":
         return value
-    if is_secret(name):
+    if is_secret(name) and (isinstance(value, str) or not _COUNTED.search(name)):
         return REDACTED
     return _text(value) if isinstance(value, str) else value
+
+
+def _is_header(name: str) -> bool:
+    """Tell whether what follows in a pair is its secret; a pair may also be two plain names."""
+    return name != "key" and re.fullmatch(r"[\w.-]+", name) is not None and is_secret(name)
 
 
 def redact_command(command: Sequence[str]) -> str:
@@ -118,7 +153,10 @@ def _pieces(text: str) -> str:
     text = _HEADER.sub(rf"\g<1>\g<2>{REDACTED}", text)
     text = _SCHEME.sub(rf"\g<1> {REDACTED}", text)
     text = _QUERY.sub(_query, text)
-    text = _PAIR.sub(_pair, text)
+    for beside in (*_BESIDE, _PAIR):
+        text = beside.sub(_pair, text)
+    text = _LOGIN.sub(rf"\g<1>{REDACTED}", text)
+    text = _AT.sub(rf"\g<1>:{REDACTED}@", text)
     for form in _FORMS:
         text = form.sub(REDACTED, text)
     return text
@@ -143,6 +181,12 @@ def _query(match: re.Match[str]) -> str:
 
 
 def _pair(match: re.Match[str]) -> str:
-    if not is_secret(match["name"]) or match["value"].startswith("<"):
+    name, value = match["name"], match["value"]
+    if not is_secret(name) or value.startswith("<"):
         return match.group()
-    return f"{match['name']}{match['mark']}{REDACTED}"
+    if value in ("true", "false", "null") or (value.isdecimal() and _COUNTED.search(name)):
+        return match.group()
+    quote = match.groupdict().get("quote") or ""
+    start, end = match.span("value")
+    before, after = match.group()[: start - match.start()], match.group()[end - match.start() :]
+    return f"{before}{quote}{REDACTED}{quote}{after}"

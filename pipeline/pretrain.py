@@ -254,7 +254,7 @@ class _Run:
             ):
                 figures.note(taken.step, taken.terms)
                 if taken.due(LOG_EVERY):
-                    means = figures.means()
+                    means = figures.fewer(LOG_EVERY) | figures.means()
                     progress.update(0, **means)
                     if record is not None:
                         record.log(step=taken.step, **means, lr=taken.rate, img_per_s=progress.rate)

@@ -117,8 +117,18 @@ class Bench(Protocol):
         """Name -> what builds a fresh copy of a student, in training mode; the subject last."""
         ...
 
+    def total(self, split: Split) -> int:
+        """Return how many images are listed in a split."""
+        ...
+
     def images(self, split: Split) -> LabelledImages | LazyImages:
         """Return the images of a split with labels and masks."""
+        ...
+
+    def listed(
+        self, train: SourceConfig, heldout: SourceConfig, *, prefix: str
+    ) -> Mapping[Split, ImageSource]:
+        """List other images, once; `prefix` leads their keys."""
         ...
 
     def feature_sets(
@@ -186,6 +196,7 @@ class StudentBench:
         self._baselines, self._from, self._classes = baselines, sources, classes
         self._pool: Literal["all", "last"] = pool
         self._images: dict[Split, LabelledImages | LazyImages] = {}
+        self._listed: dict[str, dict[Split, ImageSource]] = {}
         self.statistics: Statistics = "initial"
 
     @cached_property
@@ -197,9 +208,33 @@ class StudentBench:
         self, train: SourceConfig, heldout: SourceConfig, *, prefix: str
     ) -> FeatureSets:
         """Extract every representation of other labelled images; `prefix` leads their keys."""
+        return self._extract(self.listed(train, heldout, prefix=prefix), prefix=prefix)
+
+    def listed(
+        self, train: SourceConfig, heldout: SourceConfig, *, prefix: str, classes: bool = True
+    ) -> dict[Split, ImageSource]:
+        """List images to learn from and to judge on, once; `prefix` leads their keys.
+
+        Raises:
+            ConfigError, DataError: as `open_pair`.
+        """
         from pipeline.images.pair import open_pair
 
-        return self._extract(open_pair(train, heldout, prefix=prefix), prefix=prefix)
+        if prefix not in self._listed:
+            self._listed[prefix] = open_pair(train, heldout, prefix=prefix, classes=classes)
+        return self._listed[prefix]
+
+    def check(self, *, images: bool) -> None:
+        """List the images that the tasks or the untrained student ask for.
+
+        Args:
+            images: whether a task reads train_images and heldout_images.
+
+        Raises:
+            ConfigError, DataError: as `open_pair`.
+        """
+        if images or (self._random and self._are_given):
+            self._sources  # noqa: B018 - listed once
 
     def draw(self, split: Split | SourceConfig, *, count: int, key: str = "") -> Drawn:
         """Draw images of a split or another source, class by class where labels are listed.
@@ -293,6 +328,10 @@ class StudentBench:
         counts = {"train": len(features.train_labels), "heldout": len(features.heldout_labels)}
         return {"images": counts, "dimensions": sizes, **known}
 
+    def total(self, split: Split) -> int:
+        """Return how many images are listed in a split, those that cannot be used among them."""
+        return len(self._sources[split])
+
     def images(self, split: Split) -> LabelledImages | LazyImages:
         """Return the images of a split with labels and masks; a small set is read once."""
         if split not in self._images:
@@ -314,7 +353,7 @@ class StudentBench:
         from pipeline.images.pair import draw_pair, read_usable
 
         student = untrained_student(self._card)
-        if not any(config.path or config.kind != "auto" for config in self._from.values()):
+        if not self._are_given:
             return student  # detection alone: its training measures them
         train = self._sources["train"]
         drawn = draw_pair({"train": train}, count=MEASURED, seed=self.seed)["train"]
@@ -336,8 +375,11 @@ class StudentBench:
         )
         return stronger
 
-    @cached_property
-    def _sources(self) -> dict[Split, ImageSource]:
-        from pipeline.images.pair import open_pair
+    @property
+    def _are_given(self) -> bool:
+        return any(config.path or config.kind != "auto" for config in self._from.values())
 
-        return open_pair(self._from["train"], self._from["heldout"], classes=self._classes)
+    @property
+    def _sources(self) -> dict[Split, ImageSource]:
+        own = self._from
+        return self.listed(own["train"], own["heldout"], prefix="", classes=self._classes)

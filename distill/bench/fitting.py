@@ -92,6 +92,20 @@ def fit(
     return take_all(learner, next_loss, precision=precision, report=report, done=done, save=save)
 
 
+def check_layers(config: OptimizerConfig, student: Student, *, bench: Bench) -> None:
+    """Refuse layer decay for a backbone whose layers timm does not know.
+
+    Raises: ConfigError.
+    """
+    layer_depths(
+        student,
+        student,
+        layer_decay=config.layer_decay,
+        config=bench.student_config,
+        image_size=bench.image_size,
+    )
+
+
 def take_all(
     learner: Learner,
     next_loss: Callable[[], Tensor],

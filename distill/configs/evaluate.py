@@ -35,6 +35,8 @@ EXTRACTING = {"few_label", "knn", "cluster_alignment", "mmd", "transfer", "pictu
 """Tasks that judge features which are extracted once."""
 UNLABELLED = {"segmentation", "detection", "mmd", "transfer", "pictures"}
 """Tasks that do not read the classes of train_images and heldout_images."""
+ELSEWHERE = {"detection", "transfer"}
+"""Tasks whose images are others."""
 
 
 @dataclass(kw_only=True)
@@ -141,6 +143,11 @@ class EvaluateConfig:
     def classifies(self) -> bool:
         """Whether a task reads the images' labels; those of the user's own are taken to."""
         return bool(set(self.tasks) - UNLABELLED)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether a task reads train_images and heldout_images; the user's own are taken to."""
+        return bool(set(self.tasks) - ELSEWHERE)
 
     def task_settings(self, task: str) -> object | None:
         """Return the section of a task; None for a task of the user's own."""

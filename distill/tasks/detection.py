@@ -9,7 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.bench.batches import endless_rows, ordered_rows
-from distill.bench.fitting import fit
+from distill.bench.bench import SUBJECT
+from distill.bench.fitting import check_layers, fit
 from distill.bench.layout import TextTable
+from distill.tasks.coco import CocoImages, Target
 from dreamshard.errors import ConfigError, DataError, Problem
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from distill.students.student import Student
 
 log = logging.getLogger(__name__)
-Target = dict[str, Tensor]
 ANCHOR_CELLS = 8
 """Side of a level's anchors in cells of its map: 32 pixels at stride 4, as in the paper of FPN."""
 MISSING = "none there"
@@ -55,15 +56,20 @@ class Detection:
         """Return how many steps `run` will report."""
         return len(bench.networks) * self.config.steps
 
-    def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Return {"rows": {name: {"bbox" | "segm": {"map", ... in per cent, or None}}}}.
+    def check(self, bench: Bench) -> None:
+        """Read the annotations, and build what the settings ask for once.
 
-        Raises:
-            ConfigError: annotations that are not there; a student of one image size.
-            DataError: annotations without a box, or without masks where these are wanted; held-out
-                categories that training has not.
-            DreamshardError: training diverged.
+        Raises: as `run`, but for a training that diverged.
         """
+        train, _ = self._annotated
+        student = bench.networks[SUBJECT]()
+        require_any_size(student, image_size=bench.image_size)
+        check_layers(self.config.optimizer, student, bench=bench)
+        build_detector(student, self.config, num_classes=len(train.categories))
+
+    @cached_property
+    def _annotated(self) -> tuple[CocoImages, CocoImages]:
+        """Images to learn from and to judge on, read once."""
         config = self.config
         train = CocoImages("train", config.train_annotations, config.train_folder)
         heldout = CocoImages("heldout", config.heldout_annotations, config.heldout_folder)
@@ -79,6 +85,18 @@ class Detection:
         if config.masks:
             train.require_masks()
             heldout.require_masks()
+        return train, heldout
+
+    def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Return {"rows": {name: {"bbox" | "segm": {"map", ... in per cent, or None}}}}.
+
+        Raises:
+            ConfigError: annotations that are not there; a student of one image size.
+            DataError: annotations without a box, or without masks where these are wanted; held-out
+                categories that training has not.
+            DreamshardError: training diverged.
+        """
+        config, (train, heldout) = self.config, self._annotated
         rows: dict[str, Any] = {}
         for name, build in bench.networks.items():
             with torch.random.fork_rng(devices=[]):
@@ -237,134 +255,6 @@ def require_any_size(student: Student, *, image_size: tuple[int, int]) -> None:
         got = f"a student that takes {image_size[0]}x{image_size[1]} pixels alone ({error})"
         allowed = "one that takes images of any size, as convolutional ones do"
         raise ConfigError(Problem("tasks", f"detection for {got}", allowed)) from error
-
-
-class CocoImages:
-    """Images with boxes and masks, as COCO's JSON lists them.
-
-    Args:
-        split: train or heldout, for messages.
-        annotations: the JSON file.
-        folder: of the images.
-
-    Attributes:
-        categories: COCO's number of a category -> its name; the network's are 1.. in this order.
-        annotated: int64 (M,), the rows that have a box.
-    """
-
-    def __init__(self, split: str, annotations: str, folder: str) -> None:
-        import contextlib
-        import io
-
-        from pycocotools.coco import COCO
-
-        key = f"detection.{split}_annotations"
-        if not Path(annotations).is_file():
-            raise ConfigError(Problem(key, annotations or "nothing", "a COCO JSON file"))
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
-            try:
-                self._coco: Any = COCO(annotations)
-            except (ValueError, KeyError, AssertionError, TypeError) as error:
-                raise DataError(f"{annotations}: got {error}, allowed COCO's JSON.") from error
-        self._folder, self._path = Path(folder), annotations
-        self._images = sorted(self._coco.getImgIds())
-        numbers = sorted(self._coco.getCatIds())
-        self.categories = {number: str(self._coco.cats[number]["name"]) for number in numbers}
-        names = list(self.categories.values())
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise DataError(f"{annotations}: got several categories named {twice}, allowed one.")
-        self._class_of = {number: place for place, number in enumerate(numbers, 1)}
-        has_box = [bool(self._boxes(image)) for image in self._images]
-        self.annotated = np.flatnonzero(has_box).astype(np.int64)
-        if not len(self.annotated):
-            raise DataError(f"{annotations}: got no box of any area, allowed at least one.")
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def boxed(self) -> set[str]:
-        """Name the categories that a box has."""
-        numbers = {each["category_id"] for image in self._images for each in self._boxes(image)}
-        return {self.categories[number] for number in numbers}
-
-    def number_as(self, other: CocoImages) -> None:
-        """Give categories the numbers that those of the same name have in other annotations."""
-        numbers = {name: other._class_of[number] for number, name in other.categories.items()}
-        self._class_of = {number: numbers[name] for number, name in self.categories.items()}
-
-    def require_masks(self) -> None:
-        """Refuse objects without a mask.
-
-        Raises: DataError naming the first images that have one.
-        """
-        bare = [
-            str(self._coco.imgs[image]["file_name"])
-            for image in self._images
-            if any(not each.get("segmentation") for each in self._boxes(image))
-        ]
-        if bare:
-            shown = ", ".join(bare[:3]) + (f" and {len(bare) - 3} more" if len(bare) > 3 else "")
-            raise DataError(
-                f"{self._path}: got objects without a segmentation in {shown}, allowed a mask for "
-                "every box. Set detection.masks to false."
-            )
-
-    def read_judged(self, row: int) -> tuple[Tensor, Target]:
-        """Return what `read` does with crowds among the objects, "iscrowd" and "area".
-
-        COCO's evaluation forgives what is found inside a crowd, and tells sizes by the annotated
-        area.
-        """
-        objects = self._boxes(self._images[row], crowds=True)
-        image, target = self._read(row, objects)
-        target["iscrowd"] = torch.tensor([int(each.get("iscrowd", 0)) for each in objects])
-        boxes = [each["bbox"] for each in objects]
-        areas = [
-            float(each.get("area", box[2] * box[3]))
-            for each, box in zip(objects, boxes, strict=True)
-        ]
-        target["area"] = torch.tensor(areas)
-        return image, target
-
-    def read(self, row: int) -> tuple[Tensor, Target]:
-        """Return an image, float32 (3, H, W) in 0..1, and its boxes, labels and masks.
-
-        Raises:
-            DataError: an image that cannot be read.
-        """
-        return self._read(row, self._boxes(self._images[row]))
-
-    def _read(self, row: int, objects: list[dict[str, Any]]) -> tuple[Tensor, Target]:
-        from PIL import Image
-
-        number = self._images[row]
-        path = self._folder / str(self._coco.imgs[number]["file_name"])
-        try:
-            pixels = np.array(Image.open(path).convert("RGB"))
-        except OSError as error:
-            raise DataError(f"{path}: got {error}, allowed an image.") from error
-        boxes = np.array([each["bbox"] for each in objects], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        masks = [self._coco.annToMask(each) for each in objects if each.get("segmentation")]
-        target = {
-            "boxes": torch.from_numpy(boxes),
-            "labels": torch.tensor(
-                [self._class_of[each["category_id"]] for each in objects], dtype=torch.int64
-            ),
-        }
-        if len(masks) == len(objects):
-            stacked = np.stack(masks) if masks else np.zeros((0, *pixels.shape[:2]), np.uint8)
-            target["masks"] = torch.from_numpy(stacked).to(torch.uint8)
-        return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, target
-
-    def _boxes(self, image: int, *, crowds: bool = False) -> list[dict[str, Any]]:
-        """Return an image's objects with an area; to learn from, those above a pixel a side."""
-        objects, least = self._coco.imgToAnns.get(image, []), 0 if crowds else 1
-        return [
-            each
-            for each in objects
-            if (crowds or not each.get("iscrowd")) and min(each["bbox"][2:]) > least
-        ]
 
 
 def _ahead(

@@ -22,7 +22,8 @@ from distill.bench.batches import (
     normalised,
     ordered_rows,
 )
-from distill.bench.fitting import fit
+from distill.bench.bench import SUBJECT
+from distill.bench.fitting import check_layers, fit
 from distill.bench.layout import TextTable
 from distill.probes.draws import fraction_draws
 from dreamshard.errors import ConfigError, Problem
@@ -66,6 +67,14 @@ class Finetune:
     def count(self, bench: Bench) -> int:
         """Return how many steps `run` will report."""
         return len(bench.networks) * len(self.config.fractions) * self.config.steps
+
+    def check(self, bench: Bench) -> None:
+        """Build what the settings ask for once.
+
+        Raises: ConfigError: drop_path or layer decay for a backbone that has none.
+        """
+        student = dropping(bench.networks[SUBJECT](), rate=self.config.drop_path, bench=bench)
+        check_layers(self.config.optimizer, student, bench=bench)
 
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Return {"rows": {name: {share: {"mean": accuracy in per cent, "images"}}}}.

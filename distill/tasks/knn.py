@@ -36,6 +36,13 @@ class Knn:
         """Return how many rows `run` will report."""
         return len(bench.names)
 
+    def check(self, bench: Bench) -> None:
+        """Compare the neighbours asked for with the images there are.
+
+        Raises: DataError.
+        """
+        self._require(bench.total("train"))
+
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Return {"rows": {name: {k: {"mean": accuracy in per cent, "scaling", "selection"}}}}.
 
@@ -47,14 +54,16 @@ class Knn:
             DataError: fewer training images than neighbours, held-out classes that none has.
         """
         features = bench.features
-        total = len(features.train_labels)
-        if max(self.config.k) > total:
-            raise DataError(f"knn.k: got {max(self.config.k)}, allowed up to {total}, the images.")
+        self._require(len(features.train_labels))
         rows: dict[str, dict[str, Any]] = {}
         for name, both in features.representations.items():
             rows[name] = self._row(both, features, device=str(bench.device))
             report()
         return {"rows": rows}
+
+    def _require(self, total: int) -> None:
+        if max(self.config.k) > total:
+            raise DataError(f"knn.k: got {max(self.config.k)}, allowed up to {total}, the images.")
 
     def _row(self, both: Features, sets: FeatureSets, *, device: str) -> dict[str, Any]:
         """Judge one representation."""

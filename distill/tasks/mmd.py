@@ -14,6 +14,7 @@ from dreamshard.errors import DataError
 if TYPE_CHECKING:
     from distill.bench.bench import Bench
     from distill.configs.embeddings import MmdConfig
+    from storage.snapshot import Snapshot
 
 COLUMNS = ("synthetic", "real")
 AT_ONCE = 1024
@@ -38,6 +39,18 @@ class Mmd:
     def count(self, bench: Bench) -> int:
         """Return how many rows `run` will report."""
         return len(bench.names)
+
+    def check(self, bench: Bench) -> None:
+        """Find the synthetic images.
+
+        Raises: ConfigError, DataError.
+        """
+        if self.config.dataset:
+            self._kept()
+        else:
+            from pipeline.images.source import open_source
+
+            open_source(self.config.synthetic_images, key="mmd.synthetic_images", part="train")
 
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Return {"rows": {name: {"synthetic", "real": {"mean": 1000 x MMD^2, "width"}}}, ...}.
@@ -102,14 +115,9 @@ class Mmd:
             key = "mmd.synthetic_images"
             drawn = bench.draw(self.config.synthetic_images, count=self.config.images, key=key)
             return bench.embed(drawn.images, first=first)
-        from storage.catalog import find_dataset
         from storage.rows.pick import read_rows
 
-        snapshot = find_dataset(self.config.dataset).snapshot()
-        key = f"mmd.dataset: {self.config.dataset}"
-        made = np.flatnonzero(snapshot.valid)
-        if "image" not in snapshot.array_names or not len(made):
-            raise DataError(f"{key}: got a dataset without images, allowed one that keeps them.")
+        key, (snapshot, made) = f"mmd.dataset: {self.config.dataset}", self._kept()
         places = np.linspace(0, len(made), min(self.config.images, len(made)), endpoint=False)
         embedded = list[dict[str, np.ndarray]]()
         for numbers in np.split(made[places.astype(int)], range(AT_ONCE, len(places), AT_ONCE)):
@@ -123,3 +131,16 @@ class Mmd:
             embedded.append(bench.embed(images, first=first))
             first += len(images)
         return {name: np.concatenate([part[name] for part in embedded]) for name in embedded[0]}
+
+    def _kept(self) -> tuple[Snapshot, np.ndarray]:
+        """Find the dataset, and the places in it that hold an image, int64 (N,)."""
+        from storage.catalog import find_dataset
+
+        snapshot = find_dataset(self.config.dataset).snapshot()
+        made = np.flatnonzero(snapshot.valid)
+        if "image" not in snapshot.array_names or not len(made):
+            raise DataError(
+                f"mmd.dataset: {self.config.dataset}: got a dataset without images, allowed one "
+                "that keeps them."
+            )
+        return snapshot, made

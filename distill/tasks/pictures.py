@@ -42,6 +42,13 @@ class Pictures:
         """Return how many pictures' worth of work `run` will report."""
         return len(bench.names) * len(self.config.kinds)
 
+    def check(self, bench: Bench) -> None:
+        """Compare what is asked for with the images there are.
+
+        Raises: DataError.
+        """
+        self._require(min(self.config.images, bench.total("heldout")))
+
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Return {"rows": {name: figures in per cent}, "files", "images"}.
 
@@ -54,7 +61,7 @@ class Pictures:
             DataError: fewer images than the perplexity, the clusters or the neighbours ask for.
         """
         drawn = bench.draw("heldout", count=self.config.images)
-        self._check(len(drawn.images))
+        self._require(len(drawn.images))
         features = bench.embed(drawn.images)
         rows: dict[str, dict[str, float]] = {name: {} for name in bench.names}
         files: list[str] = []
@@ -85,7 +92,7 @@ class Pictures:
         title = f"{result['images']} held-out images, drawn in {', '.join(result['files'])}; in %"
         return [TextTable(title, ["representation", *columns], lines)]
 
-    def _check(self, count: int) -> None:
+    def _require(self, count: int) -> None:
         config = self.config
         asked = {
             ("clusters", "clusters"): config.clusters,

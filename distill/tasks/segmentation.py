@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from distill.bench.augment import crop_and_flip
 from distill.bench.batches import Images, endless_rows, normalised, ordered_rows
 from distill.bench.bench import SUBJECT
-from distill.bench.fitting import fit
+from distill.bench.fitting import check_layers, fit
 from distill.bench.layout import TextTable
 from distill.modules.heads import FcnHead, UperHead, load_head
 from dreamshard.errors import ConfigError, DataError, Problem
@@ -106,6 +106,16 @@ class Segmentation:
         """Return how many steps `run` will report."""
         return len(bench.networks) * len(self.config.shots) * self.config.steps
 
+    def check(self, bench: Bench) -> None:
+        """Compare what is asked for with the images and the student there are.
+
+        Raises: ConfigError: as `run`; layer decay for a backbone that has none.
+        """
+        self._require_shots(bench.total("train"))
+        student = bench.networks[SUBJECT]()
+        check_layers(self.config.optimizer, student, bench=bench)
+        self._build(student, bench, subject=True)
+
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Return {"rows": {name: {images: {"mean": mIoU in per cent, "accuracy", "classes"}}}}.
 
@@ -117,9 +127,7 @@ class Segmentation:
         """
         train, heldout = bench.images("train"), bench.images("heldout")
         total = len(train)
-        if max(self.config.shots) > total:
-            allowed = f"up to {total}, the training images (0: all)"
-            raise ConfigError(Problem("segmentation.shots", str(self.config.shots), allowed))
+        self._require_shots(total)
         drawn = self._draws(total)
         learnt = np.unique(np.concatenate(list(drawn.values())))
         pixels = self._pixels(train, rows=learnt, split="train")
@@ -148,6 +156,11 @@ class Segmentation:
         if self.config.pictures:
             self._draw(bench.folder / PICTURE, heldout, guesses)
         return {"rows": table, "classes": self.config.classes}
+
+    def _require_shots(self, total: int) -> None:
+        if max(self.config.shots) > total:
+            allowed = f"up to {total}, the training images (0: all)"
+            raise ConfigError(Problem("segmentation.shots", str(self.config.shots), allowed))
 
     def _draws(self, total: int) -> dict[str, np.ndarray]:
         """Return the rows to learn from, by column."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from distill.probes.scaling import LEGEND, SCALINGS, mark
 
 if TYPE_CHECKING:
     from distill.bench.bench import Bench, FeatureSets
-    from distill.configs.embeddings import TransferConfig
+    from distill.configs.embeddings import TransferConfig, TransferSetConfig
 
 MEAN = "mean"
 
@@ -38,6 +38,14 @@ class Transfer:
         fits = len(SCALINGS) * len(self.config.probe.penalties) + 1
         return len(self.config.datasets) * len(bench.names) * fits
 
+    def check(self, bench: Bench) -> None:
+        """List the images of every dataset.
+
+        Raises: ConfigError, DataError.
+        """
+        for prefix, dataset in self._datasets():
+            bench.listed(dataset.train_images, dataset.heldout_images, prefix=prefix)
+
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Return {"rows": {name: {dataset: {"mean": per cent, "penalty", "scaling"}}}, ...}.
 
@@ -49,8 +57,7 @@ class Transfer:
         """
         rows: dict[str, dict[str, Any]] = {name: {} for name in bench.names}
         images: dict[str, dict[str, int]] = {}
-        for number, dataset in enumerate(self.config.datasets):
-            prefix = f"transfer.datasets.{number}."
+        for prefix, dataset in self._datasets():
             sets = bench.feature_sets(dataset.train_images, dataset.heldout_images, prefix=prefix)
             images[dataset.name] = {
                 "train": len(sets.train_labels),
@@ -80,6 +87,11 @@ class Transfer:
         ]
         title = f"% correct on held-out images of other datasets, linear probe; features {LEGEND}"
         return [TextTable(title, ["representation", *told], lines)]
+
+    def _datasets(self) -> Iterator[tuple[str, TransferSetConfig]]:
+        """Yield every dataset behind what leads its keys."""
+        for number, dataset in enumerate(self.config.datasets):
+            yield f"transfer.datasets.{number}.", dataset
 
     def _cell(
         self,

@@ -125,18 +125,19 @@ class RunLog:
         self._last_step, self._noted = taken.step, self._noted + 1
         self._progress.update(self._batch_size)
 
-    def line(self, *, rate: float, waited_s: float) -> None:
+    def line(self, *, rate: float, waited_s: float, every: int) -> None:
         """Write the means over the steps noted since the last line, and over the ranks.
 
         Args:
             rate: learning rate of the last step.
+            every: steps from line to line.
             waited_s: seconds this rank has waited for data since the run began.
 
         Raises:
             DataError, DreamshardError: on every rank, if a step's loss or gradient was not finite
                 on any of them; see `distill.training.guard`.
         """
-        means = self._steps.means()
+        fewer, means = self._steps.fewer(every), self._steps.means()
         beside = {name: value for name, value in means.items() if name.startswith(BESIDE)}
         figures = {name: value for name, value in means.items() if name not in beside}
         now = time.perf_counter()
@@ -146,7 +147,7 @@ class RunLog:
         self.figures = figures
         figures["memory_gb"] = _memory_gb(self._accelerator.device)
         if self.record is not None:
-            self.record.log(step=self._last_step, lr=rate, **figures, **beside)
+            self.record.log(step=self._last_step, lr=rate, **fewer, **figures, **beside)
         self._accelerator.log({"lr": rate, **figures, **beside}, step=self._last_step)
         shown = {name: figures[name] for name in figures if name not in SHOWN_OTHERWISE}
         self._progress.update(

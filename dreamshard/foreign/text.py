@@ -33,6 +33,7 @@ def parse_json(
     where: str,
     error: type[DreamshardError] = UnreadableError,
     limit: int = MAX_BYTES,
+    values: int = MAX_VALUES,
     infinite: bool = False,
     hint: str = "",
 ) -> Any:
@@ -43,6 +44,7 @@ def parse_json(
         where: the file, for messages.
         error: class to raise.
         limit: the most it may be (bytes).
+        values: the most it may hold (count).
         infinite: whether Infinity and NaN are values.
         hint: what to do next, a full sentence.
 
@@ -53,9 +55,9 @@ def parse_json(
         raw = data.encode("utf-8") if isinstance(data, str) else bytes(data)
         if len(raw) > limit:
             raise ValueError(f"{len(raw):,} bytes, more than {limit:,}")
-        values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-        if values > MAX_VALUES:
-            raise ValueError(f"{values:,} values, more than {MAX_VALUES:,}")
+        there = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+        if there > values:
+            raise ValueError(f"{there:,} values, more than {values:,}")
         _check_brackets(raw)
         hooks: dict[str, Any] = {} if infinite else {"parse_constant": _refuse}
         if _LONG_NUMBER.search(raw):
@@ -71,13 +73,22 @@ def read_json(
     *,
     error: type[DreamshardError] = UnreadableError,
     limit: int = MAX_BYTES,
+    values: int = MAX_VALUES,
     infinite: bool = False,
     hint: str = "",
 ) -> Any:
     """Read a JSON file; arguments and errors as `parse_json`, and for what cannot be read."""
     with reading(str(path), "JSON", error=error, hint=hint):
         data = read_bytes(path, limit=limit, error=error)
-    return parse_json(data, where=str(path), error=error, limit=limit, infinite=infinite, hint=hint)
+    return parse_json(
+        data,
+        where=str(path),
+        error=error,
+        limit=limit,
+        values=values,
+        infinite=infinite,
+        hint=hint,
+    )
 
 
 def number_in(name: str) -> int | None:

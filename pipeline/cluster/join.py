@@ -40,6 +40,8 @@ EMBEDDED_ONLY = {
     "DASHBOARD_METRIC_PORT": "0",
 }
 
+OURS = (*QUIET, *EMBEDDED_ONLY, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+"""Variables that are as they were once a run is over."""
 STARTS = 2
 """Times an embedded cluster is started before that is an error."""
 
@@ -111,22 +113,22 @@ def cluster(
     """
     address = config.address or os.environ.get("RAY_ADDRESS") or None
     address = None if address == "local" else address
-    _set_environment(config, joining=address is not None, embedded=embedded)
-    import ray
+    with _environment(config, joining=address is not None, embedded=embedded):
+        import ray
 
-    if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
-        yield describe("the session's own")
-        return
-    with watched() if address is None else nullcontext():
-        if address is not None:
-            _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
-        else:
-            check_folder()
-            _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
-        try:
-            yield describe(address or EMBEDDED)
-        finally:
-            ray.shutdown()
+        if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
+            yield describe("the session's own")
+            return
+        with watched() if address is None else nullcontext():
+            if address is not None:
+                _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
+            else:
+                check_folder()
+                _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
+            try:
+                yield describe(address or EMBEDDED)
+            finally:
+                ray.shutdown()
 
 
 _LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
@@ -219,6 +221,23 @@ def _start_embedded(*, num_cpus: float, num_gpus: float, store: int) -> None:
         return
 
 
+@contextmanager
+def _environment(config: RayConfig, *, joining: bool, embedded: bool) -> Iterator[None]:
+    """Set what Ray reads from the environment, and leave that of the calling program as it was."""
+    before = dict(os.environ)
+    _set_environment(config, joining=joining, embedded=embedded)
+    try:
+        yield
+    finally:
+        changed = before != os.environ
+        for name in OURS:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
+        if changed:
+            _read_again()
+
+
 def _set_environment(config: RayConfig, *, joining: bool, embedded: bool = False) -> None:
     """Decide what Ray reads from the environment, and read it again if Ray is imported already."""
     before = dict(os.environ)
@@ -232,14 +251,22 @@ def _set_environment(config: RayConfig, *, joining: bool, embedded: bool = False
         # In the environment, or Ray writes ~/.ray/auth_token, and every later `ray start` of this
         # user demands a token.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
-    if "ray" in sys.modules and before != os.environ and not sys.modules["ray"].is_initialized():
-        core = trusted.module("ray._raylet")
-        core.Config.initialize("")  # as Ray does when it changes the mode itself
-        if hasattr(core, "AuthenticationTokenLoader"):
-            core.AuthenticationTokenLoader.instance().reset_cache()
-        if os.environ.get(LOOPBACK) == "0":  # or it takes 127.0.0.1 for this host's other address
-            constants: Any = trusted.module("ray._private.ray_constants")
-            constants.ENABLE_RAY_CLUSTER = False
+    if before != os.environ:
+        _read_again()
+
+
+def _read_again() -> None:
+    """Have a Ray that is loaded and not in use read the environment anew."""
+    if "ray" not in sys.modules or sys.modules["ray"].is_initialized():
+        return
+    core = trusted.module("ray._raylet")
+    core.Config.initialize("")  # as Ray does when it changes the mode itself
+    if hasattr(core, "AuthenticationTokenLoader"):
+        core.AuthenticationTokenLoader.instance().reset_cache()
+    # Where it is off, Ray leaves 127.0.0.1 as it is; else it takes it for the host's other address.
+    constants: Any = trusted.module("ray._private.ray_constants")
+    usual = "0" if sys.platform in ("darwin", "win32") else "1"
+    constants.ENABLE_RAY_CLUSTER = os.environ.get(LOOPBACK, usual) in ("1", "true")
 
 
 def describe(where: str) -> Cluster:

@@ -33,6 +33,17 @@ class Figures:
         """Note a step's scalars, and what explains them should they not be finite."""
         self._steps.append((step, {name: value.detach() for name, value in terms.items()}, beside))
 
+    def fewer(self, every: int) -> dict[str, float]:
+        """Return {"averaged": count} where the next means are over fewer steps than a line's.
+
+        That is so of the first line after a run that was stopped or killed between two.
+
+        Args:
+            every: steps from line to line.
+        """
+        whole = (self._steps[-1][0] - 1) % every + 1
+        return {"averaged": len(self)} if len(self) < whole else {}
+
     def means(self) -> dict[str, float]:
         """Return the means over the steps noted since the last call, and over the ranks.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from dreamshard.foreign.guard import reason
 from storage.fs.beneath import refused
 from storage.rows.chunk_files import ChunkFiles, OpenUnits, ReadableSnapshot, runs
 
+log = logging.getLogger(__name__)
 _PROBES = 8  # pages asked per file whether they are in memory
 _C: Any = ctypes.CDLL(None, use_errno=True)
 _mmap, _munmap = _C.mmap, _C.munmap
@@ -159,10 +162,15 @@ def in_memory(descriptor: int, size: int) -> bool:
 
 @lru_cache(maxsize=1)
 def load_gather() -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
-    """Return the compiled row copy, or a slower one where numba cannot be imported."""
+    """Return the compiled row copy, or a slower one where numba cannot be loaded."""
     try:
         from storage.rows.gather import gather
-    except ImportError:
+    except Exception as error:  # of its libraries: OSError, MemoryError, RuntimeError, its own
+        log.warning(
+            "numba cannot be loaded here (%s: %s): the same rows are copied, more slowly. Give the "
+            "process more memory (ulimit -v), or install numba anew.",
+            type(error).__name__, reason(error),
+        )  # fmt: skip
         return gather_plainly
     return gather
 

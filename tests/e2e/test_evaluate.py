@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distill.configs.embeddings import (
+    MmdConfig,
+    PicturesConfig,
+    TransferConfig,
+    TransferSetConfig,
+)
 from distill.configs.evaluate import EvaluateConfig
-from distill.configs.tasks import FewLabelConfig, KnnConfig, LinearProbeConfig
+from distill.configs.tasks import (
+    DetectionConfig,
+    FewLabelConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LinearProbeConfig,
+    SegmentationConfig,
+)
 from distill.configs.train import (
     DataConfig,
     DreamTeacherConfig,
@@ -187,3 +200,45 @@ def test_class_folders_are_matched_by_name(run_dir: Path, tmp_path: Path) -> Non
     swapped = {**changes, "train_images": sources[1], "run_dir": str(tmp_path / "swapped")}
     with pytest.raises(DataError, match="heldout_images: got classes a that no image of train"):
         evaluate(settings(run_dir, heldout_images=sources[0], **swapped))
+
+
+NONE = SourceConfig(kind="folder")
+UNFIT: dict[str, dict[str, Any]] = {
+    "pictures, random student": {"tasks": ["pictures"], "train_images": NONE},
+    "mmd of no images": {"tasks": ["mmd"], "mmd": MmdConfig(synthetic_images=NONE)},
+    "mmd of no dataset": {"tasks": ["mmd"], "mmd": MmdConfig(dataset="nowhere")},
+    "transfer": {
+        "tasks": ["transfer"],
+        "train_images": SourceConfig(),
+        "heldout_images": SourceConfig(),
+        "transfer": TransferConfig(
+            datasets=[TransferSetConfig(name="a", train_images=NONE, heldout_images=NONE)]
+        ),
+    },
+    "detection": {
+        "tasks": ["few_label", "detection"],
+        "detection": DetectionConfig(train_annotations="none", heldout_annotations="none"),
+    },
+    "a head that is not there": {
+        "tasks": ["segmentation"],
+        "segmentation": SegmentationConfig(classes=["a", "b"], head="distilled"),
+    },
+    "more shots than images": {
+        "tasks": ["segmentation"],
+        "segmentation": SegmentationConfig(classes=["a", "b"], shots=[10**6]),
+    },
+    "branches of fine-tuning": {"tasks": ["finetune"], "finetune": FinetuneConfig(drop_path=0.1)},
+    "more neighbours than images": {"tasks": ["knn"], "knn": KnnConfig(k=[10**6])},
+    "fewer pictures than points": {
+        "tasks": ["pictures"], "pictures": PicturesConfig(images=20, perplexity=100.0)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_is_said_before_the_folder_is_claimed(run_dir: Path, name: str) -> None:
+    folder = run_dir.parent / f"unfit {name}"
+    config = settings(run_dir, run_dir=str(folder), baselines=["random"], **UNFIT[name])
+    with pytest.raises((ConfigError, DataError)):
+        evaluate(config)
+    assert not folder.exists()

@@ -21,7 +21,9 @@ from dreamshard.console.report.page import (
 from dreamshard.console.report.runs import Run, is_number
 
 LOSS_NAMES = {"at": "attention transfer", "mse": "whitened regression"}
-NOT_A_LOSS = frozenset("step time lr img_per_s wait_percent grad_norm memory_gb skipped".split())
+NOT_A_LOSS = frozenset(
+    "step time lr img_per_s wait_percent grad_norm memory_gb skipped averaged".split()
+)
 MONITOR = "monitor_"  # how the names of what a run's monitor saw begin
 GRADIENT, WEIGHT = "gradient.", "weight."  # and of what is told of each term of the loss
 MOST_LINES, MAX_LOOKS = 6, 12

@@ -114,3 +114,35 @@ def test_other_errors_of_the_system_are_ours_to_mend() -> None:
 
     with pytest.raises(FileNotFoundError):
         run_main(main, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 4 GiB for an array"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory\nframe #0"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        OSError("libllvmlite.so: cannot allocate memory in static TLS block"),
+    ],
+    ids=repr,
+)
+def test_too_little_memory_is_a_sentence(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: object) -> int:
+        raise error
+
+    assert run_main(main, []) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and said.endswith("goes on.\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), ImportError("y"), ValueError("z")], ids=repr)
+def test_faults_of_ours_keep_their_traceback(error: Exception) -> None:
+    def main(_: object) -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_main(main, [])

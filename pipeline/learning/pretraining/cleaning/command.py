@@ -180,7 +180,7 @@ def _fit(
         for taken in take_steps(learner, lambda *_: step_of(next(given)), done=done):
             figures.note(taken.step, taken.terms)
             if taken.due(LOG_EVERY):
-                means = figures.means()
+                means = figures.fewer(LOG_EVERY) | figures.means()
                 record.log(step=taken.step, lr=config.lr * taken.rate, **means)
                 progress.update(0, **means)
             progress.update(1)

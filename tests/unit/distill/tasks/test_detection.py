@@ -159,7 +159,7 @@ def test_missing_and_foreign_annotations_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"got categories \['round'\]"):
         Detection(foreign, seed=0).run(bench)
     (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(DataError, match=r"bad\.json: got"):
+    with pytest.raises(DataError, match=r"bad\.json: not readable as COCO"):
         CocoImages("train", str(tmp_path / "bad.json"), "")
 
 

@@ -46,7 +46,7 @@ def test_the_norm_of_a_step_that_was_skipped_is_no_divergence() -> None:
     with opened(scaled=True) as log:
         log.note(taken(1, norm=math.inf, skipped=True), index=np.arange(4))
         log.note(taken(2, norm=6.0, skipped=False), index=np.arange(4))
-        log.line(rate=0.1, waited_s=0.0)
+        log.line(rate=0.1, waited_s=0.0, every=10)
     assert log.figures["skipped"] == 0.5 and log.figures["grad_norm"] == 3.0
 
 
@@ -56,4 +56,4 @@ def test_the_norm_of_a_step_that_was_taken_must_be_finite(scaled: bool) -> None:
         log.note(taken(1, norm=1.0, skipped=False), index=np.arange(4))
         log.note(taken(2, norm=math.inf, skipped=False), index=np.arange(4))
         with pytest.raises(DreamshardError, match=r"step 2: .*grad_norm inf"):
-            log.line(rate=0.1, waited_s=0.0)
+            log.line(rate=0.1, waited_s=0.0, every=10)

@@ -263,3 +263,29 @@ def test_whatever_ray_raises_is_an_error_of_ours(
 def test_a_token_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     told = environment(monkeypatch, RayConfig(), joining=False, RAY_AUTH_TOKEN="mine")
     assert told["RAY_AUTH_TOKEN"] == "mine" and told["RAY_AUTH_MODE"] == "token"
+
+
+@pytest.mark.parametrize("before", [{}, {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "7"}])
+def test_the_environment_is_as_it_was_once_a_run_is_over(
+    monkeypatch: pytest.MonkeyPatch, before: dict[str, str]
+) -> None:
+    constants = types.SimpleNamespace(ENABLE_RAY_CLUSTER=True)
+    read: list[str | None] = []
+    core = types.SimpleNamespace(initialize=lambda _: read.append(os.environ.get("RAY_AUTH_TOKEN")))
+    ray = FakeRay()
+    loaded = {
+        "ray": ray,
+        "ray.exceptions": ray.exceptions,
+        "ray._raylet": types.SimpleNamespace(Config=core),
+        "ray._private.ray_constants": constants,
+    }
+    for name, module in loaded.items():
+        monkeypatch.setitem(cluster.sys.modules, name, module)
+    monkeypatch.setattr(cluster.os, "environ", dict(before))
+    config = RayConfig(auth_mode="token")
+    with pytest.raises(KeyError), cluster.cluster(config, num_cpus=1, num_gpus=0):
+        assert os.environ["RAY_AUTH_MODE"] == "token" and os.environ["RAY_AUTH_TOKEN"]
+        assert not constants.ENABLE_RAY_CLUSTER
+        raise KeyError
+    assert os.environ == before
+    assert constants.ENABLE_RAY_CLUSTER and len(read) == 2 and read[1] is None

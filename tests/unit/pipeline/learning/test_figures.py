@@ -30,6 +30,20 @@ def test_means_are_over_the_steps_since_the_last_line() -> None:
     assert figures.means() == {"loss": 5.0, "norm": 1.0}
 
 
+def test_a_line_over_fewer_steps_than_the_others_says_so() -> None:
+    figures = Figures(explain)
+    for first, losses, told in (
+        (1, [1.0] * 5, {}),
+        (9, [1.0] * 2, {"averaged": 2}),  # gone on with after step 8
+        (10, [1.0], {"averaged": 1}),
+        (11, [1.0] * 3, {}),  # the run's last line is as short in every run
+        (6, [1.0] * 5, {}),
+    ):
+        note(figures, *losses, first=first)
+        assert figures.fewer(5) == told
+        figures.means()
+
+
 def test_figures_leave_the_graph() -> None:
     figures, weight = Figures(explain), torch.ones((), requires_grad=True)
     figures.note(1, {"loss": weight * 2})

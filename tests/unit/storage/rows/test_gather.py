@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,11 +64,22 @@ def test_a_read_only_installation_compiles_without_a_cache(tmp_path: Path, repo_
     assert not list(tmp_path.rglob("*.nbc"))
 
 
-def test_reading_works_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+class Broken(types.ModuleType):
+    """Stand in for a module whose libraries cannot be loaded."""
+
+    def __getattr__(self, name: str) -> None:
+        raise OSError("libllvmlite.so: failed to map segment from shared object")
+
+
+@pytest.mark.parametrize("module", [None, Broken("gather")], ids=["missing", "broken"])
+def test_reading_works_without_numba_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, module: Any
+) -> None:
     mapped = importlib.import_module("storage.rows.mapped")
-    monkeypatch.setitem(sys.modules, "storage.rows.gather", None)
+    monkeypatch.setitem(sys.modules, "storage.rows.gather", module)
     mapped.load_gather.cache_clear()
     try:
         assert mapped.load_gather() is gather_plainly
     finally:
         mapped.load_gather.cache_clear()
+    assert "numba cannot be loaded here" in caplog.text
