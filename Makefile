@@ -55,7 +55,8 @@ mutate: $(STAMP)
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/mutate.py $(ARGS)
 
 kit: $(STAMP)
-	@OMP_NUM_THREADS=1 $(PY) benchmarks/gpu.py --device cpu --tiny --out build/kit $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/gpu.py --device cpu --tiny --out build/kit \
+	  --test_seconds 600 --part_seconds 300 $(ARGS)
 
 # SCHEDULES=N plays N of them, SEED=K draws others.
 protocol: $(STAMP)

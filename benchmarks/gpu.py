@@ -39,7 +39,8 @@ def start(part: str, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{PARTS[part]}.py")]
     command += ["--cases", part] if part != "train" else []
     command += ["--device", options.device, "--go", str(out / f"{part}.go")]
-    command += ["--out", str(out / f"{part}.json"), *["--tiny"] * options.tiny]
+    command += ["--out", str(out / f"{part}.json")]
+    command += ["--tiny", "--rounds", "1"] * options.tiny
     with open(out / f"{part}.log", "wb") as log:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment(options.device), stdout=log, stderr=log
@@ -70,6 +71,7 @@ def run_tests(options: argparse.Namespace) -> dict[str, Any]:
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             code = -1
+            print(f"tests: stopped, not done within {options.test_seconds:.0f} s", flush=True)
     result: dict[str, Any] = {"exit": code, "seconds": time.perf_counter() - started}
     if not report.exists():
         return result
@@ -77,6 +79,8 @@ def run_tests(options: argparse.Namespace) -> dict[str, Any]:
     assert suite is not None
     names = ("tests", "failures", "errors", "skipped")
     result |= {name: int(suite.get(name, 0)) for name in names}
+    left_out = [str(each.get("message")) for each in suite.iter("skipped")]
+    result["skipped_because"] = {reason: left_out.count(reason) for reason in left_out}
     broken = [c for c in suite.iter("testcase") if c.find("failure") is not None]
     result["failed"] = {
         f"{case.get('classname')}::{case.get('name')}": str(
@@ -105,6 +109,7 @@ def finish(part: str, process: subprocess.Popen[bytes], options: argparse.Namesp
     except subprocess.TimeoutExpired:
         process.kill()
         code = -1
+        print(f"{part}: stopped, not done within {options.part_seconds:.0f} s", flush=True)
     file = options.out / f"{part}.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if code:

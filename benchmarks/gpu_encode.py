@@ -221,6 +221,8 @@ def main() -> None:
     peak = next((value for name, value in PEAK_TFLOPS.items() if name in card), 0.0)
     shm = Path("/dev/shm")
     result: dict[str, Any] = {"peak_tflops": peak}
+    if not on_gpu:
+        result["left_out"] = "compiled blocks and shares of a peak: measured on a GPU alone"
     with tempfile.TemporaryDirectory(dir=shm if on_gpu and shm.is_dir() else None) as name:
         cases = {}
         for case in options.cases:

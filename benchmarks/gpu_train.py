@@ -47,7 +47,7 @@ class Sizes:
         self.batch = 8 if tiny else 256
         self.steps, self.live_steps = (6, 4) if tiny else (40, 12)
         self.log_every = 1 if tiny else 4
-        self.student = "resnet18" if tiny else "resnet50"
+        self.student = "test_resnet" if tiny else "resnet50"
 
 
 def smooth(count: int, shape: tuple[int, ...], rng: torch.Generator) -> torch.Tensor:

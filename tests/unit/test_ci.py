@@ -9,8 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("fails", [[], ["test"], ["lint"], ["test", "lint"]], ids="+".join)
-def test_tests_and_lint_both_run_and_both_count(fails: list[str], tmp_path: Path) -> None:
+STEPS = ["test", "lint", "kit"]
+
+
+@pytest.mark.parametrize("fails", [[], *([step] for step in STEPS), STEPS[:2], STEPS], ids="+".join)
+def test_all_steps_run_and_all_count(fails: list[str], tmp_path: Path) -> None:
     make, asked = tmp_path / "make", tmp_path / "asked"
     noting = f'#!/bin/sh\necho "$1" >> {asked}\n'
     make.write_text(noting + f'case " {" ".join(fails)} " in *" $1 "*) exit 2 ;; esac\n')
@@ -19,6 +22,6 @@ def test_tests_and_lint_both_run_and_both_count(fails: list[str], tmp_path: Path
     done = subprocess.run(
         ["bash", str(ROOT / ".ci/run")], env=environment, capture_output=True, text=True
     )
-    assert asked.read_text().split() == ["test", "lint"]
+    assert asked.read_text().split() == STEPS
     assert done.returncode == (1 if fails else 0)
     assert " ".join(fails) in done.stderr

@@ -21,7 +21,7 @@ from pipeline.learning.pretraining.adversarial.diffaugment import (
 from pipeline.learning.pretraining.adversarial.kept import Budget
 from pipeline.learning.pretraining.adversarial.objective import Facts, Share
 from pipeline.learning.pretraining.adversarial.play import Players
-from pipeline.learning.pretraining.adversarial.stylegan2 import losses
+from pipeline.learning.pretraining.adversarial.stylegan2 import losses, method
 from pipeline.learning.pretraining.adversarial.stylegan2.config import StyleGAN2Config
 from pipeline.learning.pretraining.adversarial.stylegan2.method import StyleGAN2, layouts
 from pipeline.learning.pretraining.adversarial.sync import moments
@@ -84,6 +84,45 @@ def test_r1_of_a_quadratic_is_known() -> None:
     torch.testing.assert_close(penalty, 2.25 * length)
     penalty.backward()
     torch.testing.assert_close(a.grad, 3.0 * length)
+
+
+def test_lazy_r1_weighs_what_its_turns_leave_out() -> None:
+    objective = StyleGAN2(tiny(r1_gamma=0.4, r1_every=4), facts())
+    terms = objective.regulariser_step(share())
+    assert terms["loss"].item() == pytest.approx(0.4 / 2 * 4 * terms["r1"].item())
+    players, stream = Players(objective, seed=0, half=False), batches(8)
+    due = [number for number in range(1, 9) if "loss_r" in players.step(number, stream, progress=0)]
+    assert due == [4, 8]
+
+
+@pytest.mark.parametrize("augment", ["diffaugment", "ada"])
+def test_real_and_generated_images_are_changed_in_every_turn(
+    augment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that leaves nothing: then no score depends on images."""
+    given = StyleGAN2(tiny(augment=augment), facts())
+    given.adaptive = {"augment_strength": 0.5} if augment == "ada" else {}
+    for where, name in ((method, "diffaugment"), (ada, "adaptive")):
+        monkeypatch.setattr(where, name, lambda images, drawn, **_: images * 0)
+    terms = given.discriminator_step(share())
+    torch.testing.assert_close(terms["real"], terms["fake"])
+    given.generator_step(share())["loss"].backward()
+    learned = [p.grad for p in given.generator.parameters() if p.grad is not None]
+    assert learned and not any(bool(gradient.any()) for gradient in learned)
+    penalties = [given.regulariser_step(share())["r1"]]
+    other = Share(-share().images, None, range(ROWS), seed=0, turn=0, step=1, progress=0.0)
+    torch.testing.assert_close(penalties[0], given.regulariser_step(other)["r1"])
+
+
+def test_minibatch_statistics_are_of_every_second_image_of_four() -> None:
+    """Groups are made as the official code makes them: images N / G apart."""
+    epilogue = StyleGAN2(tiny(statistics_group=2), facts()).discriminator.network.b4
+    x = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(3))
+    told = epilogue._of_batch(x, 1)
+    pair = x[[1, 3]]
+    expected = ((pair - pair.mean(0)).square().mean(0) + 1e-8).sqrt().mean()
+    torch.testing.assert_close(told[1], expected.expand(1, 4, 4))
+    assert told[0].equal(told[2]) and told[1].equal(told[3]) and not told[0].equal(told[1])
 
 
 @pytest.mark.parametrize("half", [False, True])
