@@ -155,10 +155,11 @@ def ours(words: Sequence[str], place: Path, name: str) -> dict[str, float]:
 
 def cache(place: Path, args: argparse.Namespace) -> dict[str, float]:
     """Encode the images; return what it takes and how large it is."""
-    shutil.rmtree(place / "data", ignore_errors=True)
+    for folder in ("data", "encode"):
+        shutil.rmtree(place / folder, ignore_errors=True)
     words = [
         *("encode", "--name", "rivals", "--root", str(place / "data"), "--device", args.device),
-        *("--run_dir", str(place / "encode")),
+        *("--run_dir", str(place / "encode"), "--samples_per_unit", str(args.images)),
         *("--source.kind", "folder", "--source.path", str(place / "images")),
         *("--image.size", str(args.size), "--teacher.kind", "timm"),
         *("--teacher.path", str(place / "teacher" / "timm"), "--teacher.levels", "[final]"),
