@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 _ACTIVE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0"
+    "\ufff9-\ufffb\U000e0000-\U000e0fff]"
+    # Joiners shape letters and pictures; beside ASCII they only hide.
+    "|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
 )
-"""Terminal escapes and other controls, marks that turn text round, halves of letters; not tabs and
-line ends."""
+"""Terminal escapes and other controls, marks that turn text round, halves of letters, and letters
+that nobody sees, by which two names look alike; not tabs and line ends."""
 
 
 def plain(text: str) -> str:
@@ -27,6 +31,8 @@ def one_line(text: str) -> str:
 
 def _spelt(match: re.Match[str]) -> str:
     code = ord(match[0])
+    if code > 0xFFFF:
+        return f"\\U{code:08x}"
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 

@@ -23,6 +23,14 @@ def test_what_acts_is_spelt_out() -> None:
     assert plain("a\tb\nß € 漢字 \U0001f600") == "a\tb\nß € 漢字 \U0001f600"
 
 
+def test_letters_that_nobody_sees_are_spelt_out() -> None:
+    hidden = "\u00ad\u200b\u200c\u200d\u2060\u2062\u3164\ufeff\ufff9\U000e0041"
+    for letter in hidden:
+        assert plain(f"da{letter}ta") == f"da{ascii(letter)[1:-1]}ta", ascii(letter)
+    for seen in ("\U0001f468\u200d\U0001f469", "\u0645\u06cc\u200c\u062e\u0648", "e\u0301"):
+        assert plain(seen) == seen, "joiners shape pictures and letters"
+
+
 def test_errors_show_what_files_hold() -> None:
     assert str(DataError(f"{NASTY}: damaged")) == f"{SHOWN}: damaged"
     assert str(ConfigError(Problem("a", NASTY, "b"))) == f"a: got {SHOWN}, allowed b."
