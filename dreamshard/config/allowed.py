@@ -45,7 +45,7 @@ def adapter(cls: type) -> TypeAdapter:
     # pydantic takes a config for a list and hands it down to plain dataclasses; for a dataclass
     # itself it wants an attribute on the class.
     listed: Any = list[cls]  # pyright: ignore[reportInvalidTypeForm] - made at run time
-    return TypeAdapter(listed, config=ConfigDict(extra="forbid", strict=True))
+    return TypeAdapter(listed, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 
 
 @functools.cache

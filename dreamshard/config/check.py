@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -159,6 +160,6 @@ def _type_hint(node: Schema, value: Any, got: str) -> str:
 def _is_number(value: Any) -> bool:
     try:
         # float() also takes the digits of other scripts, which YAML has as text.
-        return isinstance(value, str) and value.isascii() and isinstance(float(value), float)
+        return isinstance(value, str) and value.isascii() and math.isfinite(float(value))
     except ValueError:
         return False

@@ -78,7 +78,7 @@ class DiffusionTeacher(NetworkTeacher):
         self._mean = self.request.number("mean_draws")
         self._noise_ahead = NoiseAhead(self.seed, self.description.space)
         if settings["compile"]:
-            compile_blocks(self.network.module)
+            compile_blocks(self.network.module, key="teacher.compile")
 
     def foresee(self, indices: np.ndarray) -> object:
         """Draw the noise of a micro-batch ahead; see `pipeline.teachers.base.foreseer`."""

@@ -165,7 +165,11 @@ def test_strict_types() -> None:
     assert "quotes" not in problems("--root", "x", "--samples", "\u0661\u0662")["samples"]
     assert "fsync" in problems("--root", "x", "--fsync", "1")
     assert "lr" in problems("--root", "x", "--lr", "true")
-    assert "lr" in problems("--root", "x", "--lr", ".nan")
+    for word in (".nan", ".inf", "1e400"):
+        assert "lr" in problems("--root", "x", "--lr", word)
+    assert not any(
+        "quotes" in problems("--root", "x", "--lr", word)["lr"] for word in ("nan", "inf")
+    )
     assert "teacher" in problems("--root", "x", "--teacher", "3")
 
 
