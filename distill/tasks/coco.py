@@ -135,7 +135,7 @@ class CocoImages:
                 raise ValueError(f"annotation {each['id']} is of no category")
             if len(each["bbox"]) != 4 or not all(abs(float(x)) < MAX_PLACE for x in each["bbox"]):
                 raise ValueError(f"annotation {each['id']} has a bbox that is no box")
-            float(each.get("area", 0)), int(each.get("iscrowd", 0))
+            _ = float(each.get("area", 0)) + int(each.get("iscrowd", 0))  # both are numbers
 
     def _read(self, row: int, objects: list[dict[str, Any]]) -> tuple[Tensor, Target]:
         number = self._images[row]

@@ -93,8 +93,8 @@ def claim(
     """
     owner, text = folder / OWNER, json.dumps({"command": command, "of": redact(of)}, default=str)
     part = part_of(owner)
-    part.write_text(text + "\n", encoding="utf-8")
     try:
+        part.write_text(text + "\n", encoding="utf-8")
         if replace and _is_another(folder, command, of, key):
             for name in RECORDS:
                 (folder / name).unlink(missing_ok=True)

@@ -188,3 +188,18 @@ def test_a_text_that_does_not_fit_leaves_nothing(
         runfolder.write_text(tmp_path / "stats.json", "x" * size)
     assert [path.name for path in tmp_path.iterdir()] == ["stats.json"]
     assert (tmp_path / "stats.json").read_text() == "before"
+
+
+def test_a_claim_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def broken(path: Path, text: str, **how: Any) -> int:
+        write(path, text[:3], **how)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "write_text", broken)
+    with pytest.raises(ConfigError, match="Input/output error"):
+        start(tmp_path)
+    assert not list(tmp_path.iterdir())
