@@ -109,8 +109,7 @@ def join_ranks(config: TrainConfig) -> Accelerator:
 
 def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
     """Find data and starting point, build the parts, take the steps, keep the student."""
-    from distill.data.open import open_training_set
-    from distill.methods.build import method_class
+    from distill.methods.build import method_class, open_for
     from distill.students.card import STUDENT_FOLDER
     from distill.training.holding import name_run, pin_for_checkpoints, unpin
     from distill.training.keep import keep_student
@@ -119,9 +118,9 @@ def train_on(accelerator: Accelerator, *, config: TrainConfig) -> Path:
 
     name_run(config.run_dir)
     run_dir, settings = Path(config.run_dir), config.method_settings()
-    needs = method_class(config.method).needs(settings)
+    kind = method_class(config.method)
     check_ranks(config)
-    training_set = together(lambda: open_training_set(config.data, needs=needs, seed=config.seed))
+    training_set = together(lambda: open_for(kind, settings, data=config.data, seed=config.seed))
     start = find_start(config, training_set)
     tell_start(start, config)
     if start.finished:
@@ -348,7 +347,7 @@ def passes(
         if part == 0:
             seed_step(seed, step=step, rank=rank)
             index.clear()
-            method.measuring = measured(step)
+            method.before_step(measured=measured(step))
         batch = batches.next()
         index.append(batch.index)
         return model(batch.images, batch.targets)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from distill.configs.augment import AugmentConfig
 from distill.configs.objectives import FeatureConfig, LabelConfig
-from distill.configs.types import Share, Weight
+from distill.configs.types import LossWeight, Share
 from dreamshard.config.reads import Table, When
 
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -47,7 +47,7 @@ class DreamTeacherConfig(LabelConfig, FeatureConfig):
 
     mode: Literal["feature", "label", "mix"] = "feature"
     """What is distilled: feature maps, soft labels (recorded with teacher.interpreter), or both."""
-    label_weight: Weight = 1.0
+    label_weight: LossWeight = 1.0
     """Weight of label distillation in the mix; 1 in the paper."""
 
     def kinds(self) -> tuple[str, ...]:
@@ -96,11 +96,11 @@ class VICRegConfig:
     """Width of the expander's hidden layers (features)."""
     layers: Annotated[int, Field(ge=1, le=8)] = 3
     """Layers of the expander (count)."""
-    invariance: Weight = 25.0
+    invariance: LossWeight = 25.0
     """Weight of the distance between the two views."""
-    variance: Weight = 25.0
+    variance: LossWeight = 25.0
     """Weight of the variance hinge, of both views summed."""
-    covariance: Weight = 1.0
+    covariance: LossWeight = 1.0
     """Weight of the covariance term, of both views summed."""
     halve_variance: bool = False
     """Halve the variance hinge, as the official code does and the paper does not."""

@@ -15,7 +15,7 @@ from distill.configs.similarity import (
     SimilarityConfig,
 )
 from distill.configs.squeeze import SpanConfig, SqueezeConfig
-from distill.configs.types import Weight
+from distill.configs.types import LossWeight
 from dreamshard.config.reads import When
 
 
@@ -29,7 +29,7 @@ def _when_part(cls: type) -> tuple[When, ...]:
 class PartConfig:
     """An objective's part in a mix."""
 
-    weight: Weight = 0.0
+    weight: LossWeight = 0.0
     """Weight of the objective's loss; 0: it is no part of the mix."""
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from distill.configs.types import Count, Positive, Weight
+from distill.configs.types import Count, LossWeight, Temperature
 from dreamshard.config.reads import Table
 from dreamshard.errors import Problem
 
@@ -22,9 +22,9 @@ class FeatureConfig:
         Table("regression", {"cos_smooth_l1": "cosine_share"}),
     )
 
-    mse_weight: Weight = 1.0
+    mse_weight: LossWeight = 1.0
     """Weight of the whitened regression."""
-    attention_weight: Weight = 10.0
+    attention_weight: LossWeight = 10.0
     """Weight of attention transfer; 10 in the paper."""
     whiten: Literal["layer_norm", "channel", "phi_s"] = "layer_norm"
     """How the teacher's maps are standardised: each by itself (layer_norm, the paper's), or by
@@ -36,7 +36,7 @@ class FeatureConfig:
     """Share of 1 - cosine in cos_smooth_l1 (0..1); 0.9 in Theia, 0.5 in UNIC."""
     whiten_axes: Literal["c", "chw"] = "c"
     """Whiten the teacher over the channels of each position (c), or over the whole map (chw)."""
-    attention_power: Positive = 2.0
+    attention_power: Annotated[float, Field(ge=1, le=4)] = 2.0
     """Exponent p of the attention maps; 2 in the paper."""
     attention_form: Literal["norm", "squared", "mean"] = "norm"
     """Distance of attention maps: L2 norm as in the paper, its square, or the mean of squares."""
@@ -76,7 +76,7 @@ class FeatureConfig:
 class GramConfig:
     """Match how alike the cells of an image are to one another."""
 
-    temperature: Positive = 0.07
+    temperature: Temperature = 0.07
     """Temperature T of both sides; 0.07 in LightlyTrain."""
     cells: Annotated[int, Field(ge=2, le=4096)] = 256
     """Most cells of a map that are compared (count); larger maps are averaged down to as many. The
@@ -87,7 +87,7 @@ class GramConfig:
 class LabelConfig:
     """Match soft labels."""
 
-    temperature: Positive = 4.0
+    temperature: Temperature = 4.0
     """Temperature tau that softens teacher and student alike; 4 in the paper."""
     temperature_scaled: bool = False
     """Multiply label distillation by tau squared, as Hinton did; the paper does not say so."""

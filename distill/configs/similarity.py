@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from distill.configs.augment import AugmentConfig
-from distill.configs.types import Count, Positive
+from distill.configs.types import Count, Temperature
 from dreamshard.config.reads import Table
 
 
@@ -36,7 +36,7 @@ class SimilarityConfig(EmbeddingConfig):
     queue: Count = 128_000
     """Anchors in a queue (count), at most as many as the dataset has samples; 128,000 in the
     paper, for 1.28 million images."""
-    temperature: Positive = 0.04
+    temperature: Temperature = 0.04
     """Temperature T of both sides; 0.04 in the paper."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Share of itself that the key encoder keeps per step (0..1), a moving average of the student's
@@ -108,7 +108,7 @@ class ContrastConfig(EmbeddingConfig):
     """Negatives per sample (count), fewer than the dataset has samples; 16,384 in CRD."""
     width: Annotated[int, Field(ge=1, le=16384)] = 128
     """Width of both sides' embeddings (features); 128 in CRD."""
-    temperature: Positive = 0.07
+    temperature: Temperature = 0.07
     """Temperature; 0.07 in CRD."""
     bank_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of itself that a row of the memory keeps (0..1); 0.5 in CRD."""

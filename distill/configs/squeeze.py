@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from distill.configs.augment import AugmentConfig
-from distill.configs.types import Weight
+from distill.configs.types import LossWeight
 from dreamshard.config.reads import Table, When
 
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -19,11 +19,11 @@ Layers = Annotated[int, Field(ge=1, le=8)]
 class SpanConfig:
     """Let two views of a real image agree, in dimensions that vary and differ."""
 
-    distance: Weight = 25.0
+    distance: LossWeight = 25.0
     """Weight lambda of the squared distance; 25, and 10 on CIFAR-100."""
-    variance: Weight = 25.0
+    variance: LossWeight = 25.0
     """Weight mu of the variance hinge; 25, and 10 on CIFAR-100."""
-    covariance: Weight = 1.0
+    covariance: LossWeight = 1.0
     """Weight nu of the covariance term; 1."""
     rd_reduction: Literal["mean", "sum"] = "mean"
     """The squared distance over dimensions: their mean, as in the official code, to whose scale the

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distill.data.paired import cropped, pair_problems
-from distill.data.sets import Needs, TrainingSet
+from distill.data.sets import Needs, TrainingSet, is_usable
 from distill.data.shards import ShardSource, open_real
 from distill.data.source import Source
 from distill.tables import load_part
@@ -35,7 +35,11 @@ KIND_HINTS = {
 
 
 def open_training_set(
-    config: DataConfig, *, needs: Needs | None = None, seed: int = 0
+    config: DataConfig,
+    *,
+    needs: Needs | None = None,
+    seed: int = 0,
+    settle: Callable[[TrainingSet], object] | None = None,
 ) -> TrainingSet:
     """Find the dataset at its latest version, choose the levels, and refuse what does not fit.
 
@@ -43,6 +47,8 @@ def open_training_set(
         config: which dataset and levels, which datasets join it, and what is expected of them.
         needs: of the method; None: feature maps alone.
         seed: of the run.
+        settle: refuses a set that does not fit what is made of it; where kinds of levels, labels
+            or real images are missing, what it refuses is told with them.
 
     Raises:
         DataError: no such dataset, several of that name, or not a readable one; a stream's source
@@ -63,10 +69,15 @@ def open_training_set(
     if config.real and not needs.real:
         allowed = "nothing, as no objective of this run learns from real images"
         problems.append(Problem("data.real", config.real, allowed, "Leave it out."))
-    if problems:
+    if needs.real and not config.real:
+        allowed = "a dataset of real images, which the method learns from beside the samples"
+        hint = "Name one that `dreamshard encode` wrote: --data.real ROOT/NAME."
+        problems.append(Problem("data.real", "nothing", allowed, hint))
+    lacking = {problem.key for problem in problems} <= {"data.dataset", "data.real"}
+    if problems and not (settle and lacking):
         raise ConfigError(problems)
     crop = (config.crop[0], config.crop[1]) if config.crop else None
-    real = _open_real(config, source) if needs.real else None
+    real = _open_real(config, source) if needs.real and not problems else None
     training_set = TrainingSet(
         source=source,
         levels=tuple(cropped(level, crop) for level in levels),
@@ -76,16 +87,28 @@ def open_training_set(
         seed=seed,
         real=real,
     )
+    if problems and settle:
+        raise ConfigError([*problems, *_refused(settle, training_set)])
     if needs.classes:
         training_set.check_labels()
     return training_set
+
+
+def _refused(
+    settle: Callable[[TrainingSet], object], training_set: TrainingSet
+) -> Sequence[Problem | str]:
+    try:
+        settle(training_set)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def _choose_levels(
     config: DataConfig, source: Source, *, kinds: Sequence[str]
 ) -> tuple[list[Level], list[Problem]]:
     """Return the levels asked for, finest first, and what is wrong with the request."""
-    usable = [level for level in source.levels if _is_usable(level, kinds)]
+    usable = [level for level in source.levels if is_usable(level, kinds)]
     words = " or ".join(KIND_WORDS[kind] for kind in kinds)
     chosen, problems = _usual(usable, kinds=kinds), []
     if config.levels:
@@ -96,7 +119,7 @@ def _choose_levels(
             if not match_levels(usable, name)
         ]
     for kind in kinds:
-        if not problems and not any(_is_usable(level, [kind]) for level in chosen):
+        if not problems and not any(is_usable(level, [kind]) for level in chosen):
             allowed = f"at least one {KIND_WORDS[kind]}"
             problems.append(Problem("data.dataset", source.url, allowed, KIND_HINTS[kind]))
     return sorted(chosen, key=lambda level: level.stride), problems
@@ -117,10 +140,6 @@ def _level_problem(
 
 def _open_real(config: DataConfig, source: Source) -> ShardSource:
     """Find the real images, and refuse those that cannot lie beside the samples."""
-    if not config.real:
-        allowed = "a dataset of real images, which the method learns from beside the samples"
-        hint = "Name one that `dreamshard encode` wrote: --data.real ROOT/NAME."
-        raise ConfigError(Problem("data.real", "nothing", allowed, hint))
     real = open_real(config)
     if real.image_size != source.image_size or config.crop:
         got = f"images of {real.image_size}" + (" and a crop (data.crop)" if config.crop else "")
@@ -135,15 +154,6 @@ def _usual(usable: Sequence[Level], *, kinds: Sequence[str]) -> list[Level]:
     if "embedding" not in kinds or "feature" in kinds or not vectors:
         return list(usable)
     return [level for level in usable if not level.is_map]
-
-
-def _is_usable(level: Level, kinds: Sequence[str]) -> bool:
-    """Tell whether a level is of one of the kinds; a map, averaged over space, is an embedding."""
-    return (
-        ("soft_label" in kinds and level.kind == "soft_label")
-        or ("feature" in kinds and level.is_map)
-        or ("embedding" in kinds and (level.is_vector or level.is_map))
-    )
 
 
 def _image_problems(config: DataConfig, source: Source) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -142,6 +143,12 @@ class TrainingSet:
         allowed = f"0..{self.needs.classes - 1}"
         raise ConfigError(Problem("supervised.classes", f"labels {listed}", allowed, hint))
 
+    def offers(self, needs: Needs) -> bool:
+        """Tell whether it has the kinds of levels and the labels that a part of a method needs."""
+        if needs.labels and not self.source.labelled:
+            return False
+        return all(any(is_usable(level, [kind]) for level in self.levels) for kind in needs.kinds)
+
     @property
     def sources(self) -> tuple[Source | ShardSource, ...]:
         """Of the samples and, where they are read, of the real images beside them."""
@@ -160,6 +167,15 @@ class TrainingSet:
         if self.real is not None and real not in ("", self.real.version):
             at_version = replace(at_version, real=self.real.at(real))
         return at_version
+
+
+def is_usable(level: Level, kinds: Sequence[str]) -> bool:
+    """Tell whether a level is of one of the kinds; a map, averaged over space, is an embedding."""
+    return (
+        ("soft_label" in kinds and level.kind == "soft_label")
+        or ("feature" in kinds and level.is_map)
+        or ("embedding" in kinds and (level.is_vector or level.is_map))
+    )
 
 
 def labelled_share(labels: np.ndarray, *, share: float, seed: int) -> np.ndarray:

@@ -86,6 +86,10 @@ class Method(nn.Module):
     def prepare(self, training_set: TrainingSet) -> None:
         """Look at the training set before the first step, for statistics of it."""
 
+    def before_step(self, *, measured: bool) -> None:
+        """Begin a step; measured: gradients of the terms are told of it."""
+        self.measuring = measured
+
     def after_step(self) -> None:
         """Do what follows an optimiser's step, such as a moving average."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distill.configs.methods import METHODS
+from distill.data.open import open_training_set
 from distill.students.student import build_student, nearest_strides, student_strides
 from distill.students.trial import check_takes
 from distill.tables import load_part
@@ -13,6 +15,7 @@ from dreamshard.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from distill.configs.student import StudentConfig
+    from distill.configs.train import DataConfig
     from distill.data.sets import Needs, TrainingSet
     from distill.methods.base import Method
 
@@ -28,6 +31,18 @@ def method_class(name: str) -> type[Method]:
     except (ImportError, AttributeError) as error:
         got = f"{name!r} ({error})"
         raise ConfigError(Problem("method", got, "a class that can be imported")) from error
+
+
+def open_for(method: type[Method], settings: Any, *, data: DataConfig, seed: int) -> TrainingSet:
+    """Open what a method is trained on, and refuse what does not fit it; see `open_training_set`.
+
+    Args:
+        method, settings: as `build_method` has them.
+        data: which dataset.
+        seed: of the run.
+    """
+    settle = partial(method.settled, settings)
+    return open_training_set(data, needs=method.needs(settings), seed=seed, settle=settle)
 
 
 def build_method(

@@ -93,6 +93,7 @@ class Similarity(Embedding):
     def heads(self, width: int, teacher_width: int, *, student: Student) -> None:
         """Build the queues, and a linear head (1q) or the key encoder (2q)."""
         config = self.config
+        self.waiting: list[tuple[Tensor, Tensor | None]] = []
         self.teacher_queue = AnchorQueue(config.queue, teacher_width)
         self.head = self.student_queue = self.key = None
         if config.variant == "1q":
@@ -106,20 +107,20 @@ class Similarity(Embedding):
     def forward(
         self, maps: Mapping[str, Sequence[Tensor]], pooled: Mapping[str, Tensor], batch: Batch
     ) -> dict[str, Tensor]:
-        """Return "loss"; the batch becomes anchors after it is compared with those there were.
+        """Return "loss"; the step's batch becomes anchors when the step is taken.
 
-        Arguments as `Objective` has them.
+        So parts of a batch do not see one another. Arguments as `Objective` has them.
         """
         student, teacher = pooled[self.view], as_vector(batch.targets[self.level.name])
         anchors = self.teacher_queue.anchors()
-        own = anchors
+        own, keys = anchors, None
         if self.head is not None:
             student = self.head(student)
         if self.student_queue is not None:
             own = self.student_queue.anchors()
             keys = student if self.key is None else self.key(batch.images[self.view])
-            self.student_queue.push(F.normalize(keys.detach().float(), dim=1))
-        self.teacher_queue.push(F.normalize(teacher, dim=1))
+            keys = F.normalize(keys.detach().float(), dim=1)
+        self.waiting.append((F.normalize(teacher, dim=1), keys))
         loss = anchor_similarity(
             student,
             teacher,
@@ -129,8 +130,17 @@ class Similarity(Embedding):
         )
         return {"loss": loss}
 
+    def before_step(self) -> None:
+        """Drop what a rehearsal left: it becomes no anchors."""
+        self.waiting.clear()
+
     def after_step(self) -> None:
-        """Let the key encoder follow the student."""
+        """Put the step's batch into the queues; let the key encoder follow the student."""
+        for teacher, keys in self.waiting:
+            self.teacher_queue.push(teacher)
+            if self.student_queue is not None and keys is not None:
+                self.student_queue.push(keys)
+        self.waiting.clear()
         if self.key is not None:
             self.key.follow(self.followed[0])
 

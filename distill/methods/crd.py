@@ -50,11 +50,16 @@ class Contrast(Embedding):
         if stored is None:
             got, allowed = "a stream", "a dataset: the memory has a row for each of its samples"
             raise ConfigError(Problem("samples", got, allowed, "Record it, or use compress."))
-        if config.negatives >= len(stored):
-            hint = "Set it to less."
-            allowed = f"less than {len(stored)}, the samples of {training_set.source.url}"
-            raise ConfigError(Problem("negatives", str(config.negatives), allowed, hint))
-        return replace(config, samples=len(stored))
+        count, problems = len(stored), []
+        if config.negatives >= count:
+            allowed = f"less than {count}, the samples of {training_set.source.url}"
+            problems.append(Problem("negatives", str(config.negatives), allowed, "Set it to less."))
+        if config.samples not in (0, count):
+            allowed = f"0, or {count}, the samples of {training_set.source.url}"
+            problems.append(Problem("samples", str(config.samples), allowed, "Leave it out."))
+        if problems:
+            raise ConfigError(problems)
+        return replace(config, samples=count)
 
     def heads(self, width: int, teacher_width: int, *, student: Student) -> None:
         """Build both sides' linear heads and banks."""
@@ -66,6 +71,7 @@ class Contrast(Embedding):
             for _ in range(2)
         )
         self.draws = SampleDraws(self.seed)
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(
         self, maps: Mapping[str, Sequence[Tensor]], pooled: Mapping[str, Tensor], batch: Batch
@@ -81,14 +87,24 @@ class Contrast(Embedding):
         pairs = ((student, self.teacher_bank), (teacher, self.student_bank))
         losses = [
             noise_contrast(
-                bank.scores(embedding, rows, temperature=config.temperature),
+                bank.log_scores(embedding, rows, temperature=config.temperature),
                 samples=config.samples,
             )
             for embedding, bank in pairs
         ]
-        self.student_bank.update(student, numbers)
-        self.teacher_bank.update(teacher, numbers)
+        self.waiting.append((student.detach(), teacher.detach(), numbers))
         return {"loss": torch.stack(losses).sum()}
+
+    def before_step(self) -> None:
+        """Drop what a rehearsal left: no bank takes it in."""
+        self.waiting.clear()
+
+    def after_step(self) -> None:
+        """Let the banks take in the step's batch, whose parts so have not seen one another."""
+        for student, teacher, numbers in self.waiting:
+            self.student_bank.update(student, numbers)
+            self.teacher_bank.update(teacher, numbers)
+        self.waiting.clear()
 
 
 class CRD(Composite):

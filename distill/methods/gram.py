@@ -14,6 +14,7 @@ from distill.losses.feature import cell_similarity
 from distill.methods.objective import IMAGE, Batch, Objective
 from distill.modules.bridge import resize
 from distill.students.student import nearest_strides
+from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
 
 if TYPE_CHECKING:
@@ -43,13 +44,27 @@ class Gram(Objective):
         image_size: tuple[int, int],
         seed: int,
     ) -> None:
-        """Choose the student's map of each level."""
+        """Choose the student's map of each level; refuse maps of a single cell, like itself alone.
+
+        Raises:
+            ConfigError: naming the levels.
+        """
         chosen = [level for level in levels if level.is_map]
         nearest = nearest_strides([lv.stride for lv in chosen], offered=student.strides)
         self.place = {
             level.name: student.strides.index(stride)
             for level, stride in zip(chosen, nearest, strict=True)
         }
+        height, width = image_size
+        single = [
+            level.name
+            for level, stride in zip(chosen, nearest, strict=True)
+            if min(level.shape[1] * level.shape[2], -(-height // stride) * -(-width // stride)) < 2
+        ]
+        if single:
+            got = f"levels of which teacher or student has one cell ({', '.join(single)})"
+            allowed = "maps of two cells or more, whose likeness to one another is compared"
+            raise ConfigError(Problem("mix.gram.weight", got, allowed, "Leave them out."))
 
     def weights(self) -> dict[str, float]:
         """Return that of the only term."""

@@ -19,7 +19,7 @@ from distill.data.sets import REAL, Needs
 from distill.data.views import random_view
 from distill.methods.base import Method
 from distill.modules.anchors import AnchorQueue
-from distill.modules.gradients import gradient_norm
+from distill.modules.gradients import check_weights, gradient_norm
 from distill.modules.memory_bank import MemoryBank
 from dreamshard.errors import ConfigError, Problem
 from storage.schema import Level
@@ -138,6 +138,9 @@ class Objective(nn.Module):
         """
         return None
 
+    def before_step(self) -> None:
+        """Forget what forward passes without a step, such as a rehearsal's, have left behind."""
+
     def after_step(self) -> None:
         """Do what follows an optimiser's step, such as a moving average."""
 
@@ -204,6 +207,8 @@ class Composite(Method):
         """Ask every objective; those that are settled by the training set are so in place."""
         problems: list[Any] = []
         for name, part in cls.parts(config).items():
+            if not training_set.offers(part.kind.needs(part.settings)):
+                continue  # refused where the set is opened
             try:
                 settled = part.kind.settled(part.settings, training_set)
             except ConfigError as error:
@@ -249,7 +254,11 @@ class Composite(Method):
         self.objectives = nn.ModuleDict(built)
         for objective in built.values():
             objective.meet(built)
-        self._check_weights()
+        terms = {
+            name: {term: part.weight * weight for term, weight in built[name].weights().items()}
+            for name, part in self.chosen.items()
+        }
+        check_weights(terms, section=self.section, apart=not self.is_preset)
         # All ranks push the same rows: DistributedDataParallel need not send them round.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self,
@@ -328,25 +337,16 @@ class Composite(Method):
         for objective in self._each():
             objective.keep(folder)
 
+    def before_step(self, *, measured: bool) -> None:
+        """Tell the objectives that a step begins."""
+        super().before_step(measured=measured)
+        for objective in self._each():
+            objective.before_step()
+
     def after_step(self) -> None:
         """Tell the objectives that a step was taken."""
         for objective in self._each():
             objective.after_step()
-
-    def _check_weights(self) -> None:
-        """Refuse weights that are all zero: nothing would be trained.
-
-        Raises:
-            ConfigError: naming them.
-        """
-        weights = {
-            f"{name} {term}": part.weight * weight
-            for name, part in self.chosen.items()
-            for term, weight in self.objectives[name].weights().items()  # pyright: ignore
-        }
-        if weights and not any(weights.values()):
-            got = f"weights that are all zero ({', '.join(weights)})"
-            raise ConfigError(Problem(self.section, got, "a weight above 0"))
 
     def _each(self) -> list[Objective]:
         return [self.objectives[name] for name in self.chosen]  # pyright: ignore

@@ -80,8 +80,9 @@ def rehearse(method: Method, *, plan: Plan, training_set: TrainingSet, ranks: in
     if student.onnx:
         _check_onnx(method, size=size)
     if method.over_batch and plan.batch_size // plan.parts < MOST:
+        several = f" in {plan.parts} parts (accumulate)" if plan.parts > 1 else ""
         allowed = f"two samples or more per forward pass, for {method.over_batch} over them"
-        raise ConfigError(Problem("batch_size", str(plan.batch_size // plan.parts), allowed))
+        raise ConfigError(Problem("batch_size", f"{plan.batch_size}{several}", allowed))
     count = min(MOST, plan.batch_size // plan.parts // ranks)
     idle = gradientless(method, plan=plan, training_set=training_set, count=count)
     for name, parameter in method.named_parameters():

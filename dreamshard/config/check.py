@@ -118,14 +118,17 @@ def _word(cls: type, path: Path, detail: ErrorDetails) -> Problem:
         return Problem(key, NOTHING, describe(node), hint)
     got = json.dumps(detail["input"], ensure_ascii=False, default=str)
     got = got if len(got) <= MAX_SHOWN else got[: MAX_SHOWN - 3] + "..."
-    if not error.startswith(RANGE_ERRORS):
+    allowed, value = describe(node), detail["input"]
+    if isinstance(value, float) and not math.isfinite(value):
+        allowed = f"{allowed}; a number is finite"
+    elif not error.startswith(RANGE_ERRORS):
         return Problem(key, got, describe(node), _type_hint(node, detail["input"], got))
     limits = detail.get("ctx", {})
     near = limits.get("ge", limits.get("le"))
     hint = "" if near is None else f"Try {near}."
     if isinstance(node.get("default"), (bool, int, float, str)):
         hint = f"Try --{key} {node['default']}."
-    return Problem(key, got, describe(node), hint)
+    return Problem(key, got, allowed, hint)
 
 
 def _unknown_key(cls: type, path: Path, key: str) -> Problem:

@@ -173,6 +173,19 @@ def test_strict_types() -> None:
     assert "teacher" in problems("--root", "x", "--teacher", "3")
 
 
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(value: str) -> None:
+    words = ["--root", "x", "--lr", value, "--teacher.settings", f"{{eta: {value}}}"]
+    with pytest.raises(ConfigError) as caught:
+        load(*words)
+    keys = [one.key for one in caught.value.problems if isinstance(one, Problem)]
+    assert keys == ["lr", "teacher.settings.eta"]
+    assert "a number is finite" in str(caught.value)
+    with pytest.raises(ConfigError, match=r'lr: got "inf", allowed number') as caught:
+        load("--root", "x", "--lr", "inf")
+    assert "without quotes" not in str(caught.value)
+
+
 def test_a_key_of_endless_names_is_refused() -> None:
     (key, told), *_ = problems("--root", "x", f"--{'a.' * 5000}b", "1").items()
     assert key == "a." * 20 + "..."

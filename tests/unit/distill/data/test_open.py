@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from distill.configs.mix import (
+    LabelPartConfig,
+    MixConfig,
+    SimilarityPartConfig,
+    SupervisedPartConfig,
+)
 from distill.configs.train import DataConfig
 from distill.data.open import open_training_set
 from distill.data.sets import Needs
-from dreamshard.errors import ConfigError
+from distill.methods.build import method_class
+from dreamshard.errors import ConfigError, Problem
 from storage.dataset import Dataset
 from tests.unit.distill.small_data import make_dataset
 
@@ -37,3 +45,21 @@ def test_a_dataset_without_labels_cannot_be_learned_from(tmp_path: Path) -> None
     unlabelled = make_dataset(tmp_path, num_samples=4, labels=False)
     with pytest.raises(ConfigError, match=r"data\.dataset: got .*a dataset with labels"):
         open_training_set(DataConfig(dataset=unlabelled.url), needs=Needs(labels=True))
+
+
+def test_what_else_does_not_fit_is_told_with_what_is_missing(tmp_path: Path) -> None:
+    unlabelled = make_dataset(tmp_path, num_samples=4, labels=False)
+    kind = method_class("mix")
+    mix = MixConfig(
+        similarity=SimilarityPartConfig(weight=1.0, level="up.0.t100"),
+        label=LabelPartConfig(weight=1.0),
+        supervised=SupervisedPartConfig(weight=1.0),
+    )
+    with pytest.raises(ConfigError) as caught:
+        open_training_set(
+            DataConfig(dataset=unlabelled.url),
+            needs=kind.needs(mix),
+            settle=partial(kind.settled, mix),
+        )
+    keys = [problem.key for problem in caught.value.problems if isinstance(problem, Problem)]
+    assert keys == ["data.dataset", "data.dataset", "mix.similarity.queue"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from distill.configs.methods import SimSiamConfig, VICRegConfig
+from distill.configs.mix import FeaturePartConfig, GramPartConfig, MixConfig
+from distill.configs.objectives import GramConfig
 from distill.configs.train import StudentConfig, TrainConfig
 from distill.methods.build import build_method, method_class
+from distill.methods.gram import Gram
 from distill.methods.objective import PLACE, Composite
 from dreamshard.errors import ConfigError
 from tests.unit.distill.small_data import IMAGE_SIZE, LEVELS
@@ -38,6 +42,7 @@ def build(name: str, **sections: Any) -> Any:
         strides=(2, 4),
         num_classes=3,
         finest=0,
+        offers=lambda _: True,
         image_size=IMAGE_SIZE,
         needs=kind.needs(settings),
     )
@@ -95,6 +100,20 @@ def test_measured_terms_tell_their_weight_and_the_gradient_at_the_deepest_map() 
     told["loss"].backward()  # the graph is still there
     method.measuring = False
     assert not [name for name in method(images, targets) if name.startswith("gradient.")]
+
+
+def test_a_part_of_a_mix_that_would_train_nothing_is_refused() -> None:
+    idle = FeaturePartConfig(weight=1.0, mse_weight=0, attention_weight=0, whiten="layer_norm")
+    mix = MixConfig(feature=idle, gram=GramPartConfig(weight=1.0))
+    with pytest.raises(ConfigError, match=r"mix\.feature: got weights .*mse, at.*weight 0"):
+        build("mix", mix=mix)
+
+
+def test_a_map_of_one_cell_has_no_likeness_to_compare() -> None:
+    student: Any = SimpleNamespace(strides=(2, 4))
+    levels = [LEVELS[1], replace(LEVELS[0], stride=16, shape=(12, 1, 1))]
+    with pytest.raises(ConfigError, match=r"mix\.gram\.weight: got .*one cell \(up\.0\.t100\)"):
+        Gram(GramConfig(), student=student, levels=levels, image_size=IMAGE_SIZE, seed=0)
 
 
 def test_weights_that_are_all_zero_are_refused() -> None:

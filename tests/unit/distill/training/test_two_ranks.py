@@ -185,6 +185,7 @@ def _one_pass(name: str, folder: Path, rows: slice, *, ranks: int) -> dict[str, 
     model = DistributedDataParallel(method) if ranks > 1 else method
     terms = model(images[rows], {key: value[rows] for key, value in targets.items()})
     terms["loss"].backward()
+    method.after_step()
     found = {f"term {key}": value.detach().clone() for key, value in terms.items()}
     for value in found.values() if ranks > 1 else ():
         torch.distributed.all_reduce(value)
