@@ -1,7 +1,8 @@
 """Change the product a little, many times, and see whether its tests notice.
 
-    make mutate                                     all files below, 12 mutants each
+    make mutate                      all mutants with a name, and 12 of each file below
     python benchmarks/mutate.py --each 40 --files storage/ledger/leases.py
+    python benchmarks/mutate.py --files        only those with a name
 
 Works on a copy of the checkout, with cosmic-ray's operators; what is drawn is decided by the seed.
 Mutants that change nothing but annotations are left out. The last line is one JSON object.
@@ -18,16 +19,41 @@ if __name__ == "__main__":
 
 import argparse
 import ast
+import difflib
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from dreamshard.progress import Progress
+from tests.forked import Forked
+
+OUTBOX, UPLOAD = "pipeline/teachers/recording/outbox.py", "distill/data/upload.py"
+
+
+class Named(NamedTuple):
+    """A mutant made by hand.
+
+    Args:
+        name: what it does wrong.
+        file: that is changed.
+        was: its text, which must stand there once.
+        becomes: what stands there instead.
+        tests: below tests/unit, that must notice.
+    """
+
+    name: str
+    file: str
+    was: str
+    becomes: str
+    tests: str
+
 
 FILES = {
     "storage/ledger/commits.py": "storage/ledger",
@@ -43,19 +69,51 @@ FILES = {
     "distill/losses/feature.py": "distill/losses",
 }
 """What is changed -> the tests below tests/unit that must notice; fast ones, without Ray."""
-KEPT = {
-    "EMA followed before the step": "pipeline/learning/test_loop.py",
-    "SyncBatchNorm removed": "distill/training/test_launch.py",
-    "norm of an overflowed step noted": "distill/training/test_runlog.py",
-    "a claim that is always fresh": "storage/ledger/test_publish.py",
-    "gc that ignores live runs": "storage/verbs/test_collect.py",
-    "the outbox without record_stream": "pipeline/teachers/recording/test_outbox.py",
-    "the outbox not waiting for the computing stream": "pipeline/teachers/recording/test_outbox.py",
-    "the outbox not waiting for its own stream": "pipeline/teachers/recording/test_outbox.py",
-}
-"""Mutants that an earlier trial left alive -> the tests below tests/unit that kill them now; each
-was made by hand on 2026-11-26, and its tests failed."""
+NAMED = (
+    Named("EMA followed before the step", "pipeline/learning/loop.py",
+          "stepper.step()\n        learner.follow(step)",
+          "learner.follow(step)\n        stepper.step()",
+          "pipeline/learning/test_loop.py"),
+    Named("SyncBatchNorm removed", "distill/training/launch.py",
+          "        share_batch_norm(method)", "        pass",
+          "distill/training/test_launch.py"),
+    Named("norm of an overflowed step noted", "distill/training/runlog.py",
+          "torch.zeros_like(taken.norm) if taken.skipped else taken.norm", "taken.norm",
+          "distill/training/test_runlog.py"),
+    Named("a claim that is always fresh to its holder", "storage/ledger/publish.py",
+          "if evidence.elapsed() - self.since < CLAIM_TTL_S / 2:", "if True:",
+          "storage/ledger/test_publish.py"),
+    Named("a claim that is always fresh to others", "storage/ledger/evidence.py",
+          "if now - before[1] >= ttl_s:", "if False:",
+          "storage/ledger/test_publish.py"),
+    Named("gc that lists what live runs hold", "storage/verbs/collect.py",
+          '*["a run is at work on it"] * has_live_run(files)', "",
+          "storage/verbs/test_collect.py"),
+    Named("gc that takes temporary files of live runs", "storage/verbs/collect.py",
+          "bool(readers(files)) or has_live_run(files)", "bool(readers(files))",
+          "storage/verbs/test_collect.py"),
+    Named("the outbox without record_stream", OUTBOX,
+          "            value.record_stream(self._stream)", "            pass",
+          "pipeline/teachers/recording/test_outbox.py"),
+    Named("the outbox not waiting for the computing stream", OUTBOX,
+          "            self._stream.wait_stream(torch.cuda.current_stream(value.device))\n", "",
+          "pipeline/teachers/recording/test_outbox.py"),
+    Named("the outbox not waiting for its own stream", OUTBOX,
+          "            self._stream.synchronize()", "            pass",
+          "pipeline/teachers/recording/test_outbox.py"),
+    Named("the uploader without record_stream", UPLOAD,
+          "copied.record_stream(current)", "pass",
+          "distill/data/test_upload.py"),
+    Named("the uploader not waited for by the computing stream", UPLOAD,
+          "        current.wait_stream(self._stream)\n", "",
+          "distill/data/test_upload.py"),
+    Named("the uploader not waiting for its own stream", UPLOAD,
+          "            self._stream.synchronize()", "            pass",
+          "distill/data/test_upload.py"),
+)  # fmt: skip
+"""What an earlier trial left alive, and its kin: each is tried every time."""
 EXTRA_TESTS = {"pipeline/learning/loop.py": "distill/training/test_scaled_steps.py"}
+HANGS = -1
 SLOWER = 4.0
 """A mutant whose tests take so many times the usual time hangs: it is noticed, too."""
 SKIPPED_OPERATORS = ("core/NumberReplacer",)
@@ -69,26 +127,32 @@ def main() -> None:
     )
     parser.add_argument("--each", type=int, default=12, help="mutants per file (count)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--files", nargs="*", default=list(FILES), choices=list(FILES))
+    parser.add_argument("--files", nargs="*", default=list(FILES), metavar="FILE")
     asked = parser.parse_args()
+    if unknown := set(asked.files) - set(FILES):
+        parser.error(f"--files: got {', '.join(sorted(unknown))}, allowed {', '.join(FILES)}")
     began = time.perf_counter()
     scores: dict[str, dict[str, int]] = {}
-    survivors: list[str] = []
     with tempfile.TemporaryDirectory(prefix="dreamshard-mutate-") as folder:
         copy_checkout(Path(folder))
         os.chdir(folder)
-        with Progress("mutate", total=len(asked.files) * asked.each, unit="mutant") as progress:
+        os.environ |= {"PYTHONPATH": folder, "HF_HUB_OFFLINE": "1"}
+        total = len(NAMED) + len(asked.files) * asked.each
+        with Progress("mutate", total=total, unit="mutant") as progress:
+            names = {"tried": 0, "killed": 0}
+            for named in NAMED:
+                killed = try_named(named)
+                names = {"tried": names["tried"] + 1, "killed": names["killed"] + killed}
+                if not killed:
+                    print(f"survived: {named.name}", flush=True)
+                progress.update(1)
             for name in asked.files:
-                scores[name], alive = judge(
-                    name, count=asked.each, seed=asked.seed, progress=progress
-                )
-                survivors += alive
-    print("\n\n".join(survivors))
-    killed = sum(score["killed"] for score in scores.values())
-    tried = sum(score["tried"] for score in scores.values())
+                scores[name] = judge(name, count=asked.each, seed=asked.seed, progress=progress)
+    killed = sum(score["killed"] for score in [names, *scores.values()])
+    tried = sum(score["tried"] for score in [names, *scores.values()])
     result = {
         "benchmark": "mutate", "killed": killed, "tried": tried,
-        "score": round(killed / max(tried, 1), 3), "files": scores,
+        "score": round(killed / tried, 3), "named": names, "files": scores,
         "seed": asked.seed, "seconds": round(time.perf_counter() - began),
     }  # fmt: skip
     print(json.dumps(result))
@@ -106,34 +170,77 @@ def copy_checkout(folder: Path) -> None:
             shutil.copyfile(ROOT / name, folder / name)
 
 
-def judge(
-    name: str, *, count: int, seed: int, progress: Progress
-) -> tuple[dict[str, int], list[str]]:
-    """Try some mutants of one file; return its counts, and the survivors as differences."""
-    from cosmic_ray.mutating import mutate_and_test
-    from cosmic_ray.work_item import TestOutcome
+class Trial:
+    """Run the tests of one file, unchanged first: they must pass.
 
-    tests = [f"tests/unit/{FILES[name]}"]
-    tests += [f"tests/unit/{EXTRA_TESTS[name]}"] if name in EXTRA_TESTS else []
-    words = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    os.environ["PYTHONPATH"] = os.getcwd()
-    began = time.perf_counter()
-    plain = subprocess.run(words, capture_output=True, text=True, check=False)
-    if plain.returncode:
-        raise SystemExit(
-            f"{name}: its tests fail before anything is changed\n{plain.stdout[-2000:]}"
-        )
-    limit = 10 + SLOWER * (time.perf_counter() - began)
-    score, alive = {"tried": 0, "killed": 0}, []
+    Args:
+        name: of the file, in the folder that this process stands in.
+        tests: below tests/unit.
+    """
+
+    def __init__(self, name: str, tests: Sequence[str]) -> None:
+        self.file = Path(name)
+        self.text = self.file.read_text(encoding="utf-8")
+        self._words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        self._words += [f"tests/unit/{test}" for test in tests]
+        self._limit = 600.0
+        began = time.perf_counter()
+        code, said = self._run()
+        if code:
+            raise SystemExit(f"{name}: its tests fail before anything is changed\n{said[-2000:]}")
+        self._limit = 10 + SLOWER * (time.perf_counter() - began)
+
+    def notices(self, text: str) -> bool:
+        """Tell whether the tests fail, or hang, when the file has another text."""
+        self._write(text)
+        code, _ = self._run()
+        self._write(self.text)
+        return code != 0
+
+    def _write(self, text: str) -> None:
+        """Write the file; what was compiled of it may look as if it were of the same second."""
+        self.file.write_text(text, encoding="utf-8")
+        for compiled in (self.file.parent / "__pycache__").glob(f"{self.file.stem}.*.pyc"):
+            compiled.unlink()
+
+    def _run(self) -> tuple[int, str]:
+        run = Forked(self._words, cwd=Path.cwd(), env=os.environ, new_session=True)
+        try:
+            said, _ = run.communicate(self._limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            return HANGS, ""
+        return run.wait(), said
+
+
+def try_named(named: Named) -> bool:
+    """Tell whether the tests of a mutant made by hand notice it."""
+    trial = Trial(named.file, [named.tests])
+    if trial.text.count(named.was) != 1:
+        raise SystemExit(f"{named.name}: {named.file} has not once: {named.was}")
+    return trial.notices(trial.text.replace(named.was, named.becomes))
+
+
+def judge(name: str, *, count: int, seed: int, progress: Progress) -> dict[str, int]:
+    """Try some mutants of one file; print the survivors as differences, return the counts."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    trial = Trial(name, [FILES[name], *([EXTRA_TESTS[name]] if name in EXTRA_TESTS else [])])
+    score = {"tried": 0, "killed": 0}
     for item in draw(name, count=count, seed=seed):
-        result = mutate_and_test(item.mutations, " ".join(words), limit)
-        survived = result.test_outcome == TestOutcome.SURVIVED
-        score["tried"] += 1
-        score["killed"] += not survived
-        if survived:
-            alive.append(result.diff or f"{name}: {item.mutations}")
-        progress.update(1, survived=len(alive))
-    return score, alive
+        mutation = item.mutations[0]
+        operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+        text = mutate_code(trial.text, operator, mutation.occurrence)
+        assert text is not None, "each occurrence was counted in this text"
+        killed = trial.notices(text)
+        score = {"tried": score["tried"] + 1, "killed": score["killed"] + killed}
+        if not killed:
+            lines = trial.text.splitlines(), text.splitlines()
+            print("\n".join(difflib.unified_diff(*lines, name, name, n=2, lineterm="")), flush=True)
+        progress.update(1, survived=score["tried"] - score["killed"])
+    print(f"{name}: {score['killed']} of {score['tried']} noticed", flush=True)
+    return score
 
 
 def draw(name: str, *, count: int, seed: int) -> list[Any]:

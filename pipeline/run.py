@@ -25,7 +25,7 @@ from pipeline.request.config import OfflineConfig
 from pipeline.request.fit_batch import settle_micro_batch
 from pipeline.request.lookup import Existing, check_pins, create, look_up
 from pipeline.request.resolve import ResolvedRequest, resolve
-from pipeline.request.same_source import settle
+from pipeline.request.same_source import check_source
 from storage.dataset import Dataset
 
 
@@ -46,22 +46,23 @@ def run(config: OfflineConfig, *, command: Sequence[str]) -> tuple[int, Dataset]
     named, config = bool(config.run_dir), config.settled()
     request = resolve(config.request())
     existing = look_up(request)
-    checked = settle(existing.dataset, request.input) if existing else []
-    if existing is None or not existing.complete:
-        for line in checked:
-            stage(line)
-        config = own_folder(config, request, existing, named=named)
-        return _run(config, request, existing, command)
-    return already_there(existing, request, checked, max_share=config.max_invalid_share)
+    checked = check_source(existing.dataset, request.input) if existing else []
+    if existing is not None and existing.complete:
+        return already_there(existing, request, checked, max_share=config.max_invalid_share)
+    for line in checked:
+        stage(line)
+    config = own_folder(config, request, existing, named=named)
+    return _make_dataset(config, request, existing, command)
 
 
-def _run(
+def _make_dataset(
     config: OfflineConfig,
     request: ResolvedRequest,
     existing: Existing | None,
     command: Sequence[str],
 ) -> tuple[int, Dataset]:
-    if config.micro_batch == 0:
+    """Begin or extend the dataset, and hold its lease and run folder while units are made."""
+    if config.micro_batch == 0:  # as large as fits
         begun = existing.dataset.pins if existing else None
         size = config.actor_size()
         request = settle_micro_batch(request, begun, ray_config=config.ray, size=size)
@@ -88,13 +89,13 @@ def _run(
             halve_on_oom=config.halve_on_oom,
         )
         try:
-            outcome, books = _make(config, request, dataset, missing.tolist(), job, folder)
+            outcome, books = _make_units(config, request, dataset, missing.tolist(), job, folder)
         finally:
             dataset.roll_up(final=True)
     return summarise(outcome, books, folder=folder, command=command)
 
 
-def _make(
+def _make_units(
     config: OfflineConfig,
     request: ResolvedRequest,
     dataset: Dataset,

@@ -126,7 +126,41 @@ class Input(Protocol):
         ...
 
 
-class LatentInput:
+class NumberedInput:
+    """Prepare micro-batches from sample numbers alone, a few ahead in a thread; see `Input`."""
+
+    def works(
+        self, start: int, count: int, *, micro_batch: int, foresee: Foresee | None = None
+    ) -> Iterator[Work]:
+        """Yield the micro-batches of samples [start, start + count)."""
+
+        def prepare(offset: int) -> Work:
+            samples = start + offset + np.arange(min(micro_batch, count - offset))
+            return self.prepare(samples, offset, micro_batch, foresee)
+
+        yield from prepared_ahead(prepare, range(0, count, micro_batch))
+
+    def gather(
+        self,
+        samples: np.ndarray,
+        *,
+        micro_batch: int,
+        pool: ThreadPoolExecutor,
+        foresee: Foresee | None = None,
+    ) -> Work:
+        """Return one micro-batch of any samples."""
+        return self.prepare(samples, 0, micro_batch, foresee)
+
+    def prepare(
+        self, samples: np.ndarray, offset: int, micro_batch: int, foresee: Foresee | None
+    ) -> Work:
+        """Return the padded samples: here their numbers, and what the teacher foresees of them."""
+        indices = padded(samples, micro_batch)
+        foreseen = foresee(indices) if foresee is not None else None
+        return Work(offset, len(samples), indices, b"", foreseen=foreseen)
+
+
+class LatentInput(NumberedInput):
     """Sample numbers alone: the teacher draws its latents from them."""
 
     mode: Mode = "synthesize"
@@ -148,28 +182,6 @@ class LatentInput:
     def prefix_digest(self, count: int) -> str:
         """Return the one digest of any number of latents."""
         return "latents"
-
-    def works(
-        self, start: int, count: int, *, micro_batch: int, foresee: Foresee | None = None
-    ) -> Iterator[Work]:
-        """Yield padded ranges of indices."""
-
-        def prepare(offset: int) -> Work:
-            samples = start + offset + np.arange(min(micro_batch, count - offset))
-            return _latents(samples, offset, micro_batch, foresee)
-
-        yield from prepared_ahead(prepare, range(0, count, micro_batch))
-
-    def gather(
-        self,
-        samples: np.ndarray,
-        *,
-        micro_batch: int,
-        pool: ThreadPoolExecutor,
-        foresee: Foresee | None = None,
-    ) -> Work:
-        """Return the padded sample numbers."""
-        return _latents(samples, 0, micro_batch, foresee)
 
     def forward(self, teacher: Teacher, work: Work) -> FeatureBatch:
         """Let the teacher draw the samples."""
@@ -354,12 +366,6 @@ def prepared_ahead(prepare: Callable[[int], Work], offsets: Iterable[int]) -> It
             yield window.pop(0).result()
     finally:
         ahead.shutdown(wait=False, cancel_futures=True)
-
-
-def _latents(samples: np.ndarray, offset: int, micro_batch: int, foresee: Foresee | None) -> Work:
-    indices = padded(samples, micro_batch)
-    foreseen = foresee(indices) if foresee is not None else None
-    return Work(offset, len(samples), indices, b"", foreseen=foreseen)
 
 
 def padded(samples: np.ndarray, micro_batch: int) -> np.ndarray:

@@ -10,15 +10,14 @@ latents joins it, and whatever else was made of the same images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import xxhash
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from pipeline.images.inputs import Work, padded, prepared_ahead, real_rows
+from pipeline.images.inputs import NumberedInput, Work, padded, real_rows
 from pipeline.images.labels import Labels
 from pipeline.images.source import LATENTS, ImageConfig
 from pipeline.teachers.base import Foresee, Mode, Teacher, TeacherSpec
@@ -69,7 +68,7 @@ def open_stored(path: str) -> StoredInput:
     return StoredInput(dataset, snapshot)
 
 
-class StoredInput:
+class StoredInput(NumberedInput):
     """Read latents, images and what else is known of them out of a dataset; see `inputs.Input`."""
 
     mode: Mode = "encode"
@@ -139,32 +138,11 @@ class StoredInput:
         source = self.source()
         return str(source.get("digest")) if count == source.get("count") else ""
 
-    def works(
-        self, start: int, count: int, *, micro_batch: int, foresee: Foresee | None = None
-    ) -> Iterator[Work]:
-        """Yield micro-batches of latents, read ahead in a thread."""
-
-        def prepare(offset: int) -> Work:
-            samples = start + offset + np.arange(min(micro_batch, count - offset))
-            return self._foreseen(samples, offset, micro_batch, foresee)
-
-        yield from prepared_ahead(prepare, range(0, count, micro_batch))
-
-    def gather(
-        self,
-        samples: np.ndarray,
-        *,
-        micro_batch: int,
-        pool: ThreadPoolExecutor,
-        foresee: Foresee | None = None,
-    ) -> Work:
-        """Return the latents of any samples."""
-        return self._foreseen(samples, 0, micro_batch, foresee)
-
-    def _foreseen(
+    def prepare(
         self, samples: np.ndarray, offset: int, micro_batch: int, foresee: Foresee | None
     ) -> Work:
-        work = self._prepare(samples, offset, micro_batch)
+        """Read the latents and what goes with them."""
+        work = self._read(samples, offset, micro_batch)
         work.foreseen = foresee(work.indices) if foresee is not None else None
         return work
 
@@ -209,7 +187,7 @@ class StoredInput:
             self._opened = (dataset, dataset.snapshot(self._version))
         return self._opened
 
-    def _prepare(self, samples: np.ndarray, offset: int, micro_batch: int) -> Work:
+    def _read(self, samples: np.ndarray, offset: int, micro_batch: int) -> Work:
         _, snapshot = self._open()
         count, indices = len(samples), padded(samples, micro_batch)
         names = self._names(snapshot)

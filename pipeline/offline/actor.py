@@ -98,15 +98,15 @@ class ShardActor:
             count: its samples; fewer than a full unit only at the end of a source.
 
         Returns:
-            The commit in brief: unit, count, invalid, bytes, seconds, teacher_s, write_wait_s,
-            errors (the first few), host.
+            The commit in brief: unit, count, ours (False: another run's commit was first),
+            invalid, bytes, seconds, teacher_s, write_wait_s, errors (the first few), host.
         """
         with self._idle:
             self._making += 1
         try:
             while True:
                 try:
-                    return self._make(unit, count, self._micro_batch)
+                    return self._make_once(unit, count, self._micro_batch)
                 except HalvedError as error:
                     log.warning("unit %d: %s", unit, error)
         finally:
@@ -124,10 +124,10 @@ class ShardActor:
         with self._idle:
             self._idle.wait_for(lambda: self._making == 0, timeout_s)
 
-    def _make(self, unit: int, count: int, micro_batch: int) -> dict[str, object]:
+    def _make_once(self, unit: int, count: int, micro_batch: int) -> dict[str, object]:
         started = time.perf_counter()
         start = unit * self._dataset.samples_per_unit
-        foresee = foreseer(lambda: self._teacher)
+        foresee = foreseer(lambda: self._teacher)  # what a teacher prepares beside its own thread
         works = self._input.works(start, count, micro_batch=micro_batch, foresee=foresee)
         ready = itertools.chain([next(works)], works)  # reading ahead begins before our turn comes
         writer = self._dataset.unit_writer(unit, count=count, run_id=self._job.run_id)

@@ -41,7 +41,7 @@ class Comparison:
         return said
 
 
-def settle(dataset: Dataset, source: Input) -> list[str]:
+def check_source(dataset: Dataset, source: Input) -> list[str]:
     """Check a dataset that was found against its source, and take over labels that changed.
 
     Returns:

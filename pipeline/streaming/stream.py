@@ -11,7 +11,7 @@ from pipeline.cluster.join import OBJECT_STORE_BYTES
 from pipeline.request.config import DatasetRequest
 from pipeline.request.lookup import create, look_up
 from pipeline.request.resolve import ResolvedRequest, resolve
-from pipeline.request.same_source import settle
+from pipeline.request.same_source import check_source
 from pipeline.streaming.config import StreamRequest
 from pipeline.streaming.server import ServedPart
 from storage import catalog
@@ -207,7 +207,7 @@ def _kept(part: Part, request: ResolvedRequest) -> Part:
     assert part.served is not None
     existing = look_up(request)
     if existing:
-        settle(existing.dataset, request.input)
+        check_source(existing.dataset, request.input)
     dataset = existing.dataset if existing and existing.extendable else create(request)
     dataset.grow(request.plan.num_samples)
     pins = dataset.pins

@@ -81,3 +81,16 @@ print([name for name in heavy if name in sys.modules])
     ).stdout
     assert output.splitlines()[-1] == "[]"
     assert "--student" in output and "problems in the configuration" in output
+
+
+@pytest.mark.parametrize(
+    ("asked", "several", "told"),
+    [("auto", True, True), ("auto", False, False), ("on", False, True), ("off", True, False)],
+)
+def test_gradients_are_told_where_several_objectives_compete(
+    asked: str, several: bool, told: bool
+) -> None:
+    words = ("--data.dataset", "d", "--log_gradients", asked, "--log_every", "5", "--steps", "12")
+    config = load(TrainConfig, *words)
+    steps = [step for step in range(1, 13) if config.tells_gradients(step, several=several)]
+    assert steps == ([5, 10, 12] if told else [])

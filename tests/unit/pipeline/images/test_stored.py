@@ -16,7 +16,7 @@ from pipeline.images.stored import open_stored
 from pipeline.request.config import EncodeConfig
 from pipeline.request.lookup import look_up
 from pipeline.request.resolve import resolve
-from pipeline.request.same_source import settle
+from pipeline.request.same_source import check_source
 from pipeline.teachers.base import TeacherConfig
 from storage.dataset import Dataset
 from storage.join import join
@@ -116,7 +116,7 @@ def test_what_is_made_from_latents_joins_and_is_found_again(
     request = resolve(asked.request())
     found = look_up(request)
     assert found is not None and found.complete
-    assert any("the same" in line for line in settle(found.dataset, request.input))
+    assert any("the same" in line for line in check_source(found.dataset, request.input))
     images = config(tmp_path, teacher, SourceConfig(kind="digits"), levels=["s4"], timesteps=[5])
     assert look_up(resolve(images.request())) is None, "rounded latents give other bytes"
 

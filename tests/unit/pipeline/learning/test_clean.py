@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,3 +128,12 @@ def test_a_run_that_was_cut_ends_as_an_undisturbed_one(
     assert all(torch.equal(value, whole[name]) for name, value in weights_of(folder).items())
     card = json.loads((folder / "teacher_card.json").read_text())
     assert card["steps"] == 4 and card["images_seen"] == 12
+
+
+def test_the_copy_and_its_heads_have_rates_of_their_own(noisy: Path, tmp_path: Path) -> None:
+    config = config_of(noisy, tmp_path, lr=1e-5, head_lr=2e-3, levels=["mid"])
+    teacher: Any = open_teacher(noisy, levels=["mid"], timesteps=[1], micro_batch=1)
+    learner = script._learner(config, teacher)
+    learner.schedule.set(learner.optimizer, 2)  # warm by then
+    copy, heads = learner.optimizer.param_groups
+    assert heads["lr"] == pytest.approx(200 * copy["lr"])

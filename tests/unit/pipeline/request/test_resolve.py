@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dreamshard.config import load_config
 from dreamshard.errors import ConfigError
 from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.request import paths
@@ -180,3 +181,13 @@ def test_a_root_on_an_object_store_is_tried_and_not_made_here(
     request = resolve(config(tmp_path, root="ftp://there/data").request())
     with pytest.raises(ConfigError, match="root: got ftp://there"):
         request.check_writable()
+
+
+def test_an_actor_asks_the_cluster_for_what_its_settings_say() -> None:
+    """Further resources choose among unlike nodes."""
+    words = ["--threads_per_actor", "2", "--gpus_per_actor", "0.5", "--device", "cuda"]
+    words += ["--actor_resources", "{'accelerator_type:A100': 0.001}"]
+    config = load_config(EncodeConfig, words, prog="test", description="")
+    options = config.actor_size().options()
+    assert (options["num_cpus"], options["num_gpus"]) == (2, 0.5)
+    assert options["resources"] == {"accelerator_type:A100": 0.001}

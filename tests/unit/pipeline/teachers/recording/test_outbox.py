@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from dreamshard.errors import DataError
 from pipeline.teachers.door import open_teacher
 from pipeline.teachers.recording.outbox import Outbox, as_recorded
 from storage.schema import Level
+from tests.late_device import LateDevice
 from tests.unit.pipeline.teachers.gan.stylegan2.stylegan2_reference import Reference
 
 SHAPE = (2, 3, 4, 4)
@@ -50,71 +49,8 @@ def test_the_first_level_that_is_not_finite_is_named() -> None:
             outbox.collect()
 
 
-class Stream:
-    """A queue of work that runs when it is waited for: the latest that a device may run it."""
-
-    def __init__(self, _device: object = None) -> None:
-        self.queue: list[Callable[[], object]] = []
-
-    def wait_stream(self, other: Stream) -> None:
-        self.queue.append(other.synchronize)
-
-    def synchronize(self) -> None:
-        while self.queue:
-            self.queue.pop(0)()
-
-
-class Device:
-    """A device whose streams run late, and whose memory is used again as soon as it may be."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.compute = self.current = Stream()
-        self.held: dict[int, Stream] = {}
-        self.blocking = self.pageable = 0
-        empty, copy = torch.empty, torch.Tensor.copy_
-
-        @contextmanager
-        def on(stream: Stream) -> Iterator[None]:
-            before, self.current = self.current, stream
-            yield
-            self.current = before
-
-        def pinned(*shape: Any, pin_memory: bool = False, **kind: Any) -> torch.Tensor:
-            self.pageable += not pin_memory
-            return empty(*shape, **kind)
-
-        def copy_later(
-            host: torch.Tensor, value: torch.Tensor, non_blocking: bool = False
-        ) -> torch.Tensor:
-            self.blocking += not non_blocking
-            self.current.queue.append(lambda: copy(host, value))
-            return host
-
-        def hold(value: torch.Tensor, stream: Stream) -> None:
-            self.held[value.data_ptr()] = stream
-
-        monkeypatch.setattr(torch.cuda, "Stream", Stream)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: self.compute)
-        monkeypatch.setattr(torch.cuda, "stream", on)
-        monkeypatch.setattr(torch, "empty", pinned)
-        monkeypatch.setattr(torch.Tensor, "copy_", copy_later)
-        monkeypatch.setattr(torch.Tensor, "record_stream", hold)
-
-    def computed(self, value: torch.Tensor) -> torch.Tensor:
-        """Return a tensor that gets its value only when the computing stream runs."""
-        result = torch.zeros_like(value)
-        self.compute.queue.append(lambda: result.add_(value))
-        return result
-
-    def free(self, value: torch.Tensor) -> None:
-        """Use the memory for something else: at once, or after the stream that holds it."""
-        holder = self.held.get(value.data_ptr())
-        (holder or self.compute).queue.append(lambda: value.fill_(-1))
-        self.compute.synchronize()
-
-
 def test_a_late_copy_has_the_values_of_its_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(monkeypatch)
+    device = LateDevice(monkeypatch)
     outbox = Outbox(torch.device("cuda"))
     values = {name: torch.randn(SHAPE).half() for name in ("a", "b", "c")}
     for name, value in values.items():
@@ -129,7 +65,7 @@ def test_a_late_copy_has_the_values_of_its_level(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_early_copy_waits_for_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(monkeypatch)
+    device = LateDevice(monkeypatch)
     outbox = Outbox(torch.device("cuda"))
     value = torch.randn(SHAPE).half()
     outbox["a"] = device.computed(value)
