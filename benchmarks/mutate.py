@@ -19,7 +19,9 @@ if __name__ == "__main__":
 
 import argparse
 import ast
+import contextlib
 import difflib
+import itertools
 import json
 import os
 import random
@@ -28,7 +30,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dreamshard.progress import Progress
@@ -223,16 +226,9 @@ def try_named(named: Named) -> bool:
 
 def judge(name: str, *, count: int, seed: int, progress: Progress) -> dict[str, int]:
     """Try some mutants of one file; print the survivors as differences, return the counts."""
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
-
     trial = Trial(name, [FILES[name], *([EXTRA_TESTS[name]] if name in EXTRA_TESTS else [])])
     score = {"tried": 0, "killed": 0}
-    for item in draw(name, count=count, seed=seed):
-        mutation = item.mutations[0]
-        operator = get_operator(mutation.operator_name)(**mutation.operator_args)
-        text = mutate_code(trial.text, operator, mutation.occurrence)
-        assert text is not None, "each occurrence was counted in this text"
+    for text in itertools.islice(draw(name, seed=seed), count):
         killed = trial.notices(text)
         score = {"tried": score["tried"] + 1, "killed": score["killed"] + killed}
         if not killed:
@@ -243,17 +239,33 @@ def judge(name: str, *, count: int, seed: int, progress: Progress) -> dict[str, 
     return score
 
 
-def draw(name: str, *, count: int, seed: int) -> list[Any]:
-    """Draw mutants of one file: no numbers, no annotations."""
+def draw(name: str, *, seed: int) -> Iterator[str]:
+    """Draw mutants of one file, as texts: no numbers, no annotations, nothing that is no Python."""
     from cosmic_ray import commands
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
     from cosmic_ray.work_db import WorkDB, use_db
 
     with use_db(":memory:", WorkDB.Mode.create) as book:
         commands.init([Path(name)], book, {})
-        items = sorted(book.work_items, key=lambda item: _order(item.mutations[0]))
-    spans = annotation_spans(Path(name).read_text(encoding="utf-8"))
-    kept = [item for item in items if _matters(item.mutations[0], spans)]
-    return random.Random(f"{seed}/{name}").sample(kept, min(count, len(kept)))
+        mutations = sorted((item.mutations[0] for item in book.work_items), key=_order)
+    text = Path(name).read_text(encoding="utf-8")
+    spans = annotation_spans(text)
+    kept = [mutation for mutation in mutations if _matters(mutation, spans)]
+    random.Random(f"{seed}/{name}").shuffle(kept)
+    for mutation in kept:
+        operator = get_operator(mutation.operator_name)(**mutation.operator_args)
+        mutant = mutate_code(text, operator, mutation.occurrence)
+        if mutant is not None and _compiles(mutant):
+            yield mutant
+
+
+def _compiles(text: str) -> bool:
+    """Tell whether a text is Python: operators are put in the place of `*` and `**` anywhere."""
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(SyntaxError):
+        compile(text, "mutant", "exec")
+        return True
+    return False
 
 
 def _order(mutation: Any) -> tuple[object, ...]:

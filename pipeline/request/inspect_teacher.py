@@ -15,7 +15,7 @@ from pipeline.request import measure_teacher
 from pipeline.teachers.base import Mode, Scalar, Teacher
 from pipeline.teachers.door import open_teacher
 from pipeline.teachers.inspecting import command
-from pipeline.teachers.inspecting.look import MICRO_BATCH
+from pipeline.teachers.inspecting.look import MICRO_BATCH, write_sheet
 from pipeline.teachers.load import teacher_class
 from storage.schema import FeatureBatch
 
@@ -99,4 +99,4 @@ def measure(
         taps=taps, extractor=extractor,
     )  # fmt: skip
     told = measure_teacher.format_measured(measured, extractor)
-    return told, partial(measure_teacher.write_sheet, measured.sheet) if measured.sheet else None
+    return told, partial(write_sheet, measured.sheet) if measured.sheet else None

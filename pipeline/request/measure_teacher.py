@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dreamshard.errors import ConfigError, Problem
-from dreamshard.permissions import apply_umask
 from dreamshard.pictures import image_grid
 from dreamshard.progress import Progress
 from dreamshard.rng import generator
@@ -119,20 +117,6 @@ def format_measured(measured: Measured, extractor: str) -> str:
     for name, value in measured.distances.items():
         lines.append(f"{name} of as many samples ({extractor}): {value:.4g}")
     return "\n".join(lines)
-
-
-def write_sheet(sheet: bytes, path: Path) -> None:
-    """Write a reconstruction sheet.
-
-    Raises: ConfigError if it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(sheet)
-    except OSError as error:
-        got = f"{path} ({error.strerror or error})"
-        raise ConfigError(Problem("sheet", got, "a file that can be written")) from error
-    apply_umask(path)
 
 
 def _batches(

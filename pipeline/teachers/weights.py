@@ -362,7 +362,14 @@ def refuse_not_finite(state: Mapping[str, Tensor], *, where: str) -> None:
             raise TeacherError(f"{where}: {key} has values that are not finite. Fetch it again.")
 
 
-def one_file(path: Path, *, named: str, of: str, look: Callable[[Path], Sequence[Path]]) -> Path:
+def one_file(
+    path: Path,
+    *,
+    named: str,
+    of: str,
+    look: Callable[[Path], Sequence[Path]],
+    suffixes: Sequence[str] = (*SAFE, *PICKLED),
+) -> Path:
     """Return a checkpoint: the file named, or the only one that is found in a folder.
 
     Args:
@@ -370,10 +377,10 @@ def one_file(path: Path, *, named: str, of: str, look: Callable[[Path], Sequence
         named: what such files are called, such as "D*.pth".
         of: what to give instead of a path that leads nowhere.
         look: lists those of a folder, in order.
+        suffixes: that such a file may have.
 
     Raises: ConfigError if there is none, or more than one.
     """
-    suffixes = (*SAFE, *PICKLED)
     if path.is_file():
         if path.suffix not in suffixes:
             raise ConfigError(Problem("path", str(path), f"a file of {', '.join(suffixes)}"))

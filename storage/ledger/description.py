@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from dreamshard.errors import DataError
 from dreamshard.foreign.sealed import check_seal, sealed_json
 from dreamshard.foreign.text import parse_json
+from dreamshard.versions import package_versions
 from storage.codecs.arrays import array_specs
 from storage.codecs.base import ArraySpec
 from storage.fs.local import Files
@@ -185,15 +186,8 @@ def read_description(files: Files) -> Description:
 @functools.cache
 def library_versions() -> Mapping[str, str]:
     """Return the versions of what decides bytes, without importing any of it."""
-    from importlib import metadata  # of those who write alone
-
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    own = {"python": platform.python_version(), "machine": platform.machine()}
+    return own | package_versions(_LIBRARIES)
 
 
 def _check_version(version: object, where: str) -> int:

@@ -182,7 +182,7 @@ def _show_samples(
     )
     print(look.format_energies(look.energies(seen)))
     sheet = Path(options.sheet or "teacher-sheet.png")
-    look.write_sheet(seen, sheet)
+    look.write_sheet(look.contact_sheet(seen), sheet)
     print(f"contact sheet: {sheet}")
 
 

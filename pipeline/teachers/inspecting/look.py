@@ -188,14 +188,14 @@ def contact_sheet(seen: Seen) -> bytes:
     return out.getvalue()
 
 
-def write_sheet(seen: Seen, path: Path) -> None:
-    """Write the contact sheet as a PNG file.
+def write_sheet(sheet: bytes, path: Path) -> None:
+    """Write a sheet as a PNG file.
 
     Raises: ConfigError if it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(contact_sheet(seen))
+        path.write_bytes(sheet)
     except OSError as error:
         got = f"{path} ({error.strerror or error})"
         raise ConfigError(Problem("sheet", got, "a file that can be written")) from error

@@ -102,18 +102,12 @@ def _of_compare_gan(file: Path, part: str, shapes: Mapping[str, tuple[int, ...]]
 
 def _find_file(path: Path, stem: str) -> Path:
     suffixes = (*weights.SAFE, *weights.PICKLED, *weights.ARRAYS)
-    if path.is_file():
-        if path.suffix not in suffixes:
-            raise ConfigError(Problem("path", str(path), f"a file of {', '.join(suffixes)}"))
-        return path
-    if not path.is_dir():
-        hint = f"Give {stem}_*_steps.pth of torch-mimicry, or its folder."
-        raise ConfigError(Problem("path", str(path) or "''", "an existing path", hint))
-    # torch-mimicry keeps each network's in a folder of its own: netG/netG_100000_steps.pth.
-    candidates = [*path.glob(f"{stem}*"), *path.glob(f"{stem}/{stem}*")]
-    files = sorted(p for p in candidates if p.suffix in suffixes and p.is_file())
-    files = files or sorted(path.glob(f"*{compare_gan.SUFFIX}"))
-    if len(files) != 1:
-        got = ", ".join(p.name for p in files) or f"no {stem}*.pth and no .npz in {path}"
-        raise ConfigError(Problem("path", got, f"one {stem}*.pth or one .npz", "Name the file."))
-    return files[0]
+
+    def look(folder: Path) -> list[Path]:
+        # torch-mimicry keeps each network's in a folder of its own: netG/netG_100000_steps.pth.
+        candidates = [*folder.glob(f"{stem}*"), *folder.glob(f"{stem}/{stem}*")]
+        files = sorted(p for p in candidates if p.suffix in suffixes and p.is_file())
+        return files or sorted(folder.glob(f"*{compare_gan.SUFFIX}"))
+
+    of = f"{stem}_*_steps.pth of torch-mimicry"
+    return weights.one_file(path, named=f"{stem}*.pth or .npz", of=of, look=look, suffixes=suffixes)

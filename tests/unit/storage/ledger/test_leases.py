@@ -99,6 +99,26 @@ def test_one_run_of_a_name_at_a_time(dataset: Dataset) -> None:
         assert not dataset.files.names("staging/r")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [("proved", "proved"), ("ignored", "proved"), ("proved", "ignored")]
+)
+def test_one_run_at_a_time_where_a_store_does_not_say_who_was_first(
+    dataset: Dataset, monkeypatch, first: str, second: str
+) -> None:
+    proof = {"is": first}
+    monkeypatch.setattr(type(dataset.files), "proof", lambda *_, **__: proof["is"])
+    with dataset.lease("one"):
+        proof["is"] = second
+        if first == second == "proved":
+            with dataset.lease("two"):
+                return
+        with pytest.raises(DataError, match="one at a time"):
+            dataset.lease("two").__enter__()
+        assert "two.lease" not in dataset.files.names("staging")
+    with dataset.lease("three"):
+        assert "three.lease" in dataset.files.names("staging")
+
+
 def test_leaving_by_an_error_removes_the_runs_files(dataset: Dataset) -> None:
     with pytest.raises(KeyboardInterrupt), dataset.lease("r"):
         writer = dataset.unit_writer(0, count=6, run_id="r")

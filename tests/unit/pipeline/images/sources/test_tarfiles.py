@@ -150,6 +150,16 @@ def test_images_of_the_same_size_under_the_same_names_are_told_apart(tmp_path: P
     assert prints[0] != prints[1]
 
 
+@pytest.mark.parametrize("size", [7 * 512, 7 * 512 + 9])
+def test_a_change_in_the_last_block_is_another_fingerprint(tmp_path: Path, size: int) -> None:
+    prints = []
+    for last in (b"x", b"y"):
+        data = bytes(size - 1) + last
+        write_tar(tmp_path / "t.tar", [("a.png", data), ("b.png", encoded(1))])
+        prints.append(fingerprint(opened(tmp_path / "t.tar")))
+    assert prints[0] != prints[1]
+
+
 def test_a_file_that_shrank_since_the_listing_is_a_storage_error(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "t.tar", [("a.png", encoded(1))])
     source = opened(path)
