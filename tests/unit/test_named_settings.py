@@ -17,7 +17,8 @@ LISTS = {"test_named_settings.py", "test_unread_settings.py"}
 def test_every_setting_is_named_where_it_is_needed() -> None:
     recipes = [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "cluster_configs").rglob("*.yaml")]
     tests = [path for path in (ROOT / "tests").rglob("*.py") if path.name not in LISTS]
-    pages = (ROOT / "docs" / "methods").rglob("*.md")
+    pages = [*(ROOT / "docs" / "methods").rglob("*.md"), ROOT / "docs" / "pretraining-gans.md"]
+    recipes += (ROOT / "recipes").rglob("*.md")
     text = "\n".join(p.read_text(encoding="utf-8") for p in (*recipes, *tests, *pages))
     words = set(re.findall(r"\w+", text))
     unnamed = [
