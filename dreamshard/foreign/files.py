@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tarfile
@@ -31,7 +32,12 @@ def read_bytes(
     Raises: `error` for a device, a pipe, a folder, or more bytes than the limit. What the system
         refuses (missing, no permission) is an OSError.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as failed:
+        if failed.errno == errno.ENXIO:  # a socket, or a device without a driver
+            raise error(f"{path}: got no regular file (a socket or a device).") from failed
+        raise
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

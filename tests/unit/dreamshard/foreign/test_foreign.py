@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import socket
+import tempfile
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -179,6 +181,13 @@ def test_parquet_bombs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="not readable as Parquet"):
         tables.open_parquet(tmp_path / "x.parquet", where="x")
+
+
+def test_a_socket_is_no_file() -> None:
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{folder}/s")  # a short path: a socket's has 108 letters at most
+        with pytest.raises(DataError, match=r"/s: got no regular file"):
+            files.read_bytes(Path(folder) / "s")
 
 
 def npy(header: str, body: bytes = b"") -> bytes:
