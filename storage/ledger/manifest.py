@@ -25,7 +25,7 @@ import xxhash
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.sealed import PARQUET_PAIR, check_sealed_parquet, seal_end
-from dreamshard.foreign.tables import open_parquet
+from dreamshard.foreign.tables import open_parquet, read_columns
 from dreamshard.foreign.text import number_in
 from storage.fs.beneath import open_regular
 from storage.fs.local import Files, Sink
@@ -146,7 +146,7 @@ def read_parquet(files: Files, key: str, schema: pa.Schema, *, columns: Sequence
         source = pa.BufferReader(files.read(key)) if files.remote else files.path(key)
         most = MIN_UNPACKED + MAX_RATIO * (files.size(key) or 0)
         with open_parquet(source, where=files.path(key), max_bytes=most) as file:
-            table = file.read(columns=list(columns), use_threads=False)
+            table = read_columns(file, columns, where=files.path(key), max_bytes=most)
         table = table.select(list(columns)).cast(wanted)
         table.validate(full=True)  # texts that are none, too
         if empty := [name for name in columns if name != "error" and table[name].null_count]:

@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from dreamshard.foreign.tables import open_parquet
+from dreamshard.foreign.tables import open_parquet, read_columns
 from pipeline.images.evidence import sample
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
 from pipeline.images.ranges import HeaderFile
 from pipeline.images.source import Record, SourceConfig, failed, labelled
 from pipeline.images.sources.row_groups import RowGroups, beside
+
+MAX_COLUMN = 2 << 30  # bytes of keys, labels or paths of one file
 
 
 class ParquetSource:
@@ -107,11 +109,11 @@ class ParquetSource:
         if config.label_column and config.label_column in schema.names:
             _check_label_type(schema.field(config.label_column), self._paths[number])
             self.has_labels = True
-            labels += table.read(columns=[config.label_column]).column(0).to_pylist()
+            labels += _column(table, config.label_column, self._paths[number])
         else:
             labels += [None] * rows
         if config.key_column and config.key_column in schema.names:
-            own = table.read(columns=[config.key_column]).column(0).to_pylist()
+            own = _column(table, config.key_column, self._paths[number])
             keys.append((rows, [str(key) for key in own]))
         else:
             keys.append((rows, None))
@@ -188,7 +190,7 @@ def _check_paths(table: pq.ParquetFile, name: str, filesystem: Any, path: str) -
     kind = table.schema_arrow.field(name).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or not table.num_row_groups:
         return
-    values = (value for value in table.read_row_group(0, columns=[name])[0].to_pylist() if value)
+    values = (value for value in _column(table, name, path, groups=[0]) if value)
     first = next(values, None)
     try:
         if first is None or filesystem.exists(beside(filesystem, path, first)):
@@ -239,3 +241,11 @@ def _unique_keys(keys: list[tuple[int, list[str] | None]], names: list[str]) -> 
     if len(set(flat)) == len(flat):
         return flat
     return [f"{stem}/{key}" for stem, part in zip(stems, named, strict=True) for key in part]
+
+
+def _column(
+    table: pq.ParquetFile, name: str, path: str, *, groups: Sequence[int] | None = None
+) -> list[Any]:
+    """Return a column's values, as many bytes as a process may well hold."""
+    read = read_columns(table, [name], where=path, max_bytes=MAX_COLUMN, groups=groups)
+    return read.column(0).to_pylist()

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from dreamshard.foreign.guard import reading
-from dreamshard.foreign.tables import MAX_BYTES, open_parquet, row_group_bytes
+from dreamshard.foreign.tables import MAX_BYTES, open_parquet, read_columns, row_group_bytes
 from pipeline.images.listing import File, is_local, open_filesystem
 from pipeline.images.ranges import HeaderFile
 from pipeline.images.source import FINAL
@@ -83,7 +83,8 @@ class RowGroups:
             with reading(self._paths[number], "Parquet"):
                 if (size := row_group_bytes(table, group)) > MAX_BYTES:
                     raise ValueError(f"a row group of {size:,} bytes, more than {MAX_BYTES:,}")
-                return table.read_row_group(group, columns=self._columns)
+                where = self._paths[number]
+                return read_columns(table, self._columns, where=where, groups=[group])
 
     def _mapped(self, filesystem: Any, number: int, group: int) -> pa.Table:
         """Map a remote row group's copy on this machine, getting it if need be."""

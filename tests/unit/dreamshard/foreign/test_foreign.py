@@ -183,6 +183,33 @@ def test_parquet_bombs_are_refused(tmp_path: Path) -> None:
         tables.open_parquet(tmp_path / "x.parquet", where="x")
 
 
+def test_a_text_that_stands_once_for_many_rows_is_counted_as_often(tmp_path: Path) -> None:
+    path, text = tmp_path / "x.parquet", "x" * (1 << 20)
+    once = {
+        "compression": "zstd",
+        "dictionary_pagesize_limit": 1 << 30,
+        "write_batch_size": 1 << 30,
+    }
+    keys = pa.array([text] * 100)
+    table = pa.table(
+        {"key": keys, "inner": pa.StructArray.from_arrays([keys], ["a"]), "n": [1] * 100}
+    )
+    pq.write_table(table, path, **once)
+    assert path.stat().st_size < 10_000
+    opened = tables.open_parquet(path, where="x.parquet", max_bytes=8 << 20)
+    for column in ("key", "inner"):
+        with pytest.raises(DataError, match=r"x\.parquet: .* bytes unpacked or more"):
+            tables.read_columns(opened, [column], where="x.parquet", max_bytes=8 << 20)
+        read = tables.read_columns(opened, [column], where="x", max_bytes=200 << 20)
+        assert read[column].to_pylist() == table[column].to_pylist()
+    assert tables.read_columns(opened, ["n"], where="x", max_bytes=1000, groups=[0])[
+        "n"
+    ].to_pylist()
+    pq.write_table(table.slice(0, 0), path)
+    opened = tables.open_parquet(path, where="x.parquet")
+    assert tables.read_columns(opened, ["key"], where="x").num_rows == 0
+
+
 def test_a_socket_is_no_file() -> None:
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{folder}/s")  # a short path: a socket's has 108 letters at most
