@@ -6,8 +6,9 @@
 The bare loop is the one anyone would write first: images in memory as float32 tensors, torch's own
 random numbers, a moving average by `torch._foreach_lerp_`. The trainer runs as a user starts it, on
 the digits at 32 pixels: it decodes, draws by position, logs and checks. Rounds alternate, so that a
-drifting machine shifts both; the figure is the median of the rounds' ratios. Prints a line per
-round and, last, one JSON object, which --out also writes.
+drifting machine shifts both; the figures are the medians of the rounds' ratios, by the clock and by
+the CPU time of the whole process (all its threads), which on a shared machine is the one to trust.
+Prints a line per round and, last, one JSON object, which --out also writes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from pipeline.images.source import ImageConfig, SourceConfig
 from pipeline.learning.pretraining.adversarial import kinds
 from pipeline.learning.pretraining.adversarial.bigbigan.config import BigBiGANConfig, EncoderConfig
 from pipeline.learning.pretraining.adversarial.objective import Facts
+from pipeline.learning.pretraining.adversarial.play import Players
 from pipeline.learning.pretraining.adversarial.ssgan.config import SSGANConfig
 from pipeline.learning.pretraining.adversarial.stylegan2.config import StyleGAN2Config
 from pipeline.learning.pretraining.config import PretrainConfig
@@ -160,7 +162,34 @@ def bigbigan(objective: Any, x: Tensor, step: int) -> tuple[list[Callable[[], Te
 LOOPS: dict[str, Turns] = {"ssgan": ssgan, "stylegan2": stylegan2, "bigbigan": bigbigan}
 
 
-def bare_round(kind: str, section: Any, images: Tensor, *, steps: int, batch: int) -> float:
+class Clock:
+    """Note when steps begin, once what is queued on a device is done.
+
+    Args:
+        device: cpu or cuda.
+        last: step (1, 2, ...) whose beginning ends the measurement; step SKIP + 1 begins it.
+    """
+
+    def __init__(self, device: str, last: int) -> None:
+        self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self.last, self.marks = last, []
+
+    def begins(self, step: int) -> None:
+        """Note a step's beginning."""
+        if step in (SKIP + 1, self.last):
+            self.wait()
+            self.marks.append((time.perf_counter(), time.process_time()))
+
+    def per_step(self) -> dict[str, float]:
+        """Return the seconds of a step, of the clock and of the CPU."""
+        (wall, cpu), (wall_end, cpu_end) = self.marks
+        count = self.last - SKIP - 1
+        return {"wall_s": (wall_end - wall) / count, "cpu_s": (cpu_end - cpu) / count}
+
+
+def bare_round(
+    kind: str, section: Any, images: Tensor, *, steps: int, batch: int
+) -> dict[str, float]:
     """Run the plain loop; return seconds per step."""
     objective: Any = kinds.build(kind, section, Facts(SIDE, 0, batch, 0, images.device))
     averages = {name: deepcopy(objective.networks[name]) for name in objective.averaged}
@@ -179,10 +208,9 @@ def bare_round(kind: str, section: Any, images: Tensor, *, steps: int, batch: in
         loss().backward()
         objective.optimizers[player].step()
 
+    clock = Clock(images.device.type, steps)
     for step in range(1, steps + 1):
-        if step == SKIP + 1:
-            wait_for(images)
-            start = time.perf_counter()
+        clock.begins(step)
         x = images[torch.randint(len(images), (batch,), device=images.device)]
         judging, make = LOOPS[kind](
             objective, x.contiguous(memory_format=torch.channels_last), step
@@ -198,19 +226,12 @@ def bare_round(kind: str, section: Any, images: Tensor, *, steps: int, batch: in
                 if a.is_floating_point()
             ]
             torch._foreach_lerp_([a for a, _ in pairs], [v for _, v in pairs], 0.001)  # pyright: ignore
-    wait_for(images)
-    return (time.perf_counter() - start) / (steps - SKIP)
-
-
-def wait_for(images: Tensor) -> None:
-    """Wait for what is queued on the images' device."""
-    if images.is_cuda:
-        torch.cuda.synchronize()
+    return clock.per_step()
 
 
 def trainer_round(
     kind: str, section: Any, folder: Path, *, steps: int, batch: int, threads: int, device: Any
-) -> float:
+) -> dict[str, float]:
     """Train as a user does; return seconds per step."""
     shutil.rmtree(folder, ignore_errors=True)
     config = PretrainConfig(
@@ -219,15 +240,18 @@ def trainer_round(
         steps=steps, batch_size=batch, checkpoint_every=10 * steps, num_samples=4, device=device,
         precision="float32", threads=threads, **{kind: section},
     )  # fmt: skip
-    pretrain.pretrain(config)
-    lines = [
-        json.loads(line)
-        for line in (folder / "run" / "metrics.jsonl").read_text().split("\n")
-        if line
-    ]
-    told = {line["step"]: line["seconds"] for line in lines if "seconds" in line}
-    first, last = SKIP, max(told)
-    return (told[last] - told[first]) / (last - first)
+    clock, original = Clock(device, steps), Players.step
+
+    def noted(self: Players, number: int, *told: Any, **named: Any) -> Any:
+        clock.begins(number)
+        return original(self, number, *told, **named)
+
+    Players.step = noted
+    try:
+        pretrain.pretrain(config)
+    finally:
+        Players.step = original
+    return clock.per_step()
 
 
 def measure(kind: str, options: argparse.Namespace, images: Tensor, folder: Path) -> dict[str, Any]:
@@ -238,13 +262,15 @@ def measure(kind: str, options: argparse.Namespace, images: Tensor, folder: Path
     for number in range(options.rounds):
         bare = bare_round(kind, section, images, **size)
         ours = trainer_round(kind, section, folder, **told, **size)
-        rounds.append({"bare_s": round(bare, 5), "trainer_s": round(ours, 5)})
-        print(
-            f"{kind} round {number + 1}: bare {1e3 * bare:.1f} ms, trainer {1e3 * ours:.1f} ms",
-            flush=True,
-        )
-    ratios = [each["trainer_s"] / each["bare_s"] for each in rounds]
-    return {"ratio_median": round(statistics.median(ratios), 4), "rounds": rounds}
+        found = {f"bare_{name}": round(value, 5) for name, value in bare.items()}
+        found |= {f"trainer_{name}": round(value, 5) for name, value in ours.items()}
+        rounds.append(found)
+        print(f"{kind} round {number + 1}: {found}", flush=True)
+    ratios = {}
+    for name in ("wall", "cpu"):
+        each = [found[f"trainer_{name}_s"] / found[f"bare_{name}_s"] for found in rounds]
+        ratios[f"ratio_{name}_median"] = round(statistics.median(each), 4)
+    return {**ratios, "rounds": rounds}
 
 
 def _processor(device: str) -> str:

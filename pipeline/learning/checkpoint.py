@@ -83,17 +83,21 @@ def save_checkpoint(
         keep: how many checkpoints to leave.
 
     Raises:
-        DataError: it cannot be written; nothing of it is left.
+        DataError: it cannot be written, or weights are no numbers; nothing of it is left.
     """
     final = run_dir / f"{PREFIX}{state['step']:06d}"
     partial = run_dir / f".{final.name}.partial"
+    begin = kept[-1].name if (kept := checkpoints(run_dir)) else "step 0"
+    if not is_finite(*(part for part in parts.values() if isinstance(part, nn.Module))):
+        raise DataError(
+            f"{final}: got weights that are not finite, allowed numbers. The last good ones, kept, "
+            f"are those of {begin}. Lower the learning rate, or compute in float32."
+        )
     try:
         _write(partial, parts, state)
     except (OSError, SafetensorError) as error:  # safetensors words a full disk in its own way
         with contextlib.suppress(OSError):
             remove(partial)
-        kept = checkpoints(run_dir)
-        begin = kept[-1].name if kept else "step 0"
         raise DataError(
             f"{final}: got {error} while writing a checkpoint, allowed a disk with room for it. "
             f"Make room; the same command goes on from {begin}."
@@ -104,6 +108,12 @@ def save_checkpoint(
     for old in checkpoints(run_dir)[:-keep]:
         remove(old)
     return final
+
+
+def is_finite(*modules: nn.Module) -> bool:
+    """Tell whether all weights are numbers."""
+    sums = [p.detach().float().sum() for module in modules for p in module.parameters()]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())
 
 
 def remove(path: Path) -> None:

@@ -18,8 +18,9 @@ from pipeline.learning.pretraining.state import NOT_THE_WEIGHTS
 from pipeline.teachers.weights import CARD
 from storage.schema import canonical_json
 
-ALGORITHM = 1
-"""Raised whenever the same settings would train other weights."""
+ALGORITHM = {"ssgan": 2, "bigbigan": 2}
+"""Kinds' numbers, 1 of all others, raised whenever the same settings would train other weights. 2:
+a pass is one step of every spectral norm, also of a network's first convolution, which took two."""
 LENGTH = ("steps", "minutes", "teacher")
 """Settings that say when to stop, and what to keep of it: a run may be told others and goes on."""
 ANEW = "Give that back, choose another --out, or train anew with --overwrite true."
@@ -63,7 +64,8 @@ class Recipe:
     @property
     def key(self) -> str:
         """The SHA-256 that two runs share if they train the same networks."""
-        facts = {"algorithm": ALGORITHM, "settings": self.settings, "source": self.source}
+        number = ALGORITHM.get(str(self.settings.get("kind")), 1)
+        facts = {"algorithm": number, "settings": self.settings, "source": self.source}
         return hashlib.sha256(canonical_json(facts).encode()).hexdigest()
 
     def problems(self, told: Mapping[str, Any], where: object) -> list[Problem]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learning.average import Average
+from pipeline.learning.checkpoint import is_finite
 from pipeline.learning.pretraining.adversarial.objective import Objective, Share
 from pipeline.learning.pretraining.adversarial.sync import average_gradients
 from pipeline.learning.pretraining.batches import Batch
@@ -56,9 +57,7 @@ class Players:
 
     def is_finite(self) -> bool:
         """Tell whether all weights, and their averages, are numbers."""
-        modules = [*self.objective.networks.values(), *self.averages.values()]
-        sums = [p.detach().float().sum() for module in modules for p in module.parameters()]
-        return bool(torch.isfinite(torch.stack(sums)).all())
+        return is_finite(*self.objective.networks.values(), *self.averages.values())
 
     def step(self, number: int, batches: Iterator[Batch], *, progress: float) -> dict[str, Tensor]:
         """Take a step (1, 2, ...); return its terms, the losses as loss_d, loss_r and loss_g.

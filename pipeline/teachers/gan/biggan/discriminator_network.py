@@ -104,7 +104,8 @@ class BigGANDiscriminator(nn.Module):
     def pooled(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) in [-1, 1] to what logits are made of, float32 (N, C)."""
         convolution = next(part for part in self.modules() if isinstance(part, nn.Conv2d))
-        x = images.to(dtype=convolution.weight.dtype, memory_format=torch.channels_last)
+        kind = cast(Tensor, convolution.bias).dtype  # its weight, read, takes a step of its norm
+        x = images.to(dtype=kind, memory_format=torch.channels_last)
         if hasattr(self, "input_conv"):
             x = self.input_conv(x)
         for parts in self.blocks:

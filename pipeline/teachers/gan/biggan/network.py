@@ -181,7 +181,8 @@ class BigGANGenerator(nn.Module):
         """
         first, conditions = self._conditions(z, labels, features)
         convolution = cast(nn.Conv2d, cast(nn.ModuleList, self.blocks[0])[0].conv1)
-        x = self.first(self.linear(first).to(convolution.weight.dtype))
+        kind = cast(Tensor, convolution.bias).dtype  # its weight, read, takes a step of its norm
+        x = self.first(self.linear(first).to(kind))
         x = x.to(memory_format=torch.channels_last)
         for parts, y in zip(self.blocks, conditions, strict=True):
             block, *attention = cast(nn.ModuleList, parts)

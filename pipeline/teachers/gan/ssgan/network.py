@@ -175,7 +175,8 @@ class SSGANDiscriminator(nn.Module):
         """Map images (N, 3, H, W) in [-1, 1] to what both logits are made of, float32 (N, C)."""
         first = cast(DownBlock, next(iter(self.blocks.values())))
         x = images / 2 + 0.5 if self.layout.unsigned else images
-        x = x.to(dtype=first.conv1.weight.dtype, memory_format=torch.channels_last)
+        kind = cast(Tensor, first.conv1.bias).dtype  # its weight, read, takes a step of its norm
+        x = x.to(dtype=kind, memory_format=torch.channels_last)
         for block in self.blocks.values():
             x = block(x)
         return self.pool(x)

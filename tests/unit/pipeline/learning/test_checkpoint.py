@@ -107,6 +107,15 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_weights_that_are_no_numbers_leave_the_one_before(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    learner = trained()
+    next(learner.module.parameters()).data.fill_(float("nan"))
+    with pytest.raises(DataError, match=r"000004: got weights that are not .* checkpoint-000002"):
+        save_checkpoint(tmp_path, parts_of(learner), state={"step": 4}, keep=1)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
+
+
 def test_a_death_while_writing_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from dreamshard.errors import ConfigError
 from pipeline.learning.pretraining.adversarial.bigbigan import networks
 from pipeline.learning.pretraining.adversarial.bigbigan.config import BigBiGANConfig, EncoderConfig
 from pipeline.learning.pretraining.adversarial.bigbigan.measure import relative_l1
 from pipeline.learning.pretraining.adversarial.bigbigan.objective import BigBiGANObjective
+from pipeline.learning.pretraining.adversarial.norms import initialise, trainable
 from pipeline.learning.pretraining.adversarial.objective import Facts, Share
 from pipeline.teachers.gan.bigbigan import encoder, family
-from pipeline.teachers.gan.bigbigan.network import Encoded
+from pipeline.teachers.gan.bigbigan.network import Encoded, ReversibleUnit
 from pipeline.teachers.gan.biggan import discriminator
 
 SMALL = {
@@ -90,6 +92,42 @@ def test_sigma_is_a_softplus_and_is_learned() -> None:
     z = networks.latent_of(found, "stochastic", torch.ones_like(found.mean))
     (gradient,) = torch.autograd.grad(z.sum(), raw)  # type: ignore[arg-type]
     assert gradient[8:].abs().sum() > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_reversible_unit_can_be_undone(training: bool) -> None:
+    unit = initialise(trainable(ReversibleUnit(16, 1e-4)), "orthogonal", seed=0).train(training)
+    x = torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        kept, changed = unit(x).chunk(2, dim=1)
+        back = changed - unit.branch(unit.norm1(kept).relu())  # type: ignore[operator]
+    assert not torch.allclose(changed, x[:, :8], atol=1e-3)
+    torch.testing.assert_close(torch.cat([back, kept], dim=1), x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_generators_images_are_the_encoders_averaged() -> None:
+    images = torch.arange(16.0).view(1, 1, 4, 4)
+    assert networks.side_of(images, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert networks.side_of(images, 4) is images
+
+
+def test_one_pass_of_each_network_is_one_step_of_power_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective, steps = build(), []
+    monkeypatch.setattr(
+        parametrizations._SpectralNorm, "_power_method",
+        lambda self, weight, count: steps.extend([id(self)] * count),
+    )  # fmt: skip
+    layers = {
+        name: sum(isinstance(m, parametrizations._SpectralNorm) for m in network.modules())
+        for name, network in objective.networks.items()
+    }
+    assert layers["generator"] and layers["discriminator"] and not layers["encoder"]
+    for who in ("discriminator", "generator"):
+        steps.clear()
+        getattr(objective, f"{who}_step")(share())
+        assert len(steps) == len(set(steps)) == sum(layers.values())
 
 
 VARIANTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from dreamshard.errors import ConfigError
 from pipeline.learning.pretraining.adversarial.objective import Facts, Share
@@ -81,6 +82,64 @@ def test_the_generators_turn_is_its_own() -> None:
     # It does not look at the images: others change nothing.
     same = build(alpha=0.5).generator_step(share())["loss"]
     assert same.item() == pytest.approx(terms["loss"].item(), rel=1e-5)
+
+
+def test_the_generators_loss_is_upright_scores_and_alpha_times_rotations() -> None:
+    given = share()
+    upright = build(alpha=0.0).generator_step(given)["loss"].item()  # nothing is rotated
+    for alpha in (0.2, 1.0):
+        terms = build(alpha=alpha).generator_step(given)
+        rest = (terms["loss"] - alpha * terms["rotation"]).item()
+        assert rest == pytest.approx(upright, rel=1e-4)
+
+
+def test_the_discriminators_loss_by_hand() -> None:
+    """Hinges of the upright images; beta times four ways of the last quarter of the real ones."""
+    objective, given = build(beta=0.7), share()
+    network: Any = objective.networks["discriminator"].eval()  # norms stay as they are
+    fake = objective._generate(given).detach()
+    terms = objective.discriminator_step(given)
+    hinge = (1 - network(given.images)).relu().mean() + (1 + network(fake)).relu().mean()
+    last = given.images[6:]
+    four = torch.cat([last, *(torch.rot90(last, times, (2, 3)) for times in (1, 2, 3))])
+    ways = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    rotation = nn.functional.cross_entropy(network.rotation(network.pooled(four)), ways)
+    torch.testing.assert_close(terms["rotation"], rotation)
+    torch.testing.assert_close(terms["loss"], hinge + 0.7 * rotation)
+
+
+@pytest.mark.parametrize("method", ["ssgan", "conditional"])
+def test_a_look_is_one_step_of_power_iteration(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = 3 if method == "conditional" else 0
+    objective, given = build(classes=classes, method=method), share(classes=classes)
+    steps = counted(monkeypatch)
+    for who in ("discriminator", "generator"):
+        before = len(steps)
+        turn(objective, who, given)
+        names = steps[before:]
+        assert len(names) == len(set(names)) == normalised(objective.networks["discriminator"])
+    before = len(steps)
+    objective.sample({"generator": objective.networks["generator"]}, range(2))
+    assert len(steps) == before
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the layer of every step of power iteration."""
+    found: list[int] = []
+    original = parametrizations._SpectralNorm._power_method
+
+    def noted(self: Any, weight: Tensor, steps: int) -> None:
+        found.extend([id(self)] * steps)
+        original(self, weight, steps)
+
+    monkeypatch.setattr(parametrizations._SpectralNorm, "_power_method", noted)
+    return found
+
+
+def normalised(network: nn.Module) -> int:
+    return sum(isinstance(part, parametrizations._SpectralNorm) for part in network.modules())
 
 
 def test_baselines_leave_terms_out() -> None:
