@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from dreamshard.errors import ConfigError, DataError, Problem
-from dreamshard.foreign.tables import open_parquet, read_columns
+from dreamshard.foreign.tables import Chunk, column_chunks, open_parquet, read_columns
 from pipeline.images.evidence import sample
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
@@ -121,29 +121,25 @@ class ParquetSource:
 
     def _add_groups(self, table: pq.ParquetFile, number: int, filesystem: Any) -> None:
         names = {self._config.image_column, self._config.mask_column}
-        for group in range(table.num_row_groups):
-            info = table.metadata.row_group(group)
+        for group, chunks in enumerate(column_chunks(table.metadata, where=self._paths[number])):
             self._starts.append(self._count)
             self._groups.append((number, group))
-            chunks = [info.column(i) for i in range(info.num_columns)]
-            chunks = [c for c in chunks if c.path_in_schema.split(".")[0] in names]
-            self._sizes[self._count] = sum(chunk.total_uncompressed_size for chunk in chunks)
+            chunks = [chunk for chunk in chunks if chunk.column in names]
+            self._sizes[self._count] = sum(chunk.unpacked for chunk in chunks)
             mark = xxhash.xxh3_64()
             for chunk in chunks:
                 mark.update(self._chunk_mark(chunk, number, filesystem).to_bytes(8, "little"))
             self._marks[self._count] = mark.intdigest()
-            self._count += info.num_rows
+            self._count += table.metadata.row_group(group).num_rows
 
-    def _chunk_mark(self, chunk: Any, number: int, filesystem: Any) -> int:
+    def _chunk_mark(self, chunk: Chunk, number: int, filesystem: Any) -> int:
         """Digest blocks of a column chunk's stored bytes; neither offsets nor other columns."""
-        first = chunk.data_page_offset
-        if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-            first = min(first, chunk.dictionary_page_offset)
+        first = chunk.first
         path = self._paths[number]
         if is_local(filesystem):
             with open(path, "rb") as handle:
-                return sample(chunk.total_compressed_size, _reader(handle, first))
-        size = chunk.total_compressed_size
+                return sample(chunk.stored, _reader(handle, first))
+        size = chunk.stored
         blocks: dict[tuple[int, int], bytes] = {}
         wanted: list[tuple[int, int]] = []
         sample(size, lambda offset, length: wanted.append((offset, length)) or b"")

@@ -330,3 +330,32 @@ def test_a_small_file_takes_little_memory_whatever_is_allowed(tmp_path: Path) ->
     assert files.read_bytes(Path("/proc/self/status"), limit=1 << 20)  # which tells no size
     with pytest.raises(guard.UnreadableError, match="allowed 1,000"):
         files.read_bytes(path, limit=1000)
+
+
+def test_damaged_metadata_of_parquet_is_an_error_and_no_end_of_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    names = ["b", "n", "s"]
+    rows = {"b": [b"xy"] * 20, "n": list(range(20)), "s": [{"bytes": b"1", "path": None}] * 20}
+    pq.write_table(pa.table(rows), path, row_group_size=8)
+    whole = path.read_bytes()
+    with tables.open_parquet(path, where="x") as file:
+        chunks = tables.column_chunks(file.metadata, where="x")
+        own = [file.metadata.row_group(1).column(i) for i in range(4)]
+    assert [chunk.column for chunk in chunks[0]] == [*names, "s"] and len(chunks) == 3
+    assert [chunk.stored for chunk in chunks[1]] == [each.total_compressed_size for each in own]
+    assert [chunk.first for chunk in chunks[1]] == [
+        each.dictionary_page_offset or each.data_page_offset for each in own
+    ]
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    refused = 0
+    for place in range(8 * footer, 8 * (len(whole) - 8), 7):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            with tables.open_parquet(path, where="x.parquet") as file:
+                tables.column_chunks(file.metadata, where="x.parquet")
+        except guard.UnreadableError as error:
+            assert "x.parquet" in str(error)
+            refused += 1
+    assert refused > 50
