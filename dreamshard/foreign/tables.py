@@ -107,7 +107,7 @@ def _rows_within(table: pq.ParquetFile, group: int, columns: Sequence[str], most
     import pyarrow as pa
 
     if all(pa.types.is_primitive(table.schema_arrow.field(name).type) for name in columns):
-        return table.metadata.row_group(group).num_rows
+        return MAX_ROWS
     return max(1, most // max(1, table.metadata.row_group(group).total_byte_size))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dreamshard.errors import DreamshardError
 
@@ -70,3 +70,9 @@ class Figures:
         shares = torch.tensor(told, dtype=torch.float64).mean(dim=0).tolist()
         means = every_rank.double().mean(dim=(0, 1)).tolist()
         return {n: mean / share for n, mean, share in zip(names, means, shares, strict=True)}
+
+
+def is_finite(*modules: nn.Module) -> bool:
+    """Tell whether all weights are numbers."""
+    sums = [p.detach().float().sum() for module in modules for p in module.parameters()]
+    return not sums or bool(torch.isfinite(torch.stack(sums)).all())

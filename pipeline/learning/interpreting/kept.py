@@ -30,7 +30,8 @@ def save_features(folder: Path, levels: Mapping[str, np.ndarray], *, done: int, 
         done: images computed, over all views.
         key: of what they are computed for.
     """
-    save_checkpoint(folder, {PART: _holder(levels)}, state={"step": done, "key": key}, keep=1)
+    state = {"step": done, "key": key}  # what is not computed yet is whatever memory held
+    save_checkpoint(folder, {PART: _holder(levels)}, state=state, keep=1, finite=False)
 
 
 def load_features(folder: Path, levels: Mapping[str, np.ndarray], *, key: str) -> int:

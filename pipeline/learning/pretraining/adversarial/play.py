@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learning.average import Average
-from pipeline.learning.checkpoint import is_finite
+from pipeline.learning.figures import is_finite
 from pipeline.learning.pretraining.adversarial.objective import Objective, Share
 from pipeline.learning.pretraining.adversarial.sync import average_gradients
 from pipeline.learning.pretraining.batches import Batch
