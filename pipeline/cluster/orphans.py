@@ -29,7 +29,8 @@ GRACE_S, TERM_S = 3.0, 3.0
 def watched() -> Iterator[None]:
     """Mark the processes that start inside, and have them end soon after this one, come what may.
 
-    Yields once the watcher runs; it goes when the context ends, after what it watches.
+    Yields once the watcher runs. It goes when the context ends, or, where a stop cut Ray's own end
+    short and agents are left, after the driver and what it watches.
     """
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark]
@@ -42,8 +43,9 @@ def watched() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(VARIABLE, None)
-        watcher.kill()
-        watcher.wait()
+        if not marked(mark):
+            watcher.kill()
+            watcher.wait()
 
 
 def watch(driver: int, mark: str) -> None:
