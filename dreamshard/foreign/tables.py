@@ -84,8 +84,13 @@ def read_columns(
 
     numbers = list(range(table.metadata.num_row_groups) if groups is None else groups)
     with reading(where, "Parquet", error=UnreadableError):
-        rows = max((table.metadata.row_group(n).num_rows for n in numbers), default=0)
-        at_once = min((_rows_within(table, n, columns, max_bytes) for n in numbers), default=1)
+        told = [table.metadata.row_group(number) for number in numbers]
+        rows = max((group.num_rows for group in told), default=0)
+        schema, at_once = table.schema_arrow, rows
+        if not all(pa.types.is_primitive(schema.field(name).type) for name in columns):
+            # A column's own metadata would tell more: pyarrow ends the process where it is damaged.
+            largest = max((group.total_byte_size for group in told), default=0)
+            at_once = max(1, max_bytes // max(1, largest))
         if at_once >= rows:
             return table.read_row_groups(numbers, columns=list(columns), use_threads=False)
         batches, total = list[pa.RecordBatch](), 0
@@ -97,18 +102,6 @@ def read_columns(
             if total > max_bytes:
                 raise ValueError(f"{total:,} bytes unpacked or more, above {max_bytes:,}")
         return pa.Table.from_batches(batches).combine_chunks()
-
-
-def _rows_within(table: pq.ParquetFile, group: int, columns: Sequence[str], most: int) -> int:
-    """Return how many rows of a row group take no more than so many bytes, whatever they hold.
-
-    Of a column's own metadata nothing is asked: pyarrow ends the process where it is damaged.
-    """
-    import pyarrow as pa
-
-    if all(pa.types.is_primitive(table.schema_arrow.field(name).type) for name in columns):
-        return MAX_ROWS
-    return max(1, most // max(1, table.metadata.row_group(group).total_byte_size))
 
 
 def row_group_bytes(table: pq.ParquetFile, group: int) -> int:

@@ -55,9 +55,9 @@ def parse_json(
         raw = data.encode("utf-8") if isinstance(data, str) else bytes(data)
         if len(raw) > limit:
             raise ValueError(f"{len(raw):,} bytes, more than {limit:,}")
-        there = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-        if there > values:
-            raise ValueError(f"{there:,} values, more than {values:,}")
+        count = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+        if count > values:
+            raise ValueError(f"{count:,} values, more than {values:,}")
         _check_brackets(raw)
         hooks: dict[str, Any] = {} if infinite else {"parse_constant": _refuse}
         if _LONG_NUMBER.search(raw):

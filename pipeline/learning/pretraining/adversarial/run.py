@@ -216,7 +216,8 @@ class AdversarialRun:
             "step": step, "key": self.recipe.key, "recipe": asdict(self.recipe),
             "seconds": self._seconds, "adaptive": dict(self.objective.adaptive), "best": self.best,
         }  # fmt: skip
-        save_checkpoint(self.plan.run_dir, self.players.parts(), state=now, keep=1)
+        parts = self.players.parts()  # seen to be numbers just now
+        save_checkpoint(self.plan.run_dir, parts, state=now, keep=1, finite=False)
 
     def _samples(self, numbers: range) -> Any:
         return self.objective.sample(self.players.averages, numbers)
