@@ -219,6 +219,7 @@ class _Run:
         extended = self.start.extended
         self.key = state.recipe_key(settings, self.identity, extended=extended)
         self.length = {"steps": self.config.steps} | ({"extended": extended} if extended else {})
+        self.told = {"data": self.identity, "settings": redact(to_dict(self.config))}
         if (checkpoint := self.start.checkpoint) is not None:
             together(lambda: load_checkpoint(checkpoint, parts_of(self.learner)))
         return self.start.step
@@ -298,7 +299,7 @@ class _Run:
         assert record is not None, "rank zero has one"
         config, step = self.config, taken.step
         if stop or taken.due(config.checkpoint_every):
-            now = {"step": step, "key": self.key, **self.length}
+            now = {"step": step, "key": self.key, **self.length, **self.told}
             save_checkpoint(self.folder, parts_of(self.learner), state=now, keep=1)
         if taken.last:  # the finished teacher's are drawn with it
             return
@@ -318,11 +319,10 @@ class _Run:
             "kind": "dreamshard diffusion teacher",
             "licence": config.licence,
             "recipe_key": self.key,
-            "data": self.identity,
             "images_seen": config.steps * config.batch_size,
             **self.length,
             "seed": config.seed,
-            "settings": redact(to_dict(config)),
+            **self.told,
         }
         if config.distance_every:
             told = {"samples": config.distance_samples, "extractor": config.distance_extractor}

@@ -16,9 +16,11 @@ from dreamshard.foreign.text import parse_json, read_json
 from dreamshard.owner.folders import is_owner
 from dreamshard.owner.parts import part_of, sweep
 from dreamshard.permissions import apply_umask
+from dreamshard.redact import redact
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.learning.checkpoint import checkpoints, damaged, flush, forget, read_state
+from pipeline.learning.pretraining import differing
 from pipeline.learning.pretraining.config import ENCODER, KINDS
 from pipeline.teachers.weights import CARD, digest, find_weights
 from storage.schema import canonical_json
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 ALGORITHM = 1
 """Raised whenever the same settings would train other weights."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+GIVE_BACK = "Give that back, or take a way out that is named above."
 BEGUN = ".begun.json"
 """Beside weights that have no card yet: the recipe of the run that is putting them there."""
 NOT_THE_WEIGHTS = (
@@ -104,9 +107,12 @@ def find_teacher(
         if (folder / WEIGHTS).exists() and not _begun(folder, settings=settings, source=source):
             raise _occupied(folder, "weights without a card") from None
         return None
-    ours = is_same_run(card, settings=settings, source=source)
-    if not ours or not (folder / WEIGHTS).is_file():
-        raise _occupied(folder, "a teacher trained with other settings or images")
+    if not is_same_run(card, settings=settings, source=source):
+        what = "a teacher trained with other settings or images"
+        other = differences(card, settings=settings, source=source, where=folder / CARD)
+        raise ConfigError([*_occupied(folder, what).problems, *other])
+    if not (folder / WEIGHTS).is_file():
+        raise _occupied(folder, "a card without its weights")
     before = card.get("steps", settings["steps"])
     if before == settings["steps"]:
         return card
@@ -129,6 +135,39 @@ def is_same_run(
         return key == recipe_key(then, source, extended=record.get("extended", ()))
     except TypeError:  # no list of lists
         return False
+
+
+def differences(
+    record: Mapping[str, Any],
+    *,
+    settings: Mapping[str, Any],
+    source: Mapping[str, object],
+    where: Path,
+) -> list[Problem]:
+    """Name what a run is asked for otherwise than a card or a checkpoint of another says.
+
+    Args:
+        record: of the other; one without `settings`, an earlier version's, names nothing.
+        settings, source: as in `recipe_key`.
+        where: names the record.
+    """
+    told = record.get("settings")
+    if not isinstance(told, dict):
+        return []
+    ruled = {*NOT_THE_WEIGHTS, *NOT_OF_DIFFUSION, "source"}  # images count, not their paths
+    if settings["ema"] == "fitted":  # to the minutes: no number that was asked for
+        ruled.add("ema")
+    had = record.get("steps", told.get("steps"))
+    if isinstance(had, int) and had <= settings["steps"]:
+        ruled.add("steps")  # a run may be extended
+    asked = {name: redact(v, name=name) for name, v in settings.items() if name not in ruled}
+    now, then = dict(differing.flat(asked)), dict(differing.flat(told))
+    both = now.keys() & then.keys()  # others came or went with a version
+    now, then = ({name: of[name] for name in both} for of in (now, then))
+    named = differing.problems(now, then, where=where, hint=GIVE_BACK)
+    if record.get("data", source) != source:
+        named.append(Problem("source", "other images", f"those of {where}", GIVE_BACK))
+    return named
 
 
 def first_key(
@@ -264,7 +303,8 @@ def resume_point(
     if not is_same_run(state, settings=settings, source=source):
         got = "of a run with other settings or images"
         problem = Problem(str(known[-1]), got, "this run's", "Delete it, or set run_dir.")
-        raise ConfigError(problem)
+        other = differences(state, settings=settings, source=source, where=known[-1])
+        raise ConfigError([problem, *other])
     if step > steps:
         raise damaged(known[-1], f"{step} steps done of {steps}")
     extended = [list(times) for times in state.get("extended", ())]

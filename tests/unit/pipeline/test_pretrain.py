@@ -209,8 +209,12 @@ def test_a_rate_is_measured_and_leaves_nothing_behind(
 
 def test_what_cannot_be_extended_says_why(tmp_path: Path) -> None:
     folder = script.pretrain(tiny(tmp_path / "t"))
-    with pytest.raises(ConfigError, match="other settings or images"):
-        script.pretrain(tiny(folder, steps=8, lr=0.5))
+    with pytest.raises(ConfigError, match="other settings or images") as caught:
+        script.pretrain(tiny(folder, steps=8, lr=0.5, batch_size=2))
+    named = {problem.key: (problem.got, problem.allowed) for problem in caught.value.problems[1:]}
+    rate = tiny(folder).lr
+    assert named.keys() == {"batch_size", "lr"}, "what differs is named, and nothing else"
+    assert named["lr"] == ("0.5", f"{rate!r}, as in {folder / 'teacher_card.json'}")
     kept = weights_of(folder)
     script.pretrain(tiny(folder, overwrite=True))  # anew, not on from the last step
     assert all(torch.equal(kept[name], value) for name, value in weights_of(folder).items())
@@ -226,7 +230,7 @@ def test_a_checkpoint_of_other_settings_or_damaged_is_refused(
         interrupt_at(patched, 4)
         with pytest.raises(Interrupted):
             script.pretrain(tiny(tmp_path / "t"))
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match=r"other settings(.|\n)* lr: got 0\.5"):
         script.pretrain(tiny(tmp_path / "t", lr=0.5))
     file = tmp_path / "t" / "run" / "checkpoint-000002" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])

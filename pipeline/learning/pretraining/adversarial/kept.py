@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import read_json
 from dreamshard.owner.folders import is_owner
 from pipeline.learning.checkpoint import checkpoints, forget, read_state
+from pipeline.learning.pretraining import differing
 from pipeline.learning.pretraining.state import NOT_THE_WEIGHTS
 from pipeline.teachers.weights import CARD
 from storage.schema import canonical_json
@@ -76,18 +77,13 @@ class Recipe:
             where: names it.
         """
         settings = told.get("settings")
-        theirs = settings if isinstance(settings, dict) else {}
-        problems = []
-        keys = sorted(self.settings.keys() | theirs.keys())
-        if "kind" in theirs and self.settings.get("kind") != theirs["kind"]:
-            keys = ["kind"]  # all others are another method's
-        for key in keys:
-            now, then = self.settings.get(key), theirs.get(key)
-            if now != then:
-                problems.append(Problem(key, repr(now), f"{then!r}, as in {where}", ANEW))
+        now, then = self.settings, settings if isinstance(settings, dict) else {}
+        if "kind" in then and now.get("kind") != then["kind"]:
+            now, then = {"kind": now.get("kind")}, {"kind": then["kind"]}  # another method's else
+        named = differing.problems(now, then, where=where, hint=ANEW)
         if told.get("source") != dict(self.source):
-            problems.append(Problem("source", "other images", f"those of {where}", ANEW))
-        return problems[:5] or [Problem("out", "another version's run", "this version's", ANEW)]
+            named.append(Problem("source", "other images", f"those of {where}", ANEW))
+        return named or [Problem("out", "another version's run", "this version's", ANEW)]
 
 
 @dataclass
@@ -112,7 +108,7 @@ def recipe_of(settings: Mapping[str, Any], source: Mapping[str, Any], kinds: set
     others = kinds - {settings["kind"]}
     ruled = {*NOT_THE_WEIGHTS, *LENGTH, "source", "generator", *others, *OF_DIFFUSION}
     told = {name: value for name, value in settings.items() if name not in ruled}
-    return Recipe(dict(sorted(_flat(told))), dict(source))
+    return Recipe(dict(sorted(differing.flat(told))), dict(source))
 
 
 OF_DIFFUSION = (
@@ -186,14 +182,6 @@ def resume_point(run_dir: Path, *, recipe: Recipe, overwrite: bool) -> Start:
         adaptive={name: float(value) for name, value in dict(state.get("adaptive", {})).items()},
         best=dict(state.get("best", {})),
     )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, item in value.items():
-        if isinstance(item, dict):
-            yield from _flat(item, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", item
 
 
 def _occupied(folder: Path, what: str) -> ConfigError:
