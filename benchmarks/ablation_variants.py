@@ -63,10 +63,11 @@ def compress(variant: str, **more: Any) -> dict[str, Any]:
     return {"method": "compress", "data.levels": [VECTOR]} | words
 
 
-def reg(**more: Any) -> dict[str, Any]:
-    """Return settings of the regression of the teacher's embedding."""
-    words = {"reg.level": VECTOR} | {f"reg.{name}": value for name, value in more.items()}
-    return {"method": "reg", "data.levels": [VECTOR]} | words
+def baseline(method: str, **more: Any) -> dict[str, Any]:
+    """Return settings of a baseline of CompRess's table 1."""
+    words = {"level": VECTOR} | more
+    told = {f"{method}.{name}": value for name, value in words.items()}
+    return {"method": method, "data.levels": [VECTOR]} | told
 
 
 def mix(parts: dict[str, Any], *, similarity: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -128,8 +129,10 @@ VARIANTS: dict[str, Variant] = {
         f"CompRess 1q, T = {t:g}": Variant("similarity", changes=compress("1q", temperature=t))
         for t in TEMPERATURES
     },
-    "Reg": Variant("similarity", changes=reg()),
-    "Reg-BN": Variant("similarity", changes=reg(batch_norm=True)),
+    "Reg": Variant("similarity", changes=baseline("reg")),
+    "Reg-BN": Variant("similarity", changes=baseline("reg", batch_norm=True)),
+    "CC, 1000 clusters": Variant("similarity", changes=baseline("cc", clusters=1000)),
+    f"CRD, {QUEUE} negatives": Variant("similarity", changes=baseline("crd", negatives=QUEUE)),
     "Gram": Variant("similarity", changes=mix(GRAM)),
     **{
         f"features + {form}, queue {queue}": Variant(
