@@ -51,7 +51,7 @@ def load_config(cls: type[T], argv: Sequence[str], *, prog: str, description: st
         full = "--help all" in " ".join(argv)
         sys.stdout.write(format_help(cls, prog=prog, description=description, full=full))
         raise SystemExit(0)
-    options, flags, problems = split(argv)
+    options, flags, problems = split(schema_of(cls), argv)
     raw, unreadable = read_sources(schema_of(cls), options)
     config, wrong = check(cls, raw)
     if (kept := leave_out(schema_of(cls), raw, wrong, options)) is not raw:

@@ -22,7 +22,7 @@ MAX_NAMES = 64
 """Names of a dotted key: as deep as foreign text may be nested."""
 
 
-def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:
+def split(schema: Schema, argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:
     """Split arguments into (option, text) pairs, flags, and complaints about all else."""
     options: list[tuple[str, str]] = []
     flags, problems, words = set(), [], list(argv)
@@ -40,6 +40,8 @@ def split(argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Pr
             words = words[not equals :]
         elif equals or (words and not words[0].startswith("--")):
             options.append((name, text if equals else words.pop(0)))
+        elif name != "config" and at(schema, name.rstrip("+").split(".")) is None:
+            options.append((name, "null"))  # unknown, whatever its value is
         else:
             hint = f"Write --{name} VALUE, or --{name}=VALUE if the value starts with --."
             problems.append(Problem(name, "no value", "one value", hint))

@@ -216,6 +216,8 @@ def test_what_cannot_be_read_is_listed_too(tmp_path: Path) -> None:
     assert "list is one value" in found["stray"]
     assert "got '[a', allowed list of text" in found["teacher.levels"]
     assert found["lr"].startswith("lr: got no value") and "teacher.kind" in found
+    with pytest.raises(ConfigError, match="no_such: got an unknown key"):
+        load("--no_such")
 
 
 def test_problems_of_parts_are_asked_with_their_keys(tmp_path: Path) -> None:
