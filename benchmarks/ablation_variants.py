@@ -37,7 +37,7 @@ def low_rank(fold: int, inner: str) -> tuple[str, ...]:
 
 
 COARSE = {"data.levels": ["s4", "s2"]}
-VECTOR = "up.0.t50"
+VECTOR = "s4"
 """The deepest level, averaged over space: what similarity and embedding methods compare."""
 FEATURES = {
     "feature.weight": 1.0,
