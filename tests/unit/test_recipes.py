@@ -133,7 +133,7 @@ def test_it_plans_without_weights_and_images(
 
 def test_every_published_setting_can_be_planned() -> None:
     runnable = {"digits", "cifar10", "camvid", "cifar10-compress", "cifar10-squeeze-and-span"}
-    runnable |= {"cifar10-mix", "cifar10-compress-student"}
+    runnable |= {"cifar10-mix", "cifar10-compress-student", "cifar10-selfcond"}
     assert {p.parent.name for p in PLANNED} - runnable == {p.parent.name for p in PUBLISHED}
 
 
