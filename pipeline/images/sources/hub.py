@@ -12,6 +12,7 @@ from dreamshard.errors import ConfigError, Problem
 from pipeline.images.evidence import sample_bytes, sample_file
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
+from pipeline.images.sources.columns import check_named
 
 ROWS_AT_ONCE = 1000
 
@@ -34,6 +35,8 @@ class HubSource:
             raise ConfigError(Problem("source.image_column", config.image_column, allowed))
         self.has_masks = bool(config.mask_column) and config.mask_column in columns
         self.has_labels = bool(config.label_column) and config.label_column in columns
+        found = {"label_column": self.has_labels, "mask_column": self.has_masks}
+        check_named(config, found, names=columns, where=config.path)
         self.labels = self._read_labels(data, config) if self.has_labels else None
         images = [config.image_column, *([config.mask_column] if self.has_masks else [])]
         data = data.select_columns(images)

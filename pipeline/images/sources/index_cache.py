@@ -18,7 +18,7 @@ from dreamshard.owner.parts import part_of
 from pipeline.images.listing import File, Passed
 from pipeline.images.sources.tar_index import Member
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 1 << 30
 
 
