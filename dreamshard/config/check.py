@@ -26,6 +26,7 @@ from dreamshard.config.allowed import (
 )
 from dreamshard.config.reads import default_of, rules_of, unread
 from dreamshard.errors import Problem
+from dreamshard.owner.home import expanded
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -49,6 +50,7 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
     """
     if problems := list(_unreadable(raw)):
         return None, problems
+    raw = _at_home(raw)
     try:
         # JSON is pydantic's strict input in which a list may become a tuple, a dict a dataclass.
         (config,) = adapter(cls).validate_json(json.dumps([raw], default=str))
@@ -72,6 +74,15 @@ def _unreadable(value: Any, key: str = "") -> Iterator[Problem]:
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         hint = "Rename the file or folder, or reach it by a link with such a name."
         yield Problem(key, ascii(value), "a name that is UTF-8", hint)
+
+
+def _at_home(value: Any) -> Any:
+    """Return values with `~/` at the head of a text replaced: no shell does so in a file."""
+    if isinstance(value, dict):
+        return {name: _at_home(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return str(expanded(value)) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _ask(config: object, default: object = None) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -191,7 +192,8 @@ def _names(labels: Labels, *, plain: bool) -> dict[int, object]:
         return {int(number): int(number) for number in np.unique(labels.numbers) if number >= 0}
     met: dict[str, int] = {}
     names: dict[int, object] = {}
-    for number, name in enumerate(labels.classes):
+    for number, written in enumerate(labels.classes):
+        name = unicodedata.normalize("NFC", written)  # systems write é as one letter or as two
         met[name] = met.get(name, -1) + 1
         names[number] = (name, met[name])
     if plain:

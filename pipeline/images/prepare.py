@@ -223,7 +223,8 @@ def _stored(image: Image.Image) -> tuple[str, int]:
 
     Only before it is loaded: decoders stretch, invert and scale what they read to 0 .. 255.
     """
-    told = image.tile[0][3] if getattr(image, "tile", None) else image.mode
+    tiles = getattr(image, "tile", None)  # of one that comes out of a file
+    told = tiles[0][3] if tiles else image.mode
     parts = told if isinstance(told, tuple) else (told,)
     raw = parts[0] if isinstance(parts[0], str) else image.mode
     largest = parts[1] if image.format == "PPM" and len(parts) > 1 else 255

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamshard.errors import DataError
+from dreamshard.owner.home import expanded
 from pipeline.images.source import (
     ImageSource,
     SourceConfig,
@@ -188,5 +189,5 @@ def shown(path: str | Path) -> str:
     """Return a path as it can be typed from here: short below the working folder, else whole."""
     if "://" in str(path):
         return str(path)
-    whole, here = Path(path).expanduser().absolute(), Path.cwd()
+    whole, here = expanded(path).absolute(), Path.cwd()
     return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)

@@ -11,7 +11,7 @@ import numpy as np
 from dreamshard.errors import ConfigError, Problem
 from pipeline.images.evidence import sample_bytes, sample_file
 from pipeline.images.labels import Labels, read_labels
-from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
+from pipeline.images.source import FINAL, HELDOUT, Record, SourceConfig, failed, labelled
 from pipeline.images.sources.columns import check_named
 
 ROWS_AT_ONCE = 1000
@@ -107,13 +107,28 @@ def _load(config: SourceConfig) -> Any:
                 raise ConfigError(Problem("source.split", config.split, allowed))
             return parts[config.split]
         if os.path.exists(os.path.join(config.path, "state.json")):
-            return datasets.load_from_disk(config.path)
+            return _check_part(datasets.load_from_disk(config.path), config)
         return datasets.load_dataset(config.path, config.name or None, split=config.split)
     except ConfigError:
         raise
     except Exception as error:  # the library and its builders raise what they like
         problem = Problem("source.path", f"{config.path} ({error})", "a dataset that loads")
         raise ConfigError(problem) from error
+
+
+def _check_part(data: Any, config: SourceConfig) -> Any:
+    """Return one saved dataset; refuse another split than that it was saved of.
+
+    Raises: ConfigError.
+    """
+    saved = str(data.split) if data.split is not None else ""
+    # Where nothing tells, the two names that stand for no wish of the user's are taken.
+    if config.split == saved or (not saved and config.split in ("train", HELDOUT["hf"])):
+        return data
+    got = f"{config.split} of {config.path}, which is one dataset saved without a split"
+    if saved:
+        got = f"{config.split} of {config.path}, which was saved of split {saved}"
+    raise ConfigError(Problem("source.split", got, saved or "none"))
 
 
 def _undecoded(data: Any, name: str) -> Any:

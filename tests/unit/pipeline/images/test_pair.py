@@ -151,3 +151,10 @@ def test_unusable_images_are_left_out_and_named(
     assert "train_images: 1 of 3 images cannot be used and are left out" in caplog.text
     with pytest.raises(DataError, match="none can be used"):
         read_usable(train, numbers=np.array([1]), **how)  # type: ignore[arg-type]
+
+
+def test_one_name_in_two_spellings_of_unicode_is_one_class(tmp_path: Path) -> None:
+    """A letter with its accent, or a letter and an accent, as some file systems keep it."""
+    train = parquet(tmp_path / "t.parquet", ["caf\u00e9", "tea"])
+    heldout = parquet(tmp_path / "h.parquet", ["tea", "cafe\u0301"])
+    assert numbers((train, heldout)) == [[0, 1], [1, 0]]
