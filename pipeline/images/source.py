@@ -313,6 +313,8 @@ def infer_kind(path: str, *, key: str = "source") -> str:
     if "://" in path:
         return "folder"
     hint = f"Check the path, or say what it is with --{key}.kind {' | '.join(SOURCES)}."
+    if not key.endswith(("source", "images")):
+        hint = "Check the path."  # a command that tells the kind by itself
     raise ConfigError(Problem(f"{key}.path", path, "an existing folder, tar or Parquet file", hint))
 
 
