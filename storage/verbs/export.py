@@ -147,14 +147,17 @@ def create_copy(copy: Copy, root: str, *, origin: str | None = None) -> Dataset:
     Raises:
         DataError: if it is the source itself, or the root cannot be written.
     """
-    about = copy.source.about
+    about, names = copy.source.about, copy.snapshot.classes
+    extra = {key: value for key, value in about.extra.items() if key != "classes"}
+    if names:  # those of the labels that are copied, not of the ones it was begun with
+        extra["classes"] = list(names)
     target = Dataset.create(
         root,
         copy.recipe,
         levels=copy.levels,
         image_size=about.image_size,
         pins=about.pins,
-        extra={**about.extra, "licence": about.licence, "exported_from": origin or copy.source.url},
+        extra={**extra, "licence": about.licence, "exported_from": origin or copy.source.url},
         images=about.images,
         labels=about.labels,
         masks=about.masks,
