@@ -355,3 +355,8 @@ def test_a_home_is_meant_in_files_and_lists_too(tmp_path: Path, monkeypatch) -> 
     (tmp_path / "c.yaml").write_text("teacher: {levels: [~/a, b~/c]}\n")
     for argv in (["--config", "~/c.yaml"], ["--teacher.levels=[~/a, b~/c]"]):
         assert load("--root", "~", *argv).teacher.levels == [f"{tmp_path}/a", "b~/c"]
+
+
+def test_a_url_of_one_slash_is_refused_with_what_was_meant() -> None:
+    with pytest.raises(ConfigError, match=r"root: got s3:/b/x, allowed .*mean s3://b/x\?"):
+        load("--root", "s3:/b/x")
