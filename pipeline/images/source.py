@@ -90,9 +90,8 @@ class SourceConfig:
     """Parquet and hf: column with encoded image bytes. webdataset: where other than image, members
     `<key>.<this>.jpg` and the like are the images."""
     label_column: str = "label"
-    """Parquet and hf: column with classes, numbers or texts; label is taken where present, another
-    name must be there, empty for none. Parquet: folders may tell it (label=cat). webdataset: empty
-    leaves `<key>.cls` out."""
+    """Parquet and hf: column with classes, numbers or texts; label is taken where present (Parquet:
+    from folders label=cat, too), empty for none. webdataset: empty leaves `<key>.cls` out."""
     mask_column: str = "mask"
     """Parquet and hf: column with encoded masks; webdataset: members `<key>.<this>.png`; empty for
     none."""
@@ -313,9 +312,9 @@ def infer_kind(path: str, *, key: str = "source") -> str:
         return "folder"
     if "://" in path:
         return "folder"
-    hint = f"Check the path, or say what it is with --{key}.kind {' | '.join(SOURCES)}."
-    if not key.endswith(("source", "images")):
-        hint = "Check the path."  # a command that tells the kind by itself
+    hint = "Check the path."
+    if key.endswith(("source", "images")):  # others tell the kind by themselves
+        hint = f"Check the path, or say what it is with --{key}.kind {' | '.join(SOURCES)}."
     raise ConfigError(Problem(f"{key}.path", path, "an existing folder, tar or Parquet file", hint))
 
 
