@@ -376,6 +376,7 @@ class Dataset:
             codec_of=self.codec,
             store=self.store,
             labels=read_version(self.files, pinned.labels),
+            classes=self.about.classes,
         )
 
     def _resize(self) -> None:

@@ -15,8 +15,7 @@ def classes_of(dataset: Dataset) -> tuple[str, ...]:
     latest = read_version(dataset.files, count_versions(dataset.files))
     if latest is not None:
         return latest.classes
-    kept = dataset.about.extra.get("classes", ())
-    return tuple(map(str, kept)) if isinstance(kept, list | tuple) else ()
+    return dataset.about.classes
 
 
 def relabel(dataset: Dataset, numbers: np.ndarray, classes: Sequence[str] = ()) -> int:

@@ -56,8 +56,10 @@ class Snapshot:
         codec_of: Callable[[str], Codec],
         store: Store,
         labels: LabelVersion | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self._files, self._pinned, self._store, self._codec_of = files, pinned, store, codec_of
+        self._classes = tuple(classes)
         self._table, self._arrays, self._relabelled = pinned.table, dict(store.arrays), labels
         if labels is not None:
             self._arrays.setdefault(LABEL, ArraySpec(LABEL, np.dtype(np.int64), (), -1))
@@ -197,7 +199,7 @@ class Snapshot:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels' numbers, as far as they are known."""
-        return () if self._relabelled is None else self._relabelled.classes
+        return self._classes if self._relabelled is None else self._relabelled.classes
 
     @cached_property
     def present(self) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,7 @@ def make_dataset(
     levels: tuple[Level, ...] = LEVELS,
     masks: bool = True,
     fsync: bool = False,
+    extra: Mapping[str, object] | None = None,
 ) -> Dataset:
     return Dataset.create(
         str(root),
@@ -67,7 +68,7 @@ def make_dataset(
         levels=levels,
         image_size=(4, 4),
         pins=PINS,
-        extra={"licence": "test"},
+        extra={"licence": "test", **(extra or {})},
         labels=True,
         masks=masks,
         fsync=fsync,

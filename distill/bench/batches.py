@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from distill.students.normalise import Normaliser
-from dreamshard.errors import DataError
 from dreamshard.rng import generator
 from pipeline.images.labelled import LabelledImages, LazyImages
-from pipeline.images.pair import compact
+from pipeline.images.pair import compact, require_labels
 
 if TYPE_CHECKING:
     from distill.students.student import Student
@@ -56,13 +55,7 @@ def class_labels(train: Images, heldout: Images) -> tuple[np.ndarray, np.ndarray
     """
     both = []
     for split, images in (("train", train), ("heldout", heldout)):
-        labels = images.labels
-        if labels is None or (labels < 0).any():
-            raise DataError(
-                f"{split}_images: got images without labels, allowed labelled ones. Set "
-                f"{split}_images.label_column or {split}_images.class_folders."
-            )
-        both.append(labels)
+        both.append(require_labels(images.labels, key=f"{split}_images"))
     known, judged, classes = compact(*both, keys=("train_images", "heldout_images"))
     return known, judged, len(classes)
 

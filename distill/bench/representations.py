@@ -19,9 +19,9 @@ from distill.probes.scaling import SCALINGS, Scaling, scaled
 from distill.students.card import StudentCard
 from distill.students.normalise import Normaliser
 from distill.students.student import Student
-from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.errors import ConfigError, Problem
 from dreamshard.progress import Progress
-from pipeline.images.pair import say_unusable
+from pipeline.images.pair import require_labels, say_unusable
 
 if TYPE_CHECKING:
     from pipeline.images.inputs import ImageInput
@@ -226,13 +226,10 @@ def extract_all(
     labels = []
     for work in source.works(0, source.num_samples or 0, micro_batch=micro_batch):
         assert work.images is not None and work.valid is not None
-        if work.labels is None or (work.labels[work.valid] < 0).any():
-            raise DataError(
-                f"{key}: got images without labels, allowed labelled ones: a probe learns "
-                f"classes. Set {key}.label_column or {key}.class_folders."
-            )
+        found = None if work.labels is None else work.labels[work.valid]
+        names = [work.keys[row] for row in np.flatnonzero(work.valid)]
+        labels.append(require_labels(found, key=key, keys=names, total=source.num_samples or 0))
         errors |= {work.keys[row]: error for row, error in work.errors.items()}
-        labels.append(work.labels[work.valid])
         for name, extract in extractors.items():
             features = extract(work.images, work.indices + first_index)
             rows[name].append(features[: work.count][work.valid])

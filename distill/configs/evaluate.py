@@ -168,6 +168,12 @@ class EvaluateConfig:
         """Check what one field alone cannot tell."""
         unknown = [name_problem(task, table=TASKS, key="tasks") for task in self.tasks]
         problems = [problem for problem in unknown if problem is not None]
+        if not self.run_dir:
+            problems.append(
+                Problem("run_dir", "nothing", "a folder", "Leave it out for runs/evaluate.")
+            )
+        if not self.tasks:
+            problems.append(Problem("tasks", "[]", "one task or more", "Try --tasks [knn]."))
         if "segmentation" in self.tasks and not self.segmentation.classes:
             hint = "Name the classes of the masks, in order of their numbers."
             problems.append(Problem("segmentation.classes", "[]", "two names or more", hint))

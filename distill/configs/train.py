@@ -292,6 +292,10 @@ class TrainConfig:
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
         problems = []
+        if not self.run_dir:
+            problems.append(
+                Problem("run_dir", "nothing", "a folder", "Leave it out for runs/train.")
+            )
         unknown = name_problem(self.method, table=METHODS, key="method")
         if unknown:
             problems.append(unknown)

@@ -89,7 +89,7 @@ def open_training_set(
     )
     if problems and settle:
         raise ConfigError([*problems, *_refused(settle, training_set)])
-    if needs.classes:
+    if needs.labels:
         training_set.check_labels()
     return training_set
 

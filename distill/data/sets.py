@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 REAL, NUMBER = "real images", "sample number"
 """Names among a batch's targets beside the levels', which have no space."""
+SPARSE = 100
+"""Outputs of a classifier for each class that occurs, beyond which labels are no class numbers."""
 
 
 @dataclass(frozen=True)
@@ -127,21 +129,31 @@ class TrainingSet:
         return labelled_share(self.labels, share=self.needs.share, seed=self.seed)
 
     def check_labels(self) -> None:
-        """Refuse labels that the method's classifier has no output for.
+        """Refuse labels that no classifier can learn, or that the method's has no output for.
 
         Raises:
             ConfigError: naming them.
         """
         assert self.source.stored is not None, "refused where the set is opened"
         shown, kept = self.source.stored.valid, self.kept
-        labels = self.labels[shown if kept is None else shown & kept]
-        beyond = np.unique(labels[(labels < 0) | (labels >= self.needs.classes)])
-        if not len(beyond):
-            return
-        listed = ", ".join(map(str, beyond[:5].tolist())) + (" ..." if len(beyond) > 5 else "")
-        hint = "Set supervised.classes, or supervised.label_share below 1 to leave out -1 (none)."
-        allowed = f"0..{self.needs.classes - 1}"
-        raise ConfigError(Problem("supervised.classes", f"labels {listed}", allowed, hint))
+        found = np.unique(self.labels[shown if kept is None else shown & kept])
+        classes = self.needs.classes or self.num_classes
+        known = found[found >= 0]
+        if len(known) < 2:
+            allowed = "two classes or more: there is nothing to tell apart"
+            told = f"a dataset with labels {_listed(known) or 'of no sample'} alone"
+            raise ConfigError(Problem("data.dataset", told, allowed))
+        if not self.needs.classes and classes > SPARSE * max(len(known), SPARSE):
+            got = f"{len(known):,} classes numbered up to {classes - 1:,}"
+            hint = "Number them from 0, or set supervised.classes to mean it."
+            raise ConfigError(Problem("supervised.classes", got, "numbers without wide gaps", hint))
+        beyond = found[(found < 0) | (found >= classes)]
+        if len(beyond):
+            got = f"labels {_listed(beyond)}"
+            hint = (
+                "Set supervised.classes, or supervised.label_share below 1 to leave out -1 (none)."
+            )
+            raise ConfigError(Problem("supervised.classes", got, f"0..{classes - 1}", hint))
 
     def offers(self, needs: Needs) -> bool:
         """Tell whether it has the kinds of levels and the labels that a part of a method needs."""
@@ -167,6 +179,10 @@ class TrainingSet:
         if self.real is not None and real not in ("", self.real.version):
             at_version = replace(at_version, real=self.real.at(real))
         return at_version
+
+
+def _listed(numbers: np.ndarray) -> str:
+    return ", ".join(map(str, numbers[:5].tolist())) + (" ..." if len(numbers) > 5 else "")
 
 
 def is_usable(level: Level, kinds: Sequence[str]) -> bool:

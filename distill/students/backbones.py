@@ -119,6 +119,10 @@ def construct(
     if config.drop_path:
         settings["drop_path_rate"] = config.drop_path
     _check_no_address(config.name)
+    if config.pretrained and is_ours(config.name):
+        hint = "Start from weights of your own with --student.weights."
+        allowed = f"false with {config.name!r}, of which timm has none"
+        raise ConfigError(Problem("student.pretrained", "true", allowed, hint))
     try:
         with bounded(settings):
             if is_ours(config.name):

@@ -63,7 +63,11 @@ class Knn:
 
     def _require(self, total: int) -> None:
         if max(self.config.k) > total:
-            raise DataError(f"knn.k: got {max(self.config.k)}, allowed up to {total}, the images.")
+            few = [k for k in self.config.k if k <= total] or [1]
+            raise DataError(
+                f"knn.k: got {max(self.config.k)}, allowed up to {total}, the images. "
+                f"Try --knn.k '{few}'."
+            )
 
     def _row(self, both: Features, sets: FeatureSets, *, device: str) -> dict[str, Any]:
         """Judge one representation."""

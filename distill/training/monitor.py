@@ -15,8 +15,7 @@ from distill.probes.knn import knn_classes
 from distill.probes.logistic import probe_accuracy
 from distill.probes.scaling import standardise
 from distill.students.normalise import Normaliser
-from dreamshard.errors import DataError
-from pipeline.images.pair import compact, draw_pair, open_pair, read_usable
+from pipeline.images.pair import compact, draw_pair, open_pair, read_usable, require_labels
 from pipeline.images.source import ImageConfig, SourceConfig
 
 if TYPE_CHECKING:
@@ -131,12 +130,7 @@ def read_pair(
         pixels, classes = read_usable(
             source, config=image, size=image_size, numbers=drawn[part], seed=seed, key=key
         )
-        if classes is None or (classes < 0).any():
-            raise DataError(
-                f"{key}: got images without labels, allowed labelled ones: classes are learnt. "
-                f"Set {key}.label_column or {key}.class_folders."
-            )
         images.append(pixels)
-        labels.append(classes)
+        labels.append(require_labels(classes, key=key))
     known, judged, _ = compact(*labels, keys=(f"{prefix}train_images", f"{prefix}heldout_images"))
     return (images[0], known), (images[1], judged)

@@ -26,6 +26,8 @@ from dreamshard.config.allowed import (
 )
 from dreamshard.config.reads import default_of, rules_of, unread
 from dreamshard.errors import Problem
+from dreamshard.owner.home import expanded
+from dreamshard.owner.urls import mended_url
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -49,6 +51,7 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
     """
     if problems := list(_unreadable(raw)):
         return None, problems
+    raw = _at_home(raw)
     try:
         # JSON is pydantic's strict input in which a list may become a tuple, a dict a dataclass.
         (config,) = adapter(cls).validate_json(json.dumps([raw], default=str))
@@ -65,13 +68,24 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
 
 
 def _unreadable(value: Any, key: str = "") -> Iterator[Problem]:
-    """Yield the texts that are not UTF-8, as names of files from an older system may be."""
+    """Yield the texts that are not UTF-8, as names of older systems may be, and torn URLs."""
     inside = value.items() if isinstance(value, dict) else ()
     for name, item in enumerate(value) if isinstance(value, list | tuple) else inside:
         yield from _unreadable(item, f"{key}.{name}".lstrip("."))
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         hint = "Rename the file or folder, or reach it by a link with such a name."
         yield Problem(key, ascii(value), "a name that is UTF-8", hint)
+    elif isinstance(value, str) and (meant := mended_url(value)):
+        yield Problem(key, value, "a path, or a URL with two slashes", f"Did you mean {meant}?")
+
+
+def _at_home(value: Any) -> Any:
+    """Return values with `~/` at the head of a text replaced: no shell does so in a file."""
+    if isinstance(value, dict):
+        return {name: _at_home(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    return str(expanded(value)) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _ask(config: object, default: object = None) -> Iterator[Problem]:

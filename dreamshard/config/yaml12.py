@@ -11,6 +11,7 @@ import yaml
 from dreamshard.errors import Problem
 from dreamshard.foreign import text as text_reader
 from dreamshard.foreign.files import read_bytes
+from dreamshard.owner.home import expanded
 
 _FLOAT = (
     r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
@@ -71,7 +72,7 @@ def dump_yaml(value: object, *, one_line: bool = False) -> str:
 
 def find_file(name: str) -> Path:
     """Find a configuration file; `recipes/...` may be one that came with the package."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.exists() and path.parts[:1] == ("recipes",):
         installed = Path(__file__).resolve().parents[2] / path
         return installed if installed.exists() else path

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from dreamshard import rng
+from dreamshard.owner.home import expanded, user_home
 from dreamshard.progress import begin
 from dreamshard.versions import BASE, EXTRAS, all_versions, package_versions
 
@@ -116,7 +117,8 @@ def check_ray() -> Check:
     if not versions:
         return Check("ray", "not installed", "note", "Install it: pip install dreamshard.")
     mode = os.environ.get("RAY_AUTH_MODE")
-    token = (Path.home() / ".ray" / "auth_token").exists()
+    home = user_home()
+    token = home is not None and (home / ".ray" / "auth_token").exists()
     address = os.environ.get("RAY_ADDRESS")
     value = f"{versions['ray']}, RAY_AUTH_MODE {mode or 'not set'}"
     value += f", token file {'there' if token else 'none'}"
@@ -152,7 +154,7 @@ def check_root(root: str) -> list[Check]:
     free = ""
     try:
         if "://" not in root:
-            path = Path(root).expanduser()
+            path = expanded(root)
             path.mkdir(parents=True, exist_ok=True)
             left = shutil.disk_usage(path).free
             free = f"{left / GIB:.0f} GiB free, "

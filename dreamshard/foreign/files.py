@@ -15,6 +15,13 @@ from dreamshard.errors import DreamshardError
 from dreamshard.foreign.guard import UnreadableError, reading
 
 MAX_BYTES = 64 << 20
+PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""How packed archives begin, and what unpacks them."""
 
 
 def read_bytes(
@@ -82,6 +89,23 @@ def open_tar(file: Any, *, where: str) -> Iterator[tarfile.TarFile]:
     """
     with (
         reading(where, "a tar archive", error=UnreadableError),
+        _named_if_packed(file, where),
         tarfile.open(fileobj=file, mode="r:") as tar,
     ):
         yield tar
+
+
+@contextmanager
+def _named_if_packed(file: Any, where: str) -> Iterator[None]:
+    try:
+        yield
+    except tarfile.ReadError as failed:
+        file.seek(0)
+        head = file.read(max(map(len, PACKED)))
+        tool = next((tool for magic, tool in PACKED.items() if head.startswith(magic)), "")
+        if not tool:
+            raise
+        raise UnreadableError(
+            f"{where}: not readable as a tar archive: it is packed, allowed one that is not, "
+            f"as members are read in place. Unpack it with {tool} -d."
+        ) from failed

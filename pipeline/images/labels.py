@@ -7,6 +7,8 @@ the setting that leaves labels out; a single value that is none costs its own sa
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +21,8 @@ UNKNOWN = -2
 SHOWN = 10
 """Classes named in a message (count)."""
 LARGEST = 2**63 - 1
+WHOLE = re.compile(r"[+-]?[0-9]+")
+"""A text that is a number. Python's own rule takes `1_0` for ten, and digits of other scripts."""
 MAX_CLASSES = 1 << 20
 """Different texts in a column beyond which it is taken for names or captions, not classes."""
 
@@ -53,9 +57,9 @@ def read_labels(values: Sequence[object], *, where: str, way_out: str) -> Labels
     """Make class numbers of a column of values.
 
     Whole numbers (and floats and texts that are whole numbers, and booleans) are taken as they are;
-    missing values (None, NaN, empty text) are -1. Where no value is a number, texts are classes,
-    numbered in sorted order. One text among numbers, or a number beyond int64, is an error of its
-    sample.
+    missing values (None, NaN, blank text) are -1. Where no value is a number, texts are classes,
+    numbered in sorted order, without blanks around them. One text among numbers, or a number beyond
+    int64, is an error of its sample.
 
     Args:
         values: N values, one per sample.
@@ -63,21 +67,25 @@ def read_labels(values: Sequence[object], *, where: str, way_out: str) -> Labels
         way_out: the setting that leaves labels out, such as `--source.label_column ''`.
 
     Raises:
-        ConfigError: lists, fractions, or too many different texts.
+        ConfigError: lists, fractions, too many different texts, or two that are one number (`01`
+            and `1`).
     """
     numbers = np.full(len(values), NO_LABEL, np.int64)
     texts: dict[int, str] = {}
     errors: dict[int, str] = {}
+    written: dict[int, str] = {}
     numeric = False
     for row, value in enumerate(values):
+        if isinstance(value, bytes | str):
+            value = _text(value)
         if value is None or value == "" or (isinstance(value, float) and value != value):
             continue
         number = _number(value, where, way_out)
         numeric |= number is not None
+        if isinstance(value, str) and number is not None:
+            _check_spelling(written.setdefault(number, value), value, where, way_out)
         if number is None:
-            texts[row] = (
-                value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-            )
+            texts[row] = str(value)
         elif abs(number) > LARGEST:
             errors[row] = f"label {number!s:.40} is beyond 64 bits"
         else:
@@ -89,6 +97,12 @@ def read_labels(values: Sequence[object], *, where: str, way_out: str) -> Labels
     return Labels(numbers, errors=errors)
 
 
+def _text(value: bytes | str) -> str:
+    """Return a text without blanks around it; editors of some systems begin one with a mark."""
+    text = value.decode("utf-8-sig", "replace") if isinstance(value, bytes) else value
+    return text.strip()
+
+
 def _number(value: object, where: str, way_out: str) -> int | None:
     """Return a value as a whole number, None if it is a text of another kind."""
     if isinstance(value, bool | int | np.integer | np.bool_):
@@ -97,14 +111,16 @@ def _number(value: object, where: str, way_out: str) -> int | None:
         if float(value).is_integer():
             return int(value)
         raise _refusal(where, f"the fraction {value}", way_out)
-    if isinstance(value, bytes | str):
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        text = text.strip()
-        try:
-            return int(text) if len(text) < 5000 else None
-        except ValueError:
-            return None
+    if isinstance(value, str):
+        return int(value) if len(value) < 4000 and WHOLE.fullmatch(value) else None
     raise _refusal(where, f"{type(value).__name__} values", way_out)
+
+
+def _check_spelling(first: str, value: str, where: str, way_out: str) -> None:
+    """Refuse a number that is written in two ways: as classes they would be two."""
+    if first != value:
+        got = f"the texts {first!r} and {value!r}, which are one number,"
+        raise _refusal(where, got, way_out)
 
 
 def _classes(
@@ -176,7 +192,8 @@ def _names(labels: Labels, *, plain: bool) -> dict[int, object]:
         return {int(number): int(number) for number in np.unique(labels.numbers) if number >= 0}
     met: dict[str, int] = {}
     names: dict[int, object] = {}
-    for number, name in enumerate(labels.classes):
+    for number, written in enumerate(labels.classes):
+        name = unicodedata.normalize("NFC", written)  # systems write é as one letter or as two
         met[name] = met.get(name, -1) + 1
         names[number] = (name, met[name])
     if plain:

@@ -54,8 +54,9 @@ class File:
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether any part of a path is hidden."""
-    return any(part.startswith(".") or part in HIDDEN for part in name.split("/") if part)
+    """Say whether any part of a path is hidden; `.` and `..` are steps, not names."""
+    parts = (part for part in name.split("/") if part not in ("", ".", ".."))
+    return any(part.startswith(".") or part in HIDDEN for part in parts)
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:

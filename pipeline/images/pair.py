@@ -102,6 +102,35 @@ def _say_shared(known: ImageSource, judged: ImageSource, *, key: str, other: str
         )  # fmt: skip
 
 
+def require_labels(
+    labels: np.ndarray | None, *, key: str, keys: Sequence[str] = (), total: int = 0
+) -> np.ndarray:
+    """Return labels if every image has one.
+
+    Args:
+        labels: int64 (N,), -1 where there is none; None where the source has no labels.
+        key: dotted key of the source, for messages.
+        keys: N names of the images, where they are at hand.
+        total: images of the source, where the labels are of some of them.
+
+    Raises:
+        DataError: saying how many have none, and which is the first.
+    """
+    if labels is None or (len(labels) and (labels < 0).all() and len(labels) >= total):
+        raise DataError(
+            f"{key}: got images without labels, allowed labelled ones: classes are learnt. "
+            f"Set {key}.label_column or {key}.class_folders."
+        )
+    missing = np.flatnonzero(labels < 0)
+    if len(missing):
+        first = f"number {missing[0]}" + (f" ({keys[missing[0]]})" if len(keys) else "")
+        raise DataError(
+            f"{key}: got {len(missing)} of {len(labels)} images without a label, the first "
+            f"{first}, allowed a class for every one. Leave those images out, or give them classes."
+        )
+    return labels
+
+
 def compact(
     train: np.ndarray, heldout: np.ndarray, *, keys: tuple[str, str] = ("train", "heldout")
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

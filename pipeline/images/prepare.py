@@ -2,26 +2,32 @@
 
 Rules. Formats: JPEG, PNG, WebP, BMP, GIF, TIFF, PPM (first frame). EXIF orientation is ignored, as
 in torchvision and the published pipelines. Grey is repeated, alpha is dropped, CMYK and palettes
-are converted by Pillow; 16-bit grey keeps its upper 8 bits. Size: the short side is fitted, the
-long side is `int(size * long / short)`, the crop starts at `round((long - size) / 2)`; an image
-already of the size is not resampled. Masks follow the same geometry with nearest neighbour and keep
-their numbers.
+are converted by Pillow; 16-bit (TIFF: 12-bit) grey keeps its upper 8 bits, unless all of them are
+empty; colour profiles are ignored. Size: the short side is fitted, the long side is
+`int(size * long / short)`, the crop starts at `round((long - size) / 2)`; an image already of the
+size is not resampled. Masks follow the same geometry with nearest neighbour and keep their numbers;
+those packed with loss or stored otherwise than as they are meant are refused.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dreamshard.rng import uniform
 from pipeline.images.source import ImageConfig, Record
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """No others: some of Pillow's readers start programs (EPS) or are rarely exercised."""
+READ = " | ".join(FORMATS)
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262
+STRETCHED = {"L;2": 85, "L;4": 17}
+"""By how much numbers of few bits are stretched to 0 .. 255 where they are read as grey."""
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs; it warns there, here it is an invalid image. What
 would be resized to more than this (a line of 1 x 20,000 pixels to 5 GB) is resized in part."""
@@ -188,8 +194,14 @@ def _open(data: bytes | np.ndarray | None) -> Image.Image:
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8:
             raise InvalidImageError(f"array of {data.dtype}, expected uint8")
+        channels = data.shape[2:] or (1,)
+        if data.ndim not in (2, 3) or channels[0] not in (1, 3, 4) or not data.size:
+            raise InvalidImageError(f"array {data.shape}, expected (H, W) or (H, W, 1 | 3 | 4)")
         return Image.fromarray(data[..., 0] if data.ndim == 3 and data.shape[2] == 1 else data)
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:  # its text holds an address: no two runs' are equal
+        raise InvalidImageError(f"no {READ} image, or its head is damaged") from error
     if image.width * image.height > MAX_PIXELS:
         raise InvalidImageError(f"{image.width}x{image.height} pixels, limit {MAX_PIXELS:,}")
     return image
@@ -199,28 +211,69 @@ def _decoded(
     data: bytes | np.ndarray | None, convert: Callable[[Image.Image], Image.Image], prefix: str
 ) -> Image.Image:
     try:
-        image = _open(data)
-        image.load()
-        return convert(image)
+        return convert(_open(data))
     except (InvalidImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise a dozen types on hostile bytes
         raise InvalidImageError(f"{prefix}{type(error).__name__}: {error}"[:200]) from error
 
 
+def _stored(image: Image.Image) -> tuple[str, int]:
+    """Return how an image's numbers are stored, in Pillow's words, and a PPM's largest.
+
+    Only before it is loaded: decoders stretch, invert and scale what they read to 0 .. 255.
+    """
+    tiles = getattr(image, "tile", None)  # of one that comes out of a file
+    told = tiles[0][3] if tiles else image.mode
+    parts = told if isinstance(told, tuple) else (told,)
+    raw = parts[0] if isinstance(parts[0], str) else image.mode
+    largest = parts[1] if image.format == "PPM" and len(parts) > 1 else 255
+    return raw, int(largest)
+
+
 def _to_numbers(image: Image.Image) -> Image.Image:
+    (raw, largest), lossy = _stored(image), image.format in ("JPEG", "MPO")
+    if lossy or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+        raise InvalidImageError("mask: packed with loss, which moves class numbers; expected PNG")
     if image.mode not in ("L", "P", "1"):
         raise InvalidImageError(f"mask: mode {image.mode}, expected one channel of 8 bits")
+    if largest != 255 or (image.mode == "L" and raw.endswith("I")):
+        raise InvalidImageError(
+            f"mask: numbers stored as {raw}, 0 to {largest}, which are stretched or inverted where "
+            "they are read; expected 8 bits as they are, such as PNG"
+        )
+    image.load()
     # Through an array: a palette image would be resampled as colours otherwise.
-    return Image.fromarray(np.asarray(image).astype(np.uint8))
+    numbers = np.asarray(image).astype(np.uint8)
+    return Image.fromarray(numbers // STRETCHED.get(raw, 1))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    tags = getattr(image, "tag_v2", {})
+    image.load()
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise InvalidImageError("32-bit grey has no stated range, expected 8 or 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        return _upper_byte(np.asarray(image).astype(np.int64), tags).convert("RGB")
     if image.mode == "F":
         raise InvalidImageError("float pixels have no stated range, expected 8 or 16 bits")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upper_byte(values: np.ndarray, tags: Mapping[int, Any]) -> Image.Image:
+    """Return deep grey as 8 bits; refuse what has no stated range, or would come out black.
+
+    Args:
+        values: int64 (H, W).
+        tags: of a TIFF; empty for other formats, which state their range.
+    """
+    bits = (tags.get(TIFF_BITS) or (16,))[0]
+    if bits == 32 or values.min() < 0 or values.max() > 65535:
+        raise InvalidImageError("32-bit grey has no stated range, expected 8 or 16 bits")
+    if tags.get(TIFF_PHOTOMETRIC) == 0:  # Pillow inverts 8 bits, not 16
+        values = (1 << bits) - 1 - values
+    upper = values >> (bits - 8)
+    if values.any() and not upper.any():
+        raise InvalidImageError(
+            f"{bits}-bit grey of values up to {values.max()}, which is black: its upper 8 bits are "
+            "empty. Store 8 bits, or use the whole range"
+        )
+    return Image.fromarray(upper.astype(np.uint8))

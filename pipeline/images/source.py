@@ -84,14 +84,14 @@ class SourceConfig:
     """Part of the data: digits and fifths train | heldout | all; torchvision train | test; hf its
     own names. Empty: train; of images to judge on, heldout, which torchvision and hf call test."""
     key_column: str = "key"
-    """Parquet: column with each sample's name; where it is absent, or empty is given, names are
-    made of file and row."""
+    """Parquet: column with each sample's name (texts or whole numbers); where key is absent, or
+    empty is given, names are made of file and row."""
     image_column: str = "image"
     """Parquet and hf: column with encoded image bytes. webdataset: where other than image, members
     `<key>.<this>.jpg` and the like are the images."""
     label_column: str = "label"
-    """Parquet and hf: column with classes, numbers or texts; taken where present, empty for none.
-    webdataset: empty leaves `<key>.cls` out."""
+    """Parquet and hf: column with classes, numbers or texts; label is taken where present (Parquet:
+    from folders label=cat, too), empty for none. webdataset: empty leaves `<key>.cls` out."""
     mask_column: str = "mask"
     """Parquet and hf: column with encoded masks; webdataset: members `<key>.<this>.png`; empty for
     none."""
@@ -312,7 +312,9 @@ def infer_kind(path: str, *, key: str = "source") -> str:
         return "folder"
     if "://" in path:
         return "folder"
-    hint = f"Check the path, or say what it is with --{key}.kind {' | '.join(SOURCES)}."
+    hint = "Check the path."
+    if key.endswith(("source", "images")):  # others tell the kind by themselves
+        hint = f"Check the path, or say what it is with --{key}.kind {' | '.join(SOURCES)}."
     raise ConfigError(Problem(f"{key}.path", path, "an existing folder, tar or Parquet file", hint))
 
 

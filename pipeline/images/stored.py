@@ -176,10 +176,9 @@ class StoredInput(NumberedInput):
 
     def notes(self) -> dict[str, object]:
         """Say which dataset the latents are of."""
-        dataset, _ = self._open()
-        classes = dataset.about.extra.get("classes")
-        told = {"latents_of": dataset.recipe.folder}
-        return {**told, "classes": classes} if classes else dict(told)
+        dataset, snapshot = self._open()
+        told: dict[str, object] = {"latents_of": dataset.recipe.folder}
+        return told | ({"classes": list(snapshot.classes)} if snapshot.classes else {})
 
     def _open(self) -> tuple[Dataset, Snapshot]:
         if self._opened is None:

@@ -165,6 +165,8 @@ class PipelineConfig:
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""
         problems = setting_problems(self.codec, layout_format=self.format)
+        if not self.root:
+            problems.append(Problem("root", "nothing", "a folder or URL", "Try --root data."))
         if self.device == "cuda" and self.gpus_per_actor == 0:
             hint = "Try --gpus_per_actor 1."
             problems.append(Problem("gpus_per_actor", "0 with device cuda", "more than 0", hint))

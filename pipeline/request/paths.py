@@ -12,6 +12,8 @@ import logging
 import os
 from pathlib import Path
 
+from dreamshard.owner.home import expanded
+
 HOME_VARIABLE = "DREAMSHARD_HOME"
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ def output_path(path: str, *, key: str = "") -> str:
     """
     if "://" in path:
         return path
-    home, given = _job_home(), Path(path).expanduser()
+    home, given = _job_home(), expanded(path)
     settled = str((home or Path.cwd()) / given)
     if home is not None and key and not given.is_absolute():
         log.warning("%s: %s is relative and this is a Ray job: %s", key, path, settled)
@@ -41,7 +43,7 @@ def input_path(path: str) -> str:
     if not path or "://" in path:
         return path
     for folder in (Path.cwd(), _job_home() or Path.cwd()):
-        candidate = folder / Path(path).expanduser()
+        candidate = folder / expanded(path)
         if candidate.exists() or _has_match(candidate):
             return str(candidate)
     installed = Path(__file__).resolve().parents[2] / path
@@ -53,12 +55,12 @@ def _job_home() -> Path | None:
     if not any(part.startswith("_ray_pkg_") for part in Path.cwd().parts):
         return None
     if os.environ.get(HOME_VARIABLE):
-        return Path(os.environ[HOME_VARIABLE]).expanduser().absolute()
+        return expanded(os.environ[HOME_VARIABLE]).absolute()
     # The shell that starts a job inherits from `ray start`, and has just changed the folder.
     started_in = Path(os.environ.get("OLDPWD") or "/")
     if (started_in / "pipeline" / "request" / Path(__file__).name).exists():
         return started_in
-    return Path("~/dreamshard").expanduser()
+    return expanded("~/dreamshard")
 
 
 def _has_match(path: Path) -> bool:

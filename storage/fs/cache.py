@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.owner.home import user_cache
 from dreamshard.owner.processes import is_dead, owner
 
 FOLDER_VARIABLE = "DREAMSHARD_CACHE"
@@ -184,10 +185,13 @@ def shared_cache() -> DiskCache:
     `DREAMSHARD_CACHE_BYTES` its limit.
 
     Raises:
-        ConfigError: if the limit is no number.
+        ConfigError: if the limit is no number, or a user without a home says no folder.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = os.environ.get(FOLDER_VARIABLE) or f"{base}/dreamshard/chunks"
+    base = user_cache()
+    folder = os.environ.get(FOLDER_VARIABLE) or (str(base / "chunks") if base else "")
+    if not folder:
+        hint = f"Say where copies of a remote dataset are kept: export {FOLDER_VARIABLE}=FOLDER."
+        raise ConfigError(Problem(FOLDER_VARIABLE, "nothing, without a home", "a folder", hint))
     text = os.environ.get(BYTES_VARIABLE, str(DEFAULT_BYTES))
     if not text.isdecimal():
         raise ConfigError(Problem(BYTES_VARIABLE, repr(text), "a number of bytes, 0 or more"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dreamshard.errors import DataError
+from dreamshard.owner.urls import mended_url
 from storage.fs.local import Files, LocalFiles
 from storage.fs.remote import RemoteFiles
 
@@ -16,10 +18,12 @@ def open_files(url: str | Path) -> Files:
         url: a path, `file://...`, or a folder of an object store such as `s3://bucket/folder`.
 
     Raises:
-        DataError: for a URL of a kind that is not supported.
+        DataError: for a URL of a kind that is not supported, or with one slash too few.
     """
     text = os.fspath(url)
     scheme, mark, rest = text.partition("://")
+    if meant := mended_url(text):
+        raise DataError(f"{text}: got one slash, allowed a path or URL. Did you mean {meant}?")
     if not mark:
         return LocalFiles(os.path.expanduser(text))
     if scheme in ("file", "local"):

@@ -49,6 +49,12 @@ class Description:
     """Whether the file carries a digest of itself; those of earlier versions do not."""
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels' numbers when the dataset was begun; empty where not known."""
+        kept = self.extra.get("classes", ())
+        return tuple(map(str, kept)) if isinstance(kept, list | tuple) else ()
+
+    @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """The arrays stored."""
         return array_specs(

@@ -85,6 +85,8 @@ def drop(argv: Sequence[str]) -> int:
     keys = [*options.keys, *_lines(options.from_file)]
     if not keys:
         raise ConfigError(Problem("keys", "none", "one or more, or --from-file FILE"))
+    if not options.reason.strip():
+        raise ConfigError(Problem("--reason", repr(options.reason), "a text, for the record"))
     dataset = find_dataset(options.dataset)
     count = dataset.drop(keys, reason=options.reason)
     print(f"{dataset.url}: dropped {count:,} samples that had not been before.")
@@ -95,7 +97,7 @@ def _lines(path: str | None) -> list[str]:
     if path is None:
         return []
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(Problem("--from-file", f"{path} ({error})", "a text file")) from None
     return [line for line in text.splitlines() if line]

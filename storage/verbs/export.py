@@ -80,7 +80,7 @@ def plan_copy(
     levels: Sequence[str] | None = None,
     samples: int | None = None,
     codecs: Sequence[str] = (),
-    images: str = "png",
+    images: str | None = None,
 ) -> Copy:
     """Work out a copy, with everything that is wrong about it at once.
 
@@ -90,7 +90,7 @@ def plan_copy(
         levels: names, taps or strides of the levels to copy; None for all.
         samples: the first so many samples; None for all.
         codecs: "name" for all levels that hold floats, or "level=name" for one.
-        images: "png" or "npy": how format tar keeps images.
+        images: "png" or "npy": how format tar keeps images; None for png.
 
     Raises:
         ConfigError: if a level, count or codec is not possible.
@@ -104,6 +104,10 @@ def plan_copy(
     count = snapshot.num_samples if samples is None else samples
     if not 1 <= count <= snapshot.num_samples:
         problems.append(Problem("samples", str(count), f"1..{snapshot.num_samples}"))
+    kept_as = layout_format or source.recipe.layout.get("format", "zarr")
+    if images and kept_as != "tar":
+        hint = "Leave it out, or add --format tar."
+        problems.append(Problem("images", images, f"nothing with format {kept_as}", hint))
     if problems:
         raise ConfigError(problems)
     if any(unit * source.samples_per_unit < count for unit in snapshot.holes):
@@ -114,12 +118,12 @@ def plan_copy(
     wanted = {level.name for level in chosen}
     layout: dict[str, object] = {
         **source.recipe.layout,
-        "format": layout_format or source.recipe.layout.get("format", "zarr"),
+        "format": kept_as,
         "codecs": _codecs(source, chosen, codecs),
     }
     layout.pop("images", None)
     if layout["format"] == "tar":
-        layout["images"] = images
+        layout["images"] = images or "png"
     content = dict(source.recipe.content)
     listed = content.get("levels")
     if isinstance(listed, list):
@@ -143,14 +147,17 @@ def create_copy(copy: Copy, root: str, *, origin: str | None = None) -> Dataset:
     Raises:
         DataError: if it is the source itself, or the root cannot be written.
     """
-    about = copy.source.about
+    about, names = copy.source.about, copy.snapshot.classes
+    extra = {key: value for key, value in about.extra.items() if key != "classes"}
+    if names:  # those of the labels that are copied, not of the ones it was begun with
+        extra["classes"] = list(names)
     target = Dataset.create(
         root,
         copy.recipe,
         levels=copy.levels,
         image_size=about.image_size,
         pins=about.pins,
-        extra={**about.extra, "licence": about.licence, "exported_from": origin or copy.source.url},
+        extra={**extra, "licence": about.licence, "exported_from": origin or copy.source.url},
         images=about.images,
         labels=about.labels,
         masks=about.masks,
@@ -224,16 +231,21 @@ def _fit(copy: Copy, target: Dataset) -> None:
 
 
 def _codecs(source: Dataset, levels: Sequence[Level], asked: Sequence[str]) -> dict[str, str]:
-    """Give every level its codec: the source's, or the one asked for."""
+    """Give every level its codec: the one asked for it, that for all, or the source's."""
     names = {level.name: source.recipe.codec_of(level) for level in levels}
-    for text in asked:
+    chosen: dict[str, str] = {}
+    for text in sorted(asked, key=lambda text: "=" in text):  # one for all stands below
         name, mark, codec = text.rpartition("=")
         meant = match_levels(levels, name)
         if mark and not meant:
             raise ConfigError(Problem("codec", repr(text), f"LEVEL=CODEC with {', '.join(names)}"))
-        for level in levels:
-            if level in meant or (not mark and "float" in level.dtype):
-                names[level.name] = codec
+        meant = meant if mark else [level for level in levels if "float" in level.dtype]
+        for level in meant:
+            before = chosen.setdefault(f"{level.name}{mark}", codec)
+            if before != codec:
+                got = f"{before} and {codec} for {level.name}"
+                raise ConfigError(Problem("codec", got, "one for all, and one for each level"))
+            names[level.name] = codec
     for level in levels:  # values read back from a quantised level are float32
         if names[level.name] == "raw" and source.recipe.codec_of(level) not in ("raw",):
             raise ConfigError(
@@ -264,9 +276,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how levels are stored, such as int8 or lowrank16-int4; LEVEL=CODEC for one level; "
         "as in SRC if not given",
     )
-    parser.add_argument(
-        "--images", choices=("png", "npy"), default="png", help="how tar keeps images (png)"
-    )
+    parser.add_argument("--images", choices=("png", "npy"), help="how tar keeps images (png)")
     return parser
 
 

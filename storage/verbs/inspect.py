@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from storage.codecs.arrays import codec_for
 from storage.dataset import Dataset
+from storage.relabel import classes_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,10 @@ def describe(dataset: Dataset) -> list[tuple[str, str]]:
     ]
     lines += [(key, _flat(value)) for key, value in content.items() if key not in skipped]
     lines += [(f"layout {key}", _flat(value)) for key, value in dataset.recipe.layout.items()]
-    lines += [(key, _flat(value)) for key, value in about.extra.items()]
+    extra = dict(about.extra)
+    if names := classes_of(dataset):
+        extra["classes"] = names
+    lines += [(key, _flat(value)) for key, value in extra.items()]
     return [*lines, ("libraries", _flat(about.libraries))]
 
 

@@ -66,6 +66,12 @@ class TorchBatches:
             chosen, wrong = choose_levels(snapshot.levels, levels, key="levels")
         counts = {"batch_size": batch_size, "threads": threads}
         wrong += [Problem(key, str(n), "1 or more") for key, n in counts.items() if n < 1]
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            wrong.append(Problem("device", str(device), "cpu, as no CUDA device is visible"))
+        numbers, times = np.unique(index, return_counts=True)
+        if (times > 1).any():
+            got = f"sample {numbers[times > 1][0]} {times.max()} times"
+            wrong.append(Problem("samples", got, "each once: a pass reads every sample once"))
         if wrong:
             raise ConfigError([*wrong])
         kept = np.zeros(snapshot.num_samples, bool)

@@ -93,10 +93,11 @@ class Samples:
         Raises:
             IndexError: there is no such number.
             KeyError: there is no such key.
+            TypeError: what is none of these, such as one bool, None or a list of lists.
         """
         if isinstance(which, str):
             return self._read([self._place(which)])[0]
-        if isinstance(which, (int, np.integer)):
+        if isinstance(which, (int, np.integer)) and not isinstance(which, bool):
             place = int(which) + (len(self) if which < 0 else 0)
             if not 0 <= place < len(self):
                 raise IndexError(f"sample {which}: allowed {-len(self)}..{len(self) - 1}")
@@ -166,7 +167,8 @@ class Samples:
         Args:
             batch_size: samples per batch, 1 or more.
             levels: to read, by name, tap or stride (`s4`); None for all. No other is read.
-            shuffle: draw a new order for every pass, by the seed; else the dataset's own.
+            shuffle: draw a new order for every pass, by the seed; else the dataset's own, whatever
+                the order of these samples.
             seed: of the order.
             device: where tensors go; quantised levels are decoded there.
             drop_last: leave a last smaller batch out.
@@ -179,7 +181,8 @@ class Samples:
             cannot be used are left out.
 
         Raises:
-            ConfigError: no such level, or a batch size below 1.
+            ConfigError: no such level, a batch size below 1, a device that is not there, or a
+                sample that is more than once among these.
             DataError: units of the dataset are missing, or nothing is usable.
         """
         from dreamshard.console.api.batches import TorchBatches
@@ -218,10 +221,15 @@ class Samples:
             if isinstance(stop, str):
                 stop = self._place(stop) + 1
             return np.arange(len(self))[slice(start, stop, which.step)]
-        wanted = list(which)
+        wanted = list(which) if np.ndim(which) == 1 else None
         if wanted and all(isinstance(item, str) for item in wanted):
             return np.array([self._place(key) for key in wanted], np.int64)
         mask = np.asarray(which)
+        if wanted is None or (wanted and mask.dtype.kind not in "biu"):
+            raise TypeError(
+                f"{which!r:.80}: allowed are a number or a key; a slice, or a list of numbers, "
+                "keys or bools"
+            )
         if mask.dtype == bool and len(mask) != len(self):
             raise IndexError(f"a mask of {len(mask)} samples: allowed one of {len(self)}")
         return np.arange(len(self))[mask if mask.size else mask.astype(np.int64)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.owner.home import expanded
 from dreamshard.progress import stage
 from dreamshard.runfolder import write_text
 
@@ -168,7 +169,7 @@ def _choose(options: argparse.Namespace, seen: Seen, plan: Any) -> tuple[Choice,
             f"  dreamshard init {own} --force --teacher {SHIPPED_NAME}",
         ]
         return choice, PRETRAIN, [*said, *_told(choice)]
-    choice = presets.choose(Path(asked).expanduser(), size=size, student=student, kind=options.kind)
+    choice = presets.choose(expanded(asked), size=size, student=student, kind=options.kind)
     check_teacher(choice)
     note = f" ({choice.note})" if choice.note else ""
     return choice, "", [f"teacher: {asked}, family {choice.family}{note}", *_told(choice)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dreamshard.errors import DataError
+from dreamshard.owner.home import expanded
 from pipeline.images.source import (
     ImageSource,
     SourceConfig,
@@ -42,6 +43,7 @@ class Seen:
         heldout_count: images to judge on.
         passed: what the listing passed over, a line each.
         parted: the images to judge on are a fifth of the source.
+        outside: why folders that look like classes are not taken as such; empty if there are none.
     """
 
     source: SourceConfig
@@ -54,6 +56,7 @@ class Seen:
     heldout_count: int
     passed: tuple[str, ...]
     parted: bool
+    outside: str = ""
 
     @property
     def short_side(self) -> int:
@@ -76,7 +79,7 @@ class Seen:
             some = ", ".join(self.classes[:6]) + (" ..." if len(self.classes) > 6 else "")
             lines.append(f"{len(self.classes)} classes: {some}")
         else:
-            lines.append("no labels: probes need some, features do not")
+            lines.append(f"no labels: probes need some, features do not{self.outside}")
         if self.heldout is not None:
             where = "a fifth of the images" if self.parted else self.heldout.path
             lines.append(f"{self.heldout_count:,} images to judge on: {where}")
@@ -101,7 +104,8 @@ def look(path: str, *, heldout: str = "") -> Seen:
     if parts and not heldout:
         path, heldout = parts
     settings = SourceConfig(kind=infer_kind(path, key="PHOTOS"), path=path)
-    settings = replace(settings, class_folders=_has_class_folders(settings))
+    has_classes, outside = _class_folders(settings)
+    settings = replace(settings, class_folders=has_classes)
     source, judged, parted = open_source(settings), None, False
     labelled = bool(source.has_labels)
     if heldout:
@@ -127,6 +131,7 @@ def look(path: str, *, heldout: str = "") -> Seen:
         heldout_count=len(open_source(judged, part="heldout")) if judged and labelled else 0,
         passed=passed,
         parted=parted,
+        outside=outside,
     )
 
 
@@ -140,13 +145,23 @@ def _parts(path: str) -> tuple[str, str] | None:
     return (train, judged) if train and judged else None
 
 
-def _has_class_folders(settings: SourceConfig) -> bool:
-    """Say whether every image of a folder lies in one of two or more first-level folders."""
+def _class_folders(settings: SourceConfig) -> tuple[bool, str]:
+    """Say whether every image of a folder lies in one of two or more first-level folders.
+
+    Returns: that; and, where only some images lie outside of such folders, which.
+    """
     if settings.kind != "folder":
-        return False
+        return False, ""
     source = open_source(settings)
-    tops = {source.entry(index)[0].partition("/")[::2] for index in range(len(source))}
-    return all(rest for _, rest in tops) and len({top for top, _ in tops}) > 1
+    keys = [source.entry(index)[0] for index in range(len(source))]
+    outside = [key for key in keys if "/" not in key]
+    folders = {key.partition("/")[0] for key in keys if "/" in key}
+    if len(folders) < 2 or 2 * len(outside) > len(keys):
+        return False, ""
+    if not outside:
+        return True, ""
+    told = f"{len(outside):,} images lie outside the {len(folders)} folders, such as {outside[0]}"
+    return False, f". {told}: move them, and the folders are classes"
 
 
 def _sizes(source: ImageSource) -> tuple[np.ndarray, int]:
@@ -188,5 +203,5 @@ def shown(path: str | Path) -> str:
     """Return a path as it can be typed from here: short below the working folder, else whole."""
     if "://" in str(path):
         return str(path)
-    whole, here = Path(path).expanduser().absolute(), Path.cwd()
+    whole, here = expanded(path).absolute(), Path.cwd()
     return str(whole.relative_to(here)) if whole.is_relative_to(here) else str(whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,10 @@ def gather(folder: Path) -> Material:
         DataError: there is neither a run nor a dataset.
     """
     index = read_json(folder / DEMO_INDEX)
-    newest = {run.verb: run for run in sorted(find_runs(folder), key=_age)}
+    found = sorted(find_runs(folder), key=_age)
+    newest = {run.verb: run for run in found}
+    if not index:
+        _say_others(folder, found, newest)
     for verb, place in mapping_in(index, "runs").items():
         run = read_run(folder / str(place))
         if run is not None:
@@ -130,6 +133,17 @@ def gather(folder: Path) -> Material:
             if is_number(mapping_in(index, "seconds").get(str(place)))
         },
     )
+
+
+def _say_others(folder: Path, found: Sequence[Run], newest: Mapping[str, Run]) -> None:
+    """Say which runs a page leaves out: it shows one of a stage."""
+    for verb, run in newest.items():
+        count = sum(other.verb == verb for other in found)
+        if verb and count > 1:
+            log.warning(
+                "%s: %d runs of %s below, the newest is shown: %s; name folders to compare them",
+                folder, count, verb, run.path,
+            )  # fmt: skip
 
 
 def _age(run: Run) -> float:

@@ -23,6 +23,10 @@ from pipeline.images.listing import (
 from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled, tag_digests
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PARTS = frozenset(
+    "train training val valid validation test testing heldout held-out dev eval".split()
+)
+"""Names of parts of a dataset; with further folders in all of them they are no classes."""
 READ_THREADS = 8
 """Files read at once: with many small ones a store's latency counts, not its bandwidth."""
 
@@ -55,6 +59,7 @@ class FolderSource:
         self.rule, self.labels = "", None
         if config.class_folders:
             names = _class_folders(filesystem, self._root, self._keys)
+            _check_parts(names, self._keys, config.path)
             self.labels = _folder_labels(self._keys, names, self.passed)
 
     def __len__(self) -> int:
@@ -89,6 +94,23 @@ def _class_folders(filesystem: Any, root: str, keys: Sequence[str]) -> tuple[str
         if not is_hidden(name) and filesystem.isdir(item["name"]):
             names.add(key_of(name))
     return tuple(sorted(names))
+
+
+def _check_parts(names: tuple[str, ...], keys: Sequence[str], path: str) -> None:
+    """Refuse a folder of parts (train, val) whose class folders lie one step deeper.
+
+    Raises: ConfigError.
+    """
+    inside = [key for key in keys if "/" in key]
+    if (
+        inside
+        and {name.lower() for name in names} <= PARTS
+        and all(k.count("/") > 1 for k in inside)
+    ):
+        got = f"true for {path}, whose first-level folders are {', '.join(names)}"
+        hint = f"Give one of them as the path, such as {path.rstrip('/')}/{names[0]}."
+        allowed = "a folder of folders that are classes"
+        raise ConfigError(Problem("source.class_folders", got, allowed, hint))
 
 
 def _folder_labels(keys: Sequence[str], names: tuple[str, ...], passed: Passed) -> Labels:

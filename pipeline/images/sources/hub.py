@@ -11,7 +11,8 @@ import numpy as np
 from dreamshard.errors import ConfigError, Problem
 from pipeline.images.evidence import sample_bytes, sample_file
 from pipeline.images.labels import Labels, read_labels
-from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
+from pipeline.images.source import FINAL, HELDOUT, Record, SourceConfig, failed, labelled
+from pipeline.images.sources.columns import check_named
 
 ROWS_AT_ONCE = 1000
 
@@ -34,6 +35,8 @@ class HubSource:
             raise ConfigError(Problem("source.image_column", config.image_column, allowed))
         self.has_masks = bool(config.mask_column) and config.mask_column in columns
         self.has_labels = bool(config.label_column) and config.label_column in columns
+        found = {"label_column": self.has_labels, "mask_column": self.has_masks}
+        check_named(config, found, names=columns, where=config.path)
         self.labels = self._read_labels(data, config) if self.has_labels else None
         images = [config.image_column, *([config.mask_column] if self.has_masks else [])]
         data = data.select_columns(images)
@@ -104,13 +107,28 @@ def _load(config: SourceConfig) -> Any:
                 raise ConfigError(Problem("source.split", config.split, allowed))
             return parts[config.split]
         if os.path.exists(os.path.join(config.path, "state.json")):
-            return datasets.load_from_disk(config.path)
+            return _check_part(datasets.load_from_disk(config.path), config)
         return datasets.load_dataset(config.path, config.name or None, split=config.split)
     except ConfigError:
         raise
     except Exception as error:  # the library and its builders raise what they like
         problem = Problem("source.path", f"{config.path} ({error})", "a dataset that loads")
         raise ConfigError(problem) from error
+
+
+def _check_part(data: Any, config: SourceConfig) -> Any:
+    """Return one saved dataset; refuse another split than that it was saved of.
+
+    Raises: ConfigError.
+    """
+    saved = str(data.split) if data.split is not None else ""
+    # Where nothing tells, the two names that stand for no wish of the user's are taken.
+    if config.split == saved or (not saved and config.split in ("train", HELDOUT["hf"])):
+        return data
+    got = f"{config.split} of {config.path}, which is one dataset saved without a split"
+    if saved:
+        got = f"{config.split} of {config.path}, which was saved of split {saved}"
+    raise ConfigError(Problem("source.split", got, saved or "none"))
 
 
 def _undecoded(data: Any, name: str) -> Any:

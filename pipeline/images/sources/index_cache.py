@@ -14,11 +14,12 @@ from pathlib import Path
 import xxhash
 
 from dreamshard.foreign.text import parse_json
+from dreamshard.owner.home import user_cache
 from dreamshard.owner.parts import part_of
 from pipeline.images.listing import File, Passed
 from pipeline.images.sources.tar_index import Member
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 1 << 30
 
 
@@ -31,11 +32,11 @@ class IndexCache:
     """
 
     def __init__(self, path: str, file: File) -> None:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        base = user_cache()
         identity = f"{VERSION}\0{path}\0{file.size}\0{file.mark}\0{file.tag}"
         name = xxhash.xxh3_128_hexdigest(identity.encode("utf-8", "surrogateescape"))
-        self._usable = bool(file.mark or file.tag)
-        self._path = Path(base) / "dreamshard" / "sources" / f"{name}.tar-index"
+        self._usable = base is not None and bool(file.mark or file.tag)
+        self._path = (base or Path()) / "sources" / f"{name}.tar-index"
 
     def load(self) -> tuple[list[Member], Passed] | None:
         """Return the members and what was passed over; None if they are not known."""

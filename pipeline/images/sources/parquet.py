@@ -19,6 +19,13 @@ from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
 from pipeline.images.ranges import HeaderFile
 from pipeline.images.source import Record, SourceConfig, failed, labelled
+from pipeline.images.sources.columns import (
+    check_named,
+    check_once,
+    class_names,
+    keys_of,
+    partition_value,
+)
 from pipeline.images.sources.row_groups import RowGroups, beside
 
 MAX_COLUMN = 2 << 30  # bytes of keys, labels or paths of one file
@@ -28,9 +35,10 @@ class ParquetSource:
     """Rows of one file, a folder of files or a glob pattern, in order of file name and row.
 
     A column may hold bytes, or a struct with `bytes` and `path` as Hugging Face writes it; a path
-    must lead to a file beside the Parquet file or below. Content is told, row group by row group,
-    from the stored bytes of the image and mask columns (blocks at fixed places) and is counted at
-    the group's first row, so that listing never reads an image.
+    must lead to a file beside the Parquet file or below. Labels may stand in a file's folder, too
+    (`label=cat/0.parquet`); names of classes are those that Hugging Face's schema tells. Content is
+    told, row group by row group, from the stored bytes of the image and mask columns (blocks at
+    fixed places) and is counted at the group's first row: listing never reads an image.
     """
 
     kind = "parquet"
@@ -46,14 +54,18 @@ class ParquetSource:
         self._count = 0
         keys: list[tuple[int, list[str] | None]] = []
         labels: list[Any] = []
-        self.has_masks, self.has_labels = False, False
+        self.has_masks, self.has_labels, self._has_keys = False, False, False
+        self._columns_met: set[str] = set()
+        self._bare: list[tuple[str, int]] = []  # files without the column of labels, and their rows
+        self._classes: dict[tuple[str, ...], str] = {}  # names of classes, and a file that tells
         for number, (path, file) in enumerate(zip(self._paths, files, strict=True)):
             try:
                 with HeaderFile(filesystem, path, file.size) as handle:
                     table = open_parquet(handle, where=path)
-                    self._add(table, number, keys, labels, filesystem)
+                    self._add(table, number, file.name, keys, labels, filesystem)
             except pa.ArrowException as error:
                 raise DataError(f"{path}: not a Parquet file that can be read: {error}") from error
+        self._check_columns()
         self._keys = _unique_keys(keys, [file.name for file in files])
         self.rule = f"column {config.image_column}"
         self.evidence = np.zeros(self._count, np.uint64)
@@ -94,34 +106,64 @@ class ParquetSource:
         self,
         table: pq.ParquetFile,
         number: int,
+        name: str,
         keys: list[tuple[int, list[str] | None]],
         labels: list[Any],
         filesystem: Any,
     ) -> None:
         """Take over one file's rows."""
         config, schema = self._config, table.schema_arrow
+        self._columns_met |= set(schema.names)
+        used = (config.image_column, config.mask_column, config.label_column, config.key_column)
+        check_once(schema, [column for column in used if column], self._paths[number])
         _check_column(schema, config.image_column, "image_column", self._paths[number])
         rows = table.metadata.num_rows
         _check_paths(table, config.image_column, filesystem, self._paths[number])
         if config.mask_column and config.mask_column in schema.names:
             _check_column(schema, config.mask_column, "mask_column", self._paths[number])
             self.has_masks = True
-        if config.label_column and config.label_column in schema.names:
-            _check_label_type(schema.field(config.label_column), self._paths[number])
-            self.has_labels = True
-            labels += _column(table, config.label_column, self._paths[number])
-        else:
-            labels += [None] * rows
+        labels += self._labels(table, number, name)
         if config.key_column and config.key_column in schema.names:
+            self._has_keys = True
             own = _column(table, config.key_column, self._paths[number])
-            keys.append((rows, [str(key) for key in own]))
+            keys.append((rows, keys_of(own, column=config.key_column, where=self._paths[number])))
         else:
             keys.append((rows, None))
         self._add_groups(table, number, filesystem)
 
+    def _labels(self, table: pq.ParquetFile, number: int, name: str) -> list[Any]:
+        """Return the labels of one file, from its column or else from its folder's name."""
+        column, path, rows = self._config.label_column, self._paths[number], table.metadata.num_rows
+        if column and column in table.schema_arrow.names:
+            _check_label_type(table.schema_arrow.field(column), path)
+            self.has_labels = True
+            if names := class_names(table.schema_arrow, column, path):
+                self._classes.setdefault(names, path)
+            return _column(table, column, path)
+        is_told, value = partition_value(name, column) if column else (False, None)
+        self.has_labels |= is_told
+        if not is_told and rows:
+            self._bare.append((name, rows))
+        return [value] * rows
+
+    def _check_columns(self) -> None:
+        """Refuse what is named and nowhere, and count rows without a label among others."""
+        config = self._config
+        found = {
+            "key_column": self._has_keys,
+            "label_column": self.has_labels,
+            "mask_column": self.has_masks,
+        }
+        check_named(config, found, names=self._columns_met, where=config.path)
+        reason = f"rows without a label, in files without column {config.label_column}"
+        for name, rows in self._bare if self.has_labels else ():
+            self.passed.add(reason, name, rows)
+
     def _add_groups(self, table: pq.ParquetFile, number: int, filesystem: Any) -> None:
         names = {self._config.image_column, self._config.mask_column}
         for group, chunks in enumerate(column_chunks(table.metadata, where=self._paths[number])):
+            if not table.metadata.row_group(group).num_rows:
+                continue
             self._starts.append(self._count)
             self._groups.append((number, group))
             chunks = [chunk for chunk in chunks if chunk.column in names]
@@ -151,7 +193,16 @@ class ParquetSource:
 
     def _read_labels(self, values: list[Any]) -> Labels:
         where = f"column {self._config.label_column} of {self._config.path}"
-        return read_labels(values, where=where, way_out="--source.label_column ''")
+        labels = read_labels(values, where=where, way_out="--source.label_column ''")
+        if labels.classes or not self._classes:
+            return labels
+        if len(self._classes) > 1:
+            (first, one), (second, other) = list(self._classes.items())[:2]
+            got = f"classes {', '.join(first):.80} in {one}, {', '.join(second):.80} in {other}"
+            hint = "One number would mean two classes: bring the files' labels together first."
+            raise ConfigError(Problem("source.label_column", got, "one table of classes", hint))
+        (labels.classes,) = self._classes
+        return labels
 
 
 def _reader(handle: Any, first: int) -> Any:

@@ -72,6 +72,7 @@ def read_members(file: HeaderFile, path: str, size: int, passed: Passed) -> list
     members: dict[str, Member] = {}
     links: list[tuple[str, str]] = []
     for info in _headers(file, path, size):
+        info.name = plain_name(info.name)
         if is_hidden(info.name):
             passed.add("hidden files or folders", info.name)
         elif info.islnk() or info.issym():
@@ -94,6 +95,11 @@ def read_members(file: HeaderFile, path: str, size: int, passed: Passed) -> list
     return [*members.values(), *_resolve(links, members, passed)]
 
 
+def plain_name(name: str) -> str:
+    """Return a member's name without steps that lead nowhere: `tar -c .` writes `./a.png`."""
+    return posixpath.normpath(name) if "." in name.split("/") else name
+
+
 def _member(
     file: HeaderFile, path: str, info: tarfile.TarInfo, pieces: tuple[tuple[int, int], ...] | None
 ) -> Member:
@@ -107,7 +113,7 @@ def _member(
         file.seek(offset + last)
         digest.update(file.read(stored - last))
     head = b""
-    if info.name.endswith(".cls"):
+    if info.name.lower().endswith(".cls"):
         if info.size > MAX_LABEL:
             raise DataError(
                 f"{path}: got a label {info.name!r} of {info.size} bytes, allowed a class number "

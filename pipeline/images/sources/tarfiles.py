@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from dreamshard.errors import ConfigError, Problem
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import File, Passed, find_files, key_of, open_filesystem
 from pipeline.images.ranges import HeaderFile, read_ranges
 from pipeline.images.source import Record, SourceConfig, labelled
+from pipeline.images.sources.columns import check_named
 from pipeline.images.sources.folder import EXTENSIONS
 from pipeline.images.sources.index_cache import IndexCache
 from pipeline.images.sources.tar_index import Member, read_members
@@ -55,6 +57,7 @@ class TarSource:
         self.labels = self._read_labels(raw)
         self.has_labels = self.labels is not None
         self.has_masks = any("mask" in parts for _, _, parts in self._samples)
+        self._check_named()
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -80,6 +83,15 @@ class TarSource:
             else:
                 records[row].mask = member.unpack(block)
         return labelled(self, indices, records)
+
+    def _check_named(self) -> None:
+        """Refuse a name for labels, which have one, and one for masks that no sample has."""
+        name = self._config.label_column
+        if name not in ("", "label"):
+            hint = "Labels are the members <key>.cls, whatever their column is called elsewhere."
+            problem = Problem("source.label_column", name, "label, or '' to leave them out", hint)
+            raise ConfigError(problem)
+        check_named(self._config, {"mask_column": self.has_masks}, names=[], where=self._url)
 
     def _index(self, filesystem: Any, path: str, file: File) -> tuple[list[Any], Passed]:
         """List one file's samples: (key, parts, mark of content, label's bytes)."""
@@ -118,7 +130,9 @@ class TarSource:
             is_image = extension.startswith(image_prefix) and f".{ending.lower()}" in EXTENSIONS
             if extension == mask_name:
                 groups.setdefault(key, {})["mask"] = member
-            elif extension == "cls":
+            elif extension.lower() == "cls" and key in labels:
+                passed.add("further labels of one sample", member.name)
+            elif extension.lower() == "cls":
                 labels[key] = member
             elif is_image and "image" in groups.get(key, {}):
                 passed.add("further images of one sample", member.name)
@@ -136,6 +150,8 @@ class TarSource:
                 )
             elif key not in kept:
                 passed.add("members of samples without an image", name)
+            else:
+                passed.add("members beside images that are not read (labels are `.cls`)", name)
         for key in groups.keys() - kept.keys():
             passed.add("members of samples without an image", groups[key]["mask"].name)
         return kept, labels if self._config.label_column else {}
@@ -151,7 +167,7 @@ class TarSource:
             return None
         way_out = "--source.label_column ''"
         return read_labels(
-            [value.strip() if value else None for value in raw],
+            raw,
             where=f"the .cls members of {self._url}",
             way_out=way_out,
         )

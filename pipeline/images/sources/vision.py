@@ -16,12 +16,13 @@ from dreamshard.foreign import trusted
 from dreamshard.foreign.guard import CannotReadError
 from pipeline.images.evidence import sample_files
 from pipeline.images.labels import Labels, read_labels
-from pipeline.images.listing import File
+from pipeline.images.listing import File, Passed
 from pipeline.images.source import FINAL, Record, SourceConfig, failed, labelled
 from storage.fs.beneath import is_unreadable
 
 UNSAFE = {"LSUN", "LSUNClass", "VisionDataset", "DatasetFolder"}
 """Classes that unpickle a file beside the data, or are none by themselves."""
+VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 UNPICKLES = " (it may run code that lies beside the data)"
 
 
@@ -48,6 +49,7 @@ class VisionSource:
         self._name, self._split = config.name.lower(), config.split
         split = _split_argument(cls, config.split)
         self.rule = f"{config.name} {config.split if split else ''}"
+        _check_folder(cls)
         try:
             self._dataset: Any = cls(config.path or ".", **split)
         except (RuntimeError, OSError, ValueError) as error:
@@ -60,14 +62,28 @@ class VisionSource:
                 "source.path", f"{config.path} ({error})", "the dataset's folder", hint
             )
             raise ConfigError(problem) from error
-        self.labels = _labels(self._dataset, config.name)
-        self.has_labels = True
+        self.labels, self.passed = _labels(self._dataset, config.name), Passed()
+        self.has_labels = self.labels is not None or self._tells_classes()
         evidence = _evidence(self._dataset, config.path or ".")
         if evidence is not None:
             self.evidence = evidence
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    def _tells_classes(self) -> bool:
+        """Say whether targets that are not listed are class numbers, by the first; count others."""
+        if not len(self) or _path(self._dataset, 0) is not None:
+            return len(self) > 0
+        try:
+            target = self._dataset[0][1]
+        except Exception:  # of this sample: its reading tells
+            return True
+        if isinstance(target, int | np.integer):
+            return True
+        reason = "targets that are no class numbers, which are not read"
+        self.passed.add(reason, f"{type(target).__name__} of {self._name}", len(self))
+        return False
 
     def entry(self, index: int) -> tuple[str, int]:
         """Name sample `index`; sizes are not known to torchvision and count as 0."""
@@ -105,6 +121,23 @@ def _dataset_class(library: ModuleType, name: str) -> type:
             "source.name", got, "a class of torchvision.datasets", "Try --source.name CIFAR10."
         )
         raise ConfigError(problem) from error
+
+
+def _check_folder(cls: type) -> None:
+    """Refuse a class that cannot be made from a folder alone.
+
+    Raises: ConfigError.
+    """
+    first, *others = inspect.signature(cls).parameters.values()
+    known = ("split", "train")
+    empty = inspect.Parameter.empty
+    wanted = [item.name for item in others if item.default is empty and item.kind not in VARIOUS]
+    wanted = [name for name in wanted if name not in known]
+    if first.name == "root" and not wanted:
+        return
+    got = f"{cls.__name__}, which takes {', '.join(wanted) or first.name}"
+    hint = "Write a class of your own and name it with --source.kind module:Class."
+    raise ConfigError(Problem("source.name", got, "a dataset made from a folder alone", hint))
 
 
 def _split_argument(cls: type, split: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class InterpretConfig:
     """Adam's decay rates."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of the steps over which the rate rises linearly; a cosine to 0 follows."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides which images are labelled, the noise, the weights and the order."""
     micro_batch: Annotated[int, Field(ge=1, le=4096)] = 8
     """Images per forward pass of the teacher (count)."""

@@ -230,7 +230,7 @@ class PretrainConfig:
     """Where to train."""
     threads: CountOrNone = 0
     """CPU threads (count); 0 for torch's choice."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the initial weights, the order of images, the noise and the views."""
     checkpoint_every: Count = 200
     """Steps between checkpoints (count); a rerun goes on from the last one, and one with more steps

@@ -349,3 +349,16 @@ def test_recipes_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "recipes").mkdir()
     write(tmp_path / "recipes" / "x.yaml", "root: own\n")
     assert load("--config", "recipes/x.yaml").root == "own"
+
+
+def test_a_home_is_meant_in_files_and_lists_too(tmp_path: Path, monkeypatch) -> None:
+    """A shell replaces ~ at the head of a word, not in YAML, where it would name a folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("teacher: {levels: [~/a, b~/c]}\n")
+    for argv in (["--config", "~/c.yaml"], ["--teacher.levels=[~/a, b~/c]"]):
+        assert load("--root", "~", *argv).teacher.levels == [f"{tmp_path}/a", "b~/c"]
+
+
+def test_a_url_of_one_slash_is_refused_with_what_was_meant() -> None:
+    with pytest.raises(ConfigError, match=r"root: got s3:/b/x, allowed .*mean s3://b/x\?"):
+        load("--root", "s3:/b/x")

@@ -13,6 +13,8 @@ from storage.dataset import Dataset
 from storage.ledger.labels import FOLDER, version_key
 from storage.relabel import relabel
 from storage.rows.pick import read_rows
+from storage.verbs.export import create_copy, plan_copy
+from storage.verbs.inspect import describe
 from tests.feature_store import fill, make_dataset
 
 
@@ -37,6 +39,16 @@ def test_later_labels_are_read_everywhere_and_features_stay(dataset: Dataset) ->
         assert batch.label.tolist() == (batch.index + 100).tolist()
     name = after.levels[0].name
     assert np.array_equal(read_rows(after, name, [7]), read_rows(before, name, [7]))
+
+
+def test_names_of_classes_are_known_before_and_after(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path / "d", extra={"classes": ["a", "b"]})
+    fill(made, 48)
+    assert made.snapshot().classes == ("a", "b")
+    relabel(made, np.full(48, 1), ["b", "c"])
+    assert made.snapshot().classes == ("b", "c") == plan_copy(made).snapshot.classes
+    assert dict(describe(made))["classes"] == "b, c"
+    assert create_copy(plan_copy(made), str(tmp_path / "copy")).about.classes == ("b", "c")
 
 
 def test_a_snapshot_keeps_the_labels_it_was_opened_with(dataset: Dataset) -> None:

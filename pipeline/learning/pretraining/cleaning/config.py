@@ -65,7 +65,7 @@ class CleanConfig:
     """Where to train."""
     threads: CountOrNone = 0
     """CPU threads (count); 0 for torch's choice."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of images, the noise and the timesteps."""
 
     def problems(self) -> list[Problem]:

@@ -7,7 +7,7 @@ import pytest
 
 from distill.configs.train import DataConfig
 from distill.data.open import open_training_set
-from distill.data.sets import Needs, labelled_share
+from distill.data.sets import Needs, TrainingSet, labelled_share
 from dreamshard.errors import ConfigError
 from storage.dataset import Dataset
 
@@ -27,3 +27,21 @@ def test_labels_beyond_the_classifier_are_refused_before_training(dataset: Datas
         open_training_set(config, needs=needs)
     enough = open_training_set(config, needs=Needs(kinds=(), labels=True, classes=3))
     assert enough.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full(64, -1), "data.dataset: got a dataset with labels of no sample alone"),
+        (np.full(64, 3), "data.dataset: got a dataset with labels 3 alone, allowed two classes"),
+        (np.arange(64) % 3 - 1, r"got labels -1, allowed 0\.\.1\..*label_share below 1"),
+        (np.arange(64) * 1_000_003, "got 64 classes numbered up to 63,000,189.*from 0"),
+    ],
+)
+def test_labels_that_no_classifier_can_learn_are_refused(
+    labels: np.ndarray, message: str, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingSet, "labels", labels)
+    config = DataConfig(dataset=dataset.url)
+    with pytest.raises(ConfigError, match=message):
+        open_training_set(config, needs=Needs(kinds=(), labels=True))

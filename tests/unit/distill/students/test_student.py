@@ -93,6 +93,13 @@ def test_weights_that_cannot_be_had_are_an_error_of_the_configuration(
         build_student(StudentConfig(name="resnet18", pretrained=True), strides=(4,), seed=0)
 
 
+@pytest.mark.parametrize("name", ["cifar_resnet", f"{CifarResNet.__module__}:CifarResNet"])
+def test_published_weights_of_a_network_that_has_none_are_refused(name: str) -> None:
+    """They were left out without a word, and the warning of untrained layers with them."""
+    with pytest.raises(ConfigError, match=r"student.pretrained: got true, allowed false with"):
+        build_student(StudentConfig(name=name, pretrained=True), strides=[1], seed=0)
+
+
 def test_a_users_own_class_by_import_path() -> None:
     config = StudentConfig(
         name="pipeline.teachers.timm.small_resnet:CifarResNet",

@@ -57,7 +57,7 @@ def test_ray_authentication_left_open_is_noted(
 ) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("x")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(doctor, "package_versions", lambda names: {"ray": "2.60.0"})
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     if mode:

@@ -86,7 +86,7 @@ def test_invalid_rows_are_named_and_the_rest_is_there() -> None:
     source = ListSource([grey(5), b"no image", None, grey(6)])
     (work,) = image_input(source).works(0, 4, micro_batch=4)
     assert work.valid is not None and work.valid.tolist() == [True, False, False, True]
-    assert work.errors[1].startswith("k1: UnidentifiedImageError")
+    assert work.errors[1].startswith("k1: no JPEG | PNG")
     assert work.errors[2] == "k2: empty: the source has no bytes for it"
 
 

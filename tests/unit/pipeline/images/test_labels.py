@@ -35,3 +35,15 @@ def test_one_bad_value_costs_its_own_sample() -> None:
 def test_what_no_class_can_be_made_of_is_refused_with_the_way_out(value: object) -> None:
     with pytest.raises(ConfigError, match=r"source.label_column.*column label.*label_column ''"):
         read(0, value)
+
+
+def test_texts_lose_the_blanks_around_them() -> None:
+    labels = read("cat ", "cat", " ", "\ndog", b"\xef\xbb\xbfdog")
+    assert labels.classes == ("cat", "dog") and labels.numbers.tolist() == [0, 0, -1, 1, 1]
+
+
+def test_only_plain_digits_are_numbers() -> None:
+    labels = read("1_0", "1_1", "2_0")  # Python's own rule takes them for 10, 11, 20
+    assert labels.classes == ("1_0", "1_1", "2_0")
+    with pytest.raises(ConfigError, match="'01' and '1', which are one number"):
+        read("01", "1", "2")

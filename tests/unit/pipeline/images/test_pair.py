@@ -12,7 +12,14 @@ import pytest
 from PIL import Image
 
 from dreamshard.errors import DataError
-from pipeline.images.pair import compact, draw_by_class, draw_pair, open_pair, read_usable
+from pipeline.images.pair import (
+    compact,
+    draw_by_class,
+    draw_pair,
+    open_pair,
+    read_usable,
+    require_labels,
+)
 from pipeline.images.source import ImageConfig, SourceConfig, labels_of
 from tests.unit.pipeline.masked_shapes import png
 
@@ -151,3 +158,20 @@ def test_unusable_images_are_left_out_and_named(
     assert "train_images: 1 of 3 images cannot be used and are left out" in caplog.text
     with pytest.raises(DataError, match="none can be used"):
         read_usable(train, numbers=np.array([1]), **how)  # type: ignore[arg-type]
+
+
+def test_one_name_in_two_spellings_of_unicode_is_one_class(tmp_path: Path) -> None:
+    """A letter with its accent, or a letter and an accent, as some file systems keep it."""
+    train = parquet(tmp_path / "t.parquet", ["caf\u00e9", "tea"])
+    heldout = parquet(tmp_path / "h.parquet", ["tea", "cafe\u0301"])
+    assert numbers((train, heldout)) == [[0, 1], [1, 0]]
+
+
+def test_images_without_a_label_are_counted_and_the_first_is_named() -> None:
+    labels = np.array([0, -1, 2, -1])
+    assert require_labels(np.abs(labels), key="x").tolist() == [0, 1, 2, 1]
+    with pytest.raises(DataError, match=r"x: got 2 of 4 images without a label.*number 1 \(b\)"):
+        require_labels(labels, key="x", keys=["a", "b", "c", "d"])
+    for nothing in (None, np.full(3, -1)):
+        with pytest.raises(DataError, match=r"without labels.*Set x.label_column"):
+            require_labels(nothing, key="x")

@@ -175,3 +175,57 @@ def test_other_mistakes(tmp_path: Path) -> None:
         open_source(SourceConfig(kind="parquet", path=str(tmp_path / "bad.parquet")))
     assert SourceConfig(kind="folders").problems()[0].hint == "Did you mean folder?"
     assert SourceConfig(kind="folder").problems()[0].key == "path"
+
+
+def test_sources_are_listed_for_a_user_without_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("evidence", "sources.index_cache"):
+        monkeypatch.setattr(f"pipeline.images.{name}.user_cache", lambda: None)
+    for make in (make_folder, make_tar):
+        assert values(open_source(make(tmp_path / make.__name__, 4)), [3]) == [3]
+
+
+def test_parts_of_a_dataset_are_no_classes(tmp_path: Path) -> None:
+    for name in ("train/cat/0", "train/dog/1", "Val/cat/2"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(png(1))
+    config = SourceConfig(kind="folder", path=str(tmp_path), class_folders=True)
+    with pytest.raises(ConfigError, match=r"source.class_folders.* Val, train, .*tmp.*/Val\."):
+        open_source(config)
+    (tmp_path / "train" / "3.png").write_bytes(png(3))  # a class may be called so
+    assert open_source(config).labels.classes == ("Val", "train")  # type: ignore[attr-defined]
+
+
+class Pictures:
+    """A dataset of torchvision whose targets are no class numbers."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
+        return np.full((8, 8, 3), index, np.uint8), "a mask"
+
+
+class Annotated:
+    """One that needs more than a folder."""
+
+    def __init__(self, root: str, annFile: str) -> None:
+        pass
+
+
+def test_torchvision_without_class_numbers_or_with_further_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets
+
+    for cls in (Pictures, Annotated):
+        monkeypatch.setattr(torchvision.datasets, cls.__name__, cls, raising=False)
+    source = open_source(SourceConfig(kind="torchvision", name="Pictures", path=str(tmp_path)))
+    assert not source.has_labels and "2 targets that are no class" in source.passed.lines()[0]  # type: ignore[attr-defined]
+    for name, takes in (("Annotated", "annFile"), ("FakeData", "size")):
+        with pytest.raises(ConfigError, match=f"source.name: got {name}, which takes {takes}"):
+            open_source(SourceConfig(kind="torchvision", name=name, path=str(tmp_path)))

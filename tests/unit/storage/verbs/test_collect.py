@@ -311,12 +311,14 @@ def test_commands(root: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     with pytest.raises(ConfigError):
         clear([root, "--remove", "a"])
     assert hold([f"{root}/a", "--remove"]) == 0 and "not pinned" in capsys.readouterr().out
-    (tmp_path / "keys").write_text("key/4\n\nkey/5\n")
+    (tmp_path / "keys").write_text("key/4\n\nkey/5\n", encoding="utf-8-sig")
     assert drop([dataset.url, "key/3", "--from-file", f"{tmp_path}/keys", "--reason", "x"]) == 0
     assert "dropped 3 samples" in capsys.readouterr().out
     assert (~Dataset.open(dataset.url).snapshot().valid).sum() == 3
     with pytest.raises(ConfigError, match="keys: got none"):
         drop([dataset.url, "--reason", "x"])
+    with pytest.raises(ConfigError, match="--reason: got ' ', allowed a text"):
+        drop([dataset.url, "key/1", "--reason", " "])
     with pytest.raises(ConfigError, match="from-file"):
         drop([dataset.url, "--from-file", f"{tmp_path}/none", "--reason", "x"])
     assert clear([root, "--remove", "a"]) == 0 and "nothing was removed" in capsys.readouterr().out

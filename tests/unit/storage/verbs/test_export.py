@@ -106,3 +106,23 @@ def test_what_is_not_possible_is_said_at_once(source: Dataset, tmp_path: Path) -
     holes.invalidate(0)
     with pytest.raises(DataError, match="missing units"):
         export.main([holes.url, str(tmp_path / "x")])
+
+
+def test_one_codec_for_all_stands_below_those_for_one_level(
+    source: Dataset, tmp_path: Path
+) -> None:
+    """Whatever their order; two for the same level contradict each other."""
+    made = [
+        export.plan_copy(source, codecs=codecs).recipe.layout["codecs"]
+        for codecs in (["int8", "emb=float32"], ["emb=float32", "int8"])
+    ]
+    assert made[0] == made[1] == {"up.1.t100": "int8", "emb": "float32"}
+    for codecs in (["int8", "int4"], ["emb=int8", "emb=int4"]):
+        with pytest.raises(ConfigError, match="codec: got int8 and int4 for"):
+            export.plan_copy(source, codecs=codecs)
+
+
+def test_how_tar_keeps_images_is_nothing_to_zarr(source: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="images: got npy, allowed nothing with format zarr"):
+        export.main([source.url, str(tmp_path), "--images", "npy"])
+    assert export.plan_copy(source, layout_format="tar").recipe.layout["images"] == "png"

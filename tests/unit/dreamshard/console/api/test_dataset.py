@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import dreamshard
 from dreamshard.console.api.dataset import FeatureDataset
@@ -61,6 +62,22 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         ds.read("s4")
     with pytest.raises(ConfigError, match=r"or by stride s2, s4"):
         ds.torch(batch_size=2, levels=["s8"])
+
+
+@pytest.mark.parametrize("which", [True, None, 1.0, [1.5], [[1, 2], [3, 4]], [1, "key/2"]])
+def test_what_means_no_sample_is_refused(which: object, tmp_path: Path) -> None:
+    """Python takes True for 1: a mask that was cut short would be a sample."""
+    with pytest.raises(TypeError, match="allowed are a number or a key"):
+        make(tmp_path)[which]  # type: ignore[call-overload]
+
+
+def test_a_pass_takes_no_sample_twice_and_no_device_that_is_not_there(tmp_path: Path) -> None:
+    ds = make(tmp_path)
+    with pytest.raises(ConfigError, match="samples: got sample 3 2 times, allowed each once"):
+        ds[[1, 3, 3]].torch(batch_size=2)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device: got cuda, allowed cpu"):
+            ds.torch(batch_size=2, device="cuda")
 
 
 def test_slices_lists_and_masks_are_samples_too(tmp_path: Path) -> None:

@@ -67,8 +67,17 @@ def test_parts_of_a_folder_and_flat_folders(here: Path) -> None:
         (here / "bad").mkdir()
         (here / "bad" / "a.jpg").write_bytes(b"no")
         look("bad")
-    with pytest.raises(ConfigError, match=r"PHOTOS\.path: got nowhere"):
+    with pytest.raises(ConfigError, match=r"PHOTOS\.path: got nowhere.* Check the path\.$"):
         look("nowhere")
+
+
+def test_images_beside_class_folders_are_named(here: Path) -> None:
+    """One stray image must not take the labels of all others without a word."""
+    root = draw(here / "set", classes=("a", "b"), count=8)
+    draw(root, count=1)
+    seen = look("set")
+    assert not seen.classes
+    assert "1 images lie outside the 2 folders, such as 000.png: move them" in seen.lines()[2]
 
 
 @needs_teacher

@@ -417,3 +417,15 @@ def test_terms_of_the_loss_are_a_table_of_value_weight_and_gradient(tmp_path: Pa
     assert table.rows[0].cells == ["feature.mse", "0.1", "0.0333", "2", "0.05", "0.0167"]
     assert set(learning.loss_lines(material.train)) == {"loss", "feature.mse"}
     assert learning.losses(material).tables == [table]
+
+
+def test_runs_that_a_page_leaves_out_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(("one", "two")):
+        made = make_run(tmp_path / name, "train")
+        os.utime(made / "command.txt", (number, number))
+    make_run(tmp_path / "seen", "encode")
+    assert gather(tmp_path).train is not None
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "2 runs of train below, the newest is shown" in said and "/two;" in said

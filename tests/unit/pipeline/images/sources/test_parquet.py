@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dreamshard.errors import ConfigError
+from dreamshard.errors import ConfigError, DataError
 from pipeline.images.source import ImageSource, SourceConfig, fingerprint, open_source
 from tests.unit.pipeline.images.sources_tools import encoded
 
@@ -105,3 +106,70 @@ def test_a_setting_that_the_kind_does_not_read_is_refused(tmp_path: Path) -> Non
         open_source(SourceConfig(kind="digits", path="photos"))
     with pytest.raises(ConfigError, match=r"source.path: got nothing.*--source.kind digits"):
         open_source(SourceConfig())
+
+
+@pytest.mark.parametrize("setting", ["key_column", "label_column", "mask_column"])
+def test_a_column_of_a_name_of_ones_own_must_be_there(setting: str, tmp_path: Path) -> None:
+    columns = {"image": IMAGES, "label": [0, 1]}
+    with pytest.raises(ConfigError, match=rf"source.{setting}: got lable, not in .*Did you mean"):
+        opened(tmp_path / "s.parquet", columns, **{setting: "lable"})
+    assert not opened(tmp_path / "s.parquet", columns, **{setting: ""}).has_masks
+
+
+def test_rows_without_the_column_that_others_have_are_counted(tmp_path: Path) -> None:
+    opened(tmp_path / "f" / "a.parquet", {"image": IMAGES, "label": [0, 1]})
+    opened(tmp_path / "f" / "b.parquet", {"image": IMAGES})
+    source = open_source(SourceConfig(kind="parquet", path=str(tmp_path / "f")))
+    assert [record.label for record in source.read(range(4))] == [0, 1, -1, -1]
+    assert source.passed.lines() == [  # type: ignore[attr-defined]
+        "2 rows without a label, in files without column label, such as 'b.parquet'"
+    ]
+
+
+def test_labels_may_stand_in_folders_of_partitions(tmp_path: Path) -> None:
+    for part in ("label=dog", "label=a%20cat", "label=__HIVE_DEFAULT_PARTITION__"):
+        opened(tmp_path / "h" / part / "0.parquet", {"image": [encoded(len(part))]})
+    source = open_source(SourceConfig(kind="parquet", path=str(tmp_path / "h")))
+    assert source.labels.classes == ("a cat", "dog")  # type: ignore[attr-defined]
+    assert [record.label for record in source.read(range(3))] == [-1, 0, 1]
+
+
+def test_names_of_classes_are_those_of_hugging_face(tmp_path: Path) -> None:
+    def write(name: str, classes: list[str]) -> Path:
+        note = {"info": {"features": {"label": {"names": classes, "_type": "ClassLabel"}}}}
+        table = pa.table({"image": IMAGES, "label": [1, 0]})
+        (tmp_path / "n").mkdir(exist_ok=True)
+        table = table.replace_schema_metadata({"huggingface": json.dumps(note)})
+        pq.write_table(table, tmp_path / "n" / name)
+        return tmp_path / "n"
+
+    config = SourceConfig(kind="parquet", path=str(write("a.parquet", ["cat", "dog"])))
+    assert open_source(config).labels.classes == ("cat", "dog")  # type: ignore[attr-defined]
+    write("b.parquet", ["dog", "cat"])
+    with pytest.raises(ConfigError, match=r"cat, dog in .*a.parquet, dog, cat in .*one table"):
+        open_source(config)
+
+
+@pytest.mark.parametrize("keys", [["a", None], ["", "a"], [0.5, 1.5], [[1], [2]]])
+def test_names_are_texts_or_whole_numbers(keys: list[Any], tmp_path: Path) -> None:
+    columns = {"image": IMAGES, "key": keys}
+    with pytest.raises(ConfigError, match=r"source.key_column: got .*--source.key_column ''"):
+        opened(tmp_path / "k.parquet", columns)
+    columns["key"] = [b"a\xff", b"b"]
+    assert opened(tmp_path / "k.parquet", columns).entry(0)[0] == "a\\xff"
+
+
+def test_a_table_without_rows_is_a_source_without_images(tmp_path: Path) -> None:
+    nothing = {"image": pa.array([], pa.binary())}
+    with pytest.raises(DataError, match="no image found"):
+        opened(tmp_path / "e" / "1.parquet", nothing)
+    opened(tmp_path / "e" / "0.parquet", {"image": IMAGES})
+    source = open_source(SourceConfig(kind="parquet", path=str(tmp_path / "e")))
+    assert len(source) == 2 and source.read([1])[0].data == IMAGES[1]
+
+
+def test_a_column_that_a_table_has_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(IMAGES)] * 2, names=["image", "image"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"source.path: got 2 columns image in .*t.parquet"):
+        open_source(SourceConfig(kind="parquet", path=str(tmp_path / "t.parquet")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import subprocess
 import tarfile
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamshard.errors import DataError
+from dreamshard.errors import ConfigError, DataError
 from pipeline.images.prepare import decode
 from pipeline.images.source import ImageSource, SourceConfig, fingerprint, open_source
 from tests.unit.pipeline.images.sources_tools import encoded, link, write_tar
@@ -174,3 +175,50 @@ def test_hidden_members_are_counted(tmp_path: Path) -> None:
     assert len(source) == 1
     assert source.passed.counts == {"hidden files or folders": 2}  # type: ignore[attr-defined]
     assert io.BytesIO(source.read([0])[0].data).read(4) == b"\x89PNG"  # type: ignore[arg-type]
+
+
+def test_names_with_a_step_that_leads_nowhere_are_the_plain_ones(tmp_path: Path) -> None:
+    """`tar -cf t.tar .` writes ./a.png, which is not hidden."""
+    members = [("./a.png", encoded(1)), ("./a.cls", b"3"), ("./d/./b.png", encoded(2))]
+    hidden = [("./.c.png", encoded(3)), ("../e.png", encoded(4))]
+    source = opened(write_tar(tmp_path / "t.tar", members + hidden))
+    assert seen(source) == [("a", 1, 3), ("d/b", 2, -1), ("../e", 4, -1)]
+    assert source.passed.lines() == ["1 hidden files or folders, such as '.c.png'"]  # type: ignore[attr-defined]
+    twice = [("./a.png", encoded(1)), ("a.png", encoded(2))]
+    with pytest.raises(DataError, match=r"member 'a.png' twice"):
+        opened(write_tar(tmp_path / "u.tar", twice))
+
+
+def test_labels_are_found_whatever_their_case_and_what_is_not_read_is_counted(
+    tmp_path: Path,
+) -> None:
+    members = [
+        ("a.png", encoded(1)),
+        ("a.CLS", b"\xef\xbb\xbf10\r\n"),  # as a Windows editor writes it
+        ("a.cls", b"4"),
+        ("a.json", b"{}"),
+        ("b.png", encoded(2)),
+        ("b.cls.txt", b"5"),
+    ]
+    source = opened(write_tar(tmp_path / "t.tar", members))
+    assert seen(source) == [("a", 1, 10), ("b", 2, -1)]
+    assert source.passed.counts == {  # type: ignore[attr-defined]
+        "further labels of one sample": 1,
+        "members beside images that are not read (labels are `.cls`)": 2,
+    }
+
+
+def test_a_packed_archive_is_named_with_what_unpacks_it(tmp_path: Path) -> None:
+    data = write_tar(tmp_path / "t.tar", [("BZh.png", encoded(1))]).read_bytes()
+    assert seen(opened(tmp_path / "t.tar"))[0][0] == "BZh"
+    (tmp_path / "p.tar").write_bytes(gzip.compress(data))
+    with pytest.raises(DataError, match=r"it is packed.*Unpack it with gzip -d"):
+        opened(tmp_path / "p.tar")
+
+
+def test_a_name_that_no_member_has_is_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "t.tar", [("a.png", encoded(1)), ("a.cls", b"1")])
+    with pytest.raises(ConfigError, match=r"source.mask_column: got segm, not in .*t.tar"):
+        opened(path, mask_column="segm")
+    with pytest.raises(ConfigError, match=r"source.label_column: got lbl, allowed label, or ''"):
+        opened(path, label_column="lbl")

@@ -1,0 +1,16 @@
+"""Texts that were meant as URLs."""
+
+from __future__ import annotations
+
+import re
+
+TORN = re.compile(r"(s3a?|gc?s|az|abfs|hf|https?|file|memory):/(?!/)")
+
+
+def mended_url(text: str) -> str:
+    """Return what a text with one slash behind its protocol was meant as; empty for all others.
+
+    As a path it would be a folder called `s3:` in the working folder.
+    """
+    found = TORN.match(text)
+    return f"{found[1]}://{text[found.end() :]}" if found else ""
