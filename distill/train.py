@@ -176,6 +176,7 @@ def build(
     checkpoint: Path | None,
 ) -> tuple[Method, Learner]:
     """Build the method, its optimiser and average on their devices, as a checkpoint has them."""
+    from distill.data.statistics import constant_levels
     from distill.training.batch_norm import partial_statistics
     from distill.training.learner import build_learner
     from distill.training.memory import check_estimate, try_step
@@ -194,8 +195,9 @@ def build(
         ranks=ranks,
         device=device,
     )
-    for line in lines if accelerator.is_main_process else ():
-        stage(f"train: {line}")
+    if accelerator.is_main_process:
+        for line in lines + constant_levels(training_set):
+            stage(f"train: {line}")
     step = step_size(config, training_set, ranks=ranks)
     if device == "cpu":
         check_estimate(method, step)

@@ -13,6 +13,8 @@ from storage.rows.pick import read_rows
 
 SAMPLES = 512
 """Samples that standardise a level: thousands of cells per channel of any map."""
+GLANCE = 16
+"""Samples that tell whether a level varies at all."""
 
 
 def read_values(
@@ -41,3 +43,23 @@ def read_values(
         drawn = generator(training_set.seed, 0, 0, "statistics").permutation(len(numbers))
         numbers = np.sort(numbers[drawn[:most]])
     return torch.from_numpy(read_rows(stored, name, numbers).astype(np.float32, copy=False))
+
+
+def constant_levels(training_set: TrainingSet) -> list[str]:
+    """Return a line for each stored level that is the same for samples looked at: a dead teacher.
+
+    Nothing is said of streams, whose samples are gone once they are looked at.
+    """
+    if training_set.source.stored is None:
+        return []
+    lines = []
+    for level in training_set.levels:
+        values = read_values(training_set, level.name, most=GLANCE)
+        if len(values) > 1 and bool((values == values[0]).all()):
+            one = values.flatten()[0].item()
+            what = f"{one:g} everywhere" if bool((values == one).all()) else "the same values"
+            lines.append(
+                f"WARNING: {level.name} holds {what} in all {len(values)} samples looked at, and "
+                "teaches nothing: look at its teacher and tap (dreamshard inspect teacher)"
+            )
+    return lines
