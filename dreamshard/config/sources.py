@@ -22,7 +22,9 @@ MAX_NAMES = 64
 """Names of a dotted key: as deep as foreign text may be nested."""
 
 
-def split(schema: Schema, argv: Sequence[str]) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:
+def split(
+    schema: Schema, argv: Sequence[str]
+) -> tuple[list[tuple[str, str]], set[str], list[Problem]]:
     """Split arguments into (option, text) pairs, flags, and complaints about all else."""
     options: list[tuple[str, str]] = []
     flags, problems, words = set(), [], list(argv)
