@@ -59,6 +59,44 @@ def test_agents_left_by_an_end_cut_short_are_ended_too() -> None:
     os.kill(other, signal.SIGKILL)  # which was there all the time
 
 
+TITLED = """
+import os, shutil, subprocess, sys
+from pathlib import Path
+from pipeline.cluster import orphans
+
+def agent(number):
+    logs = Path(sys.argv[1], f"session_2026-11-27_16-40-09_181060_{number}", "logs")
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "agent.log").open("w") as log:  # an environment without the mark, as overwritten
+        sleep = shutil.which("sleep")
+        return subprocess.Popen(["ray::Agent", "60"], executable=sleep, env={}, stdout=log)
+
+with orphans.watched():
+    mine, other = agent(os.getpid()), agent(os.getpid() + 1)
+    print(os.environ[orphans.VARIABLE], mine.pid, other.pid, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_an_agent_that_wrote_its_title_over_the_mark_is_ended(tmp_path: Path, killed: bool) -> None:
+    command = [sys.executable, "-c", TITLED, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout is not None
+        mark, mine, other = driver.stdout.readline().split()
+        assert marked(mark) == [int(mine)]
+        if killed:
+            driver.kill()
+        driver.communicate("end\n" if not killed else None, timeout=20)
+    began = time.monotonic()
+    while marked(mark):
+        assert time.monotonic() - began < 20, "the agent outlives its driver"
+        time.sleep(0.05)
+    os.kill(int(other), signal.SIGKILL)  # of another driver, which was there all the time
+
+
 def test_the_mark_is_of_the_context_alone() -> None:
     before = dict(os.environ)
     with watched():
