@@ -79,7 +79,7 @@ def test_settings_by_which_timm_would_read_files_are_refused(tmp_path: Path, key
     "settings",
     [
         {"act_layer": "os.system"}, {"norm_layer": "builtins:exec"}, {"aa_layer": "torch.hub.load"},
-        {"block": "os:system"}, {"avg_down": "x", "layers": []}, {"repo_or_dir": "."},
+        {"block": "os:system"}, {"layers": ["x"]}, {"repo_or_dir": "."},
     ],
 )  # fmt: skip
 def test_whatever_a_constructor_makes_of_settings_is_one_sentence(
