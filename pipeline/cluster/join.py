@@ -126,23 +126,26 @@ def cluster(
                     _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
                 else:
                     check_folder()
-                    _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
+                    with _whole("starting Ray"):
+                        _start_embedded(
+                            num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes
+                        )
                 interrupt()
                 yield describe(address or EMBEDDED)
             finally:
-                _end()
+                with _whole("ending Ray"):
+                    ray.shutdown()
 
 
-def _end() -> None:
-    """Let Ray end, also where a stop comes meanwhile: that one is heeded afterwards.
+@contextmanager
+def _whole(doing: str) -> Iterator[None]:
+    """Let Ray begin or end, also where a stop comes meanwhile: that one is heeded afterwards.
 
     Raises:
         KeyboardInterrupt: a stop came; at once where another came after it.
     """
-    import ray
-
-    with StopSignal("ending Ray") as stopping:
-        ray.shutdown()
+    with StopSignal(doing) as stopping:
+        yield
     if stopping():
         raise KeyboardInterrupt
 

@@ -221,12 +221,12 @@ def test_nobody_at_the_address_is_a_matter_of_the_settings(
 class StoppedRay(FakeRay):
     """Get signals while it ends, or while it starts."""
 
-    def __init__(self, *, starting: int = 0, ending: int = 0) -> None:
+    def __init__(self, *, starting: int = 0, ending: int = 0, times: int = 1) -> None:
         super().__init__()
-        self.starting, self.ending = starting, ending
+        self.starting, self.ending, self.times = starting, ending, times
 
     def init(self, **options: object) -> None:
-        if self.starting:
+        for _ in range(self.times if self.starting else 0):
             os.kill(os.getpid(), self.starting)
         super().init(**options)
 
@@ -247,14 +247,15 @@ def test_a_stop_while_ray_ends_is_heeded_once_it_has(
     assert ray.ended == 1 and signal.getsignal(number) is before
 
 
-def test_a_ray_that_is_stopped_at_its_start_is_ended_by_us(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stop_while_ray_starts_is_heeded_once_it_has_and_the_second_at_once(
+    monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray = StoppedRay(starting=signal.SIGINT)
+    ray = StoppedRay(starting=signal.SIGINT, times=times)
     with pytest.raises(KeyboardInterrupt):
         enter(monkeypatch, ray)
-    assert ray.ended == 1
+    assert len(ray.told) == (times == 1) and ray.ended == 1
 
 
 class SlowRay(FakeRay):
