@@ -78,8 +78,8 @@ def publish(config: PublishConfig) -> Path:
     try:
         if "timm" in config.formats:
             _copy(source, part)
+        student, _ = load_student(source, own=config.own_class)  # what fails here would elsewhere
         if "onnx" in config.formats:
-            student, _ = load_student(source, own=config.own_class)
             export_onnx(student, part / "model.onnx", image_size=card.size)
         part.rename(out)
     finally:

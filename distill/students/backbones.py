@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from distill.tables import load_part
-from dreamshard.errors import ConfigError, DataError, Problem
-from dreamshard.foreign.networks import bounded
+from dreamshard.errors import ConfigError, DataError, DreamshardError, Problem
+from dreamshard.foreign.networks import bounded, one_reason
 from dreamshard.foreign.text import read_json
 
 if TYPE_CHECKING:
@@ -123,24 +123,37 @@ def construct(
         hint = "Start from weights of your own with --student.weights."
         allowed = f"false with {config.name!r}, of which timm has none"
         raise ConfigError(Problem("student.pretrained", "true", allowed, hint))
+    own = _class(config.name) if is_ours(config.name) else None
     try:
         with bounded(settings):
-            if is_ours(config.name):
-                return load_part(config.name, table=BACKBONES)(out_indices=out_indices, **settings)
+            if own is not None:
+                return own(out_indices=out_indices, **settings)
             _check_name(config.name)
             sized = image_size is not None and takes_size(config.name, image_size=image_size)
             if sized and "img_size" not in settings:
                 settings["img_size"] = image_size
             return _construct_timm(config, settings=settings, out_indices=out_indices, plain=plain)
-    except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
+    except (DreamshardError, OSError, MemoryError):
+        raise
+    except Exception as error:  # what a constructor makes of settings that it does not know
         key = "student.settings" if settings else "student.name"
-        got = f"{settings if settings else config.name!r} ({error})"
+        got = f"{settings if settings else config.name!r} ({one_reason(error)})"
         hint = "See the network's constructor for their names."
         raise ConfigError(
             Problem(key, got, f"settings that {config.name!r} takes", hint)
         ) from error
+
+
+def _class(name: str) -> type:
+    """Import a class of our table or of the user's own.
+
+    Raises:
+        ConfigError: the path leads to none.
+    """
+    try:
+        return load_part(name, table=BACKBONES)
     except (ImportError, AttributeError) as error:
-        what = f"{config.name!r} ({error})"
+        what = f"{name!r} ({error})"
         raise ConfigError(Problem("student.name", what, "module:Class to import")) from error
 
 

@@ -27,7 +27,7 @@ from distill.students.card import CARD, StudentCard, read_card
 from distill.students.model_card import model_card
 from distill.students.student import Student, build_student
 from distill.students.timm_names import full_names, whole_network
-from dreamshard.errors import DataError
+from dreamshard.errors import ConfigError, DataError
 from dreamshard.foreign.arrays import read_safetensors
 from dreamshard.foreign.guard import UnreadableError
 from dreamshard.foreign.networks import number_of_weights
@@ -128,12 +128,16 @@ def load_student(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Stud
         own: the class of the user's own that its card may name.
 
     Raises:
-        DataError: no student there, one of a class that `own` does not name, or weights that do
-            not fit its description.
+        DataError: no student there, one of a class that `own` does not name, settings that its
+            network does not take, or weights that do not fit its description.
     """
     card, folder = read_card(path, own=own)
-    with torch.device("meta"):  # its settings are judged before its file is opened
-        built = number_of_weights(construct(card.config, out_indices=None, image_size=card.size))
+    try:
+        with torch.device("meta"):  # its settings are judged before its file is opened
+            network = construct(card.config, out_indices=None, image_size=card.size)
+    except ConfigError as error:
+        raise DataError(f"{folder / CARD}: {error}") from error
+    built = number_of_weights(network)
     try:
         weights = read_safetensors(folder / WEIGHTS)
         held = sum(value.numel() for value in weights.values())

@@ -6,9 +6,13 @@ Nothing is imported before the verb is known, so that `dreamshard --help` answer
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 from dreamshard.console.shadow import prefer_ours
 from dreamshard.errors import ConfigError, Problem, run_main
@@ -141,4 +145,26 @@ def main(argv: Sequence[str]) -> int | None:
 def entry() -> int:
     """Run `dreamshard` with the process's arguments; the console script."""
     prefer_ours()
-    return run_main(main, sys.argv[1:])
+    code = 1
+    try:
+        code = run_main(main, sys.argv[1:])
+    finally:
+        _end_when_asked(code)
+    return code
+
+
+def _end_when_asked(code: int) -> None:
+    """Have one more Ctrl-C or SIGTERM end the process, with the exit code that is decided.
+
+    What is left is the libraries' own end, Ray's of seconds: an exception there is a traceback.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(Exception):  # whoever read them may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)

@@ -48,6 +48,16 @@ def bounded(settings: object, *, most_parts: int = MOST_PARTS) -> Iterator[None]
         handle.remove()
 
 
+def one_reason(error: Exception) -> str:
+    """Say in a line why a constructor gave up, with the error's kind where its text is but a word.
+
+    Constructors index tables by names of settings: `KeyError: 'x'` is "'x'" as a text.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0][:300] if lines else ""
+    return text if " " in text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
 def number_of_weights(network: nn.Module) -> int:
     """Return how many numbers the parameters of a network hold, which may be without values."""
     return sum(value.numel() for value in network.parameters())

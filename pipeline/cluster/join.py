@@ -18,6 +18,7 @@ from pipeline.cluster.orphans import watched
 from pipeline.cluster.outcomes import one_line
 from pipeline.cluster.reach import check_answers, check_folder
 from pipeline.cluster.worker import PROJECT_ROOT, ActorSize
+from pipeline.learning.signals import StopSignal, as_found
 
 EMBEDDED = "embedded"
 OBJECT_STORE_BYTES = 256 << 20
@@ -119,16 +120,34 @@ def cluster(
         if ray.is_initialized():  # ours from an outer `with`, or the user's own: not ours to stop
             yield describe("the session's own")
             return
-        with watched() if address is None else nullcontext():
-            if address is not None:
-                _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
-            else:
-                check_folder()
-                _start_embedded(num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes)
+        with as_found() as interrupt, watched() if address is None else nullcontext():
             try:
+                if address is not None:
+                    _join(address, key="ray.address" if config.address else "$RAY_ADDRESS")
+                else:
+                    check_folder()
+                    with _whole("starting Ray"):
+                        _start_embedded(
+                            num_cpus=num_cpus, num_gpus=num_gpus, store=object_store_bytes
+                        )
+                interrupt()
                 yield describe(address or EMBEDDED)
             finally:
-                ray.shutdown()
+                with _whole("ending Ray"):
+                    ray.shutdown()
+
+
+@contextmanager
+def _whole(doing: str) -> Iterator[None]:
+    """Let Ray begin or end, also where a stop comes meanwhile: that one is heeded afterwards.
+
+    Raises:
+        KeyboardInterrupt: a stop came; at once where another came after it.
+    """
+    with StopSignal(doing) as stopping:
+        yield
+    if stopping():
+        raise KeyboardInterrupt
 
 
 _LOGGING: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from pathlib import Path
 
 VARIABLE = "DREAMSHARD_CLUSTER"
 """Marks the processes of one embedded cluster: those started while it is set, and theirs."""
+TITLE = b"ray::"
+"""How the titles begin that processes of Ray's give themselves."""
 LOOK_S = 0.5
 """Time between two looks at the driver (seconds)."""
 GRACE_S, TERM_S = 3.0, 3.0
@@ -66,11 +69,25 @@ def watch(driver: int, mark: str) -> None:
 def marked(mark: str) -> list[int]:
     """Return the process numbers of this user's processes that were started under a mark."""
     words, numbers = f"{VARIABLE}={mark}".encode(), []
+    logs = re.compile(rf"/session_[\d_-]+_{mark.partition('-')[0]}/logs/")
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if words in (entry / "environ").read_bytes().split(b"\0"):
+            if words in (entry / "environ").read_bytes().split(b"\0") or _writes(entry, logs):
                 numbers.append(int(entry.name))
     return numbers
+
+
+def _writes(entry: Path, logs: re.Pattern[str]) -> bool:
+    """Tell whether a process of Ray's writes into the logs of the cluster that a driver started.
+
+    Ray's agents write their title over their environment, the mark included if it lies in the way;
+    each holds the logs of its cluster open, whose folder is named after the driver's number.
+    """
+    if not (entry / "cmdline").read_bytes().startswith(TITLE):
+        return False
+    if os.readlink(entry / "ns/pid") != os.readlink("/proc/self/ns/pid"):
+        return False  # a container of its own, where another process has the driver's number
+    return any(logs.search(os.readlink(file)) for file in (entry / "fd").iterdir())
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what schedulers send."""
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +37,13 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPS:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            if callable(handler) or isinstance(handler, signal.Handlers):
-                _restore(number, handler)
+            _restore(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
@@ -50,5 +53,29 @@ class StopSignal:
         log.warning("%s: %s; once more stops at once", name, self._doing)
 
 
-def _restore(number: int, handler: Callable[..., object] | signal.Handlers) -> None:
-    signal.signal(number, handler)
+@contextmanager
+def as_found() -> Iterator[Callable[[], None]]:
+    """Leave the handlers as they were found, whatever a library puts in their place.
+
+    Yields what to call once the library has put its own in place: SIGTERM interrupts then as Ctrl-C
+    does, unless it did something else before. Ray's leaves with the signal's number as exit code.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in STOPS}
+
+    def interrupt() -> None:
+        own = before[signal.SIGTERM]
+        _restore(signal.SIGTERM, signal.default_int_handler if own is signal.SIG_DFL else own)
+
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            _restore(number, handler)
+
+
+def _restore(number: int, handler: object) -> None:
+    if callable(handler) or isinstance(handler, signal.Handlers):  # else one that is not Python's
+        signal.signal(number, handler)

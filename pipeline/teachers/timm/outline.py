@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dreamshard.errors import ConfigError, Problem
-from dreamshard.foreign.networks import bounded, number_of_weights
+from dreamshard.errors import ConfigError, DreamshardError, Problem
+from dreamshard.foreign.networks import bounded, number_of_weights, one_reason
 from pipeline.teachers.recording.taps import Tap, depth_aliases, vector
 
 if TYPE_CHECKING:
@@ -95,12 +95,21 @@ def _outline(name: str, _told: str, size: tuple[int, int], held: _Held) -> Outli
         with torch.device("meta"), torch.inference_mode():
             model = create(choice, size).eval()
             return _look(model, torch.zeros(1, 3, *size))
-    except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    except (DreamshardError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a constructor's own, of a size or of arguments it does not know
         own = own_size(choice.facts)
-        allowed = f"a size that {name} takes, such as its own {own[0]}x{own[1]} ({reason})"
+        allowed = (
+            f"a size that {name} takes, such as its own {own[0]}x{own[1]}"
+            f"{f', with arguments that it takes: {_given(choice)}' if choice.arguments else ''} "
+            f"({one_reason(error)})"
+        )
         hint = "With settings.input_size, images of any size are resized before the network."
         raise ConfigError(Problem("image_size", f"{size[0]}x{size[1]}", allowed, hint)) from error
+
+
+def _given(choice: Choice) -> str:
+    return str(dict(choice.arguments))[:160]
 
 
 def create(choice: Choice, size: tuple[int, int], **told: Any) -> nn.Module:

@@ -25,6 +25,7 @@ def write_card(folder: Path, name: str = "resnet10t", settings: Any = None, **ch
         image_size=[32, 32],
         seed=0,
     )
+    folder.mkdir(exist_ok=True)
     (folder / "student.json").write_text(json.dumps({**asdict(card), **changes}))
     return folder
 
@@ -72,6 +73,26 @@ def test_names_that_are_none(tmp_path: Path, name: str) -> None:
 def test_settings_by_which_timm_would_read_files_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(DreamshardError, match=rf"student\.settings\.{key}"):
         load_student(write_card(tmp_path, settings={key: str(tmp_path / "x")}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"act_layer": "os.system"}, {"norm_layer": "builtins:exec"}, {"aa_layer": "torch.hub.load"},
+        {"block": "os:system"}, {"layers": ["x"]}, {"repo_or_dir": "."},
+    ],
+)  # fmt: skip
+def test_whatever_a_constructor_makes_of_settings_is_one_sentence(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    folder = write_card(tmp_path / "student", settings=settings)
+    with pytest.raises(DataError, match=r"student\.json: student\.settings: got .* takes"):
+        load_student(folder)
+    for formats in (["timm"], ["onnx"]):
+        config = PublishConfig(student=str(folder), out=str(tmp_path / "out"), formats=formats)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=r"student\.settings"):
+            publish(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_the_users_own_class_is_loaded_where_the_user_names_it(tmp_path: Path) -> None:

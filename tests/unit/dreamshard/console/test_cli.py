@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,28 @@ def test_module_entry(repo_root: Path) -> None:
     result = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2 and result.stdout == ""
     assert "Did you mean `dreamshard inspect`?" in result.stderr
+
+
+ENDING = """
+import atexit, sys, time
+from dreamshard.console.cli import entry
+atexit.register(lambda: (print("at its end", flush=True), time.sleep(60)))  # as Ray's own end
+sys.argv = ["dreamshard", *sys.argv[1:]]
+raise SystemExit(entry())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("word", "code"), [("--version", 0), ("nothing", 2)])
+def test_a_stop_while_libraries_end_is_no_traceback(
+    number: signal.Signals, word: str, code: int
+) -> None:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", ENDING, word]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        while "at its end" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == code and "Traceback" not in told and "ignored" not in told

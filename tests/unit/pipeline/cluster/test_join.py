@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import types
 from pathlib import Path
 
@@ -215,6 +216,46 @@ def test_nobody_at_the_address_is_a_matter_of_the_settings(
             ConfigError, match=r"ray\.address: got 10\.0\.0\.1:6379 .*Start one with"
         ):
             enter(monkeypatch, FakeRay(refuses=error), "10.0.0.1:6379")
+
+
+class StoppedRay(FakeRay):
+    """Get signals while it ends, or while it starts."""
+
+    def __init__(self, *, starting: int = 0, ending: int = 0, times: int = 1) -> None:
+        super().__init__()
+        self.starting, self.ending, self.times = starting, ending, times
+
+    def init(self, **options: object) -> None:
+        for _ in range(self.times if self.starting else 0):
+            os.kill(os.getpid(), self.starting)
+        super().init(**options)
+
+    def shutdown(self) -> None:
+        if self.ending:
+            os.kill(os.getpid(), self.ending)
+        super().shutdown()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_ray_ends_is_heeded_once_it_has(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before, ray = signal.getsignal(number), StoppedRay(ending=number)
+    with pytest.raises(KeyboardInterrupt):
+        enter(monkeypatch, ray)
+    assert ray.ended == 1 and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_stop_while_ray_starts_is_heeded_once_it_has_and_the_second_at_once(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = StoppedRay(starting=signal.SIGINT, times=times)
+    with pytest.raises(KeyboardInterrupt):
+        enter(monkeypatch, ray)
+    assert len(ray.told) == (times == 1) and ray.ended == 1
 
 
 class SlowRay(FakeRay):

@@ -39,7 +39,10 @@ def start() -> tuple[subprocess.Popen[str], str, list[int]]:
 
 def test_a_killed_driver_leaves_nothing_of_its_cluster() -> None:
     driver, mark, (other, agent, server) = start()
-    assert {agent, server} <= set(marked(mark)) and other not in marked(mark)
+    began = time.monotonic()
+    while not {agent, server} <= set(marked(mark)):  # Popen returns before Linux shows what it has
+        assert time.monotonic() - began < 20, "agents are not marked"
+    assert other not in marked(mark)
     began = time.monotonic()
     driver.kill()
     driver.communicate(timeout=20)  # nothing holds its output
@@ -57,6 +60,46 @@ def test_agents_left_by_an_end_cut_short_are_ended_too() -> None:
         assert time.monotonic() - began < 20, "agents outlive their driver"
         time.sleep(0.05)
     os.kill(other, signal.SIGKILL)  # which was there all the time
+
+
+TITLED = """
+import os, shutil, subprocess, sys
+from pathlib import Path
+from pipeline.cluster import orphans
+
+def agent(number):
+    logs = Path(sys.argv[1], f"session_2026-11-27_16-40-09_181060_{number}", "logs")
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / "agent.log").open("w") as log:  # an environment without the mark, as overwritten
+        sleep = shutil.which("sleep")
+        return subprocess.Popen(["ray::Agent", "60"], executable=sleep, env={}, stdout=log)
+
+with orphans.watched():
+    mine, other = agent(os.getpid()), agent(os.getpid() + 1)
+    print(os.environ[orphans.VARIABLE], mine.pid, other.pid, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_an_agent_that_wrote_its_title_over_the_mark_is_ended(tmp_path: Path, killed: bool) -> None:
+    command = [sys.executable, "-c", TITLED, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout is not None
+        mark, mine, other = driver.stdout.readline().split()
+        began = time.monotonic()
+        while marked(mark) != [int(mine)]:
+            assert time.monotonic() - began < 20, "the agent is not found"
+        if killed:
+            driver.kill()
+        driver.communicate("end\n" if not killed else None, timeout=20)
+    began = time.monotonic()
+    while marked(mark):
+        assert time.monotonic() - began < 20, "the agent outlives its driver"
+        time.sleep(0.05)
+    os.kill(int(other), signal.SIGKILL)  # of another driver, which was there all the time
 
 
 def test_the_mark_is_of_the_context_alone() -> None:

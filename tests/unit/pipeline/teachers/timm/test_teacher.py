@@ -206,6 +206,17 @@ def test_a_folder_is_data(
         make(tmp_path, ["pooled"], 32)
 
 
+@pytest.mark.parametrize("arguments", [{"act_layer": "os.system"}, {"block": "os:system"}])
+def test_whatever_a_constructor_makes_of_arguments_is_one_sentence(
+    convolutional: Path, tmp_path: Path, arguments: dict[str, str]
+) -> None:
+    config = json.loads((convolutional / "config.json").read_text()) | {"model_args": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((convolutional / "model.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match=r"with arguments that it takes: .*os.system"):
+        make(tmp_path, ["pooled"], 32)
+
+
 def test_weights_that_are_missing_or_not_finite(convolutional: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((convolutional / "config.json").read_bytes())
     with pytest.raises(TeacherError, match=r"no model.safetensors or .bin"):
