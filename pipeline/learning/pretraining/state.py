@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from dreamshard.redact import redact
 from dreamshard.runfolder import write_text
 from dreamshard.versions import package_versions
 from pipeline.learning.checkpoint import checkpoints, damaged, flush, forget, read_state
-from pipeline.learning.pretraining import differing
 from pipeline.learning.pretraining.config import ENCODER, KINDS
 from pipeline.teachers.weights import CARD, digest, find_weights
 from storage.schema import canonical_json
@@ -32,6 +31,8 @@ ALGORITHM = 1
 """Raised whenever the same settings would train other weights."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 GIVE_BACK = "Give that back, or take a way out that is named above."
+AT_MOST = 5
+"""Settings that are named of those that differ (count)."""
 BEGUN = ".begun.json"
 """Beside weights that have no card yet: the recipe of the run that is putting them there."""
 NOT_THE_WEIGHTS = (
@@ -161,13 +162,40 @@ def differences(
     if isinstance(had, int) and had <= settings["steps"]:
         ruled.add("steps")  # a run may be extended
     asked = {name: redact(v, name=name) for name, v in settings.items() if name not in ruled}
-    now, then = dict(differing.flat(asked)), dict(differing.flat(told))
+    now, then = dict(flat(asked)), dict(flat(told))
     both = now.keys() & then.keys()  # others came or went with a version
     now, then = ({name: of[name] for name in both} for of in (now, then))
-    named = differing.problems(now, then, where=where, hint=GIVE_BACK)
+    named = differing(now, then, where=where, hint=GIVE_BACK)
     if record.get("data", source) != source:
         named.append(Problem("source", "other images", f"those of {where}", GIVE_BACK))
     return named
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings under dotted keys."""
+    for name, item in settings.items():
+        if isinstance(item, dict):
+            yield from flat(item, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", item
+
+
+def differing(
+    now: Mapping[str, Any], then: Mapping[str, Any], *, where: object, hint: str
+) -> list[Problem]:
+    """List the settings that differ, the first few.
+
+    Args:
+        now: settings asked for, by dotted key.
+        then: those of what is there; a key that one of the two lacks differs from None.
+        where: names what is there.
+        hint: the ways out.
+    """
+    return [
+        Problem(key, repr(now.get(key)), f"{then.get(key)!r}, as in {where}", hint)
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+    ][:AT_MOST]
 
 
 def first_key(

@@ -14,8 +14,7 @@ from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import read_json
 from dreamshard.owner.folders import is_owner
 from pipeline.learning.checkpoint import checkpoints, forget, read_state
-from pipeline.learning.pretraining import differing
-from pipeline.learning.pretraining.state import NOT_THE_WEIGHTS
+from pipeline.learning.pretraining.state import NOT_THE_WEIGHTS, differing, flat
 from pipeline.teachers.weights import CARD
 from storage.schema import canonical_json
 
@@ -80,7 +79,7 @@ class Recipe:
         now, then = self.settings, settings if isinstance(settings, dict) else {}
         if "kind" in then and now.get("kind") != then["kind"]:
             now, then = {"kind": now.get("kind")}, {"kind": then["kind"]}  # another method's else
-        named = differing.problems(now, then, where=where, hint=ANEW)
+        named = differing(now, then, where=where, hint=ANEW)
         if told.get("source") != dict(self.source):
             named.append(Problem("source", "other images", f"those of {where}", ANEW))
         return named or [Problem("out", "another version's run", "this version's", ANEW)]
@@ -108,7 +107,7 @@ def recipe_of(settings: Mapping[str, Any], source: Mapping[str, Any], kinds: set
     others = kinds - {settings["kind"]}
     ruled = {*NOT_THE_WEIGHTS, *LENGTH, "source", "generator", *others, *OF_DIFFUSION}
     told = {name: value for name, value in settings.items() if name not in ruled}
-    return Recipe(dict(sorted(differing.flat(told))), dict(source))
+    return Recipe(dict(sorted(flat(told))), dict(source))
 
 
 OF_DIFFUSION = (
