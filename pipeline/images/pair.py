@@ -97,7 +97,8 @@ def _say_shared(known: ImageSource, judged: ImageSource, *, key: str, other: str
     shared = int((np.isin(ours, theirs) & (ours != 0)).sum())
     if shared:
         log.warning(
-            "%s: %d of %d images are in %s, too: they are judged after having been learnt",
+            "%s: %d of %d images (of a Parquet file: groups of them) that were compared are in %s, "
+            "too: they are judged after having been learnt",
             key, shared, int((ours != 0).sum()), other,
         )  # fmt: skip
 
