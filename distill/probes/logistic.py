@@ -64,8 +64,8 @@ def probe_classes(
         probe.fit(train, train_labels)
     if any(issubclass(each.category, ConvergenceWarning) for each in said):
         log.warning(
-            "linear probe: no end after %d steps (%d samples of %d features, C %g): its accuracy is "
-            "that of an unfinished fit", MOST_STEPS, *train.shape, strength,
+            "linear probe: no end after %d steps (%d samples of %d features, C %g): its accuracy "
+            "is that of an unfinished fit", MOST_STEPS, *train.shape, strength,
         )  # fmt: skip
     return np.asarray(probe.predict(test))
 
