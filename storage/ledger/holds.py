@@ -12,6 +12,7 @@ takes it away, and with it the removal's means to become final should it wake up
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -161,6 +162,20 @@ def hold_for(reader: object, files: Files) -> None:
 
 
 def _let_go(url: str, reading: Reading) -> None:
+    """Count one reader less, in a thread that may wait.
+
+    A finaliser runs in any thread, that of an object store's event loop among them: there nothing
+    may be asked of the store, and whoever has the guard may be waiting for that loop.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        _leave(url, reading)
+    else:
+        threading.Thread(target=_leave, args=(url, reading), name="reading ends").start()
+
+
+def _leave(url: str, reading: Reading) -> None:
     with _guard:
         reading.users -= 1
         if reading.users == 0:

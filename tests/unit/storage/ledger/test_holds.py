@@ -1,5 +1,7 @@
+import asyncio
 import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,33 @@ def dataset(tmp_path: Path) -> Dataset:
 def leave(dataset: Dataset, folder: str, name: str) -> str:
     dataset.files.write(f"{folder}/{name}", b"{}")
     return f"{folder}/{name}"
+
+
+def test_a_reader_that_is_collected_in_an_event_loop_leaves_by_another_thread(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the thread of an object store, which refuses to wait for itself."""
+    remove, reader = dataset.files.remove, Reader()
+    ended = threading.Event()
+
+    def of_a_store(key: str) -> None:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        remove(key)
+        ended.set()
+
+    monkeypatch.setattr(dataset.files, "remove", of_a_store)
+    holds.hold_for(reader, dataset.files)
+    readers = [reader]
+    del reader
+
+    async def collect() -> None:
+        readers.clear()
+        gc.collect()
+
+    with holds._guard:  # whoever has it may be waiting for that very loop
+        asyncio.run(collect())
+    assert ended.wait(60) and not dataset.files.names(holds.READERS)
 
 
 def test_readers_of_a_process_share_one_hold(dataset: Dataset, monkeypatch) -> None:
