@@ -108,7 +108,8 @@ class Reading:
     def __init__(self, files: Files) -> None:
         self._files, self.process = files, os.getpid()
         self.key = f"{READERS}/{_run[0]}~{owner()}~{next(_counter)}"
-        self.users, self._end = 0, _nothing
+        self.users, self._end, self._ended = 0, _nothing, False
+        self._beating = threading.RLock()  # a finaliser may end it in the middle of a beat
         try:
             files.write(self.key, b"{}", fsync=False)
             files.prune(STAGING)
@@ -120,11 +121,16 @@ class Reading:
 
     def beat(self) -> None:
         """Show that this process still reads."""
+        with self._beating:
+            if not self._ended:
+                self._beat()
+
+    def _beat(self) -> None:
         try:
             self._files.touch(self.key)
         except FileNotFoundError:  # paused for long, and taken for dead
             with contextlib.suppress(DataError, OSError):
-                if self._files.size(KEY) is not None:
+                if not self._ended and self._files.size(KEY) is not None:
                     self._files.write(self.key, b"{}", fsync=False)
         except OSError as error:
             log.warning("%s: the hold on it cannot be renewed: %s", self._files.url, error)
@@ -134,7 +140,8 @@ class Reading:
         if self._end is _nothing or self.process != os.getpid():
             return
         self._end()  # not waited for: this may run in a finaliser, in whatever thread
-        with contextlib.suppress(DataError, OSError):
+        with self._beating, contextlib.suppress(DataError, OSError):
+            self._ended = True
             self._files.remove(self.key)
             self._files.prune(PINS)
 

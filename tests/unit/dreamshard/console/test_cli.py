@@ -54,8 +54,9 @@ def test_module_entry(repo_root: Path) -> None:
 
 
 ENDING = """
-import atexit, sys, time
+import atexit, signal, sys, time
 from dreamshard.console.cli import entry
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def end():  # as Ray's own
     print("at its end", flush=True)
     for _ in range(600):  # a signal just before one long sleep would be heeded after it

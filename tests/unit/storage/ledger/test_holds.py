@@ -37,14 +37,15 @@ def test_a_reader_that_is_collected_in_an_event_loop_leaves_by_another_thread(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the thread of an object store, which refuses to wait for itself."""
+    gc.collect()  # readers of before
     remove, reader = dataset.files.remove, Reader()
-    ended = threading.Event()
+    ended: list[str] = []
 
     def of_a_store(key: str) -> None:
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()
         remove(key)
-        ended.set()
+        ended.append(key)
 
     monkeypatch.setattr(dataset.files, "remove", of_a_store)
     holds.hold_for(reader, dataset.files)
@@ -57,7 +58,10 @@ def test_a_reader_that_is_collected_in_an_event_loop_leaves_by_another_thread(
 
     with holds._guard:  # whoever has it may be waiting for that very loop
         asyncio.run(collect())
-    assert ended.wait(60) and not dataset.files.names(holds.READERS)
+    for thread in threading.enumerate():
+        if thread.name == "reading ends":
+            thread.join(60)
+    assert ended and not dataset.files.names(holds.READERS)
 
 
 def test_readers_of_a_process_share_one_hold(dataset: Dataset, monkeypatch) -> None:
