@@ -109,9 +109,14 @@ def data_files(dataset: Dataset) -> dict[str, bytes]:
     return {key: dataset.files.read(key) for key in keys}
 
 
-def check(dataset: Dataset, reference: Dataset) -> None:
+def check(dataset: Dataset, reference: Dataset, *, lossy: bool = False) -> None:
+    """Compare two datasets; lossy: a claim may be left, whose removal the network lost.
+
+    It goes stale by itself, as a reader's mark does.
+    """
     assert data_files(dataset) == data_files(reference)
-    assert all_keys(dataset) == expected_keys(dataset)
+    keys = {key for key in all_keys(dataset) if not (lossy and key.startswith("staging/claims/"))}
+    assert keys == expected_keys(dataset)
     assert verify_dataset(dataset).findings == []
 
 
@@ -225,7 +230,7 @@ def test_a_bad_network_costs_time_and_nothing_else(
     server.choose = lambda _method, _path: ""
     assert np.array_equal(rows, read_rows(local.snapshot(), "up.1.t100", range(N)))
     assert seen >= {"503", "cut", "lost answer"}
-    check(dataset, local)
+    check(dataset, local, lossy=True)
 
 
 def test_truncated_bodies_are_never_taken_for_data(root: str, server: Proxy) -> None:
