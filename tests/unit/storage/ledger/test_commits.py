@@ -63,6 +63,7 @@ def test_the_digest_covers_every_array() -> None:
     [
         {"unit": -1},
         {"unit": 1 << 60},
+        {"first": (1 << 50) + 1},
         {"count": 0},
         {"count": 1 << 40},
         {"count": True},
