@@ -168,6 +168,18 @@ def test_regressions_of_a_standardised_map_are_those_counted_by_hand() -> None:
     assert float(half) == pytest.approx(0.5 * (1 - 0.6) + 0.5 * smooth)
 
 
+@pytest.mark.parametrize("form", ["mse", "smooth_l1", "cos_smooth_l1"])
+def test_the_regression_of_each_sample_is_that_of_it_alone(form: str) -> None:
+    student, target = random_map(0, 3, 4, 2, 2), random_map(1, 3, 4, 2, 2)
+    each = map_regression(student, target, form=form, each=True)  # type: ignore[arg-type]
+    alone = [
+        map_regression(student[i : i + 1], target[i : i + 1], form=form)  # type: ignore[arg-type]
+        for i in range(3)
+    ]
+    assert each.shape == (3,)
+    torch.testing.assert_close(each, torch.stack(alone))
+
+
 def test_cells_that_are_alike_in_the_same_way_cost_nothing_whatever_their_channels() -> None:
     torch.manual_seed(0)
     teacher = torch.randn(2, 3, 2, 3)

@@ -116,6 +116,7 @@ def optimizer_of(path: Path, **tensors: torch.Tensor) -> None:
         torch.zeros(7),
         torch.zeros(1),
         torch.zeros(4, 27),
+        torch.zeros(5, 3, 3, 3),
         torch.zeros(4, 3, 3, 3, dtype=torch.int64),
     ],
 )
