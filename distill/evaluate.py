@@ -23,7 +23,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from distill.configs.evaluate import EvaluateConfig
-from dreamshard.config import load_config, to_dict
+from dreamshard.config import flatten, load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.runfolder import RunFolder, write_text
@@ -140,8 +140,6 @@ def run_tasks(
 
 def whose(config: EvaluateConfig) -> dict[str, object]:
     """Say what an evaluation is of: all settings but those that decide no figure."""
-    from distill.training.state import flatten
-
     settings = flatten(to_dict(config))
     return {key: value for key, value in settings.items() if key not in FREE}
 

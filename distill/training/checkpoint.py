@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from distill.training.state import TrainState, flatten
-from dreamshard.config import to_dict
+from distill.training.state import TrainState
+from dreamshard.config import flatten, to_dict
 from dreamshard.errors import ConfigError
 from dreamshard.redact import redact
 from pipeline.learning.checkpoint import checkpoints, damaged, read_state

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from distill.training.guard import explain
-from distill.training.state import flatten
+from dreamshard.config import flatten
 from dreamshard.errors import ConfigError, DreamshardError, Problem
 from dreamshard.foreign.text import parse_json
 from dreamshard.progress import Progress, stage

@@ -11,8 +11,8 @@ from distill.training.keep import kept_steps
 from distill.training.memory import StepSize
 from distill.training.optim import schedule_of
 from distill.training.rehearsal import Plan
-from distill.training.state import TrainState, first_state, flatten
-from dreamshard.config import to_dict
+from distill.training.state import TrainState, first_state
+from dreamshard.config import flatten, to_dict
 from dreamshard.progress import stage
 from dreamshard.redact import redact
 from pipeline.learning.checkpoint import forget

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dreamshard.redact import redact
 
@@ -53,15 +53,3 @@ def first_state(
         processes=processes,
         real="" if training_set.real is None else training_set.real.version,
     )
-
-
-def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as dotted key -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
-    return flat

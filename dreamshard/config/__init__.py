@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic_core import to_jsonable_python
 
@@ -28,7 +28,7 @@ from dreamshard.config.sources import leave_out, read_sources, split
 from dreamshard.config.yaml12 import dump_yaml
 from dreamshard.errors import ConfigError
 
-__all__ = ["check", "dump_yaml", "load_config", "to_dict", "to_yaml"]
+__all__ = ["check", "dump_yaml", "flatten", "load_config", "to_dict", "to_yaml"]
 
 T = TypeVar("T")
 
@@ -73,6 +73,18 @@ def to_dict(config: object) -> dict[str, object]:
     if not dataclasses.is_dataclass(config):
         raise TypeError(f"not a configuration dataclass: {type(config).__name__}")
     return to_jsonable_python(config)
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as dotted key -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
+    return flat
 
 
 def to_yaml(config: object) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dreamshard.config import flatten
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign import trusted
 from dreamshard.foreign.guard import CannotReadError
@@ -106,14 +107,14 @@ def find_teacher(
             raise ValueError("no object")
     except (CannotReadError, ValueError):
         if (folder / WEIGHTS).exists() and not _begun(folder, settings=settings, source=source):
-            raise _occupied(folder, "weights without a card") from None
+            raise occupied(folder, "weights without a card") from None
         return None
     if not is_same_run(card, settings=settings, source=source):
         what = "a teacher trained with other settings or images"
         other = differences(card, settings=settings, source=source, where=folder / CARD)
-        raise ConfigError([*_occupied(folder, what).problems, *other])
+        raise ConfigError([*occupied(folder, what).problems, *other])
     if not (folder / WEIGHTS).is_file():
-        raise _occupied(folder, "a card without its weights")
+        raise occupied(folder, "a card without its weights")
     before = card.get("steps", settings["steps"])
     if before == settings["steps"]:
         return card
@@ -162,22 +163,13 @@ def differences(
     if isinstance(had, int) and had <= settings["steps"]:
         ruled.add("steps")  # a run may be extended
     asked = {name: redact(v, name=name) for name, v in settings.items() if name not in ruled}
-    now, then = dict(flat(asked)), dict(flat(told))
+    now, then = flatten(asked), flatten(told)
     both = now.keys() & then.keys()  # others came or went with a version
     now, then = ({name: of[name] for name in both} for of in (now, then))
     named = differing(now, then, where=where, hint=GIVE_BACK)
     if record.get("data", source) != source:
         named.append(Problem("source", "other images", f"those of {where}", GIVE_BACK))
     return named
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings under dotted keys."""
-    for name, item in settings.items():
-        if isinstance(item, dict):
-            yield from flat(item, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", item
 
 
 def differing(
@@ -341,6 +333,7 @@ def resume_point(
     return Start(step, known[-1], extended)
 
 
-def _occupied(folder: Path, what: str) -> ConfigError:
+def occupied(folder: Path, what: str) -> ConfigError:
+    """Word that a folder is another's, and the ways out."""
     hint = "Choose another --out, or replace it with --overwrite true."
     return ConfigError(Problem("out", f"{folder}, which holds {what}", "a folder of its own", hint))

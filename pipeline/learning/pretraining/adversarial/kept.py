@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dreamshard.config import flatten
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign.guard import CannotReadError
 from dreamshard.foreign.text import read_json
 from dreamshard.owner.folders import is_owner
 from pipeline.learning.checkpoint import checkpoints, forget, read_state
-from pipeline.learning.pretraining.state import NOT_THE_WEIGHTS, differing, flat
+from pipeline.learning.pretraining.state import NOT_THE_WEIGHTS, differing, occupied
 from pipeline.teachers.weights import CARD
 from storage.schema import canonical_json
 
@@ -107,7 +108,7 @@ def recipe_of(settings: Mapping[str, Any], source: Mapping[str, Any], kinds: set
     others = kinds - {settings["kind"]}
     ruled = {*NOT_THE_WEIGHTS, *LENGTH, "source", "generator", *others, *OF_DIFFUSION}
     told = {name: value for name, value in settings.items() if name not in ruled}
-    return Recipe(dict(sorted(flat(told))), dict(source))
+    return Recipe(dict(sorted(flatten(told).items())), dict(source))
 
 
 OF_DIFFUSION = (
@@ -137,10 +138,10 @@ def find_finished(
     except (CannotReadError, ValueError):
         ours = is_owner(run_dir, "pretrain", {"recipe": recipe.key})
         if any((folder / name).exists() for name in files) and not ours:
-            raise _occupied(folder, "weights without a card") from None
+            raise occupied(folder, "weights without a card") from None
         return None
     if card.get("recipe_key") != recipe.key:
-        raise _occupied(folder, "a teacher trained with other settings or images")
+        raise occupied(folder, "a teacher trained with other settings or images")
     if budget.is_spent(int(card.get("trained_steps", 0)), float(card.get("seconds", 0))):
         return card
     if not checkpoints(run_dir):
@@ -181,8 +182,3 @@ def resume_point(run_dir: Path, *, recipe: Recipe, overwrite: bool) -> Start:
         adaptive={name: float(value) for name, value in dict(state.get("adaptive", {})).items()},
         best=dict(state.get("best", {})),
     )
-
-
-def _occupied(folder: Path, what: str) -> ConfigError:
-    hint = "Choose another --out, or replace it with --overwrite true."
-    return ConfigError(Problem("out", f"{folder}, which holds {what}", "a folder of its own", hint))

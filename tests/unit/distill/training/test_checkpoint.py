@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distill.training.checkpoint import check_same_run, resume_point
-from distill.training.state import TrainState, flatten
+from distill.training.state import TrainState
+from dreamshard.config import flatten
 from dreamshard.errors import ConfigError, DataError
 from dreamshard.runfolder import trim_metrics
 from pipeline.learning.checkpoint import save_checkpoint
