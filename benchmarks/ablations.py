@@ -28,6 +28,7 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -340,8 +341,9 @@ def take_jobs(jobs: Sequence[tuple[int, str]], options: argparse.Namespace) -> i
             elif claimed(claim):
                 try:
                     _tell(run_variant(name, options, seed=seed), name, seed)
-                except Interrupted:
-                    claim.rmdir()  # the next call goes on from its checkpoint
+                except Interrupted:  # the next call goes on from its checkpoint
+                    with contextlib.suppress(FileNotFoundError):  # removed by hand
+                        claim.rmdir()
                     raise
                 except Exception:  # one job that fails must not cost the others
                     failed += 1

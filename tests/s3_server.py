@@ -26,6 +26,7 @@ class Proxy(ThreadingHTTPServer):
     """Pass requests on to a WSGI application; `choose(method, path)` may name a fault for each."""
 
     daemon_threads = True
+    request_queue_size = 128  # five would drop connections while the test's threads are busy
 
     def __init__(self, application: Any) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -44,6 +45,7 @@ class Proxy(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the answer to its headers
     server: Proxy
 
     def _serve(self) -> None:
