@@ -5,6 +5,7 @@ Shapes: N training and M held-out images, D features, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from torch.nn import functional as F
 from distill.probes.scaling import SCALINGS, Scaling, scaled
 from dreamshard.rng import generator
 
+SMALL_GRADIENT = 1e-3
+"""Largest gradient of a fit that counts as done; features have a mean square of 1."""
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ProbeResult:
@@ -26,12 +31,14 @@ class ProbeResult:
         penalty: that was chosen.
         scaling: of the features, that was chosen with it.
         selection: scaling -> penalty -> accuracy on the images that chose, per cent.
+        gradient: largest of the last fit where it ended; far from 0, it was not done.
     """
 
     accuracy: float
     penalty: float
     scaling: Scaling
     selection: dict[Scaling, dict[float, float]]
+    gradient: float
 
 
 def fit_logistic(
@@ -70,13 +77,24 @@ def fit_logistic(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(logits(features, solution), labels)
-        loss = loss + 0.5 * penalty * solution[:-1].square().sum()
+        loss = _objective(features, labels, solution, penalty)
         loss.backward()
         return loss
 
     optimizer.step(closure)
     return solution.detach()
+
+
+def largest_gradient(features: Tensor, labels: Tensor, solution: Tensor, penalty: float) -> float:
+    """Return the largest entry of the gradient of what `fit_logistic` minimises, at a solution."""
+    at = solution.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(_objective(features, labels, at, penalty), at)
+    return float(gradient.abs().max())
+
+
+def _objective(features: Tensor, labels: Tensor, solution: Tensor, penalty: float) -> Tensor:
+    loss = F.cross_entropy(logits(features, solution), labels)
+    return loss + 0.5 * penalty * solution[:-1].square().sum()
 
 
 def logits(features: Tensor, solution: Tensor) -> Tensor:
@@ -108,7 +126,7 @@ def frozen_probe(
         train_labels, heldout_labels: int64 (N,) and (M,).
         penalties: candidates; of equals the larger is taken.
         selection: share of the training images kept out to choose on.
-        iterations: most L-BFGS iterations of a fit.
+        iterations: most L-BFGS iterations of a fit; a last fit that they end is logged.
         seed: of the choice of those images.
         balanced: judge by the mean over classes, when choosing too, instead of over images.
         device: where to compute.
@@ -120,6 +138,7 @@ def frozen_probe(
     cut = max(1, round(selection * len(train)))
     kept, rest = (torch.from_numpy(part).to(device) for part in (order[:cut], order[cut:]))
     scores: dict[Scaling, dict[float, float]] = {}
+    fits: dict[tuple[Scaling, float], Tensor] = {}
     for scaling in SCALINGS:
         (known,) = _inputs(scaling, train, train, device=device)
         scores[scaling], start = {}, None
@@ -132,6 +151,7 @@ def frozen_probe(
                 iterations=iterations,
                 start=start,
             )
+            fits[scaling, penalty] = start
             scores[scaling][penalty] = _accuracy(
                 known[kept], labels[kept], start, balanced=balanced
             )
@@ -142,12 +162,24 @@ def frozen_probe(
     best = max(pairs, key=lambda pair: scores[pair[0]][pair[1]])
     known, unknown = _inputs(best[0], train, train, heldout, device=device)
     solution = fit_logistic(
-        known, labels, penalty=best[1], num_classes=classes, iterations=iterations
+        known,
+        labels,
+        penalty=best[1],
+        num_classes=classes,
+        iterations=iterations,
+        start=fits[best],  # of fewer images, by other statistics, but close
     )
+    gradient = largest_gradient(known, labels, solution, best[1])
+    if gradient > SMALL_GRADIENT:
+        log.warning(
+            "linear probe: no end after %d steps (%d samples of %d features, penalty %g, largest "
+            "gradient %.1g): its accuracy is that of an unfinished fit; raise its `iterations`",
+            iterations, *train.shape, best[1], gradient,
+        )  # fmt: skip
     report()
     truth = torch.from_numpy(heldout_labels).to(device)
     accuracy = _accuracy(unknown, truth, solution, balanced=balanced)
-    return ProbeResult(accuracy, best[1], best[0], scores)
+    return ProbeResult(accuracy, best[1], best[0], scores, gradient)
 
 
 def _inputs(

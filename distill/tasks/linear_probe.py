@@ -121,6 +121,7 @@ class LinearProbe:
             rows[name]["lbfgs"] = {
                 "mean": result.accuracy,
                 "penalty": result.penalty,
+                "gradient": result.gradient,
                 "scaling": result.scaling,
                 "selection": {
                     scaling: {f"{key:g}": value for key, value in row.items()}

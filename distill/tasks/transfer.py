@@ -47,7 +47,7 @@ class Transfer:
             bench.listed(dataset.train_images, dataset.heldout_images, prefix=prefix)
 
     def run(self, bench: Bench, *, report: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Return {"rows": {name: {dataset: {"mean": per cent, "penalty", "scaling"}}}, ...}.
+        """Return {"rows": {name: {dataset: {"mean": per cent, "penalty", ...}}}, ...}.
 
         With two datasets or more the last column, "mean", is their mean. "images": how many there
         were of each dataset, to learn from and to judge on.
@@ -116,4 +116,9 @@ class Transfer:
             device=device,
             report=report,
         )
-        return {"mean": result.accuracy, "penalty": result.penalty, "scaling": result.scaling}
+        return {
+            "mean": result.accuracy,
+            "penalty": result.penalty,
+            "scaling": result.scaling,
+            "gradient": result.gradient,
+        }

@@ -17,7 +17,7 @@ from distill.configs.tasks import (
     SgdProbeConfig,
     SimSiamProbeConfig,
 )
-from distill.probes.frozen import fit_logistic, frozen_probe
+from distill.probes.frozen import SMALL_GRADIENT, fit_logistic, frozen_probe
 from distill.tasks.linear_epochs import Standard, compress, lars, squeeze_and_span
 from distill.tasks.linear_probe import LinearProbe, Sweep
 from tests.unit.distill.tasks.shape_bench import ShapeBench
@@ -88,6 +88,20 @@ def test_the_frozen_probe_takes_the_scaling_that_training_images_choose() -> Non
             seed=0,
         )
         assert found.scaling == better and found.accuracy > 55
+
+
+def test_a_last_fit_that_its_steps_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    (train, labels), (heldout, truth) = blobs(150), blobs(300, seed=1)
+    gradients = []
+    for iterations in (1, 200):
+        found = frozen_probe(
+            train, labels, heldout, truth,
+            penalties=[1e-4], selection=0.4, iterations=iterations, seed=0,
+        )  # fmt: skip
+        gradients.append(found.gradient)
+    assert gradients[0] > SMALL_GRADIENT > gradients[1]
+    (told,) = caplog.messages
+    assert "no end after 1 steps (150 samples of 4 features" in told and "iterations" in told
 
 
 def test_every_protocol_fills_its_columns(tmp_path: Path) -> None:
