@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from distill.configs.student import OwnClassConfig
-from dreamshard.config import load_config
+from dreamshard.config import FolderName, load_config
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.files import MAX_BYTES
 from dreamshard.owner.parts import part_of
@@ -31,7 +31,7 @@ class PublishConfig:
     """Run folder of `dreamshard train`, or the folder of an exported student."""
     own_class: OwnClassConfig = field(default_factory=OwnClassConfig)
     """The student's class, where it is one of your own."""
-    out: str = "exported"
+    out: FolderName = "exported"
     """Folder to write; it must not exist yet."""
     formats: list[Literal["timm", "onnx"]] = field(default_factory=lambda: ["timm"])
     """What to write: timm (safetensors under timm's and torchvision's names, timm's config.json and

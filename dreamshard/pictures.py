@@ -8,9 +8,13 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
+
+from dreamshard.errors import ConfigError, Problem
+from dreamshard.permissions import apply_umask
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,30 @@ def image_grid(
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
     return out.getvalue()
+
+
+def picture_path(path: str, *, key: str) -> Path:
+    """Return the path of a picture that is to be written, looked at before the work that it shows.
+
+    Raises: ConfigError if it is no name of a PNG file, or a folder.
+    """
+    if Path(path).suffix.lower() != ".png":
+        hint = "It is a PNG file." if Path(path).suffix else f"Such as {path or 'sheet'}.png."
+        raise ConfigError(Problem(key, path or "nothing", "a file name that ends in .png", hint))
+    if Path(path).is_dir():
+        raise ConfigError(Problem(key, f"{path}, a folder", "a file that can be written"))
+    return Path(path)
+
+
+def write_picture(picture: bytes, path: Path, *, key: str) -> None:
+    """Write a PNG file, and the folders that it stands in.
+
+    Raises: ConfigError if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture)
+    except OSError as error:
+        got = f"{path} ({error.strerror or error})"
+        raise ConfigError(Problem(key, got, "a file that can be written")) from error
+    apply_umask(path)

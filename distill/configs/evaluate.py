@@ -25,6 +25,7 @@ from distill.configs.tasks import (
 )
 from distill.configs.types import Seed
 from distill.tables import name_problem
+from dreamshard.config import FolderName
 from dreamshard.config.reads import OWN, Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
@@ -78,7 +79,7 @@ class EvaluateConfig:
         ),
     )
 
-    run_dir: str = "runs/evaluate"
+    run_dir: FolderName = "runs/evaluate"
     """Folder of this run: results.json and what made it."""
     student: str = "runs/train"
     """Run folder of `dreamshard train`, or the folder of an exported student."""
@@ -168,10 +169,6 @@ class EvaluateConfig:
         """Check what one field alone cannot tell."""
         unknown = [name_problem(task, table=TASKS, key="tasks") for task in self.tasks]
         problems = [problem for problem in unknown if problem is not None]
-        if not self.run_dir:
-            problems.append(
-                Problem("run_dir", "nothing", "a folder", "Leave it out for runs/evaluate.")
-            )
         if not self.tasks:
             problems.append(Problem("tasks", "[]", "one task or more", "Try --tasks [knn]."))
         if "segmentation" in self.tasks and not self.segmentation.classes:

@@ -24,6 +24,7 @@ from distill.configs.squeeze import SqueezeAndSpanConfig
 from distill.configs.student import StudentConfig
 from distill.configs.types import Count, Seed
 from distill.tables import name_problem
+from dreamshard.config import FolderName
 from dreamshard.config.reads import OWN, Table, When
 from dreamshard.errors import Problem
 from pipeline.streaming.config import StreamConfig
@@ -169,7 +170,7 @@ class TrainConfig:
         ),
     )
 
-    run_dir: str = "runs/train"
+    run_dir: FolderName = "runs/train"
     """Folder of this run: checkpoints, metrics, the trained student. A rerun into it resumes."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the samples and dropout."""
@@ -292,10 +293,6 @@ class TrainConfig:
     def problems(self) -> list[Problem]:
         """Check what one field alone cannot tell."""
         problems = []
-        if not self.run_dir:
-            problems.append(
-                Problem("run_dir", "nothing", "a folder", "Leave it out for runs/train.")
-            )
         unknown = name_problem(self.method, table=METHODS, key="method")
         if unknown:
             problems.append(unknown)

@@ -161,25 +161,34 @@ def frozen_probe(
     ]
     best = max(pairs, key=lambda pair: scores[pair[0]][pair[1]])
     known, unknown = _inputs(best[0], train, train, heldout, device=device)
-    solution = fit_logistic(
-        known,
-        labels,
-        penalty=best[1],
-        num_classes=classes,
-        iterations=iterations,
-        start=fits[best],  # of fewer images, by other statistics, but close
-    )
-    gradient = largest_gradient(known, labels, solution, best[1])
-    if gradient > SMALL_GRADIENT:
-        log.warning(
-            "linear probe: no end after %d steps (%d samples of %d features, penalty %g, largest "
-            "gradient %.1g): its accuracy is that of an unfinished fit; raise its `iterations`",
-            iterations, *train.shape, best[1], gradient,
-        )  # fmt: skip
+    # Begun at the chosen one: of fewer images, by the same statistics, and close.
+    solution, gradient = _last(known, labels, fits[best], penalty=best[1], iterations=iterations)
     report()
     truth = torch.from_numpy(heldout_labels).to(device)
     accuracy = _accuracy(unknown, truth, solution, balanced=balanced)
     return ProbeResult(accuracy, best[1], best[0], scores, gradient)
+
+
+def _last(
+    features: Tensor, labels: Tensor, start: Tensor, *, penalty: float, iterations: int
+) -> tuple[Tensor, float]:
+    """Fit to all images, and return the largest gradient with the solution; log where it is big."""
+    solution = fit_logistic(
+        features,
+        labels,
+        penalty=penalty,
+        num_classes=start.shape[1],
+        iterations=iterations,
+        start=start,
+    )
+    gradient = largest_gradient(features, labels, solution, penalty)
+    if gradient > SMALL_GRADIENT:
+        log.warning(
+            "linear probe: no end after %d steps (%d samples of %d features, penalty %g, largest "
+            "gradient %.1g): its accuracy is that of an unfinished fit; raise its `iterations`",
+            iterations, *features.shape, penalty, gradient,
+        )  # fmt: skip
+    return solution, gradient
 
 
 def _inputs(

@@ -17,8 +17,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from pydantic import Field
 from pydantic_core import to_jsonable_python
 
 from dreamshard.config.allowed import schema_of
@@ -28,9 +29,11 @@ from dreamshard.config.sources import leave_out, read_sources, split
 from dreamshard.config.yaml12 import dump_yaml
 from dreamshard.errors import ConfigError
 
-__all__ = ["check", "dump_yaml", "flatten", "load_config", "to_dict", "to_yaml"]
+__all__ = ["FolderName", "check", "dump_yaml", "flatten", "load_config", "to_dict", "to_yaml"]
 
 T = TypeVar("T")
+FolderName = Annotated[str, Field(min_length=1)]
+"""Where something is written: no name would be the working folder."""
 
 
 def load_config(cls: type[T], argv: Sequence[str], *, prog: str, description: str) -> T:

@@ -137,6 +137,8 @@ def describe(node: Schema | None) -> str:
     limits = [LIMITS[name].format(value) for name, value in bound.items()]
     if "minimum" in bound and "maximum" in bound:
         limits = [f"{bound['minimum']}..{bound['maximum']}"]
+    if kind == "string" and bound.get("minLength") == "1":
+        limits[0] = "not empty"
     if kind == "array":
         kind = f"list of {describe(last['items'])}" + "," * bool(limits)
     elif kind == "object":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dreamshard.pictures import write_picture
 from pipeline.images.inputs import ImageInput
 from pipeline.images.labelled import draw_labelled, read_labelled
 from pipeline.images.source import ImageConfig, ImageSource, SourceConfig, open_source
@@ -15,7 +16,7 @@ from pipeline.request import measure_teacher
 from pipeline.teachers.base import Mode, Scalar, Teacher
 from pipeline.teachers.door import open_teacher
 from pipeline.teachers.inspecting import command
-from pipeline.teachers.inspecting.look import MICRO_BATCH, write_sheet
+from pipeline.teachers.inspecting.look import MICRO_BATCH
 from pipeline.teachers.load import teacher_class
 from storage.schema import FeatureBatch
 
@@ -99,4 +100,5 @@ def measure(
         taps=taps, extractor=extractor,
     )  # fmt: skip
     told = measure_teacher.format_measured(measured, extractor)
-    return told, partial(write_sheet, measured.sheet) if measured.sheet else None
+    write = partial(write_picture, measured.sheet, key="sheet") if measured.sheet else None
+    return told, write

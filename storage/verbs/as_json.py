@@ -1,16 +1,17 @@
-"""What `ls`, `inspect` and `verify` say, as plain values for scripts: their --json."""
+"""What `ls`, `inspect`, `verify` and `gc` say, as plain values for scripts: their --json."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
 from storage.catalog import list_datasets
 from storage.dataset import Dataset
+from storage.verbs.collect import Garbage
 from storage.verbs.findings import Report
 from storage.verbs.inspect import Summary, summarize
 from storage.verbs.statistics import LevelStatistics
@@ -103,6 +104,26 @@ def verified(dataset: Dataset, report: Report) -> dict[str, Any]:
     whole = not damaged and not unreadable
     told = {"schema": SCHEMA, "url": dataset.url, "whole": whole, **content}
     return told | {"damaged": damaged, "unreadable": unreadable}
+
+
+def planned(root: str, garbage: Sequence[Garbage], removed: Sequence[int] | None) -> dict[str, Any]:
+    """Return what may go, and what went.
+
+    Members: schema, root, garbage (a list of url, kind, reason, bytes, null where they were not
+    counted, and removed, how many files went: null without --yes, 0 of what stays after all).
+    """
+    files = [None] * len(garbage) if removed is None else removed
+    told = [
+        {
+            "url": item.url,
+            "kind": item.kind,
+            "reason": item.reason,
+            "bytes": None if item.bytes < 0 else item.bytes,
+            "removed": count,
+        }
+        for item, count in zip(garbage, files, strict=True)
+    ]
+    return {"schema": SCHEMA, "root": root, "garbage": told}
 
 
 def strict(value: Any) -> Any:

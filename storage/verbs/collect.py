@@ -108,14 +108,15 @@ def plan(
 
 
 def collect(garbage: Sequence[Garbage]) -> int:
-    """Remove what a plan listed; return how many files that were.
+    """Remove what a plan listed; return how many files that were."""
+    return sum(map(remove, garbage))
 
-    What was pinned, opened by a reader or taken up by a run since the plan was made stays.
+
+def remove(item: Garbage) -> int:
+    """Remove one thing that a plan listed; return how many files that were.
+
+    What was pinned, opened by a reader or taken up by a run since the plan was made stays: 0.
     """
-    return sum(map(_remove, garbage))
-
-
-def _remove(item: Garbage) -> int:
     files = open_files(item.url)
     if item.kind == "leftovers":
         return Dataset.open(item.url).sweep()

@@ -9,7 +9,8 @@ from dreamshard.errors import ConfigError, Problem
 from storage.catalog import find_dataset
 from storage.ledger import holds
 from storage.verbs import collect
-from storage.verbs.commands import format_bytes, verb_parser
+from storage.verbs.as_json import planned
+from storage.verbs.commands import format_bytes, print_json, verb_parser
 
 
 def gc(argv: Sequence[str]) -> int:
@@ -19,6 +20,7 @@ def gc(argv: Sequence[str]) -> int:
         "List what may be removed under a folder of datasets: what dead runs left, files of units "
         "that are not done, and datasets by the rules given. Nothing is removed without --yes; "
         "pinned datasets, those somebody reads and those a run is at work on stay.",
+        told=True,
     )
     parser.add_argument("root", help="folder of datasets, a path or URL")
     parser.add_argument(
@@ -38,17 +40,33 @@ def gc(argv: Sequence[str]) -> int:
         superseded=options.superseded,
         remove=options.remove,
     )
+    if options.json:
+        removed = [collect.remove(item) for item in garbage] if options.yes else None
+        print_json(planned(options.root, garbage, removed))
+        return 0
     for item in garbage:
         size = "" if item.bytes < 0 else f", {format_bytes(item.bytes)}"
         print(f"{item.kind}: {item.url}: {item.reason}{size}")
-    total = format_bytes(sum(max(0, item.bytes) for item in garbage))
     if not garbage:
         print(f"{options.root}: nothing to remove.")
     elif options.yes:
-        print(f"removed {collect.collect(garbage):,} files, about {total}.")
+        _remove(garbage)
     else:
-        print(f"about {total} in all; nothing was removed. Add --yes to remove it.")
+        print(f"about {_total(garbage)} in all; nothing was removed. Add --yes to remove it.")
     return 0
+
+
+def _remove(garbage: Sequence[collect.Garbage]) -> None:
+    removed = [collect.remove(item) for item in garbage]
+    gone = [item for item, files in zip(garbage, removed, strict=True) if files]
+    for item in garbage:
+        if item not in gone:
+            print(f"stays: {item.url}: it was taken up, opened, pinned or removed meanwhile")
+    print(f"removed {sum(removed):,} files, about {_total(gone)}.")
+
+
+def _total(garbage: Sequence[collect.Garbage]) -> str:
+    return format_bytes(sum(max(0, item.bytes) for item in garbage))
 
 
 def pin(argv: Sequence[str]) -> int:

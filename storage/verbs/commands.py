@@ -6,13 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from dreamshard.errors import DataError
+from dreamshard.errors import ConfigError, DataError, Problem
+from dreamshard.pictures import picture_path, write_picture
 from dreamshard.progress import Progress
 from storage.catalog import find_dataset
 from storage.dataset import Dataset
@@ -83,6 +83,9 @@ def inspect(argv: Sequence[str]) -> int:
         help="write a picture: images and maps as colours",
     )
     options = parser.parse_args(argv)
+    sheet = None if options.sheet is None else picture_path(options.sheet, key="--sheet")
+    if options.samples < 0:
+        raise ConfigError(Problem("--samples", str(options.samples), "a count; 0 for none"))
     dataset = find_dataset(options.dataset)
     summary = summarize(dataset)
     if options.json:
@@ -92,10 +95,10 @@ def inspect(argv: Sequence[str]) -> int:
         print_json(inspected(dataset, summary, statistics))
     else:
         _show(dataset, summary, samples=options.samples)
-    if options.sheet:
-        Path(options.sheet).write_bytes(contact_sheet(dataset.snapshot()))
+    if sheet is not None:
+        write_picture(contact_sheet(dataset.snapshot()), sheet, key="--sheet")
         told = sys.stderr if options.json else sys.stdout
-        print(f"{options.sheet}: one row a sample: its image, then its maps.", file=told)
+        print(f"{sheet}: one row a sample: its image, then its maps.", file=told)
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dreamshard.config import FolderName
 from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
@@ -40,7 +41,7 @@ class InterpretConfig:
         ),
     )
 
-    out: str = "interpreters/my-labels"
+    out: FolderName = "interpreters/my-labels"
     """Folder for the interpreter; reused if one that fits is there."""
     run_dir: str = ""
     """Folder for the record of this run; empty for <out>/run."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dreamshard.config import FolderName
 from dreamshard.config.reads import Table, When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
@@ -168,7 +169,7 @@ class PretrainConfig:
     """What is trained."""
     generator: str = ""
     """Folder or file of the generator that an encoder is trained for."""
-    out: str = "teachers/my-teacher"
+    out: FolderName = "teachers/my-teacher"
     """Folder for the teacher, laid out as diffusers does; reused if one that fits is there."""
     run_dir: str = ""
     """Folder for the record and the checkpoint of this run; empty for <out>/run."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from dreamshard.config.yaml12 import parse_yaml
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.pictures import picture_path, write_picture
 from dreamshard.progress import begin
 from pipeline.teachers.base import Scalar, guesses
 from pipeline.teachers.diffusion.checkpoints import kind_of
@@ -37,6 +38,7 @@ sheet, where there is one."""
 MAX_SAMPLES = 4096
 SOME = 384
 """Images that --choose and --measure look at where no --samples says how many (count)."""
+SHEET = "teacher-sheet.png"
 EXAMPLE = "dreamshard inspect teacher model.pt --image_size 64 --num_heads 4"
 
 
@@ -60,6 +62,7 @@ def main(
     options, rest = _parser().parse_known_args(list(argv))
     settings = _settings(rest)
     size = _size(options.image_size)
+    picture_path(options.sheet, key="sheet")
     if options.choose:
         choosing.check(options.path, kind=options.kind, images=options.images)
     if options.measure and not options.images:
@@ -114,7 +117,7 @@ def _act(
     elif options.samples:
         options.levels = options.levels or _usual(description)
         _show_samples(options, settings, size, encode)
-    elif options.sheet or options.images:
+    elif options.sheet != SHEET or options.images:
         hint = "Such as --samples 8."
         raise ConfigError(Problem("samples", "0", "a count, with --sheet or --images", hint))
     return 0
@@ -141,9 +144,8 @@ def _measure(
     )
     print(told)
     if write is not None:
-        sheet = Path(options.sheet or "teacher-sheet.png")
-        write(sheet)
-        print(f"images and their reconstructions: {sheet}")
+        write(Path(options.sheet))
+        print(f"images and their reconstructions: {options.sheet}")
 
 
 def _usual(known: NetworkDescription) -> list[str]:
@@ -181,9 +183,8 @@ def _show_samples(
         encode=looks,
     )
     print(look.format_energies(look.energies(seen)))
-    sheet = Path(options.sheet or "teacher-sheet.png")
-    look.write_sheet(look.contact_sheet(seen), sheet)
-    print(f"contact sheet: {sheet}")
+    write_picture(look.contact_sheet(seen), Path(options.sheet), key="sheet")
+    print(f"contact sheet: {options.sheet}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", default="", help="look at these: folder, tar, Parquet or URL")
     parser.add_argument("--timesteps", nargs="+", type=_count, help="of a diffusion teacher")
-    parser.add_argument("--sheet", default="", help="where the contact sheet goes (PNG)")
+    parser.add_argument(
+        "--sheet", default=SHEET, help="where the contact sheet goes, a PNG file (%(default)s)"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 

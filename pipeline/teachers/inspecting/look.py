@@ -8,13 +8,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from dreamshard.errors import ConfigError, Problem, TeacherError
-from dreamshard.permissions import apply_umask
+from dreamshard.errors import TeacherError
 from dreamshard.pictures import feature_rgb
 from pipeline.teachers.base import Scalar, Teacher
 from pipeline.teachers.door import open_teacher
@@ -186,20 +184,6 @@ def contact_sheet(seen: Seen) -> bytes:
     out = io.BytesIO()
     sheet.save(out, "PNG", optimize=True)
     return out.getvalue()
-
-
-def write_sheet(sheet: bytes, path: Path) -> None:
-    """Write a sheet as a PNG file.
-
-    Raises: ConfigError if it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(sheet)
-    except OSError as error:
-        got = f"{path} ({error.strerror or error})"
-        raise ConfigError(Problem("sheet", got, "a file that can be written")) from error
-    apply_umask(path)
 
 
 def _told(name: str, seen: Seen) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from dreamshard.config import FolderName
 from dreamshard.config.reads import When
 from dreamshard.errors import Problem
 from pipeline.images.source import ImageConfig, SourceConfig
@@ -29,7 +30,7 @@ class CleanConfig:
 
     teacher: str = ""
     """Folder of the diffusion teacher, which stays as it is."""
-    out: str = "teachers/my-clean-teacher"
+    out: FolderName = "teachers/my-clean-teacher"
     """Folder for the clean teacher; reused if one that fits is there."""
     run_dir: str = ""
     """Folder for the record and the checkpoint of this run; empty for <out>/run."""

@@ -17,5 +17,5 @@ def test_an_evaluation_without_a_task_is_none() -> None:
 
 @pytest.mark.parametrize("cls", [EvaluateConfig, TrainConfig])
 def test_the_working_folder_is_not_taken_for_a_run(cls: type) -> None:
-    with pytest.raises(ConfigError, match="run_dir: got nothing, allowed a folder"):
+    with pytest.raises(ConfigError, match='run_dir: got "", allowed text not empty. Try --run_'):
         load_config(cls, ["--run_dir", ""], prog="dreamshard", description="")

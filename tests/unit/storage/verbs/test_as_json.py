@@ -1,13 +1,17 @@
-"""What scripts read: --json of ls, inspect and verify."""
+"""What scripts read: --json of ls, inspect, verify and gc."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from dreamshard.errors import ConfigError
 from storage.dataset import Dataset
+from storage.verbs import collect
+from storage.verbs.collect_commands import gc
 from storage.verbs.commands import inspect, ls, verify
 from tests.feature_store import fill, make_dataset, make_recipe
 
@@ -70,3 +74,44 @@ def test_verify_tells_each_problem_with_its_file(
     (damaged,) = told["damaged"]
     assert damaged["unit"] == 1 and path.as_posix().endswith(damaged["path"])
     assert "it makes unit 1 again" in shown.err
+
+
+def test_gc_tells_what_may_go_and_what_went(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = dataset.url.rpartition("/")[2]
+
+    def told(*options: str) -> list[dict[str, object]]:
+        assert gc([str(tmp_path), "--json", *options]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["root"] == str(tmp_path)
+        return shown["garbage"]
+
+    assert told() == []
+    (only,) = told("--remove", name)
+    assert only["url"] == dataset.url and only["kind"] == "dataset" and only["reason"]
+    assert only["removed"] is None and Path(dataset.url).is_dir()
+    files = sum(path.is_file() for path in Path(dataset.url).rglob("*"))
+    (gone,) = told("--remove", name, "--yes")
+    assert gone["removed"] == files and gone["bytes"] == only["bytes"]
+    assert not Path(dataset.url).exists()
+
+
+def test_what_stays_after_all_is_not_counted_as_removed(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with patch.object(collect, "remove", return_value=0):
+        assert gc([str(tmp_path), "--remove", dataset.url.rpartition("/")[2], "--yes"]) == 0
+    shown = capsys.readouterr().out
+    assert f"stays: {dataset.url}: " in shown and "removed 0 files, about 0 B." in shown
+
+
+@pytest.mark.parametrize("name", ["sheet.txt", "sheet", "", "folder.png"])
+def test_a_sheet_that_is_no_png_file_is_refused_before_anything_is_read(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ConfigError, match="--sheet: got .*allowed a file"):
+        inspect([str(tmp_path / "no dataset"), "--sheet", str(tmp_path / name) if name else ""])
+    with pytest.raises(ConfigError, match="--samples: got -1"):
+        inspect([str(tmp_path / "no dataset"), "--samples", "-1"])
