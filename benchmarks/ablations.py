@@ -42,7 +42,7 @@ import numpy as np
 
 from benchmarks import cifar10
 from benchmarks.ablation_variants import BASE, BASE_METHOD, GROUPS, VARIANTS
-from benchmarks.charts import paired_intervals
+from benchmarks.charts import half_interval, paired_intervals
 from benchmarks.commands import run_command
 from dreamshard.charts import LIGHT
 from dreamshard.runfolder import write_text
@@ -198,13 +198,7 @@ def compare(rows: dict[str, dict[int, dict[str, Any]]], *, against: str = BASE) 
 
 def interval(differences: list[float]) -> dict[str, float | None]:
     """Return the mean difference and half its 95 % interval (None for a single pair)."""
-    from scipy import stats
-
-    half = None
-    if len(differences) > 1:
-        spread = float(np.std(differences, ddof=1)) / len(differences) ** 0.5
-        half = float(stats.t.ppf(0.975, len(differences) - 1)) * spread
-    return {"difference": float(np.mean(differences)), "half_interval": half}
+    return {"difference": float(np.mean(differences)), "half_interval": half_interval(differences)}
 
 
 def picture(table: dict[str, Any], path: Path) -> None:

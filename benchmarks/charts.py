@@ -42,6 +42,16 @@ def level_curves(
     return to_png(figure)
 
 
+def half_interval(values: Sequence[float]) -> float | None:
+    """Return half the 95 % interval of the mean by Student's t; None of fewer than two values."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return float(stats.t.ppf(0.975, len(values) - 1)) * spread
+
+
 def paired_intervals(
     panels: Mapping[str, Mapping[str, tuple[float, float | None]]], theme: Theme, *, xlabel: str
 ) -> bytes:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+
+from benchmarks.charts import half_interval
 
 
 def compared(arms: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -38,10 +39,8 @@ def compared(arms: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, A
 def interval(values: Sequence[float]) -> dict[str, float]:
     """Return mean, count and, of two seeds or more, half the 95 % interval of Student's t."""
     found = {"mean": float(np.mean(values)), "seeds": len(values)}
-    if len(values) > 1:
-        factor = float(stats.t.ppf(0.975, len(values) - 1))
-        found["half"] = factor * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return found
+    half = half_interval(values)
+    return found if half is None else found | {"half": half}
 
 
 def paired(

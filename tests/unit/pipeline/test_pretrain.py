@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from dreamshard.config import to_dict
 from dreamshard.errors import ConfigError, DataError
@@ -22,31 +21,9 @@ from pipeline.learning.pretraining import budget, objective, state
 from pipeline.learning.pretraining.config import ObjectiveConfig, PretrainConfig, UNetConfig
 from pipeline.learning.pretraining.data import TrainingImages
 from storage.schema import canonical_json
+from tests.unit.pipeline.pretraining_runs import tiny, weights_of
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def tiny(out: Path, **changes: object) -> PretrainConfig:
-    """A run of under a second."""
-    values: dict[str, object] = {
-        "out": str(out),
-        "source": SourceConfig(kind="digits"),
-        "image": ImageConfig(size=16, views=2, flip="random"),
-        "unet": UNetConfig(block_out_channels=[8, 8], norm_num_groups=4),
-        "steps": 4,
-        "batch_size": 4,
-        "warmup_steps": 1,
-        "num_samples": 4,
-        "sample_steps": 2,
-        "threads": 1,
-        "checkpoint_every": 2,
-        "device": "cpu",
-    }
-    return PretrainConfig(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / state.WEIGHTS)
 
 
 class Interrupted(Exception):
@@ -431,72 +408,3 @@ def test_a_run_shows_what_it_does(tmp_path: Path) -> None:
     assert card["proxy_distance"]["proxy_fd"] == distances[4]
     stats = json.loads((run / "stats.json").read_text())
     assert stats["seconds"] > 0 and stats["img_per_s"] > 0
-
-
-class Killed(BaseException):
-    """Stand for SIGKILL: nothing that follows is done."""
-
-
-AT_THE_END = [
-    *(state.WEIGHTS, "config.json", "scheduler_config.json", "stats.json", "README.txt"),
-    state.CARD,
-]
-
-
-@pytest.mark.parametrize("apart", [False, True], ids=["run inside", "run elsewhere"])
-@pytest.mark.parametrize(
-    "at",
-    [state.WEIGHTS, "config.json", "scheduler_config.json", "stats.json", "README.txt", state.CARD],
-)
-def test_killed_at_its_end_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, apart: bool
-) -> None:
-    given = {"run_dir": str(tmp_path / "run")} if apart else {}
-    script.pretrain(tiny(tmp_path / "whole"))
-    original = Path.replace
-
-    def killed(self: Path, target: Path) -> Path:
-        done = original(self, target)
-        if Path(target).name == at:
-            raise Killed
-        return done
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", killed)
-        with pytest.raises(Killed):
-            script.pretrain(tiny(tmp_path / "t", **given))
-    (tmp_path / "t" / ".config.json.999999999.partial").write_text("half")
-    script.pretrain(tiny(tmp_path / "t", **given))
-    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "t")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    names = {path.name for path in (tmp_path / "t").iterdir()} - {"run"}
-    assert names == {path.name for path in (tmp_path / "whole").iterdir()} - {"run"}
-    run = tmp_path / ("run" if apart else "t/run")
-    assert {p.name for p in run.iterdir()} == {p.name for p in (tmp_path / "whole/run").iterdir()}
-
-
-def test_killed_at_the_end_of_an_extension_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("whole", "t"):
-        script.pretrain(tiny(tmp_path / name))
-    script.pretrain(tiny(tmp_path / "whole", steps=6))
-    with monkeypatch.context() as patched:
-        patched.setattr(state, "save_card", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            script.pretrain(tiny(tmp_path / "t", steps=6))
-    script.pretrain(tiny(tmp_path / "t", steps=6))
-    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "t")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert not (tmp_path / "t" / state.BEGUN).exists()
-
-
-def test_weights_that_nobody_knows_are_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "t").mkdir()
-    (tmp_path / "t" / state.WEIGHTS).write_bytes(b"somebody's")
-    with pytest.raises(ConfigError, match="weights without a card"):
-        script.pretrain(tiny(tmp_path / "t"))
-    (tmp_path / "t" / state.BEGUN).write_text('{"recipe_key": "another"}')
-    with pytest.raises(ConfigError, match="weights without a card"):
-        script.pretrain(tiny(tmp_path / "t"))
-    assert (tmp_path / "t" / state.WEIGHTS).read_bytes() == b"somebody's"
