@@ -12,22 +12,25 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from dreamshard.config import dump_yaml, to_dict
+from dreamshard.config import dump_yaml, flatten, to_dict
+from dreamshard.config.yaml12 import read_yaml
 from dreamshard.errors import ConfigError, Problem
 from dreamshard.foreign.files import read_bytes
 from dreamshard.foreign.text import parse_json, read_json
-from dreamshard.owner.folders import claim
+from dreamshard.owner.folders import claim, there_and_asked
 from dreamshard.owner.parts import part_of, sweep
 from dreamshard.redact import redact, redact_command, redact_line
 from dreamshard.versions import all_versions
 
+CONFIG = "config.resolved.yaml"
 FILES = {
     "owner.json": "whose folder this is: no other run writes into it",
     "command.txt": "the command of every start of this run, newest last",
-    "config.resolved.yaml": "the whole configuration; give it back with --config",
+    CONFIG: "the whole configuration; give it back with --config",
     "environment.json": "machine, versions and environment variables (secrets left out)",
     "metrics.jsonl": "one JSON object per logged step",
     "stats.json": "the run's figures as a whole",
@@ -132,6 +135,19 @@ def _plain(value: object) -> object:
     return value
 
 
+def _unlike(folder: Path, config: object) -> list[str]:
+    """Say which settings differ from those that a run folder has recorded; those of both."""
+    told, unreadable = read_yaml(str(folder / CONFIG))
+    if unreadable is not None:
+        return []
+    there, asked = flatten(told), flatten(redact(to_dict(config)))
+    return [
+        there_and_asked(name, there[name], asked[name])
+        for name in asked
+        if name in there and there[name] != asked[name]
+    ]
+
+
 class RunFolder:
     """Keep the record of one run; make it in one process only (rank 0, the driver).
 
@@ -161,12 +177,18 @@ class RunFolder:
         history = self.path / "command.txt"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            claim(self.path, command_of(config), of or {}, replace=replace)
+            claim(
+                self.path,
+                command_of(config),
+                of or {},
+                replace=replace,
+                settings=partial(_unlike, self.path, config),
+            )
             sweep(self.path)
             before = _text_of(history) if history.exists() else ""
             stamp = time.strftime("# %Y-%m-%d %H:%M:%S")
             write_text(history, f"{before}{stamp}\n{line}\n")
-            write_text(self.path / "config.resolved.yaml", dump_yaml(redact(to_dict(config))))
+            write_text(self.path / CONFIG, dump_yaml(redact(to_dict(config))))
             write_text(self.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         except OSError as error:
             hint = "Choose another folder for the run with --run_dir, make room, or grant access."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dreamshard.errors import ConfigError, Problem
@@ -20,10 +20,16 @@ RECORDS = ("metrics.jsonl", "stats.json", "README.txt", "results.json")
 COMMANDS = ("pretrain", "interpret", "encode", "synthesize", "serve", "train", "evaluate")
 """Those that keep run folders."""
 MAX_SHOWN = 4
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def check_owner(
-    folder: Path, command: str, of: Mapping[str, object], *, key: str = "run_dir"
+    folder: Path,
+    command: str,
+    of: Mapping[str, object],
+    *,
+    key: str = "run_dir",
+    settings: Callable[[], Sequence[str]] = list,
 ) -> None:
     """Find out whether a run may write into a folder.
 
@@ -32,6 +38,8 @@ def check_owner(
         command: what runs, such as "encode".
         of: what the run is of, by name, JSON's values; another start of the same run has the same.
         key: dotted key of the folder's setting, for messages.
+        settings: says which settings differ from those of the run that is there, in words; asked
+            where a digest alone would tell two runs apart.
 
     Raises:
         ConfigError: the folder is another run's, or its owner cannot be read.
@@ -48,11 +56,11 @@ def check_owner(
     if told is None or told == mine:
         return
     names = [name for name in {**told, **mine} if told.get(name) != mine.get(name)]
-    differing = "; ".join(
-        f"{name} {_show(told.get(name))} there, {_show(mine.get(name))} asked for"
-        for name in names[:MAX_SHOWN]
-    )
-    more = f"; {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    by_digest = all(DIGEST.fullmatch(str(mine.get(name))) for name in names)
+    unlike = list(settings()) if by_digest else []
+    unlike = unlike or [there_and_asked(name, told.get(name), mine.get(name)) for name in names]
+    differing = "; ".join(unlike[:MAX_SHOWN])
+    more = f"; {len(unlike) - MAX_SHOWN} more" if len(unlike) > MAX_SHOWN else ""
     got = f"{folder}, which holds another run ({differing}{more})"
     raise ConfigError(Problem(key, got, "a folder of this run alone", hint))
 
@@ -79,13 +87,19 @@ def is_owner(folder: Path, command: str, of: Mapping[str, object]) -> bool:
 
 
 def claim(
-    folder: Path, command: str, of: Mapping[str, object], *, key: str = "run_dir", replace: bool
+    folder: Path,
+    command: str,
+    of: Mapping[str, object],
+    *,
+    key: str = "run_dir",
+    replace: bool,
+    settings: Callable[[], Sequence[str]] = list,
 ) -> None:
     """Take a folder for a run, or find that it is its own already.
 
     Args:
         replace: whether another run of the same command is thrown out, its records with it.
-        folder, command, of, key: as in `check_owner`.
+        folder, command, of, key, settings: as in `check_owner`.
 
     Raises:
         ConfigError: as `check_owner`.
@@ -99,11 +113,11 @@ def claim(
             for name in RECORDS:
                 (folder / name).unlink(missing_ok=True)
             part.replace(owner)
-        check_owner(folder, command, of, key=key)
+        check_owner(folder, command, of, key=key, settings=settings)
         if part.exists():
             os.link(part, owner)  # of two runs that begin at once, one is first
     except FileExistsError:
-        check_owner(folder, command, of, key=key)
+        check_owner(folder, command, of, key=key, settings=settings)
     except (PermissionError, NotImplementedError):  # no hard links on this disk
         part.replace(owner)
     finally:
@@ -156,6 +170,11 @@ def _free(folder: Path) -> Path:
     while folder.with_name(f"{folder.name}-{number}").exists():
         number += 1
     return folder.with_name(f"{folder.name}-{number}")
+
+
+def there_and_asked(name: str, there: object, asked: object) -> str:
+    """Say of one thing what a run has and what is asked for instead."""
+    return f"{name} {_show(there)} there, {_show(asked)} asked for"
 
 
 def _show(value: object) -> str:

@@ -67,6 +67,18 @@ def test_another_run_of_the_same_command_is_refused_by_name(tmp_path: Path) -> N
     assert f"--run_dir {tmp_path}-3" in text
 
 
+def test_where_a_digest_differs_the_settings_are_named(tmp_path: Path) -> None:
+    start(tmp_path, TrainConfig(steps=400), of={"recipe": "0" * 64})
+    with pytest.raises(ConfigError) as caught:
+        start(tmp_path, TrainConfig(steps=4000), of={"recipe": "1" * 64})
+    assert "another run (steps 400 there, 4000 asked for)" in str(caught.value)
+    with pytest.raises(ConfigError, match="recipe 0{64} there, 1{64} asked for"):  # other images
+        start(tmp_path, TrainConfig(steps=400), of={"recipe": "1" * 64})
+    (tmp_path / "config.resolved.yaml").write_text("steps: [")
+    with pytest.raises(ConfigError, match="recipe 0{64} there, 1{64} asked for"):
+        start(tmp_path, TrainConfig(steps=4000), of={"recipe": "1" * 64})
+
+
 def test_one_that_is_replaced_leaves_no_figures(tmp_path: Path) -> None:
     first = start(tmp_path, of={"recipe": "a"})
     first.log(step=1)
