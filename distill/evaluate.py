@@ -67,8 +67,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Run the tasks on a student and its baselines; write and show the results.
 
     Returns:
-        What results.json holds: "student", "levels", per task its result, and in "tables" what was
-        printed of it; where features were extracted also "images" and "dimensions".
+        What results.json holds: "student", "student_digest", "levels", "seed", per task its result,
+        and in "tables" what was printed; where features were extracted also "images", "dimensions".
 
     Raises:
         ConfigError: a teacher that is not the student's, or images it cannot be probed on.
@@ -77,6 +77,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from distill.bench.bench import ReadOuts, StudentBench
     from distill.configs.tasks import TASKS
     from distill.modules.heads import head_folder
+    from distill.students.card import student_digest
     from distill.students.export import load_student
     from distill.tables import load_part
 
@@ -90,7 +91,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     device = choose_device(config)
     baselines = choose_baselines(config, card=card, device=device, image_size=size)
     folder = Path(config.run_dir)
-    known = {"student": config.student, "levels": card.levels, "seed": config.seed}
+    known = {
+        "student": config.student,
+        "student_digest": student_digest(Path(config.student)),
+        "levels": card.levels,
+        "seed": config.seed,
+    }
     bench = StudentBench(
         student=student,
         card=card,

@@ -1,4 +1,4 @@
-"""Texts that were meant as URLs."""
+"""Texts that are, or were meant as, URLs."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def mended_url(text: str) -> str:
     """
     found = TORN.match(text)
     return f"{found[1]}://{text[found.end() :]}" if found else ""
+
+
+def split_last(url: str) -> tuple[str, str]:
+    """Split a path or URL into the folder above and the last name; a bucket alone has neither."""
+    above, _, name = url.rpartition("/")
+    return ("", "") if above.endswith(":/") else (above, name)

@@ -81,6 +81,8 @@ class Objects:
                 f"{url}: got a {self.scheme}:// URL, allowed a local path, file:// or "
                 f"{', '.join(f'{name}://' for name in SCHEMES)}."
             )
+        if self.scheme != "memory" and not url.partition("://")[2].strip("/"):
+            raise DataError(f"{url}: got no bucket, allowed {self.scheme}://BUCKET/FOLDER.")
         self._process, self._fs, self._root = 0, None, ""
         self._open()
 
