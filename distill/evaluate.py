@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from distill.configs.evaluate import EvaluateConfig
 from dreamshard.config import flatten, load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
+from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.runfolder import RunFolder, write_text
 from storage.schema import canonical_json
@@ -74,6 +75,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a teacher that is not the student's, or images it cannot be probed on.
         DataError: no trained student, or images that cannot be read.
     """
+    with only_one(Path(config.run_dir)):
+        return _evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from distill.bench.bench import ReadOuts, StudentBench
     from distill.configs.tasks import TASKS
     from distill.modules.heads import head_folder

@@ -13,6 +13,7 @@ from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.shown import plain
 from dreamshard.foreign.text import read_json
 from dreamshard.owner.parts import part_of
+from dreamshard.owner.urls import local_folder
 
 TEACHER_CARD = "teacher_card.json"
 TEACHER_KINDS = (".json", ".safetensors", ".png")
@@ -45,10 +46,12 @@ def _teacher(argv: Sequence[str]) -> int:
         description="Copy a teacher that `dreamshard pretrain` made into a folder for the Hub.",
     )
     parser.add_argument("teacher", help="the teacher's folder")
-    parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
+    parser.add_argument(
+        "--out", required=True, type=local_folder, help="folder to write; it must not exist yet"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
-    out = publish_teacher(Path(options.teacher), Path(options.out))
+    out = publish_teacher(Path(options.teacher), options.out)
     print(f"{out}\nnext: hf upload {shlex.quote(f'USER/{out.name}')} {shlex.quote(str(out))}")
     return 0
 

@@ -24,6 +24,7 @@ import yaml
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.shown import plain
+from dreamshard.owner.urls import local_folder
 from dreamshard.pictures import fit_colours
 from dreamshard.redact import redact
 from storage.catalog import find_dataset
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     name_readers("publish")
     out = publish_dataset(
         find_dataset(options.dataset),
-        Path(options.out),
+        options.out,
         levels=options.levels,
         samples=options.samples,
         codecs=options.codec or (),
@@ -260,7 +261,9 @@ def _parser() -> Any:
         "publish", "Copy a feature dataset into a folder that the Hugging Face Hub understands."
     )
     parser.add_argument("dataset", metavar="DATASET", help="the dataset's folder, or ROOT/NAME")
-    parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
+    parser.add_argument(
+        "--out", required=True, type=local_folder, help="folder to write; it must not exist yet"
+    )
     parser.add_argument(
         "--levels", nargs="+", help="levels to publish, by name or stride; all if not given"
     )

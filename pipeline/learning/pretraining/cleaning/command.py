@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, DreamshardError, Problem
 from dreamshard.foreign.text import read_json
+from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.redact import redact
 from pipeline.learning.pretraining.cleaning.config import CleanConfig
@@ -66,6 +67,11 @@ def clean(config: CleanConfig) -> Path:
         DataError: no usable image, or a damaged checkpoint.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
+    with only_one(Path(config.run_dir or Path(config.out) / "run")):
+        return _clean(config)
+
+
+def _clean(config: CleanConfig) -> Path:
     import torch
 
     from dreamshard.runfolder import RunFolder
