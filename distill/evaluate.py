@@ -28,6 +28,7 @@ from dreamshard.errors import ConfigError, Problem, run_main
 from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.runfolder import RunFolder, write_text
+from pipeline.learning.launcher import check_one
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> int | None:
     told = "--json" in argv
     words = [word for word in argv if word != "--json"]
     config = load_config(EvaluateConfig, words, prog="dreamshard evaluate", description=DESCRIPTION)
+    check_one("evaluate")
     begin(f"evaluate: {', '.join(config.tasks)} of {config.student}; loading PyTorch")
     if not told:
         evaluate(config)

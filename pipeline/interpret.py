@@ -32,6 +32,7 @@ from dreamshard.errors import ConfigError, DreamshardError, Problem, run_main
 from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from pipeline.learning.interpreting.config import InterpretConfig
+from pipeline.learning.launcher import check_one
 from pipeline.teachers.interpreted.card import (
     CARD,
     InterpreterCard,
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int | None:
     config = load_config(
         InterpretConfig, argv, prog="dreamshard interpret", description=DESCRIPTION
     )
+    check_one("interpret")
     begin(f"interpret: {config.target}s into {config.out}; loading PyTorch")
     interpret(config)
     return None

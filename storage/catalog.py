@@ -134,16 +134,6 @@ def find_dataset(url: str) -> Dataset:
     )
 
 
-def named_datasets(url: str) -> list[Dataset]:
-    """Open every dataset under ROOT that has the name of ROOT/NAME.
-
-    Raises:
-        DataError: a root that cannot be listed, or a damaged dataset.
-    """
-    root, name = split_last(open_files(url).url)
-    return [Dataset.open(place) for place in _named(root, name)] if name else []
-
-
 def _named(root: str, name: str) -> list[str]:
     urls = []
     for folder in sorted(open_files(root).names("")):

@@ -12,7 +12,7 @@ from pathlib import Path
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.shown import plain
 from dreamshard.foreign.text import read_json
-from dreamshard.owner.parts import part_of
+from dreamshard.owner.parts import part_of, put_in_place
 from dreamshard.owner.urls import local_folder
 
 TEACHER_CARD = "teacher_card.json"
@@ -76,7 +76,7 @@ def publish_teacher(source: Path, out: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)  # with the permissions of the umask, not its own
         (part / "README.md").write_text(_card(card, out.name), encoding="utf-8")
-        part.rename(out)
+        put_in_place(part, out)
     except OSError as error:
         got = f"{out} ({error.strerror or error})"
         raise ConfigError(Problem("out", got, "a folder that can be written")) from error

@@ -24,6 +24,8 @@ import yaml
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.shown import plain
+from dreamshard.owner.alone import only_one
+from dreamshard.owner.parts import put_in_place
 from dreamshard.owner.urls import local_folder
 from dreamshard.pictures import fit_colours
 from dreamshard.redact import redact
@@ -34,7 +36,7 @@ from storage.ledger.holds import name_readers
 from storage.rows.pick import read_rows
 from storage.snapshot import Snapshot
 from storage.verbs.commands import format_bytes, verb_parser
-from storage.verbs.export import create_copy, plan_copy, run_copy
+from storage.verbs.export import Copy, create_copy, plan_copy, run_copy
 from storage.verbs.statistics import enlarge, spread
 
 PREVIEW = "preview/train.parquet"
@@ -91,7 +93,13 @@ def publish_dataset(
         raise ConfigError(Problem("out", str(out), "a folder that does not exist yet", hint))
     copy = plan_copy(dataset, layout_format="tar", levels=levels, samples=samples, codecs=codecs)
     staging = out.with_name(f".{out.name}.publishing")
-    target = create_copy(copy, str(staging), origin=dataset.recipe.folder)
+    with only_one(staging, key="out"):
+        _write(copy, staging, out, origin=dataset.recipe.folder)
+    return out
+
+
+def _write(copy: Copy, staging: Path, out: Path, *, origin: str) -> None:
+    target = create_copy(copy, str(staging), origin=origin)
     run_copy(copy, target)
     snapshot = target.snapshot()
     folder = staging / target.recipe.folder
@@ -100,9 +108,8 @@ def publish_dataset(
     card = dataset_card(target, snapshot, name=out.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "pins", ignore_errors=True)  # marks of readers, this process among them
-    folder.rename(out)
+    put_in_place(folder, out)
     shutil.rmtree(staging)
-    return out
 
 
 def preview(snapshot: Snapshot) -> bytes:

@@ -168,7 +168,7 @@ def go(item: Stage, road: Mapping[str, Any]) -> int:
         stage(f"evaluate: {settings.run_dir} is finished, its results are reused")
         return 0
     try:
-        argv = [*item.argv, *(one_of_several(settings, makers) if item.verb == "train" else ())]
+        argv = [*item.argv, *(dataset_meant(settings, makers) if item.verb == "train" else ())]
         with as_command(["dreamshard", item.verb, *argv]):
             return load_verb(item.verb)(argv) or 0
     except DreamshardError as error:
@@ -179,11 +179,12 @@ def go(item: Stage, road: Mapping[str, Any]) -> int:
         return INTERRUPTED
 
 
-def one_of_several(settings: Any, makers: Sequence[Any]) -> list[str]:
-    """Return the argument that names, of several datasets of the name, the one to train on.
+def dataset_meant(settings: Any, makers: Sequence[Any]) -> list[str]:
+    """Return the argument that names the dataset to train on, where its name alone does not.
 
-    A recipe names its dataset by ROOT/NAME; every change of encode.yaml makes another of that name.
-    The one meant is what the recipe asks for now, not the newest: changed back, it finds an older.
+    A recipe names its dataset by ROOT/NAME; every change of encode.yaml makes another of that name,
+    and a new name for what is there makes none. The one meant is what the recipe asks for now, not
+    the newest: changed back, it finds an older.
 
     Args:
         settings: of the training.
@@ -191,7 +192,7 @@ def one_of_several(settings: Any, makers: Sequence[Any]) -> list[str]:
     """
     from pipeline.request.lookup import look_up
     from pipeline.request.resolve import resolve
-    from storage.catalog import find_dataset, named_datasets
+    from storage.catalog import find_dataset
     from storage.fs.open import open_files
 
     name = settings.data.dataset
@@ -200,18 +201,16 @@ def one_of_several(settings: Any, makers: Sequence[Any]) -> list[str]:
             find_dataset(name)
         return []
     except DataError:
-        datasets = named_datasets(name)
-    if len(datasets) < 2:
-        return []  # there is none: the stage says so
+        pass  # none of that name, or several
     for maker in makers:
         if open_files(f"{maker.root}/{maker.name}").url != open_files(name).url:
             continue
         found = look_up(resolve(maker.settled().request()))
         if found is not None:
             url = found.dataset.url
-            stage(f"run: {len(datasets)} datasets are called {name}; the recipe's is taken: {url}")
+            stage(f"run: of {name}, what the recipe asks for is taken: {url}")
             return [f"--data.dataset={url}"]
-    return []  # nothing here tells which is meant: the stage refuses, and names them
+    return []  # nothing here tells which is meant: the stage refuses, and says what there is
 
 
 def report(folder: Path, settings: Mapping[str, Any], *, number: int) -> int:

@@ -19,6 +19,7 @@ from dreamshard.foreign.text import read_json
 from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.redact import redact
+from pipeline.learning.launcher import check_one
 from pipeline.learning.pretraining.cleaning.config import CleanConfig
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int | None:
     if argv and not argv[0].startswith("-"):
         argv = ["--teacher", *argv]
     config = load_config(CleanConfig, argv, prog="dreamshard clean", description=DESCRIPTION)
+    check_one("clean")
     begin(f"clean: {config.teacher} for {config.steps:,} steps into {config.out}; loading PyTorch")
     clean(config)
     return None

@@ -125,14 +125,16 @@ def test_of_several_datasets_of_a_name_the_recipes_is_trained_on(tmp_path: Path)
 
     settings = TrainConfig(data=DataConfig(dataset=str(tmp_path / "data" / "d")))
     older = make(recipe(3))
-    assert chain.one_of_several(settings, [recipe(3)]) == []  # one of the name: it is found by it
+    assert chain.dataset_meant(settings, [recipe(3)]) == []  # one of the name: it is found by it
     newer = make(recipe(4))
     for channels, meant in ((3, older), (4, newer)):
-        chosen = chain.one_of_several(settings, [recipe(channels)])
+        chosen = chain.dataset_meant(settings, [recipe(channels)])
         assert chosen == [f"--data.dataset={meant.url}"]
     other = replace(recipe(3), name="e")
+    renamed = TrainConfig(data=DataConfig(dataset=str(tmp_path / "data" / "e")))
+    assert chain.dataset_meant(renamed, [other]) == [f"--data.dataset={older.url}"]
     for makers in ([], [other], [recipe(5)]):  # nothing tells: training refuses and names both
-        assert chain.one_of_several(settings, makers) == []
+        assert chain.dataset_meant(settings, makers) == []
 
 
 def test_an_evaluation_is_finished_only_of_this_student_and_these_settings(tmp_path: Path) -> None:
