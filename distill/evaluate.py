@@ -83,19 +83,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from distill.bench.bench import ReadOuts, StudentBench
-    from distill.configs.tasks import TASKS
     from distill.modules.heads import head_folder
     from distill.students.card import student_digest
     from distill.students.export import load_student
-    from distill.tables import load_part
 
     began = time.perf_counter()
     student, card = load_student(Path(config.student), own=config.own_class)
     size = judged_size(config, student=student, card=card)
-    tasks = {
-        name: load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)
-        for name in config.tasks
-    }
+    tasks = open_tasks(config)
     device = choose_device(config)
     baselines = choose_baselines(config, card=card, device=device, image_size=size)
     folder = Path(config.run_dir)
@@ -132,6 +127,17 @@ def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     record.stats(seconds=time.perf_counter() - began)
     record.propose(shlex.join(["dreamshard", "report", str(record.path)]))
     return results
+
+
+def open_tasks(config: EvaluateConfig) -> dict[str, Any]:
+    """Open the tasks asked for, by name, each with its settings."""
+    from distill.configs.tasks import TASKS
+    from distill.tables import load_part
+
+    return {
+        name: load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)
+        for name in config.tasks
+    }
 
 
 def run_tasks(
