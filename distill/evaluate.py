@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 from distill.configs.evaluate import EvaluateConfig
 from dreamshard.config import flatten, load_config, to_dict
 from dreamshard.errors import ConfigError, Problem, run_main
+from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.runfolder import RunFolder, write_text
+from pipeline.learning.launcher import check_one
 from storage.schema import canonical_json
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def main(argv: Sequence[str]) -> int | None:
     told = "--json" in argv
     words = [word for word in argv if word != "--json"]
     config = load_config(EvaluateConfig, words, prog="dreamshard evaluate", description=DESCRIPTION)
+    check_one("evaluate")
     begin(f"evaluate: {', '.join(config.tasks)} of {config.student}; loading PyTorch")
     if not told:
         evaluate(config)
@@ -67,30 +70,36 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Run the tasks on a student and its baselines; write and show the results.
 
     Returns:
-        What results.json holds: "student", "levels", per task its result, and in "tables" what was
-        printed of it; where features were extracted also "images" and "dimensions".
+        What results.json holds: "student", "student_digest", "levels", "seed", per task its result,
+        and in "tables" what was printed; where features were extracted also "images", "dimensions".
 
     Raises:
         ConfigError: a teacher that is not the student's, or images it cannot be probed on.
         DataError: no trained student, or images that cannot be read.
     """
+    with only_one(Path(config.run_dir)):
+        return _evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from distill.bench.bench import ReadOuts, StudentBench
-    from distill.configs.tasks import TASKS
     from distill.modules.heads import head_folder
+    from distill.students.card import student_digest
     from distill.students.export import load_student
-    from distill.tables import load_part
 
     began = time.perf_counter()
     student, card = load_student(Path(config.student), own=config.own_class)
     size = judged_size(config, student=student, card=card)
-    tasks = {
-        name: load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)
-        for name in config.tasks
-    }
+    tasks = open_tasks(config)
     device = choose_device(config)
     baselines = choose_baselines(config, card=card, device=device, image_size=size)
     folder = Path(config.run_dir)
-    known = {"student": config.student, "levels": card.levels, "seed": config.seed}
+    known = {
+        "student": config.student,
+        "student_digest": student_digest(Path(config.student)),
+        "levels": card.levels,
+        "seed": config.seed,
+    }
     bench = StudentBench(
         student=student,
         card=card,
@@ -118,6 +127,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     record.stats(seconds=time.perf_counter() - began)
     record.propose(shlex.join(["dreamshard", "report", str(record.path)]))
     return results
+
+
+def open_tasks(config: EvaluateConfig) -> dict[str, Any]:
+    """Open the tasks asked for, by name, each with its settings."""
+    from distill.configs.tasks import TASKS
+    from distill.tables import load_part
+
+    return {
+        name: load_part(name, table=TASKS)(config.task_settings(name), seed=config.seed)
+        for name in config.tasks
+    }
 
 
 def run_tasks(

@@ -17,7 +17,7 @@ from distill.configs.student import OwnClassConfig
 from dreamshard.config import FolderName, load_config
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.files import MAX_BYTES
-from dreamshard.owner.parts import part_of
+from dreamshard.owner.parts import part_of, put_in_place
 from dreamshard.progress import begin, stage
 
 DESCRIPTION = "Copy a trained student into a folder that timm, the Hugging Face Hub or ONNX reads."
@@ -81,7 +81,7 @@ def publish(config: PublishConfig) -> Path:
         student, _ = load_student(source, own=config.own_class)  # what fails here would elsewhere
         if "onnx" in config.formats:
             export_onnx(student, part / "model.onnx", image_size=card.size)
-        part.rename(out)
+        put_in_place(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     stage(f"publish: {card.config.name} as {' and '.join(config.formats)} in {out}")

@@ -70,10 +70,12 @@ def train(config: TrainConfig) -> Path:
     """
     from distill.training.launch import stop_accelerator
     from distill.training.memory import memory_problem
+    from pipeline.learning.ranks import alone
 
     accelerator = join_ranks(config)
     try:
-        return train_on(accelerator, config=config)
+        with alone(Path(config.run_dir), key="run_dir"):
+            return train_on(accelerator, config=config)
     except (RuntimeError, MemoryError) as error:
         problem = memory_problem(
             error,

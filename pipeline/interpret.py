@@ -29,8 +29,10 @@ import numpy as np
 from dreamshard.config import load_config, to_dict
 from dreamshard.config.words import changed_words, command_line
 from dreamshard.errors import ConfigError, DreamshardError, Problem, run_main
+from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from pipeline.learning.interpreting.config import InterpretConfig
+from pipeline.learning.launcher import check_one
 from pipeline.teachers.interpreted.card import (
     CARD,
     InterpreterCard,
@@ -64,6 +66,7 @@ def main(argv: Sequence[str]) -> int | None:
     config = load_config(
         InterpretConfig, argv, prog="dreamshard interpret", description=DESCRIPTION
     )
+    check_one("interpret")
     begin(f"interpret: {config.target}s into {config.out}; loading PyTorch")
     interpret(config)
     return None
@@ -79,6 +82,11 @@ def interpret(config: InterpretConfig) -> Path:
         TeacherError: a teacher that cannot be loaded.
         Interrupted: Ctrl-C or SIGTERM; what was computed and learnt is saved.
     """
+    with only_one(Path(config.run_dir or Path(config.out) / "run")):
+        return _interpret(config)
+
+
+def _interpret(config: InterpretConfig) -> Path:
     import torch
 
     from dreamshard.runfolder import RunFolder, trim_metrics

@@ -63,13 +63,20 @@ def pretrain(config: PretrainConfig) -> Path:
         DataError: no usable image, or a damaged checkpoint.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    from pipeline.images.source import fingerprint, open_source
-    from pipeline.learning.pretraining import state
     from pipeline.learning.pretraining.network import start_ranks
-    from pipeline.learning.ranks import check_same, check_shared, decided_by_chief, together
+    from pipeline.learning.ranks import alone
 
     device, threads = config.device, config.threads
     accelerator = start_ranks(device, config.precision, threads, batch_size=config.batch_size)
+    with alone(Path(config.run_dir or Path(config.out) / "run"), key="run_dir"):
+        return _pretrain_on(accelerator, config)
+
+
+def _pretrain_on(accelerator: Accelerator, config: PretrainConfig) -> Path:
+    from pipeline.images.source import fingerprint, open_source
+    from pipeline.learning.pretraining import state
+    from pipeline.learning.ranks import check_same, check_shared, decided_by_chief, together
+
     folder = Path(config.out)
     source, identity = None, {}
     if config.sees_images:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dreamshard.errors import DataError
 from dreamshard.foreign.guard import CannotReadError
+from dreamshard.owner.urls import split_last
 from storage.dataset import Dataset
 from storage.fs.local import Files
 from storage.fs.open import open_files
@@ -111,7 +112,7 @@ def find_dataset(url: str) -> Dataset:
     files = open_files(url)
     if files.size(KEY) is not None:
         return Dataset.open(files.url)
-    root, _, name = files.url.rpartition("/")
+    root, name = split_last(files.url)
     folders = {
         "": files.url if files.size("") is not None else "",
         name: root if name else "",
@@ -128,18 +129,9 @@ def find_dataset(url: str) -> Dataset:
             )
     raise DataError(
         f"{files.url}: got no dataset here or of this name, allowed a dataset's folder, or "
-        f"ROOT/NAME. `dreamshard ls {root or '/'}` lists what there is."
+        f"ROOT/NAME. `dreamshard ls {root or (files.url if files.remote else '/')}` lists what "
+        "there is."
     )
-
-
-def named_datasets(url: str) -> list[Dataset]:
-    """Open every dataset under ROOT that has the name of ROOT/NAME.
-
-    Raises:
-        DataError: a root that cannot be listed, or a damaged dataset.
-    """
-    root, _, name = open_files(url).url.rpartition("/")
-    return [Dataset.open(place) for place in _named(root, name)] if name else []
 
 
 def _named(root: str, name: str) -> list[str]:

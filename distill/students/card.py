@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,12 +89,7 @@ def read_card(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Student
         DataError: no student there, not one this version reads, or one of a class of somebody's
             own that `own` does not name.
     """
-    folder = next((f for f in (path, path / STUDENT_FOLDER) if (f / CARD).exists()), None)
-    if folder is None:
-        raise DataError(
-            f"{path}: got no trained student, allowed a run folder of `dreamshard train` or the "
-            "folder of an exported student. Is the training finished?"
-        )
+    folder = _folder(path)
     path = folder / CARD
     try:
         raw = read_json(path, infinite=True)
@@ -108,6 +104,35 @@ def read_card(path: Path, *, own: OwnClassConfig | None = None) -> tuple[Student
         raise DataError(f"{path}: got {error}, allowed a student's card.") from error
     _check_class(card, own or OwnClassConfig(), where=str(path))
     return card, folder
+
+
+def student_digest(path: Path) -> str:
+    """Return what tells a student from any other: SHA-256 of its card and its weights, hex.
+
+    Args:
+        path: the student's folder, or the run folder that holds it.
+
+    Raises:
+        DataError: no student there.
+        OSError: its files cannot be read.
+    """
+    folder, digest = _folder(path), hashlib.sha256()
+    for file in (folder / CARD, *sorted(folder.glob("*.safetensors"))):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _folder(path: Path) -> Path:
+    folder = next((f for f in (path, path / STUDENT_FOLDER) if (f / CARD).exists()), None)
+    if folder is None:
+        raise DataError(
+            f"{path}: got no trained student, allowed a run folder of `dreamshard train` or the "
+            "folder of an exported student. Is the training finished?"
+        )
+    return folder
 
 
 def _check_class(card: StudentCard, own: OwnClassConfig, *, where: str) -> None:

@@ -27,7 +27,7 @@ from dreamshard.config.allowed import (
 from dreamshard.config.reads import default_of, rules_of, unread
 from dreamshard.errors import Problem
 from dreamshard.owner.home import expanded
-from dreamshard.owner.urls import mended_url
+from dreamshard.owner.urls import COPY_LATER, LOCAL, mended_url
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -35,6 +35,8 @@ NOTHING = "nothing"
 MAX_KEYS_LISTED = 12
 MAX_SHOWN = 60
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+WRITTEN = ("run_dir", "out")
+"""Settings whose folders are this machine's: what is written there is added to and renamed."""
 RANGE_ERRORS = ("greater_", "less_", "multiple_", "too_short", "too_long", "string_too_")
 
 
@@ -68,7 +70,9 @@ def check(cls: type[T], raw: dict[str, Any]) -> tuple[T | None, list[Problem]]:
 
 
 def _unreadable(value: Any, key: str = "") -> Iterator[Problem]:
-    """Yield the texts that are not UTF-8, as names of older systems may be, and torn URLs."""
+    """Yield the texts that are not UTF-8, as names of older systems may be, and URLs that are torn
+    or where a folder is written: as a path, `s3://b` is a folder called `s3:` in the working one.
+    """
     inside = value.items() if isinstance(value, dict) else ()
     for name, item in enumerate(value) if isinstance(value, list | tuple) else inside:
         yield from _unreadable(item, f"{key}.{name}".lstrip("."))
@@ -77,6 +81,8 @@ def _unreadable(value: Any, key: str = "") -> Iterator[Problem]:
         yield Problem(key, ascii(value), "a name that is UTF-8", hint)
     elif isinstance(value, str) and (meant := mended_url(value)):
         yield Problem(key, value, "a path, or a URL with two slashes", f"Did you mean {meant}?")
+    elif isinstance(value, str) and key in WRITTEN and "://" in value:
+        yield Problem(key, value, LOCAL, COPY_LATER)
 
 
 def _at_home(value: Any) -> Any:

@@ -7,16 +7,14 @@ where the last one stopped; after a finished one it reuses teacher and features 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import io
 import itertools
 import json
-import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,8 @@ from dreamshard.console.report.material import RESULTS
 from dreamshard.console.report.page import mean_and_std
 from dreamshard.console.report.runs import read_json
 from dreamshard.errors import INTERRUPTED, ConfigError, Problem
+from dreamshard.owner.alone import only_one
+from dreamshard.owner.urls import local_folder
 from dreamshard.progress import format_duration, stage
 from dreamshard.runfolder import write_text
 
@@ -72,7 +72,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Run the command; see `dreamshard demo --help`."""
     options = read_options(argv)
-    with only_one(options.out):
+    with only_one(options.out, key="out"):
         try:
             code = Demo(options).go()
         except KeyboardInterrupt:
@@ -91,7 +91,10 @@ def read_options(argv: Sequence[str]) -> Options:
         "and no GPU; minutes on two cores. Run it again to go on, or to train again.",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of everything (runs/demo)"
+        "--out",
+        type=local_folder,
+        default=Path("runs/demo"),
+        help="folder of everything (runs/demo)",
     )
     parser.add_argument("--root", help="folder or URL of the feature dataset (OUT/datasets)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every stage, 0 or more (0)")
@@ -104,33 +107,6 @@ def read_options(argv: Sequence[str]) -> Options:
         raise ConfigError(Problem("seed", str(given.seed), "0 or more", "Try --seed 1."))
     root = given.root or str(given.out / "datasets")
     return Options(out=given.out, root=root, seed=given.seed, fast=given.fast)
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold a demo's folder; the lock goes with the process, however it ends.
-
-    Raises:
-        ConfigError: another demo is at work in it, or it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        got, hint = f"{folder} ({error.strerror})", "Choose another with --out."
-        raise ConfigError(Problem("out", got, "a folder to write to", hint)) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            got = f"{folder}, in which process {lock.read().strip() or '?'} runs a demo"
-            hint = "Wait for it, or choose another folder with --out."
-            raise ConfigError(Problem("out", got, "a folder of its own", hint)) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
 
 
 @dataclass

@@ -12,7 +12,8 @@ from pathlib import Path
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.shown import plain
 from dreamshard.foreign.text import read_json
-from dreamshard.owner.parts import part_of
+from dreamshard.owner.parts import part_of, put_in_place
+from dreamshard.owner.urls import local_folder
 
 TEACHER_CARD = "teacher_card.json"
 TEACHER_KINDS = (".json", ".safetensors", ".png")
@@ -45,10 +46,12 @@ def _teacher(argv: Sequence[str]) -> int:
         description="Copy a teacher that `dreamshard pretrain` made into a folder for the Hub.",
     )
     parser.add_argument("teacher", help="the teacher's folder")
-    parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
+    parser.add_argument(
+        "--out", required=True, type=local_folder, help="folder to write; it must not exist yet"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
-    out = publish_teacher(Path(options.teacher), Path(options.out))
+    out = publish_teacher(Path(options.teacher), options.out)
     print(f"{out}\nnext: hf upload {shlex.quote(f'USER/{out.name}')} {shlex.quote(str(out))}")
     return 0
 
@@ -73,7 +76,7 @@ def publish_teacher(source: Path, out: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)  # with the permissions of the umask, not its own
         (part / "README.md").write_text(_card(card, out.name), encoding="utf-8")
-        part.rename(out)
+        put_in_place(part, out)
     except OSError as error:
         got = f"{out} ({error.strerror or error})"
         raise ConfigError(Problem("out", got, "a folder that can be written")) from error

@@ -16,6 +16,7 @@ import stat
 import time
 from pathlib import Path
 
+from dreamshard.errors import ConfigError, Problem
 from dreamshard.owner.processes import has_ended, is_dead, owner
 
 SUFFIX = ".partial"
@@ -66,3 +67,21 @@ def _is_stale(name: str, changed: float, *, named: bool) -> bool:
     if match := _NUMBER.search(name):
         return has_ended(int(match[1]))
     return not named
+
+
+def put_in_place(part: Path, out: Path, *, key: str = "out") -> None:
+    """Give a finished folder its name, where nobody has put one meanwhile.
+
+    Raises:
+        ConfigError: somebody has, or it cannot be written.
+    """
+    try:
+        part.rename(out)
+    except OSError as error:
+        if out.exists():
+            got, hint = f"{out}, made meanwhile", "Choose another folder, or remove that one."
+            problem = Problem(key, got, "a folder that does not exist yet", hint)
+        else:
+            got = f"{out} ({error.strerror or error})"
+            problem = Problem(key, got, "a folder that can be written")
+        raise ConfigError(problem) from error

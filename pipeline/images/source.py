@@ -35,9 +35,9 @@ SOURCES: dict[str, str] = {
     "hf": "pipeline.images.sources.hub:HubSource",
     "fifths": "pipeline.images.sources.fifths:FifthsSource",
 }
+"""Short name -> `module:Class`; `module:Class` of your own works as a kind too."""
 LATENTS = "latents"
 """Kind of a dataset whose latents stand in for images: `pipeline.images.stored`."""
-"""Short name -> `module:Class`; `module:Class` of your own works as a kind too."""
 
 EVERY = (
     "path name split key_column image_column label_column mask_column class_folders "

@@ -73,6 +73,21 @@ def start(
     )
 
 
+def check_one(verb: str) -> None:
+    """Refuse a launcher's several processes for what one does: each would do all of it.
+
+    Args:
+        verb: that was typed.
+
+    Raises: ConfigError.
+    """
+    ranks = os.environ.get("WORLD_SIZE", "").strip()
+    if ranks.isdecimal() and int(ranks) > 1:
+        hint = f"Start it without torchrun or `accelerate launch`: dreamshard {verb} ..."
+        problem = Problem("WORLD_SIZE", ranks, f"1: one process does all of {verb}", hint)
+        raise ConfigError(problem)
+
+
 def has_died() -> bool:
     """Tell whether torchrun or `accelerate launch`, which started this process, is gone."""
     if not _parents or os.getppid() == _parents[0]:

@@ -9,7 +9,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +18,11 @@ import torch
 from torch import distributed
 
 from dreamshard.errors import ConfigError, DreamshardError, Problem
+from dreamshard.owner.alone import only_one
 
 T = TypeVar("T")
+LAST_STEP_S = 30.0
+"""How long a run that was killed may take to leave its folder (seconds)."""
 PATIENCE_S = 5.0
 """How long a shared folder may take to show on one machine what another has written (seconds)."""
 
@@ -90,6 +94,24 @@ def check_same(facts: Mapping[str, object]) -> None:
                 problems.append(Problem(key, got, allowed, hint))
     if problems:
         raise ConfigError(problems)
+
+
+@contextmanager
+def alone(folder: Path, *, key: str) -> Iterator[None]:
+    """Keep other processes out of a run's folder; rank zero holds it for all.
+
+    Args:
+        folder: the run's.
+        key: dotted key of the setting that names it.
+
+    Raises:
+        ConfigError: on every rank: another process is at work in it.
+    """
+    # A rank outlives its launcher by a step or so: several wait for those before them.
+    wait_s = LAST_STEP_S if rank_count() > 1 else 0.0
+    with ExitStack() as held:
+        decided_by_chief(lambda: held.enter_context(only_one(folder, key=key, wait_s=wait_s)))
+        yield
 
 
 def check_shared(folder: Path, *, key: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import logging
 import os
 import random
 import threading
@@ -29,6 +30,8 @@ from storage.fs.proof import Proof, prove
 
 SCHEMES = ("memory", "s3", "s3a", "gs", "gcs", "az", "abfs")
 ATTEMPTS = 6
+SAID_AT = 3
+"""Failed attempts after which it is said that a store cannot be reached."""
 BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
 _PIPE_BYTES = 64 << 20  # larger files are sent in parts, not read into memory
@@ -40,6 +43,7 @@ _NEVER = {"NoCredentialsError", "ParamValidationError", "PartialCredentialsError
 _proofs: dict[str, Proof] = {}
 _MEMORY_LOCK = threading.Lock()  # fsspec's memory store checks and creates in two steps
 
+log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -81,6 +85,8 @@ class Objects:
                 f"{url}: got a {self.scheme}:// URL, allowed a local path, file:// or "
                 f"{', '.join(f'{name}://' for name in SCHEMES)}."
             )
+        if self.scheme != "memory" and not url.partition("://")[2].strip("/"):
+            raise DataError(f"{url}: got no bucket, allowed {self.scheme}://BUCKET/FOLDER.")
         self._process, self._fs, self._root = 0, None, ""
         self._open()
 
@@ -322,6 +328,9 @@ class Objects:
                         "and run the same command again."
                     )
                     raise self._failed(verb, key, error, hint) from error
+                if count == SAID_AT:  # a blip is not worth a word; a minute without one is
+                    text = f"{type(error).__name__}: {error!s:.200}"
+                    log.warning("%s: cannot %s: %s; trying again", self.url, verb, text)
             pause = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (count - 1))
             time.sleep(random.uniform(pause / 2, pause))
         raise AssertionError("the loop returns or raises")

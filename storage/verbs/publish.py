@@ -24,6 +24,9 @@ import yaml
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.shown import plain
+from dreamshard.owner.alone import only_one
+from dreamshard.owner.parts import put_in_place
+from dreamshard.owner.urls import local_folder
 from dreamshard.pictures import fit_colours
 from dreamshard.redact import redact
 from storage.catalog import find_dataset
@@ -33,7 +36,7 @@ from storage.ledger.holds import name_readers
 from storage.rows.pick import read_rows
 from storage.snapshot import Snapshot
 from storage.verbs.commands import format_bytes, verb_parser
-from storage.verbs.export import create_copy, plan_copy, run_copy
+from storage.verbs.export import Copy, create_copy, plan_copy, run_copy
 from storage.verbs.statistics import enlarge, spread
 
 PREVIEW = "preview/train.parquet"
@@ -54,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     name_readers("publish")
     out = publish_dataset(
         find_dataset(options.dataset),
-        Path(options.out),
+        options.out,
         levels=options.levels,
         samples=options.samples,
         codecs=options.codec or (),
@@ -90,7 +93,13 @@ def publish_dataset(
         raise ConfigError(Problem("out", str(out), "a folder that does not exist yet", hint))
     copy = plan_copy(dataset, layout_format="tar", levels=levels, samples=samples, codecs=codecs)
     staging = out.with_name(f".{out.name}.publishing")
-    target = create_copy(copy, str(staging), origin=dataset.recipe.folder)
+    with only_one(staging, key="out"):
+        _write(copy, staging, out, origin=dataset.recipe.folder)
+    return out
+
+
+def _write(copy: Copy, staging: Path, out: Path, *, origin: str) -> None:
+    target = create_copy(copy, str(staging), origin=origin)
     run_copy(copy, target)
     snapshot = target.snapshot()
     folder = staging / target.recipe.folder
@@ -99,9 +108,8 @@ def publish_dataset(
     card = dataset_card(target, snapshot, name=out.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder / "pins", ignore_errors=True)  # marks of readers, this process among them
-    folder.rename(out)
+    put_in_place(folder, out)
     shutil.rmtree(staging)
-    return out
 
 
 def preview(snapshot: Snapshot) -> bytes:
@@ -260,7 +268,9 @@ def _parser() -> Any:
         "publish", "Copy a feature dataset into a folder that the Hugging Face Hub understands."
     )
     parser.add_argument("dataset", metavar="DATASET", help="the dataset's folder, or ROOT/NAME")
-    parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
+    parser.add_argument(
+        "--out", required=True, type=local_folder, help="folder to write; it must not exist yet"
+    )
     parser.add_argument(
         "--levels", nargs="+", help="levels to publish, by name or stride; all if not given"
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.owner.home import expanded
+from dreamshard.owner.urls import local_folder
 from dreamshard.progress import stage
 from dreamshard.runfolder import write_text
 
@@ -57,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("photos", help="folder, tar, Parquet or pattern of images; or a dataset")
-    parser.add_argument("--out", type=Path, help="folder of recipes, data and runs (runs/NAME)")
+    parser.add_argument(
+        "--out", type=local_folder, help="folder of recipes, data and runs (runs/NAME)"
+    )
     parser.add_argument("--name", help="of the dataset (that of PHOTOS)")
     parser.add_argument("--heldout", default="", help="labelled images to judge on (a fifth)")
     parser.add_argument(

@@ -30,6 +30,8 @@ STAGES: tuple[tuple[str, str], ...] = (
     ("evaluate", "evaluate"),
 )
 """Name of a recipe's file -> its verb, in the order of the road."""
+MAKERS = ("encode", "synthesize", "soft_labels")
+"""Stages that make datasets."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     settings = {item.name: settings_of(item) for item in stages}  # every mistake before any work
     for number, item in enumerate(stages, 1):
         stage(f"[{number}/{len(stages) + 1}] {item.command}")
-        code = go(item, settings[item.name])
+        code = go(item, settings)
         if code:
             how = "stopped" if code == INTERRUPTED else f"failed (exit code {code})"
             stage(
@@ -151,15 +153,22 @@ def settings_of(item: Stage) -> Any:
         raise error.under(item.name) from error
 
 
-def go(item: Stage, settings: Any) -> int:
-    """Run one stage, unless its result is there; say what went wrong; return the exit code."""
+def go(item: Stage, road: Mapping[str, Any]) -> int:
+    """Run one stage, unless its result is there; say what went wrong; return the exit code.
+
+    Args:
+        item: the stage.
+        road: settings of all stages, by name.
+    """
     from dreamshard.console.own.stages import is_evaluated
 
+    settings = road[item.name]
+    makers = [road[name] for name in MAKERS if name in road]
     if item.verb == "evaluate" and is_evaluated(settings):
         stage(f"evaluate: {settings.run_dir} is finished, its results are reused")
         return 0
     try:
-        argv = [*item.argv, *(one_of_several(settings) if item.verb == "train" else ())]
+        argv = [*item.argv, *(dataset_meant(settings, makers) if item.verb == "train" else ())]
         with as_command(["dreamshard", item.verb, *argv]):
             return load_verb(item.verb)(argv) or 0
     except DreamshardError as error:
@@ -170,12 +179,21 @@ def go(item: Stage, settings: Any) -> int:
         return INTERRUPTED
 
 
-def one_of_several(settings: Any) -> list[str]:
-    """Return the argument that names the newest of several datasets of the name to train on.
+def dataset_meant(settings: Any, makers: Sequence[Any]) -> list[str]:
+    """Return the argument that names the dataset to train on, where its name alone does not.
 
-    A recipe names its dataset by ROOT/NAME; every change of encode.yaml makes another of that name.
+    A recipe names its dataset by ROOT/NAME; every change of encode.yaml makes another of that name,
+    and a new name for what is there makes none. The one meant is what the recipe asks for now, not
+    the newest: changed back, it finds an older.
+
+    Args:
+        settings: of the training.
+        makers: settings of the stages that make datasets.
     """
-    from storage.catalog import find_dataset, named_datasets
+    from pipeline.request.lookup import look_up
+    from pipeline.request.resolve import resolve
+    from storage.catalog import find_dataset
+    from storage.fs.open import open_files
 
     name = settings.data.dataset
     try:
@@ -183,12 +201,16 @@ def one_of_several(settings: Any) -> list[str]:
             find_dataset(name)
         return []
     except DataError:
-        datasets = named_datasets(name)
-    if len(datasets) < 2:
-        return []  # there is none: the stage says so
-    newest = max(datasets, key=lambda dataset: dataset.about.created)
-    stage(f"run: {len(datasets)} datasets are called {name}; the newest is taken: {newest.url}")
-    return [f"--data.dataset={newest.url}"]
+        pass  # none of that name, or several
+    for maker in makers:
+        if open_files(f"{maker.root}/{maker.name}").url != open_files(name).url:
+            continue
+        found = look_up(resolve(maker.settled().request()))
+        if found is not None:
+            url = found.dataset.url
+            stage(f"run: of {name}, what the recipe asks for is taken: {url}")
+            return [f"--data.dataset={url}"]
+    return []  # nothing here tells which is meant: the stage refuses, and says what there is
 
 
 def report(folder: Path, settings: Mapping[str, Any], *, number: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamshard.errors import DataError, DreamshardError
+from dreamshard.owner.urls import local_folder
 from dreamshard.progress import begin
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=local_folder,
         help="the page to write (FOLDER/report.html; of several, comparison.html where they lie)",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")

@@ -20,10 +20,11 @@ from pipeline.images.source import (
     infer_kind,
     labels_of,
 )
+from pipeline.images.sources.parquet import ParquetSource
 
 PARTS = ("train", "heldout", "all")
 WHOLE = ("folder", "parquet", "webdataset")
-"""Kinds that can be parted: those that know every image's bytes since the listing."""
+"""Kinds that can be parted: those that tell every image's bytes by the listing, or by reading."""
 
 
 class FifthsSource:
@@ -58,7 +59,7 @@ class FifthsSource:
         whole: ImageSource = trusted.listed(kind, table=SOURCES)(settings)
         self._whole, self._path = whole, config.path
         self.passed: Passed = getattr(whole, "passed", Passed())
-        evidence = np.asarray(whole.evidence, np.uint64)  # type: ignore[attr-defined]
+        evidence = _each_image(whole)
         heldout = evidence % np.uint64(5) == 0
         kept = {"train": ~heldout, "heldout": heldout, "all": np.ones(len(evidence), bool)}[part]
         self._places = np.flatnonzero(kept)
@@ -92,3 +93,13 @@ class FifthsSource:
             if place in known.errors
         }
         return replace(known, numbers=known.numbers[self._places], errors=errors)
+
+
+def _each_image(source: ImageSource) -> np.ndarray:
+    """Return what every image's bytes are, uint64 (N,).
+
+    The listing of a Parquet file tells that of groups of rows, not of a row: there each is read.
+    """
+    if isinstance(source, ParquetSource):
+        return source.each_image()
+    return np.asarray(source.evidence, np.uint64)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import xxhash
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.tables import Chunk, column_chunks, open_parquet, read_columns
-from pipeline.images.evidence import sample
+from pipeline.images.evidence import sample, sample_bytes
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
 from pipeline.images.ranges import HeaderFile
@@ -97,6 +97,21 @@ class ParquetSource:
             for index, image, mask in zip(indices, images, masks, strict=True)
         ]
         return labelled(self, indices, records)
+
+    def each_image(self) -> np.ndarray:
+        """Digest every image's own bytes, uint64 (N,), 0 where there are none: reads them all.
+
+        Raises:
+            OSError: if storage fails.
+        """
+        ends = [*self._starts[1:], self._count]
+        parts = [np.zeros(0, np.uint64)]
+        for place, start, end in zip(self._groups, self._starts, ends, strict=True):
+            rows = [(*place, row) for row in range(end - start)]
+            cells = self._rows.read(self._config.image_column, rows)
+            images = [None if isinstance(cell, Exception) else cell for cell in cells]
+            parts.append(np.array([sample_bytes(image) for image in images], np.uint64))
+        return np.concatenate(parts)
 
     def _columns(self) -> tuple[str, ...]:
         masks = (self._config.mask_column,) if self.has_masks else ()

@@ -362,3 +362,24 @@ def test_a_home_is_meant_in_files_and_lists_too(tmp_path: Path, monkeypatch) -> 
 def test_a_url_of_one_slash_is_refused_with_what_was_meant() -> None:
     with pytest.raises(ConfigError, match=r"root: got s3:/b/x, allowed .*mean s3://b/x\?"):
         load("--root", "s3:/b/x")
+
+
+@dataclass(kw_only=True)
+class WritingConfig:
+    """Folders that are written."""
+
+    run_dir: str = ""
+    """Of the run."""
+    out: str = ""
+    """Of the result."""
+    root: str = ""
+    """Of the datasets."""
+
+
+@pytest.mark.parametrize("key", ["run_dir", "out"])
+def test_a_folder_that_is_written_is_no_url(key: str) -> None:
+    """As a path it would be a folder called `s3:` in the working folder, and the store empty."""
+    config = load_config(WritingConfig, ["--root", "s3://b/data"], prog="x", description="")
+    assert config.root == "s3://b/data"
+    with pytest.raises(ConfigError, match=f"{key}: got s3://b/x, allowed a folder of this machine"):
+        load_config(WritingConfig, [f"--{key}", "s3://b/x"], prog="x", description="")

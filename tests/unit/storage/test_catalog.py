@@ -103,6 +103,22 @@ def test_datasets_by_folder_and_name(tmp_path: Path) -> None:
         find_dataset(f"{tmp_path}/none/there")
 
 
+@pytest.mark.parametrize("url", ["memory://bucket", "memory://bucket/"])
+def test_a_bucket_alone_has_no_folder_above(url: str) -> None:
+    with pytest.raises(DataError) as error:
+        find_dataset(url)
+    assert str(error.value).startswith("memory://bucket: got no dataset here")
+    assert "`dreamshard ls memory://bucket` lists" in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["s3://", "gs:///"])
+def test_a_url_without_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(
+        DataError, match=f"^{url}: got no bucket, allowed {url[:2]}://BUCKET/FOLDER"
+    ):
+        find_dataset(url)
+
+
 def test_recipes_that_say_little_are_compared_all_the_same(tmp_path: Path) -> None:
     make_dataset(tmp_path)
     assert find(str(tmp_path), Recipe("a", {}, {"samples_per_unit": 8})) is None

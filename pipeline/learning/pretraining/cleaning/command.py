@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 from dreamshard.config import load_config, to_dict
 from dreamshard.errors import ConfigError, DreamshardError, Problem
 from dreamshard.foreign.text import read_json
+from dreamshard.owner.alone import only_one
 from dreamshard.progress import Progress, begin, stage
 from dreamshard.redact import redact
+from pipeline.learning.launcher import check_one
 from pipeline.learning.pretraining.cleaning.config import CleanConfig
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def main(argv: Sequence[str]) -> int | None:
     if argv and not argv[0].startswith("-"):
         argv = ["--teacher", *argv]
     config = load_config(CleanConfig, argv, prog="dreamshard clean", description=DESCRIPTION)
+    check_one("clean")
     begin(f"clean: {config.teacher} for {config.steps:,} steps into {config.out}; loading PyTorch")
     clean(config)
     return None
@@ -66,6 +69,11 @@ def clean(config: CleanConfig) -> Path:
         DataError: no usable image, or a damaged checkpoint.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
+    with only_one(Path(config.run_dir or Path(config.out) / "run")):
+        return _clean(config)
+
+
+def _clean(config: CleanConfig) -> Path:
     import torch
 
     from dreamshard.runfolder import RunFolder

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dreamshard.owner.parts import OTHER_HOST_S, part_of, sweep
+import pytest
+
+from dreamshard.errors import ConfigError
+from dreamshard.owner.parts import OTHER_HOST_S, part_of, put_in_place, sweep
 from dreamshard.owner.processes import host_id
 
 DEAD = f"{host_id()}-999999999-1"
@@ -71,3 +74,18 @@ def test_of_a_link_only_the_link_is_removed(tmp_path: Path) -> None:
     (tmp_path / f".a.{DEAD}~0.partial").symlink_to(tmp_path / "victim")
     sweep(tmp_path)
     assert names(tmp_path) == ["victim"] and (tmp_path / "victim" / "photo").exists()
+
+
+def test_a_folder_made_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    """Of two commands that write one folder, the second finds out when it is done."""
+    part, out = tmp_path / "part", tmp_path / "out"
+    for folder in (part, out):
+        folder.mkdir()
+        (folder / folder.name).touch()
+    with pytest.raises(ConfigError, match="out: got .*/out, made meanwhile, allowed a folder"):
+        put_in_place(part, out)
+    assert [path.name for path in out.iterdir()] == ["out"]
+    with pytest.raises(ConfigError, match=r"No such file.*allowed a folder that can be written"):
+        put_in_place(part, tmp_path / "none" / "out")
+    put_in_place(part, tmp_path / "new")
+    assert (tmp_path / "new" / "part").exists()

@@ -6,9 +6,12 @@ import socket
 
 import pytest
 
-from dreamshard.errors import DreamshardError
+from distill import evaluate
+from dreamshard.errors import ConfigError, DreamshardError
+from pipeline import interpret
 from pipeline.learning import launcher
 from pipeline.learning.launcher import launcher_problems, start
+from pipeline.learning.pretraining.cleaning import command as clean
 
 NAMES = {"bf16": "bf16", "fp16": "fp16"}
 
@@ -93,3 +96,21 @@ def test_whose_launcher_has_died_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not launcher.has_died()
     monkeypatch.setattr("os.getppid", lambda: 1)
     assert launcher.has_died()
+
+
+@pytest.mark.parametrize(
+    ("main", "argv"),
+    [
+        (evaluate.main, ["--student", "s"]),
+        (interpret.main, ["--classes", "[a, b]"]),
+        (clean.main, ["--teacher", "t"]),
+    ],
+)
+def test_what_one_process_does_is_refused_to_several(main, argv: list[str], monkeypatch) -> None:
+    """Each of torchrun's would do all of it, into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = r"WORLD_SIZE: got 2, allowed 1: one process does all of \w+\. Start it without torchrun"
+    with pytest.raises(ConfigError, match=said):
+        main(argv)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    launcher.check_one("evaluate")

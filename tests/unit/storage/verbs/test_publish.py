@@ -12,6 +12,7 @@ import yaml
 
 from dreamshard.console.publish import main
 from dreamshard.errors import ConfigError, DataError
+from dreamshard.owner.alone import only_one
 from storage.catalog import find_dataset
 from storage.dataset import Dataset
 from storage.rows.pick import read_rows
@@ -88,6 +89,17 @@ def test_what_is_there_is_kept_and_what_was_left_is_gone_on_with(
     published.publish_dataset(source, out)
     with pytest.raises(ConfigError, match="does not exist yet"):
         published.publish_dataset(source, out)
+
+
+def test_of_two_at_once_one_is_refused(source: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        only_one(tmp_path / ".out.publishing", key="out"),
+        pytest.raises(ConfigError, match=r"out: got .*in which process \d+ on"),
+    ):
+        published.publish_dataset(source, out)
+    assert published.publish_dataset(source, out) == out
+    assert not list(tmp_path.glob(".out.*"))
 
 
 def test_a_card_holds_no_html_of_a_file_s(source: Dataset) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from distill.configs.evaluate import EvaluateConfig
+from distill.configs.train import DataConfig, TrainConfig
+from distill.students.card import student_digest
 from dreamshard.config import to_yaml
 from dreamshard.console.own import chain
 from dreamshard.console.own.stages import is_evaluated
 from dreamshard.errors import ConfigError, DataError, Interrupted
+from pipeline.images.source import ImageConfig, SourceConfig
+from pipeline.request.config import EncodeConfig
+from pipeline.teachers.base import TeacherConfig
+from tests.unit.pipeline.made_datasets import make
 
 ROOT = Path(__file__).resolve().parents[5]
 
@@ -99,6 +107,36 @@ def test_shipped_recipes_are_roads_too() -> None:
     assert names == ["pretrain", "interpret", "encode", "soft_labels", "train", "evaluate"]
 
 
+def test_of_several_datasets_of_a_name_the_recipes_is_trained_on(tmp_path: Path) -> None:
+    """A recipe that was changed back finds an older one: the newest is not what it asks for."""
+
+    def recipe(channels: int) -> EncodeConfig:
+        teacher = TeacherConfig(kind="noise", levels=["s4"], settings={"channels": channels})
+        return EncodeConfig(
+            name="d",
+            root=str(tmp_path / "data"),
+            teacher=teacher,
+            source=SourceConfig(kind="digits"),
+            image=ImageConfig(size=16),
+            samples=4,
+            samples_per_unit=4,
+            micro_batch=4,
+        )
+
+    settings = TrainConfig(data=DataConfig(dataset=str(tmp_path / "data" / "d")))
+    older = make(recipe(3))
+    assert chain.dataset_meant(settings, [recipe(3)]) == []  # one of the name: it is found by it
+    newer = make(recipe(4))
+    for channels, meant in ((3, older), (4, newer)):
+        chosen = chain.dataset_meant(settings, [recipe(channels)])
+        assert chosen == [f"--data.dataset={meant.url}"]
+    other = replace(recipe(3), name="e")
+    renamed = TrainConfig(data=DataConfig(dataset=str(tmp_path / "data" / "e")))
+    assert chain.dataset_meant(renamed, [other]) == [f"--data.dataset={older.url}"]
+    for makers in ([], [other], [recipe(5)]):  # nothing tells: training refuses and names both
+        assert chain.dataset_meant(settings, makers) == []
+
+
 def test_an_evaluation_is_finished_only_of_this_student_and_these_settings(tmp_path: Path) -> None:
     student = tmp_path / "train" / "student"
     student.mkdir(parents=True)
@@ -110,7 +148,15 @@ def test_an_evaluation_is_finished_only_of_this_student_and_these_settings(tmp_p
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "config.resolved.yaml").write_text(to_yaml(settings))
     (tmp_path / "e" / "README.txt").write_text("")
-    (tmp_path / "e" / "results.json").write_text(json.dumps({"knn": {}}))
+    (student / "model.safetensors").write_bytes(b"weights")
+    results = tmp_path / "e" / "results.json"
+    results.write_text(json.dumps({"knn": {}, "student_digest": student_digest(student.parent)}))
+    os.utime(results, (0, 0))  # clocks are set, copies have times of their own: contents count
     assert is_evaluated(settings)
     settings.seed = 1
+    assert not is_evaluated(settings)
+    settings.seed = 0
+    (student / "model.safetensors").write_bytes(b"others")
+    os.utime(student / "student.json", (0, 0))
+    os.utime(student / "model.safetensors", (0, 0))
     assert not is_evaluated(settings)

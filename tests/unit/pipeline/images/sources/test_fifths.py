@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dreamshard.errors import ConfigError, DataError
-from pipeline.images.source import SourceConfig, fingerprint, labels_of, open_source
+from pipeline.images.source import SourceConfig, evidence_of, fingerprint, labels_of, open_source
 
 CLASSES = ("cat", "dog")
 
@@ -53,6 +58,40 @@ def test_bytes_decide_not_names(tmp_path: Path) -> None:
     sides = [open_source(part(root, "heldout")) for root in (first, second)]
     found = [sorted(bytes(r.data) for r in s.read(range(len(s)))) for s in sides]  # type: ignore
     assert found[0] == found[1]
+
+
+def packed(kind: str, images: list[bytes], path: Path) -> SourceConfig:
+    """Put images into one file of a kind, and ask for its fifths."""
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": images}), path, row_group_size=30)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for number, image in enumerate(images):
+                info = tarfile.TarInfo(f"{number:03d}.png")
+                info.size = len(image)
+                archive.addfile(info, io.BytesIO(image))
+    return SourceConfig(kind="fifths", path=str(path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_files_of_many_images_are_parted_image_by_image(kind: str, tmp_path: Path) -> None:
+    images = [path.read_bytes() for path in sorted(draw(tmp_path / "a", 200).rglob("*.png"))]
+    config = packed(kind, [*images, *images[:20]], tmp_path / f"b.{kind}")
+    sides = [open_source(replace(config, split=split)) for split in ("train", "heldout")]
+    train, heldout = ([bytes(r.data) for r in s.read(range(len(s)))] for s in sides)  # type: ignore
+    assert sorted(train + heldout) == sorted([*images, *images[:20]])
+    assert not set(train) & set(heldout), "a copy is on both sides"
+    assert 15 <= len(set(heldout)) <= 65  # five standard deviations around a fifth of 200
+    assert not np.isin(evidence_of(sides[0]), evidence_of(sides[1])).any()
+
+
+def test_an_image_is_on_the_same_side_in_a_folder_and_in_parquet(tmp_path: Path) -> None:
+    root = draw(tmp_path / "a")
+    images = [path.read_bytes() for path in sorted(root.rglob("*.png"))]
+    config = packed("parquet", images, tmp_path / "b.parquet")
+    both = [open_source(one) for one in (part(root, "heldout"), replace(config, split="heldout"))]
+    folder, parquet = ({bytes(r.data) for r in s.read(range(len(s)))} for s in both)  # type: ignore
+    assert folder == parquet
 
 
 def test_what_cannot_be_parted_is_refused(tmp_path: Path) -> None:
