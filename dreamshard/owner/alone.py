@@ -60,9 +60,9 @@ def _held(folder: Path, key: str, wait_s: float) -> TextIO | None:
     ends = time.monotonic() + wait_s
     while (lock := _open(folder, key)) is not None:
         if _take(lock):
-            lock.truncate(0)
-            lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
-            lock.flush()
+            with contextlib.suppress(OSError):  # a full disk holds a lock, and no name in it
+                os.ftruncate(lock.fileno(), 0)
+                os.write(lock.fileno(), f"{os.getpid()} on {socket.gethostname()}\n".encode())
             return lock
         with lock:
             if time.monotonic() > ends:

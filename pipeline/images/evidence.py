@@ -9,10 +9,12 @@ all in `dreamshard verify --source`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -107,6 +109,27 @@ def sample_files(root: str, files: Sequence[File]) -> np.ndarray:
     return result
 
 
+def kept(identity: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return digests, uint64 (N,), that are made once for what an identity tells.
+
+    Args:
+        identity: tells what they are of, its contents included.
+        make: reads it all.
+    """
+    base = user_cache()
+    if base is None:
+        return make()
+    name = xxhash.xxh3_128_hexdigest(identity.encode("utf-8", "surrogateescape"))
+    path = base / "sources" / f"{name}.npy"
+    with contextlib.suppress(DataError):
+        found = read_npy(path)
+        if found.dtype == np.uint64 and found.ndim == 1:
+            return found
+    made = make()
+    _put(path, made)
+    return made
+
+
 def spread(count: int) -> list[int]:
     """Choose about 32 + 24 log10(count / 32) of `count` numbers; fewer numbers, fewer of the same.
 
@@ -152,21 +175,26 @@ class _Cache:
         return result, np.flatnonzero(~known)
 
     def keep(self, files: Sequence[File], digests: np.ndarray) -> None:
-        """Write all digests down, whole or not at all; a cache that cannot be written is none."""
+        """Write all digests down."""
         if self._path is None:
             return
         marks = _marks(files)
         good = digests != 0  # unreadable now does not mean unreadable next time
         order = np.argsort(marks[good])
         table = np.stack([marks[good][order], digests[good][order]], axis=1)
-        partial = part_of(self._path)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                np.save(file, table)
-            os.replace(partial, self._path)
-        except OSError:
-            partial.unlink(missing_ok=True)
+        _put(self._path, table)
+
+
+def _put(path: Path, table: np.ndarray) -> None:
+    """Write an array, whole or not at all; a cache that cannot be written is none."""
+    partial = part_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            np.save(file, table)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
 
 
 def _marks(files: Sequence[File]) -> np.ndarray:

@@ -14,7 +14,7 @@ import xxhash
 
 from dreamshard.errors import ConfigError, DataError, Problem
 from dreamshard.foreign.tables import Chunk, column_chunks, open_parquet, read_columns
-from pipeline.images.evidence import sample, sample_bytes
+from pipeline.images.evidence import kept, sample, sample_bytes
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.listing import Passed, find_files, is_local
 from pipeline.images.ranges import HeaderFile
@@ -99,11 +99,16 @@ class ParquetSource:
         return labelled(self, indices, records)
 
     def each_image(self) -> np.ndarray:
-        """Digest every image's own bytes, uint64 (N,), 0 where there are none: reads them all.
+        """Digest every image's own bytes, uint64 (N,), 0 where there are none: reads them once.
 
         Raises:
             OSError: if storage fails.
         """
+        told = f"{self._config.image_column} {self._starts} {sorted(self._marks.items())}"
+        found = kept(f"rows-1 {told} {self._count}", self._digested)
+        return found if len(found) == self._count else self._digested()
+
+    def _digested(self) -> np.ndarray:
         ends = [*self._starts[1:], self._count]
         parts = [np.zeros(0, np.uint64)]
         for place, start, end in zip(self._groups, self._starts, ends, strict=True):

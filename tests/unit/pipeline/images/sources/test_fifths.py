@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from dreamshard.errors import ConfigError, DataError
+from pipeline.images import evidence
 from pipeline.images.source import SourceConfig, evidence_of, fingerprint, labels_of, open_source
+from pipeline.images.sources.parquet import ParquetSource
 
 CLASSES = ("cat", "dog")
 
@@ -92,6 +94,23 @@ def test_an_image_is_on_the_same_side_in_a_folder_and_in_parquet(tmp_path: Path)
     both = [open_source(one) for one in (part(root, "heldout"), replace(config, split="heldout"))]
     folder, parquet = ({bytes(r.data) for r in s.read(range(len(s)))} for s in both)  # type: ignore
     assert folder == parquet
+
+
+def test_a_parquet_file_is_read_through_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence, "user_cache", lambda: tmp_path / "cache")
+    images = [path.read_bytes() for path in sorted(draw(tmp_path / "a").rglob("*.png"))]
+    config = packed("parquet", images, tmp_path / "b.parquet")
+    first = evidence_of(open_source(config))
+    digests, read = ParquetSource._digested, []
+    monkeypatch.setattr(ParquetSource, "_digested", lambda self: read.append(1) or digests(self))
+    assert np.array_equal(evidence_of(open_source(config)), first) and not read
+    packed("parquet", images[::-1], tmp_path / "b.parquet")
+    assert np.array_equal(evidence_of(open_source(config)), first[::-1]) and read
+    for file in (tmp_path / "cache" / "sources").iterdir():
+        file.write_bytes(b"damaged")
+    assert np.array_equal(evidence_of(open_source(config)), first[::-1]) and len(read) == 2
 
 
 def test_what_cannot_be_parted_is_refused(tmp_path: Path) -> None:
