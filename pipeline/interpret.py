@@ -82,7 +82,7 @@ def interpret(config: InterpretConfig) -> Path:
         TeacherError: a teacher that cannot be loaded.
         Interrupted: Ctrl-C or SIGTERM; what was computed and learnt is saved.
     """
-    with only_one(Path(config.run_dir or Path(config.out) / "run")):
+    with only_one(config.record):
         return _interpret(config)
 
 
@@ -110,7 +110,7 @@ def _interpret(config: InterpretConfig) -> Path:
     train, rest = read_sets(config, source, size=spec.image_size)
     card.training["labelled"] = train.keys
     record = RunFolder(
-        config.run_dir or folder / "run",
+        config.record,
         config=config,
         of={"recipe": card.training["recipe_key"]},
         replace=config.overwrite,
@@ -176,18 +176,18 @@ def read_sets(
         data = read_labelled(
             source, config=config.image, size=size, numbers=numbers, seed=config.seed
         )
-        values = _targets(config, data)
+        values = data.targets(config.target)
         if not masks and (values != config.ignore).any():  # unlabelled images teach nothing
             data = data.rows(np.flatnonzero(values != config.ignore))
         check_classes(
-            _targets(config, data),
+            data.targets(config.target),
             num_classes=len(config.classes),
             ignore=config.ignore,
             what=config.target,
             keys=data.keys,
         )
         sets.append(data)
-    _require_classes(config, _targets(config, sets[0]))
+    _require_classes(config, sets[0].targets(config.target))
     return sets[0], sets[1]
 
 
@@ -296,7 +296,7 @@ def _examples(
             done=done,
             after=after,
         )
-    return Examples(views, _targets(config, data), ignore=config.ignore)
+    return Examples(views, data.targets(config.target), ignore=config.ignore)
 
 
 def _load_teacher(config: InterpretConfig, spec: TeacherSpec) -> Teacher:
@@ -392,13 +392,6 @@ def _diverged(step: int, figures: Mapping[str, float], _: object) -> DreamshardE
     return DreamshardError(
         f"step {step}: the loss is {figures['loss']}. Lower lr, or warm up longer (warmup)."
     )
-
-
-def _targets(config: InterpretConfig, data: LabelledImages) -> np.ndarray:
-    """Return what is to be predicted: masks (N, H, W) or labels (N,)."""
-    values = data.masks if config.target == "mask" else data.labels
-    assert values is not None
-    return values
 
 
 if __name__ == "__main__":

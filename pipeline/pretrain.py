@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pipeline.images.source import ImageSource
     from pipeline.learning.loop import Learner, Taken
     from pipeline.learning.pretraining.batches import Batch
-    from pipeline.learning.schedule import WarmupCosine
 
 DESCRIPTION = "Train a teacher: a diffusion model (a UNet2DModel), a GAN, a generator's encoder."
 OF_A_RANK = ("out", "run_dir", "threads", "device", "licence", "source")
@@ -68,7 +67,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
     device, threads = config.device, config.threads
     accelerator = start_ranks(device, config.precision, threads, batch_size=config.batch_size)
-    with alone(Path(config.run_dir or Path(config.out) / "run"), key="run_dir"):
+    with alone(config.record, key="run_dir"):
         return _pretrain_on(accelerator, config)
 
 
@@ -87,8 +86,7 @@ def _pretrain_on(accelerator: Accelerator, config: PretrainConfig) -> Path:
         raise ConfigError(Problem("class_conditional", "true without labels", "false", hint))
     told = {name: v for name, v in to_dict(config).items() if name not in OF_A_RANK}
     check_same({**told, "source": identity})
-    run_dir = Path(config.run_dir or folder / "run")
-    check_shared(run_dir, key="run_dir")
+    check_shared(run_dir := config.record, key="run_dir")
     together(lambda: check_command(folder, "pretrain", key="out"))
     if config.kind != "diffusion":
         return pretrain_gan.train(config, accelerator, source, identity)
@@ -154,7 +152,7 @@ class _Run:
             steps=config.sample_steps,
             seed=seed,
         )
-        self.folder = Path(config.run_dir or Path(config.out) / "run")
+        self.folder = config.record
         extract, count, crop = None, config.distance_samples, config.crop
         if config.distance_every:
             extract = open_extractor(config.distance_extractor, key="distance_extractor")
@@ -180,7 +178,7 @@ class _Run:
             dispersive=goal.dispersive,
             temperature=goal.dispersive_temperature,
         )
-        trained, schedule = on_device(self.step.module(module), self.device), schedule_of(config)
+        trained, schedule = on_device(self.step.module(module), self.device), config.schedule()
         decay, clip, ema = config.weight_decay, config.clip, config.ema
         learner = network.build_learner(trained, module, schedule, decay=decay, clip=clip, ema=ema)
         if network.compiles(config.compile, self.device.type, config.steps):
@@ -286,7 +284,7 @@ class _Run:
         for before, at in self.start.extended[-1:]:
             if at == step:
                 old, new = (
-                    schedule_of(replace(self.config, steps=n)) for n in (before, self.config.steps)
+                    replace(self.config, steps=n).schedule() for n in (before, self.config.steps)
                 )
                 stage(f"pretrain: {extension(old, new, step=step)}")
 
@@ -373,7 +371,7 @@ def _within_budget(
     from pipeline.learning.pretraining import budget
     from pipeline.learning.ranks import decided_by_chief
 
-    minutes, run_dir = config.minutes, Path(config.run_dir or Path(config.out) / "run")
+    minutes, run_dir = config.minutes, config.record
     if minutes is None:
         return config
     anew = config.overwrite
@@ -388,14 +386,6 @@ def _within_budget(
     if accelerator.is_main_process:
         stage(budget.tell_plan(plan, batch_size=config.batch_size, images=len(source)))
     return replace(config, steps=plan.steps, ema=budget.fitted_average(plan.steps))
-
-
-def schedule_of(config: PretrainConfig) -> WarmupCosine:
-    """Return the learning rate: linear warm-up, then a cosine down to the floor."""
-    from pipeline.learning.schedule import WarmupCosine
-
-    warmup, floor = config.warmup_steps, config.floor
-    return WarmupCosine(peak=config.lr, steps=config.steps, warmup=warmup, floor=floor, lag=1)
 
 
 def _diverged(step: int, figures: Mapping[str, float], _: object) -> ConfigError:

@@ -131,7 +131,7 @@ def _plan(
     return Plan(
         kind=config.kind,
         folder=folder,
-        run_dir=Path(config.run_dir or folder / "run"),
+        run_dir=config.record,
         budget=Budget(config.steps, config.minutes),
         batch_size=config.batch_size,
         seed=config.seed,

@@ -49,6 +49,12 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def targets(self, kind: str) -> np.ndarray:
+        """Return what is to be predicted: masks (N, H, W) of kind "mask", else labels (N,)."""
+        values = self.masks if kind == "mask" else self.labels
+        assert values is not None
+        return values
+
     def rows(self, chosen: np.ndarray) -> LabelledImages:
         """Return some of them, by row."""
         return LabelledImages(
@@ -92,6 +98,12 @@ class LazyImages:
             for first in parts
         ]
         return np.array([label for part in batches for label in part], np.int64)
+
+    def targets(self, kind: str) -> np.ndarray:
+        """Return what is to be predicted: masks (N, H, W) of kind "mask", else labels (N,)."""
+        values = self.masks if kind == "mask" else self.labels
+        assert values is not None
+        return values
 
     def rows(self, chosen: np.ndarray) -> LabelledImages:
         """Read some of them."""

@@ -244,8 +244,10 @@ def read_usable(
         uint8 (N, H, W, 3), and int64 (N,) or None where the source has no labels.
 
     Raises:
-        DataError: none of them can be used.
+        DataError: none of them can be used, or there are none.
     """
+    if not len(numbers):
+        raise DataError(f"{key}: got none of {len(source)} images, allowed one or more.")
     inputs = ImageInput(source, config=config, image_size=size, seed=seed)
     images, labels, errors = [], [], dict[str, str]()
     with ThreadPoolExecutor(4, thread_name_prefix="decode") as pool:

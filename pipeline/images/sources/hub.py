@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from dreamshard.errors import ConfigError, Problem
+from dreamshard.foreign.guard import CannotReadError
 from pipeline.images.evidence import sample_bytes, sample_file
 from pipeline.images.labels import Labels, read_labels
 from pipeline.images.source import FINAL, HELDOUT, Record, SourceConfig, failed, labelled
 from pipeline.images.sources.columns import check_named
+from storage.fs.beneath import is_unreadable
 
 ROWS_AT_ONCE = 1000
 
@@ -151,7 +153,9 @@ def _mark(cell: dict[str, Any] | None) -> tuple[int, int]:
     path = cell.get("path") or ""
     try:
         size = os.stat(path).st_size
-    except OSError:
+    except OSError as error:
+        if is_unreadable(error):  # the source is told by this: never guess
+            raise CannotReadError(f"{path}: cannot be read: {error.strerror}.") from error
         return 0, 0
     return size, sample_file(path, size)
 

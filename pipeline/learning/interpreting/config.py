@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -99,6 +100,11 @@ class InterpretConfig:
     """CPU threads (count); 0 for torch's choice."""
     memory_gb: Positive = 16.0
     """Most memory that the kept features may take (GB)."""
+
+    @property
+    def record(self) -> Path:
+        """Return the folder of the run's record."""
+        return Path(self.run_dir or Path(self.out) / "run")
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""

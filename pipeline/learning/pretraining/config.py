@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +19,9 @@ from pipeline.learning.pretraining.adversarial.stylegan2.config import (
     size_problems,
 )
 from pipeline.learning.pretraining.encoding.config import PosthocConfig
+
+if TYPE_CHECKING:
+    from pipeline.learning.schedule import WarmupCosine
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -256,6 +260,18 @@ class PretrainConfig:
     def sees_images(self) -> bool:
         """Return whether there are real images to learn from."""
         return self.kind != ENCODER or self.encoder.real_share > 0
+
+    @property
+    def record(self) -> Path:
+        """Return the folder of the run's record."""
+        return Path(self.run_dir or Path(self.out) / "run")
+
+    def schedule(self) -> WarmupCosine:
+        """Return the learning rate: linear warm-up, then a cosine down to the floor."""
+        from pipeline.learning.schedule import WarmupCosine
+
+        warmup, floor = self.warmup_steps, self.floor
+        return WarmupCosine(peak=self.lr, steps=self.steps, warmup=warmup, floor=floor, lag=1)
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""

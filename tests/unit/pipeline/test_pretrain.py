@@ -373,7 +373,7 @@ def test_problems_are_found_before_anything_is_loaded() -> None:
 
 def test_learning_rate_warms_up_and_falls() -> None:
     config = PretrainConfig(steps=100, warmup_steps=10, lr=1.0, floor=0.1)
-    rates = [script.schedule_of(config)(step) for step in range(1, 101)]
+    rates = [config.schedule()(step) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0.1 <= rates[-1] < 0.11

@@ -69,7 +69,7 @@ def clean(config: CleanConfig) -> Path:
         DataError: no usable image, or a damaged checkpoint.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved.
     """
-    with only_one(Path(config.run_dir or Path(config.out) / "run")):
+    with only_one(config.record):
         return _clean(config)
 
 
@@ -92,7 +92,7 @@ def _clean(config: CleanConfig) -> Path:
         stage(f"clean: {folder} is already trained: reused")
         return folder
     record = RunFolder(
-        config.run_dir or folder / "run",
+        config.record,
         config=config,
         of={"recipe": key},
         replace=config.overwrite,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -68,6 +69,11 @@ class CleanConfig:
     """CPU threads (count); 0 for torch's choice."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the order of images, the noise and the timesteps."""
+
+    @property
+    def record(self) -> Path:
+        """Return the folder of the run's record."""
+        return Path(self.run_dir or Path(self.out) / "run")
 
     def problems(self) -> list[Problem]:
         """List settings that contradict each other."""

@@ -159,6 +159,8 @@ def test_unusable_images_are_left_out_and_named(
     assert "train_images: 1 of 3 images cannot be used and are left out" in caplog.text
     with pytest.raises(DataError, match="none can be used"):
         read_usable(train, numbers=np.array([1]), **how)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"got none of 6 images"):
+        read_usable(train, numbers=np.array([], np.int64), **how)  # type: ignore[arg-type]
 
 
 def test_one_name_in_two_spellings_of_unicode_is_one_class(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dreamshard.errors import ConfigError
+from dreamshard.foreign.guard import CannotReadError
 from pipeline.images.source import ImageSource, SourceConfig, open_source
+from pipeline.images.sources.hub import _mark
 from tests.unit.pipeline.images.sources_tools import encoded
 
 datasets: Any = pytest.importorskip("datasets")
@@ -43,3 +47,23 @@ def test_a_column_of_a_name_of_ones_own_must_be_there(tmp_path: Path) -> None:
     for setting in ("label_column", "mask_column"):
         with pytest.raises(ConfigError, match=rf"source.{setting}: got lable.*Did you mean label"):
             opened(path, **{setting: "lable"})
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_file_that_cannot_be_looked_at_is_not_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its evidence would be that of an image that is not there, and the source another."""
+    image = tmp_path / "one.png"
+    assert _mark({"bytes": None, "path": str(image)}) == (0, 0)
+    image.write_bytes(encoded(1))
+    look = os.stat
+
+    def fails(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(image):
+            raise OSError(number, os.strerror(number), path)
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", fails)
+    with pytest.raises(CannotReadError, match=r"one.png: cannot be read"):
+        _mark({"bytes": None, "path": str(image)})
