@@ -23,6 +23,8 @@ from dreamshard.owner.alone import only_one
 T = TypeVar("T")
 LAST_STEP_S = 30.0
 """How long a run that was killed may take to leave its folder (seconds)."""
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport")
+"""What gloo says of a rank that is lost."""
 PATIENCE_S = 5.0
 """How long a shared folder may take to show on one machine what another has written (seconds)."""
 
@@ -98,7 +100,7 @@ def check_same(facts: Mapping[str, object]) -> None:
 
 @contextmanager
 def alone(folder: Path, *, key: str) -> Iterator[None]:
-    """Keep other processes out of a run's folder; rank zero holds it for all.
+    """Keep other processes out of a run's folder while it is at work; rank zero holds it for all.
 
     Args:
         folder: the run's.
@@ -106,12 +108,29 @@ def alone(folder: Path, *, key: str) -> Iterator[None]:
 
     Raises:
         ConfigError: on every rank: another process is at work in it.
+        DreamshardError: another rank is gone.
     """
     # A rank outlives its launcher by a step or so: several wait for those before them.
     wait_s = LAST_STEP_S if rank_count() > 1 else 0.0
     with ExitStack() as held:
         decided_by_chief(lambda: held.enter_context(only_one(folder, key=key, wait_s=wait_s)))
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_of_the_group(error):
+                raise
+            first = str(error).partition("\n")[0]
+            raise DreamshardError(
+                f"rank {this_rank()}: another process of this run is gone, or out of reach "
+                f"({first:.200}). What ended it, it says itself, or the system's log where it was "
+                "killed. The same command goes on from the last checkpoint."
+            ) from error
+
+
+def _is_of_the_group(error: RuntimeError) -> bool:
+    """Tell whether an exchange between ranks failed, which waits for nobody to repair it."""
+    told = isinstance(error, distributed.DistError) or any(each in str(error) for each in GONE)
+    return told and rank_count() > 1
 
 
 def check_shared(folder: Path, *, key: str) -> None:

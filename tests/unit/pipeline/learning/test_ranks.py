@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from dreamshard.errors import ConfigError, DataError, DreamshardError
 from pipeline.learning import ranks
@@ -91,3 +93,23 @@ def _all(rank: int, folder: Path) -> None:
 
 def test_two_processes_agree_or_fail_together(tmp_path: Path) -> None:
     on_two_ranks(_all, tmp_path)
+
+
+def _lost(rank: int, folder: Path) -> None:
+    with pytest.raises(DreamshardError) as caught, ranks.alone(folder / "run", key="run_dir"):
+        if rank == 1:
+            os._exit(0)
+        while True:
+            distributed.all_reduce(torch.ones(4))
+    told = str(caught.value)
+    assert "rank 0: another process of this run is gone" in told and "last checkpoint" in told
+    assert not list((folder / "run").glob(".lock"))
+
+
+def test_a_rank_that_is_gone_is_a_sentence_to_the_others(tmp_path: Path) -> None:
+    on_two_ranks(_lost, tmp_path)
+
+
+def test_other_errors_are_as_they_were(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="closed by peer"), ranks.alone(tmp_path, key="run_dir"):
+        raise RuntimeError("closed by peer")  # there is no other rank
