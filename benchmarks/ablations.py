@@ -201,8 +201,8 @@ def interval(differences: list[float]) -> dict[str, float | None]:
     return {"difference": float(np.mean(differences)), "half_interval": half_interval(differences)}
 
 
-def picture(table: dict[str, Any], path: Path) -> None:
-    """Draw every variant's difference from the base."""
+def picture(table: dict[str, Any], against: str, path: Path) -> None:
+    """Draw every variant's difference from what it is compared with."""
     names = [name for name, entry in table.items() if "difference" in entry[FIGURES[0]]]
     panels = {
         figure.replace("_100", " probe").replace("_", ", k = "): {
@@ -212,7 +212,7 @@ def picture(table: dict[str, Any], path: Path) -> None:
         for figure in FIGURES
     }
     if names:
-        path.write_bytes(paired_intervals(panels, LIGHT, xlabel="points over the base"))
+        path.write_bytes(paired_intervals(panels, LIGHT, xlabel=f"points over {against}"))
 
 
 def sheet(table: dict[str, Any], against: str) -> str:
@@ -398,7 +398,7 @@ def report(names: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
         stem = f"{result['date']}-{options.name}"
         write_text(folder / f"{stem}.json", json.dumps(result, indent=2) + "\n")
         write_text(folder / f"{stem}.md", sheet(table, options.against))
-        picture(table, folder / f"{stem}.png")
+        picture(table, options.against, folder / f"{stem}.png")
     return result
 
 
