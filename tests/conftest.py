@@ -57,7 +57,7 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None, None, None]:
     no_gpu = any(item.get_closest_marker("gpu") for item in items) and not _has_gpu()
     for item in items:
-        if item.get_closest_marker("ray") and not item.get_closest_marker("xdist_group"):
+        if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group(f"ray-{item.path.parent.name}"))
         if no_gpu and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))

@@ -47,7 +47,6 @@ def test_what_is_kept_is_small_whole_and_of_no_machine(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.xdist_group("notebooks")  # beside other tests: they start their clusters themselves
 def test_notebooks_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

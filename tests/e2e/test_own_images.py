@@ -77,7 +77,6 @@ def typed(command: str, folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.xdist_group("own-images")  # beside other tests: it starts its clusters itself
 def test_own_images_in_three_commands_and_ten_lines(tmp_path: Path) -> None:
     draw(tmp_path / "photos")
     for name in ("storage", "pipeline"):  # whoever works there may have such files
