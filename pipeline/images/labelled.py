@@ -99,12 +99,6 @@ class LazyImages:
         ]
         return np.array([label for part in batches for label in part], np.int64)
 
-    def targets(self, kind: str) -> np.ndarray:
-        """Return what is to be predicted: masks (N, H, W) of kind "mask", else labels (N,)."""
-        values = self.masks if kind == "mask" else self.labels
-        assert values is not None
-        return values
-
     def rows(self, chosen: np.ndarray) -> LabelledImages:
         """Read some of them."""
         return read_labelled(
