@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,15 @@ class ProbeResult:
     scaling: Scaling
     selection: dict[Scaling, dict[float, float]]
     gradient: float
+
+    def cell(self) -> dict[str, Any]:
+        """Return what a table keeps of it: the accuracy as "mean", and what was chosen."""
+        return {
+            "mean": self.accuracy,
+            "penalty": self.penalty,
+            "scaling": self.scaling,
+            "gradient": self.gradient,
+        }
 
 
 def fit_logistic(

@@ -118,11 +118,7 @@ class LinearProbe:
                 device=str(bench.device),
                 report=report,
             )
-            rows[name]["lbfgs"] = {
-                "mean": result.accuracy,
-                "penalty": result.penalty,
-                "gradient": result.gradient,
-                "scaling": result.scaling,
+            rows[name]["lbfgs"] = result.cell() | {
                 "selection": {
                     scaling: {f"{key:g}": value for key, value in row.items()}
                     for scaling, row in result.selection.items()

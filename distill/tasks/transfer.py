@@ -116,9 +116,4 @@ class Transfer:
             device=device,
             report=report,
         )
-        return {
-            "mean": result.accuracy,
-            "penalty": result.penalty,
-            "scaling": result.scaling,
-            "gradient": result.gradient,
-        }
+        return result.cell()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -109,11 +110,12 @@ def sample_files(root: str, files: Sequence[File]) -> np.ndarray:
     return result
 
 
-def kept(identity: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def kept(identity: str, count: int, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Return digests, uint64 (N,), that are made once for what an identity tells.
 
     Args:
         identity: tells what they are of, its contents included.
+        count: N.
         make: reads it all.
     """
     base = user_cache()
@@ -123,10 +125,10 @@ def kept(identity: str, make: Callable[[], np.ndarray]) -> np.ndarray:
     path = base / "sources" / f"{name}.npy"
     with contextlib.suppress(DataError):
         found = read_npy(path)
-        if found.dtype == np.uint64 and found.ndim == 1:
+        if found.dtype == np.uint64 and found.shape == (count,):
             return found
     made = make()
-    _put(path, made)
+    put(path, _npy(made))
     return made
 
 
@@ -182,19 +184,24 @@ class _Cache:
         good = digests != 0  # unreadable now does not mean unreadable next time
         order = np.argsort(marks[good])
         table = np.stack([marks[good][order], digests[good][order]], axis=1)
-        _put(self._path, table)
+        put(self._path, _npy(table))
 
 
-def _put(path: Path, table: np.ndarray) -> None:
-    """Write an array, whole or not at all; a cache that cannot be written is none."""
+def put(path: Path, data: bytes) -> None:
+    """Write a cache's file, whole or not at all; a cache that cannot be written is none."""
     partial = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            np.save(file, table)
+        partial.write_bytes(data)
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
+
+
+def _npy(table: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, table)
+    return file.getvalue()
 
 
 def _marks(files: Sequence[File]) -> np.ndarray:

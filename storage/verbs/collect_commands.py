@@ -41,8 +41,7 @@ def gc(argv: Sequence[str]) -> int:
         remove=options.remove,
     )
     if options.json:
-        removed = [collect.remove(item) for item in garbage] if options.yes else None
-        print_json(planned(options.root, garbage, removed))
+        print_json(planned(options.root, garbage, _removed(garbage) if options.yes else None))
         return 0
     for item in garbage:
         size = "" if item.bytes < 0 else f", {format_bytes(item.bytes)}"
@@ -56,11 +55,16 @@ def gc(argv: Sequence[str]) -> int:
     return 0
 
 
+def _removed(garbage: Sequence[collect.Garbage]) -> list[int]:
+    return [collect.remove(item) for item in garbage]
+
+
 def _remove(garbage: Sequence[collect.Garbage]) -> None:
-    removed = [collect.remove(item) for item in garbage]
-    gone = [item for item, files in zip(garbage, removed, strict=True) if files]
-    for item in garbage:
-        if item not in gone:
+    removed, gone = _removed(garbage), []
+    for item, files in zip(garbage, removed, strict=True):
+        if files:
+            gone.append(item)
+        else:
             print(f"stays: {item.url}: it was taken up, opened, pinned or removed meanwhile")
     print(f"removed {sum(removed):,} files, about {_total(gone)}.")
 

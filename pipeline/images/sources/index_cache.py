@@ -7,7 +7,6 @@ remote: the store's ETag or checksum) are the same.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import xxhash
 
 from dreamshard.foreign.text import parse_json
 from dreamshard.owner.home import user_cache
-from dreamshard.owner.parts import part_of
+from pipeline.images.evidence import put
 from pipeline.images.listing import File, Passed
 from pipeline.images.sources.tar_index import Member
 
@@ -62,17 +61,11 @@ class IndexCache:
         return members, Passed(counts, examples)
 
     def save(self, members: list[Member], passed: Passed) -> None:
-        """Keep an index, whole or not at all; a cache that cannot be written is none."""
+        """Keep an index."""
         if not self._usable:
             return
         rows = [
             [m.name, m.offset, m.size, m.pieces, m.mark, m.head.decode("latin-1")] for m in members
         ]
         text = json.dumps([rows, passed.counts, passed.examples])
-        partial = part_of(self._path)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(zlib.compress(text.encode("utf-8", "surrogateescape"), 1))
-            os.replace(partial, self._path)
-        except OSError:
-            partial.unlink(missing_ok=True)
+        put(self._path, zlib.compress(text.encode("utf-8", "surrogateescape"), 1))

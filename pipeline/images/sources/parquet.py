@@ -105,8 +105,7 @@ class ParquetSource:
             OSError: if storage fails.
         """
         told = f"{self._config.image_column} {self._starts} {sorted(self._marks.items())}"
-        found = kept(f"rows-1 {told} {self._count}", self._digested)
-        return found if len(found) == self._count else self._digested()
+        return kept(f"rows-1 {told}", self._count, self._digested)
 
     def _digested(self) -> np.ndarray:
         ends = [*self._starts[1:], self._count]

@@ -62,7 +62,7 @@ def main(
     options, rest = _parser().parse_known_args(list(argv))
     settings = _settings(rest)
     size = _size(options.image_size)
-    picture_path(options.sheet, key="sheet")
+    picture_path(_sheet(options), key="sheet")
     if options.choose:
         choosing.check(options.path, kind=options.kind, images=options.images)
     if options.measure and not options.images:
@@ -117,7 +117,7 @@ def _act(
     elif options.samples:
         options.levels = options.levels or _usual(description)
         _show_samples(options, settings, size, encode)
-    elif options.sheet != SHEET or options.images:
+    elif options.sheet is not None or options.images:
         hint = "Such as --samples 8."
         raise ConfigError(Problem("samples", "0", "a count, with --sheet or --images", hint))
     return 0
@@ -144,8 +144,8 @@ def _measure(
     )
     print(told)
     if write is not None:
-        write(Path(options.sheet))
-        print(f"images and their reconstructions: {options.sheet}")
+        write(Path(sheet := _sheet(options)))
+        print(f"images and their reconstructions: {sheet}")
 
 
 def _usual(known: NetworkDescription) -> list[str]:
@@ -183,8 +183,12 @@ def _show_samples(
         encode=looks,
     )
     print(look.format_energies(look.energies(seen)))
-    write_picture(look.contact_sheet(seen), Path(options.sheet), key="sheet")
-    print(f"contact sheet: {options.sheet}")
+    write_picture(look.contact_sheet(seen), Path(sheet := _sheet(options)), key="sheet")
+    print(f"contact sheet: {sheet}")
+
+
+def _sheet(options: argparse.Namespace) -> str:
+    return SHEET if options.sheet is None else options.sheet
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,9 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--images", default="", help="look at these: folder, tar, Parquet or URL")
     parser.add_argument("--timesteps", nargs="+", type=_count, help="of a diffusion teacher")
-    parser.add_argument(
-        "--sheet", default=SHEET, help="where the contact sheet goes, a PNG file (%(default)s)"
-    )
+    parser.add_argument("--sheet", help=f"where the contact sheet goes, a PNG file ({SHEET})")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 

@@ -81,6 +81,8 @@ def test_inspecting_with_samples(
     assert Image.open(sheet).size[0] == MARGIN + CELL + GAP, "one image, one column"
     with pytest.raises(ConfigError, match="samples: got 0, allowed a count, with --sheet"):
         main(words)
+    with pytest.raises(ConfigError, match="samples: got 0, allowed a count, with --sheet"):
+        main([*words[:-1], "teacher-sheet.png"])  # its usual name, but asked for
     with pytest.raises(SystemExit):
         main([*words, "--samples", "many"])
 
